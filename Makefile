@@ -1,0 +1,55 @@
+# Two commands matter: `make demo` and `make test`. Each needs git, make and Python 3.11 to 3.13,
+# and does everything else itself. PYTHON=/path/to/python chooses the interpreter.
+
+PYTHON ?= $(shell for p in python3.12 python3.11 python3.13 python3 python; do \
+	$$p -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
+	2>/dev/null && echo $$p && break; done)
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check format wheel clean
+
+help:  ## this list
+	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 18
+
+demo: .venv/.installed  ## train an SAE on the embedded model and report on it: about 4 minutes
+	@rm -rf runs/demo
+	@$(BIN)/python train.py name=demo
+	@echo "The report: runs/demo/report.html   The dictionary: dictlearn.load('runs/demo/dictionary')"
+
+test: .venv/.installed  ## run the tests
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4
+
+check: .venv/.installed-dev  ## format, lint, types and the import rule
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+format: .venv/.installed-dev  ## make the formatter and the linter's fixes
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+wheel: .venv/.installed-dev  ## build dist/*.whl
+	@rm -rf dist
+	@$(BIN)/python -m build --outdir dist .
+
+clean:  ## remove the environment and build outputs; runs/ stays
+	rm -rf .venv dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+
+.venv/.python:
+	@test -n "$(PYTHON)" || { echo "dictlearn needs Python 3.11, 3.12 or 3.13 with venv and pip;" \
+		"none was found on PATH. Install one, or name it: make PYTHON=/path/to/python" >&2; exit 1; }
+	@echo "Creating .venv with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv .venv
+	@touch $@
+
+.venv/.installed: .venv/.python pyproject.toml constraints.txt
+	@echo "Installing dictlearn into .venv; the first time takes a few minutes"
+	@$(INSTALL) -e '.[test]'
+	@touch $@
+
+.venv/.installed-dev: .venv/.installed
+	@$(INSTALL) -e '.[dev]'
+	@touch $@
