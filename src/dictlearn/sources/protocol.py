@@ -1,0 +1,66 @@
+"""What every source of activations promises."""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+import torch
+
+from dictlearn.types import Batch
+
+
+@runtime_checkable
+class Source(Protocol):
+    """An endless, resumable stream of activations.
+
+    The stream is a pure function of how the source was built: what `next_batch` returns depends on
+    the state alone, so a source restored from `state()` continues bit for bit (on a CPU) where the
+    other one stopped. Any number of dictionaries may read the same batches.
+
+    Every source is built with the run-time arguments `lm, windows, sources, targets, batch_tokens,
+    seed`; one that needs no language model ignores the first two.
+    """
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The sites that `x_NSD` stacks, in order."""
+        ...
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The sites that `y_NTD` stacks; equal to `sources` exactly where `y_NTD is x_NSD`."""
+        ...
+
+    @property
+    def width(self) -> int:
+        """D, one for all sites."""
+        ...
+
+    @property
+    def batch_tokens(self) -> int:
+        """N of every batch."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where batches live."""
+        ...
+
+    def next_batch(self) -> Batch:
+        """The next `batch_tokens` rows. If it raises, the state is as it was before the call."""
+        ...
+
+    def state(self) -> dict[str, int]:
+        """Where the stream is, as plain integers; never any activations."""
+        ...
+
+    def restore(self, state: dict[str, int]) -> None:
+        """Continues from a `state()` of a source that was built in the same way."""
+        ...
+
+    def sample(self, n: int) -> Batch:
+        """n rows of the stream's beginning, whatever the state is, which stays as it is.
+
+        For what must be known before training: the normaliser, initial biases and directions.
+        """
+        ...
