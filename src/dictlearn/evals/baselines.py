@@ -1,0 +1,121 @@
+"""Reconstructions anyone could do, fitted on training text: the rows beside the dictionary.
+
+zero and mean ablation bound the scale from below. PCA of rank k has the dictionary's L0 as its k:
+as many directions per token, but the same ones for every token. For a dictionary that reads one
+site and writes another, the fair comparison is the best linear map of rank k from what it reads
+(reduced-rank regression, Izenman 1975); the PCA of the target reads the answer itself and is
+labelled so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import final
+
+import torch
+from torch import Tensor
+
+from dictlearn.evals.context import MEAN_ABLATION, ZERO_ABLATION, EvalContext, Row, RowSource
+from dictlearn.evals.moments import Covariance
+from dictlearn.evals.observe import observe
+
+
+@final
+class Baselines(RowSource):
+    """Fits on `fit_tokens` positions of the training split. `rank` overrides k."""
+
+    def __init__(self, fit_tokens: int = 32_768, rank: int | None = None) -> None:
+        if fit_tokens < 2:
+            raise ValueError(f"eval.baselines.fit_tokens={fit_tokens}: want at least 2")
+        if rank is not None and rank < 1:
+            raise ValueError(f"eval.baselines.rank={rank}: want null (the L0) or at least 1")
+        self.fit_tokens = fit_tokens
+        self.rank = rank
+
+    def fit(self, context: EvalContext) -> dict[str, Row]:
+        dictionary = context.dictionary
+        autoencodes = dictionary.sources == dictionary.targets
+        pairs = [
+            (t if len(dictionary.sources) > 1 else 0, t) for t in range(len(dictionary.targets))
+        ]
+        of_y = [Covariance() for _ in pairs]
+        of_x = [Covariance() for _ in pairs]
+        of_xy = [Covariance() for _ in pairs]
+        active = tokens = 0
+        for seen in observe(context, context.train_windows, self.fit_tokens):
+            x_NSD, y_NTD = seen.batch.x_NSD[seen.valid_N], seen.batch.y_NTD[seen.valid_N]
+            active += int(seen.code.l0_NS[seen.valid_N].sum())
+            tokens += len(y_NTD)
+            for s, t in pairs:
+                of_y[t].update(y_NTD[:, t], y_NTD[:, t])
+                if not autoencodes:
+                    of_x[t].update(x_NSD[:, s], x_NSD[:, s])
+                    of_xy[t].update(x_NSD[:, s], y_NTD[:, t])
+        if tokens < 2:
+            raise ValueError("eval.baselines: the training split holds no tokens to fit on")
+        k = self.rank or round(active / tokens / len(dictionary.sources))
+        k = min(max(k, 1), dictionary.width)
+        components = [principal(covariance.matrix(), k) for covariance in of_y]
+        means = [covariance.mean_y_E for covariance in of_y]
+        projections = [_project(mean, basis) for mean, basis in zip(means, components, strict=True)]
+        rows: dict[str, Row] = {}
+        if autoencodes:
+            rows[f"PCA, rank {k}"] = _row_of_y(projections)
+        else:
+            maps = [
+                _affine(*reduced_rank(x, y, xy, k))
+                for x, y, xy in zip(of_x, of_y, of_xy, strict=True)
+            ]
+            rows[f"linear map, rank {k}"] = _row_of_x(maps, [s for s, _ in pairs])
+            rows[f"PCA of the target, rank {k}"] = _row_of_y(projections)
+        rows[MEAN_ABLATION] = _row_of_y([_constant(mean) for mean in means])
+        rows[ZERO_ABLATION] = lambda x_NSD, y_NTD: torch.zeros_like(y_NTD)
+        return rows
+
+
+def principal(covariance_DD: Tensor, k: int) -> Tensor:
+    """The k leading eigenvectors [D, k] of a symmetric matrix."""
+    return torch.linalg.eigh(covariance_DD).eigenvectors[:, -k:]
+
+
+def reduced_rank(
+    of_x: Covariance, of_y: Covariance, of_xy: Covariance, k: int
+) -> tuple[Tensor, Tensor]:
+    """(W [D, E], b [E]) of the linear map x W + b of rank k with the least squared error.
+
+    The least-squares map, followed by a projection on the k leading components of its fitted
+    values. Directions in which x does not vary are left out (pseudo-inverse).
+    """
+    full_DE = torch.linalg.pinv(of_x.matrix(), rtol=1e-10, hermitian=True) @ of_xy.matrix()
+    fitted_EE = of_xy.matrix().T @ full_DE
+    basis_EK = principal((fitted_EE + fitted_EE.T) / 2, k)
+    W_DE = full_DE @ basis_EK @ basis_EK.T
+    return W_DE, of_y.mean_y_E - of_x.mean_x_D @ W_DE
+
+
+Map = Callable[[Tensor], Tensor]
+
+
+def _project(mean_D: Tensor, basis_DK: Tensor) -> Map:
+    def project(y_ND: Tensor) -> Tensor:
+        mean, basis = mean_D.to(y_ND), basis_DK.to(y_ND)
+        return mean + (y_ND - mean) @ basis @ basis.T
+
+    return project
+
+
+def _affine(W_DE: Tensor, b_E: Tensor) -> Map:
+    return lambda x_ND: x_ND @ W_DE.to(x_ND) + b_E.to(x_ND)
+
+
+def _constant(mean_D: Tensor) -> Map:
+    return lambda y_ND: mean_D.to(y_ND).expand_as(y_ND)
+
+
+def _row_of_y(maps: Sequence[Map]) -> Row:
+    return lambda x_NSD, y_NTD: torch.stack([f(y_NTD[:, t]) for t, f in enumerate(maps)], 1)
+
+
+def _row_of_x(maps: Sequence[Map], sources: Sequence[int]) -> Row:
+    paired = list(zip(sources, maps, strict=True))
+    return lambda x_NSD, y_NTD: torch.stack([f(x_NSD[:, s]) for s, f in paired], 1)

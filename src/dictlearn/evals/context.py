@@ -1,0 +1,139 @@
+"""What an eval is given, and what it gives back.
+
+An entry of the `eval` config group is one of three things, told apart by type:
+
+- a `Metric`: shares the one pass over held-out activations with every other metric;
+- a `RowSource`: fits reconstructions that stand beside the dictionary in every metric's table;
+- any other callable taking an `EvalContext` and returning an `EvalResult`: makes its own pass.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, Self
+
+from torch import Tensor
+
+from dictlearn.lm.language_model import LanguageModel
+from dictlearn.types import Batch, Code
+
+# Names of rows that mean something to more than one eval.
+DICTIONARY = "dictionary"  # the row that is being evaluated; all others are baselines
+MEAN_ABLATION = "mean ablation"
+ZERO_ABLATION = "zero ablation"
+
+Row = Callable[[Tensor, Tensor], Tensor]
+"""(x_NSD, y_NTD) -> y_hat_NTD, all in the model's own units."""
+
+
+class EvaluatedDictionary(Protocol):
+    """The part of a dictionary that an eval touches: inference form, raw activations in and out."""
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def sources(self) -> tuple[str, ...]: ...
+
+    @property
+    def targets(self) -> tuple[str, ...]: ...
+
+    @property
+    def n_features(self) -> int:
+        """Per source."""
+        ...
+
+    @property
+    def width(self) -> int: ...
+
+    def encode(self, x_NSD: Tensor) -> Code: ...
+
+    def decode(self, code: Code, x_NSD: Tensor) -> Tensor: ...
+
+
+class Windows(Protocol):
+    """Held-out (or training) text as rows of token ids, each P long."""
+
+    def __len__(self) -> int: ...
+
+    def window_batch(self, indices: Sequence[int]) -> Tensor:
+        """int64 [B, P]."""
+        ...
+
+    def valid(self, tokens_BP: Tensor) -> Tensor:
+        """bool [B, P]: neither special nor padding, so a dictionary may see it."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class EvalContext:
+    """Everything a run of evals shares.
+
+    `rows` holds the baselines fitted so far; metrics see it complete. `n_tokens` counts positions
+    of held-out text, special ones included, padding not.
+    """
+
+    dictionary: EvaluatedDictionary
+    lm: LanguageModel | None = None
+    windows: Windows | None = None  # held-out split
+    train_windows: Windows | None = None  # what baselines are fitted on
+    n_tokens: int = 65_536
+    batch_windows: int = 8
+    seed: int = 0
+    rows: dict[str, Row] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Observation:
+    """One batch of windows, seen once and read by every metric.
+
+    N runs over the batch's text positions in reading order: special tokens are among them,
+    padding is not. `text_BP` says which window positions they are, `valid_N` which of them a
+    dictionary is trained for.
+    """
+
+    tokens_BP: Tensor  # int64
+    text_BP: Tensor  # bool, N of them true
+    valid_N: Tensor  # bool
+    batch: Batch
+    code: Code
+    y_hat_NTD: Mapping[str, Tensor]  # by row: the dictionary and every baseline
+
+
+@dataclass(frozen=True, eq=False)
+class EvalResult:
+    """Named figures of the dictionary, the same figures of the baselines, and series to plot."""
+
+    figures: dict[str, float] = field(default_factory=dict)
+    rows: dict[str, dict[str, float]] = field(default_factory=dict)
+    series: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Meter(ABC):
+    """One metric family while it accumulates, in float64 and int64: order hardly matters."""
+
+    @abstractmethod
+    def update(self, seen: Observation) -> None: ...
+
+    @abstractmethod
+    def merge(self, other: Self) -> None:
+        """Takes in what another rank, or another part of the data, has seen."""
+
+    @abstractmethod
+    def result(self) -> EvalResult: ...
+
+
+class Metric(ABC):
+    """One metric family's settings: what a yaml of the `eval` group instantiates."""
+
+    @abstractmethod
+    def begin(self, context: EvalContext) -> Meter: ...
+
+
+class RowSource(ABC):
+    """Fits reconstructions to compare with, on the training split."""
+
+    @abstractmethod
+    def fit(self, context: EvalContext) -> dict[str, Row]: ...

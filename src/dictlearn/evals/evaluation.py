@@ -1,0 +1,120 @@
+"""Runs the evals of the `eval` group over one dictionary: one pass for all that can share it."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+from torch import Tensor
+
+from dictlearn.evals.context import (
+    EvalContext,
+    EvalResult,
+    EvaluatedDictionary,
+    Metric,
+    RowSource,
+    Windows,
+)
+from dictlearn.evals.observe import observe_tokens, window_batches
+from dictlearn.lm.language_model import LanguageModel
+
+Eval = Metric | RowSource | Callable[[EvalContext], EvalResult]
+Progress = Callable[[int, int], None]  # (tokens done, tokens in all)
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What the evals found, and on which text."""
+
+    figures: dict[str, float] = field(default_factory=dict)  # the dictionary's
+    rows: dict[str, dict[str, float]] = field(default_factory=dict)  # the baselines'
+    series: dict[str, Tensor] = field(default_factory=dict)
+    tokens: int = 0  # text positions read, special tokens among them
+    tokens_sha256: str = ""  # of the windows' token ids: same text, same fingerprint
+    seconds: float = 0.0
+
+
+def evaluate_dictionary(
+    dictionary: EvaluatedDictionary,
+    lm: LanguageModel,
+    windows: Windows,
+    evals: Mapping[str, Eval],
+    *,
+    train_windows: Windows | None = None,
+    n_tokens: int = 65_536,
+    batch_windows: int = 8,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Every figure of the `evals` for one dictionary (raw units, inference form) on `windows`.
+
+    `train_windows` is what baselines are fitted on. Raises ValueError when the dictionary does not
+    fit the model or the text holds nothing to evaluate.
+    """
+    if dictionary.width != lm.info.width:
+        raise ValueError(
+            f"dictionary: it reads activations of width {dictionary.width}, but those of "
+            f"{lm.info.name} have width {lm.info.width}; model= names the model it was trained on"
+        )
+    context = EvalContext(
+        dictionary, lm, windows, train_windows, n_tokens, batch_windows, seed, rows={}
+    )
+    return run_evals(context, evals, progress)
+
+
+def run_evals(
+    context: EvalContext, evals: Mapping[str, Eval], progress: Progress | None = None
+) -> Evaluation:
+    """Fits baselines, then makes the shared pass, then lets the other evals make their own."""
+    started = time.perf_counter()
+    sources = [entry for entry in evals.values() if isinstance(entry, RowSource)]
+    metrics = [entry for entry in evals.values() if isinstance(entry, Metric)]
+    others = [entry for entry in evals.values() if not isinstance(entry, RowSource | Metric)]
+    for source in sources:
+        context = replace(context, rows=context.rows | source.fit(context))
+    results, tokens, digest = [], 0, ""
+    if metrics:
+        results, tokens, digest = _shared_pass(context, metrics, progress)
+    results += [other(context) for other in others]
+    merged = _merged(results)
+    return replace(
+        merged, tokens=tokens, tokens_sha256=digest, seconds=time.perf_counter() - started
+    )
+
+
+def _shared_pass(
+    context: EvalContext, metrics: list[Metric], progress: Progress | None
+) -> tuple[list[EvalResult], int, str]:
+    assert context.windows is not None, "metrics are taken on held-out text"
+    meters = [metric.begin(context) for metric in metrics]
+    batches = window_batches(context.windows, context.n_tokens, context.batch_windows)
+    digest, tokens, valid = hashlib.sha256(), 0, 0
+    for done, indices in enumerate(batches, start=1):
+        tokens_BP = context.windows.window_batch(indices)
+        digest.update(tokens_BP.cpu().long().numpy().tobytes())
+        seen = observe_tokens(context, tokens_BP, context.windows.valid(tokens_BP))
+        for meter in meters:
+            meter.update(seen)
+        tokens += len(seen.valid_N)
+        valid += int(seen.valid_N.sum())
+        if progress is not None:
+            progress(tokens, tokens * len(batches) // done)
+    if valid == 0:
+        raise ValueError(
+            "data: the held-out split has no tokens to evaluate on; give more text or raise "
+            "data.held_out"
+        )
+    return [meter.result() for meter in meters], tokens, digest.hexdigest()
+
+
+def _merged(results: list[EvalResult]) -> Evaluation:
+    merged = Evaluation()
+    for result in results:
+        assert not merged.figures.keys() & result.figures.keys(), "two evals share a figure's name"
+        merged.figures.update(result.figures)
+        merged.series.update(result.series)
+        for row, figures in result.rows.items():
+            merged.rows.setdefault(row, {}).update(figures)
+    return merged

@@ -1,0 +1,59 @@
+"""One pass over text: what the model computes there and what every row makes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from dictlearn.evals.context import DICTIONARY, EvalContext, Observation, Windows
+from dictlearn.lm.capture import capture
+from dictlearn.types import Batch
+
+
+def window_batches(windows: Windows, n_tokens: int, batch_windows: int) -> list[list[int]]:
+    """Indices of the windows that hold about `n_tokens` tokens, evenly spread over the split.
+
+    Spread, because neighbouring windows come from the same documents.
+    """
+    if len(windows) == 0:
+        return []
+    context = windows.window_batch([0]).shape[1]
+    wanted = min(-(-n_tokens // context), len(windows))
+    chosen = [i * len(windows) // wanted for i in range(wanted)]
+    return [chosen[i : i + batch_windows] for i in range(0, wanted, batch_windows)]
+
+
+def observe(context: EvalContext, windows: Windows, n_tokens: int) -> Iterator[Observation]:
+    """Observations of `n_tokens` positions, with the reconstructions of all rows known so far."""
+    for indices in window_batches(windows, n_tokens, context.batch_windows):
+        tokens_BP = windows.window_batch(indices)
+        valid_BP = windows.valid(tokens_BP)
+        yield observe_tokens(context, tokens_BP, valid_BP)
+
+
+@torch.no_grad()
+def observe_tokens(context: EvalContext, tokens_BP: Tensor, valid_BP: Tensor) -> Observation:
+    lm, dictionary = context.lm, context.dictionary
+    assert lm is not None, "activations come from a language model"
+    tokens_BP, valid_BP = tokens_BP.to(lm.device), valid_BP.to(lm.device)
+    sites = dict.fromkeys((*dictionary.sources, *dictionary.targets))
+    acts = capture(lm, tokens_BP, tuple(sites))
+    text_BP = before_padding(valid_BP)
+    at_text = {site: acts[site][text_BP].float() for site in sites}
+    x_NSD = torch.stack([at_text[site] for site in dictionary.sources], 1)
+    y_NTD = x_NSD
+    if dictionary.targets != dictionary.sources:
+        y_NTD = torch.stack([at_text[site] for site in dictionary.targets], 1)
+    position_P = torch.arange(tokens_BP.shape[1], device=tokens_BP.device)
+    batch = Batch(x_NSD, y_NTD, tokens_BP[text_BP], position_P.expand_as(tokens_BP)[text_BP])
+    code = dictionary.encode(x_NSD)
+    y_hat = {DICTIONARY: dictionary.decode(code, x_NSD)}
+    y_hat |= {name: row(x_NSD, y_NTD) for name, row in context.rows.items()}
+    return Observation(tokens_BP, text_BP, valid_BP[text_BP], batch, code, y_hat)
+
+
+def before_padding(valid_BP: Tensor) -> Tensor:
+    """Positions up to each window's last valid token: special ones among them, padding not."""
+    return valid_BP.flip(1).cummax(1).values.flip(1)

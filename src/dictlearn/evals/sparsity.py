@@ -1,0 +1,136 @@
+"""How sparse the code is, and which features carry it (reference: maths 5.2)."""
+
+from __future__ import annotations
+
+import math
+from typing import Self, final
+
+import torch
+from torch import Tensor
+
+from dictlearn.evals.context import EvalContext, EvalResult, Meter, Metric, Observation
+from dictlearn.evals.moments import add_padded
+
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+
+@final
+class Sparsity(Metric):
+    """L0 and firing densities over valid tokens.
+
+    A feature that never fires on the evaluated tokens is dead there; the figure means little
+    without `tokens`, which stands beside it. `high_density` is the share of tokens from which a
+    feature counts as dense.
+    """
+
+    def __init__(self, high_density: float = 0.1, bins_per_decade: int = 5) -> None:
+        if not 0 < high_density < 1:
+            raise ValueError(
+                f"eval.sparsity.high_density={high_density}: want a share of tokens between 0 and 1"
+            )
+        self.high_density = high_density
+        self.bins_per_decade = bins_per_decade
+
+    def begin(self, context: EvalContext) -> SparsityMeter:
+        return SparsityMeter(
+            context.dictionary.sources,
+            context.dictionary.n_features,
+            self.high_density,
+            self.bins_per_decade,
+        )
+
+
+@final
+class SparsityMeter(Meter):
+    """Integer counts only: exact whatever the order.
+
+    Series: `density` [S, F] shares of tokens; `density_histogram` [2, bins] log10 of the left edge
+    and the number of features; `l0_by_position` [2, P] mean and tokens; `l0_histogram` [max + 1].
+    """
+
+    def __init__(
+        self, sources: tuple[str, ...], n_features: int, high_density: float, bins_per_decade: int
+    ) -> None:
+        self.sources = sources
+        self.high_density = high_density
+        self.bins_per_decade = bins_per_decade
+        self.n = 0
+        self.fired_SF = torch.zeros(len(sources), n_features, dtype=torch.int64)
+        self.l0_counts = torch.zeros(0, dtype=torch.int64)  # [i]: tokens with i active features
+        self.l0_S = torch.zeros(len(sources), dtype=torch.int64)
+        self.by_position_2P = torch.zeros(2, 0, dtype=torch.int64)
+
+    def update(self, seen: Observation) -> None:
+        code, keep_N = seen.code, seen.valid_N
+        self.n += int(keep_N.sum())
+        valid_entries = keep_N[code.rows // code.n_sources]
+        feature = code.features + (code.rows % code.n_sources) * code.n_features
+        fired = torch.bincount(feature[valid_entries], minlength=self.fired_SF.numel()).cpu()
+        self.fired_SF += fired.view_as(self.fired_SF)
+        l0_NS = code.l0_NS[keep_N].cpu()
+        self.l0_S += l0_NS.sum(0)
+        l0_N = l0_NS.sum(1)
+        self.l0_counts = add_padded(self.l0_counts, torch.bincount(l0_N))
+        position_N = seen.batch.positions_N[keep_N].cpu()
+        batch_2P = torch.zeros(2, seen.tokens_BP.shape[1], dtype=torch.int64)
+        batch_2P[0].index_add_(0, position_N, l0_N)
+        batch_2P[1].index_add_(0, position_N, torch.ones_like(l0_N))
+        self.by_position_2P = add_padded(self.by_position_2P, batch_2P)
+
+    def merge(self, other: Self) -> None:
+        assert self.sources == other.sources
+        self.n += other.n
+        self.fired_SF += other.fired_SF
+        self.l0_S += other.l0_S
+        self.l0_counts = add_padded(self.l0_counts, other.l0_counts)
+        self.by_position_2P = add_padded(self.by_position_2P, other.by_position_2P)
+
+    def result(self) -> EvalResult:
+        density_SF = self.fired_SF.double() / max(self.n, 1)
+        figures = {
+            "tokens": float(self.n),
+            "l0": float(self.l0_S.sum()) / max(self.n, 1),
+            "dead": float((self.fired_SF == 0).double().mean()),
+            "high_density": float((density_SF > self.high_density).sum()),
+            "l0_max": float(max(len(self.l0_counts) - 1, 0)),
+        }
+        for q in QUANTILES:
+            figures[f"l0_p{100 * q:02.0f}"] = float(quantile_of_counts(self.l0_counts, q))
+            figures[f"density_p{100 * q:02.0f}"] = float(lower_quantile(density_SF.flatten(), q))
+        if len(self.sources) > 1:
+            for source, l0 in zip(self.sources, self.l0_S, strict=True):
+                figures[f"l0/{source}"] = float(l0) / max(self.n, 1)
+        l0_P, count_P = self.by_position_2P.double()
+        series = {
+            "density": density_SF,
+            "density_histogram": self._histogram(),
+            "l0_by_position": torch.stack([l0_P / count_P.clamp(min=1), count_P]),
+            "l0_histogram": self.l0_counts,
+        }
+        return EvalResult(figures=figures, series=series)
+
+    def _histogram(self) -> Tensor:
+        """Live features by log10 density, from one firing in all tokens up to every token."""
+        fired = self.fired_SF[self.fired_SF > 0].double()
+        log_density = (fired / max(self.n, 1)).log10()
+        lowest = -math.ceil(math.log10(max(self.n, 10)))
+        n_bins = -lowest * self.bins_per_decade
+        bin_of = ((log_density - lowest) * self.bins_per_decade).floor().long()
+        counts = torch.bincount(bin_of.clamp(0, n_bins - 1), minlength=n_bins)
+        edges = lowest + torch.arange(n_bins, dtype=torch.float64) / self.bins_per_decade
+        return torch.stack([edges, counts.double()])
+
+
+def quantile_of_counts(counts: Tensor, q: float) -> int:
+    """The smallest value v with a share of at least q at or below it; counts[v] occurrences."""
+    total = int(counts.sum())
+    if total == 0:
+        return 0
+    at_or_below = counts.cumsum(0).double()
+    return int((at_or_below < q * total).sum())
+
+
+def lower_quantile(values: Tensor, q: float) -> Tensor:
+    """The same rule on a list of values: always one of them, never an interpolation."""
+    ordered = values.sort().values
+    return ordered[max(math.ceil(q * len(ordered)) - 1, 0)]

@@ -1,0 +1,153 @@
+"""A tiny language model, text for it, and a dictionary small enough to reason about."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from dictlearn.evals.context import Observation
+from dictlearn.lm.language_model import LanguageModel, freeze
+from dictlearn.types import Batch, Code
+
+BOS, PAD = 3, 4
+WIDTH, VOCAB = 16, 48
+
+
+def _tiny_lm(seed: int = 0) -> LanguageModel:
+    config = Qwen3Config(
+        vocab_size=VOCAB,
+        hidden_size=WIDTH,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        max_position_embeddings=64,
+        bos_token_id=BOS,
+        pad_token_id=PAD,
+        eos_token_id=None,
+        tie_word_embeddings=True,
+        initializer_range=0.3,
+    )
+    torch.manual_seed(seed)
+    return freeze(Qwen3ForCausalLM(config), name="tiny")
+
+
+class ToyWindows:
+    """Random windows: BOS first, every third with a second document in it, the last one padded."""
+
+    def __init__(self, n: int = 8, context: int = 12, seed: int = 1):
+        random = torch.Generator().manual_seed(seed)
+        self.tokens_WP = torch.randint(5, VOCAB, (n, context), generator=random)
+        self.tokens_WP[:, 0] = BOS
+        self.tokens_WP[::3, context // 2] = BOS
+        self.tokens_WP[-1, -3:] = PAD
+
+    def __len__(self) -> int:
+        return len(self.tokens_WP)
+
+    def window_batch(self, indices: Sequence[int]) -> Tensor:
+        return self.tokens_WP[list(indices)]
+
+    def valid(self, tokens_BP: Tensor) -> Tensor:
+        return (tokens_BP != BOS) & (tokens_BP != PAD)
+
+
+class Toy(nn.Module):
+    """TopK over random unit directions; `k=None` reconstructs its target exactly (the identity)."""
+
+    kind = "toy"
+
+    def __init__(
+        self,
+        sources: tuple[str, ...] = ("resid_post.0",),
+        targets: tuple[str, ...] = ("resid_post.0",),
+        n_features: int = 24,
+        k: int | None = 4,
+        width: int = WIDTH,
+    ):
+        super().__init__()
+        self.sources, self.targets = sources, targets
+        self.n_features, self.k, self.width = n_features, k, width
+        self.W = torch.nn.functional.normalize(torch.randn(n_features, width), dim=-1)
+
+    def encode(self, x_NSD: Tensor) -> Code:
+        k = self.k or 1
+        values, features = (x_NSD @ self.W.T).abs().add(1e-6).flatten(0, 1).topk(k)
+        features, order = features.sort(-1)
+        row_starts = torch.arange(len(values) + 1) * k
+        return Code(
+            row_starts,
+            features.flatten(),
+            values.gather(1, order).flatten(),
+            len(self.sources),
+            self.n_features,
+        )
+
+    def decode(self, code: Code, x_NSD: Tensor) -> Tensor:
+        if self.k is None:
+            return x_NSD.clone()
+        return code.dense() @ self.W
+
+
+def _code_of(dense_NSF: Tensor) -> Code:
+    """The CSR form of a dense code."""
+    n, s, f = dense_NSF.shape
+    flat = dense_NSF.reshape(n * s, f)
+    rows, features = flat.nonzero(as_tuple=True)
+    row_starts = torch.zeros(n * s + 1, dtype=torch.int64)
+    row_starts[1:] = torch.bincount(rows, minlength=n * s).cumsum(0)
+    return Code(row_starts, features, flat[rows, features], s, f)
+
+
+def _observation(
+    y_NTD: Tensor,
+    y_hat: dict[str, Tensor],
+    valid_N: Tensor | None = None,
+    dense_NSF: Tensor | None = None,
+    context: int | None = None,
+) -> Observation:
+    """An observation of N tokens without a model: windows of `context` positions, no padding."""
+    n = len(y_NTD)
+    context = context or n
+    tokens_BP = torch.arange(n).view(-1, context)
+    positions_N = torch.arange(n) % context
+    valid_N = torch.ones(n, dtype=torch.bool) if valid_N is None else valid_N
+    code = _code_of(torch.ones(n, 1, 1) if dense_NSF is None else dense_NSF)
+    batch = Batch(y_NTD, y_NTD, tokens_BP.flatten(), positions_N)
+    text_BP = torch.ones_like(tokens_BP, dtype=torch.bool)
+    return Observation(tokens_BP, text_BP, valid_N, batch, code, y_hat)
+
+
+@pytest.fixture(scope="session")
+def lm() -> LanguageModel:
+    return _tiny_lm()
+
+
+@pytest.fixture
+def windows() -> ToyWindows:
+    return ToyWindows()
+
+
+@pytest.fixture
+def train_windows() -> ToyWindows:
+    return ToyWindows(40, seed=2)
+
+
+@pytest.fixture
+def toy() -> type[Toy]:
+    return Toy
+
+
+@pytest.fixture
+def code_of() -> Callable[[Tensor], Code]:
+    return _code_of
+
+
+@pytest.fixture
+def observation() -> Callable[..., Observation]:
+    return _observation

@@ -1,0 +1,148 @@
+"""CE, KL and agreement with a reconstruction in place of the activations."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dictlearn.evals.context import DICTIONARY, ZERO_ABLATION, EvalContext
+from dictlearn.evals.downstream import Downstream, DownstreamMeter
+from dictlearn.evals.observe import observe_tokens
+from dictlearn.evals.readout import Readout
+from dictlearn.lm.patch import patched
+from dictlearn.objectives.kl_to_teacher import kl_per_token, kl_to_teacher
+
+
+def run(lm, dictionary, windows, rows=None, chunk_mb=64, batch_windows=8):
+    context = EvalContext(dictionary, lm, windows, batch_windows=batch_windows, rows=rows or {})
+    meter = Downstream(chunk_mb).begin(context)
+    for start in range(0, len(windows), batch_windows):
+        tokens_BP = windows.window_batch(range(start, min(start + batch_windows, len(windows))))
+        meter.update(observe_tokens(context, tokens_BP, windows.valid(tokens_BP)))
+    return meter.result()
+
+
+def test_identity_changes_nothing(lm, toy, windows):
+    figures = run(lm, toy(k=None), windows).figures
+    assert figures["kl"] == 0.0
+    assert figures["ce_increase"] == 0.0
+    assert figures["top1_agreement"] == 1.0
+
+
+def test_clean_cross_entropy_is_the_models_own(lm, toy, windows):
+    tokens = windows.window_batch(range(len(windows)))
+    log_probs = lm.logits(tokens).double().log_softmax(-1)
+    valid = windows.valid(tokens)
+    total, n = 0.0, 0
+    for b in range(tokens.shape[0]):
+        for p in range(tokens.shape[1] - 1):
+            if valid[b, p] and valid[b, p + 1]:
+                total -= float(log_probs[b, p, tokens[b, p + 1]])
+                n += 1
+    figures = run(lm, toy(), windows).figures
+    assert figures["scored_tokens"] == n
+    assert figures["ce_clean"] == pytest.approx(total / n, rel=1e-5)
+
+
+def test_zero_ablation_by_a_separate_computation(lm, toy, windows):
+    tokens = windows.window_batch(range(len(windows)))
+    valid = windows.valid(tokens)
+    scored = valid.clone()
+    scored[:, -1] = False
+    scored[:, :-1] &= valid[:, 1:]
+    with patched(lm, {"resid_post.0": lambda _, clean: 0 * clean}, mask_BP=valid):
+        zeroed = lm.logits(tokens)[scored].double().log_softmax(-1)
+    clean = lm.logits(tokens)[scored].double().log_softmax(-1)
+    kl = (clean.exp() * (clean - zeroed)).sum(-1).mean()
+    rows = {ZERO_ABLATION: lambda x, y: torch.zeros_like(y)}
+    result = run(lm, toy(), windows, rows)
+    assert result.rows[ZERO_ABLATION]["kl"] == pytest.approx(float(kl), rel=1e-4)
+    lost = result.figures["ce_increase"] / result.rows[ZERO_ABLATION]["ce_increase"]
+    assert result.figures["ce_recovered"] == pytest.approx(1 - lost)
+
+
+def test_a_transcoder_replaces_the_output_of_the_mlp(lm, toy, windows):
+    exact = {"exact": lambda x, y: y}
+    result = run(lm, toy(("mlp_in.1",), ("mlp_out.1",)), windows, exact)
+    assert result.rows["exact"]["kl"] == 0.0
+    assert result.figures["kl"] > 0.0
+
+
+def test_figures_do_not_depend_on_chunks_or_batches(lm, toy, windows, monkeypatch):
+    dictionary = toy()
+    whole = run(lm, dictionary, windows)
+    by_window = run(lm, dictionary, windows, batch_windows=3)
+    assert by_window.figures == pytest.approx(whole.figures, rel=1e-5)
+    monkeypatch.setattr("dictlearn.evals.downstream.BYTES_PER_MB", 4 * 48 * 5)  # 5 tokens a chunk
+    assert run(lm, dictionary, windows, chunk_mb=1).figures == pytest.approx(
+        whole.figures, rel=1e-5
+    )
+
+
+def test_merging_parts_gives_the_whole(lm, toy, windows):
+    dictionary = toy()
+    context = EvalContext(dictionary, lm, windows)
+    meters = [DownstreamMeter(lm, dictionary.targets, (DICTIONARY,), 64) for _ in range(2)]
+    for meter, indices in zip(meters, (range(3), range(3, 8)), strict=True):
+        tokens_BP = windows.window_batch(indices)
+        meter.update(observe_tokens(context, tokens_BP, windows.valid(tokens_BP)))
+    meters[0].merge(meters[1])
+    whole = run(lm, dictionary, windows).figures
+    assert meters[0].result().figures == pytest.approx(whole, rel=1e-5)
+
+
+def test_the_head_is_applied_in_parts_and_gives_the_models_logits(lm, windows):
+    tokens = windows.window_batch(range(3))
+    readout = Readout(lm, tokens)
+    assert readout.head is not None
+    states = readout.states(tokens)
+    assert states.shape == (3, 12, 16)
+    torch.testing.assert_close(readout.logits(states[1]), lm.logits(tokens)[1].float())
+
+
+def test_a_head_that_does_more_than_its_weights_is_left_whole(lm, windows, monkeypatch):
+    tokens = windows.window_batch(range(3))
+    logits = type(lm).logits
+    monkeypatch.setattr(type(lm), "logits", lambda self, t: 3 * logits(self, t))
+    readout = Readout(lm, tokens)
+    assert readout.head is None
+    torch.testing.assert_close(readout.logits(readout.states(tokens)[1]), 3 * logits(lm, tokens)[1])
+
+
+def test_kl_of_two_coins_by_hand():
+    fair, biased = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.9, 0.1]]).log()
+    there = 0.5 * torch.tensor(0.5 / 0.9).log() + 0.5 * torch.tensor(0.5 / 0.1).log()
+    back = 0.9 * torch.tensor(0.9 / 0.5).log() + 0.1 * torch.tensor(0.1 / 0.5).log()
+    torch.testing.assert_close(kl_per_token(fair, biased)[0], there)
+    torch.testing.assert_close(kl_per_token(biased, fair)[0], back)
+    assert abs(there - back) > 0.1  # the direction matters, and it is KL(teacher || patched)
+
+
+def test_kl_ignores_what_softmax_ignores():
+    teacher, patched_logits = torch.randn(7, 11), torch.randn(7, 11)
+    shifted = kl_per_token(teacher + 5, patched_logits - torch.randn(7, 1))
+    torch.testing.assert_close(shifted, kl_per_token(teacher, patched_logits))
+    assert torch.equal(kl_per_token(teacher, teacher.clone()), torch.zeros(7))
+
+
+def test_kl_with_a_vocabulary_entry_masked_in_both():
+    teacher, patched_logits = torch.randn(3, 5), torch.randn(3, 5)
+    masked = lambda t: torch.cat([t, torch.full((3, 1), float("-inf"))], 1)  # noqa: E731
+    expected = kl_per_token(teacher, patched_logits)
+    torch.testing.assert_close(kl_per_token(masked(teacher), masked(patched_logits)), expected)
+
+
+def test_kl_to_teacher_averages_valid_tokens_and_has_the_gradient_q_minus_p():
+    teacher, patched_logits = torch.randn(6, 9), torch.randn(6, 9, requires_grad=True)
+    valid = torch.tensor([1, 1, 0, 1, 0, 0]).bool()
+    loss = kl_to_teacher(teacher, patched_logits, valid)
+    torch.testing.assert_close(loss, kl_per_token(teacher, patched_logits)[valid].mean())
+    loss.backward()
+    expected = (patched_logits.softmax(-1) - teacher.softmax(-1)) * valid[:, None] / 3
+    torch.testing.assert_close(patched_logits.grad, expected.detach())
+    assert kl_to_teacher(teacher, patched_logits, valid & False) == 0.0
+
+
+def test_no_memory_for_logits_is_refused():
+    with pytest.raises(ValueError, match="eval.downstream.chunk_mb=0"):
+        Downstream(chunk_mb=0)
