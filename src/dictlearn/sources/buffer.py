@@ -89,7 +89,7 @@ class ShuffleBuffer:
         self._device = device
         self._dtype = dtype
         self._out_dtype = out_dtype
-        self._groups: list[Tensor] = []  # [capacity, sites, D] each, once a read has shown the sizes
+        self._groups: list[Tensor] = []  # [capacity, sites, D] each, from the first read on
         self._tokens = torch.empty(self.capacity, dtype=torch.int64, device=device)
         self._positions = torch.empty_like(self._tokens)
         self.restore(0, 0)
@@ -153,9 +153,10 @@ class ShuffleBuffer:
             read = self._read(number)
             rows = slice(filled, min(n, filled + len(read.keep_N)))
             count = rows.stop - rows.start
-            for whole, sites in zip(out.groups, read.groups, strict=True):
+            for whole, part, sites in zip(self._groups, out.groups, read.groups, strict=True):
                 for s, site in enumerate(sites):
-                    whole[rows, s] = site.index_select(0, read.keep_N[:count])
+                    kept = site.index_select(0, read.keep_N[:count])
+                    part[rows, s] = kept.to(whole.dtype)  # rounded as the stream would round it
             out.tokens_N[rows] = read.tokens_N[:count]
             out.positions_N[rows] = read.positions_N[:count]
             filled, number = rows.stop, number + 1

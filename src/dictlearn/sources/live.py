@@ -97,8 +97,8 @@ class LiveSource:
         if buffer_tokens < 2 * lm_batch_tokens:
             raise ValueError(
                 f"source.buffer_tokens={buffer_tokens} does not fit source.lm_batch_windows="
-                f"{lm_batch_windows} of {windows.context} tokens, as an LM batch goes into half the "
-                f"buffer: want source.buffer_tokens of at least {2 * lm_batch_tokens}, or fewer "
+                f"{lm_batch_windows} of {windows.context} tokens, as half the buffer takes at least "
+                f"one LM batch: want source.buffer_tokens of {2 * lm_batch_tokens} or more, or fewer "
                 f"windows"
             )
         if len(windows) == 0:
@@ -147,7 +147,7 @@ class LiveSource:
         return self._batch(self.batch_tokens, from_start=False)
 
     def sample(self, n: int) -> Batch:
-        """See `Source.sample`. Before training, up to half a buffer comes without extra forwards."""
+        """See `Source.sample`. Up to half a buffer needs no extra forward before the first batch."""
         return self._batch(n, from_start=True)
 
     def state(self) -> dict[str, int]:
@@ -202,7 +202,9 @@ class LiveSource:
         tokens_BP: Tensor,
         keep_N: Tensor,
     ) -> Tensor:
-        bad_SN = torch.stack([~values.isfinite().all(1) for values in flat.values()]).cpu()[:, keep_N]
+        bad_SN = torch.stack([~values.isfinite().all(1) for values in flat.values()]).cpu()[
+            :, keep_N
+        ]
         bad_N = bad_SN.any(0)
         if bad_N.any() and not self._drop:
             first = int(bad_N.nonzero()[0])
@@ -218,7 +220,9 @@ class LiveSource:
             before, self.dropped = self.dropped, self.dropped + int(bad_N.sum())
             self._counted = number + 1
             if self.dropped.bit_length() > before.bit_length():  # says so at 1, 2, 4, 8, ...
-                log.warning("source.nonfinite=drop: left out %d tokens with NaN or Inf", self.dropped)
+                log.warning(
+                    "source.nonfinite=drop: left out %d tokens with NaN or Inf", self.dropped
+                )
         return keep_N[~bad_N]
 
 
@@ -233,7 +237,7 @@ class WindowOrder:
         self._order = torch.empty(0, dtype=torch.int64)  # of `_epoch`, the one in use
 
     def span(self, start: int, stop: int) -> Tensor:
-        """Places start to stop - 1 of the endless sequence: window numbers, int64 [stop - start]."""
+        """Windows at places start to stop - 1 of the endless sequence, int64 [stop - start]."""
         parts = []
         while start < stop:
             epoch, place = divmod(start, self._n)
