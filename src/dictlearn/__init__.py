@@ -16,7 +16,7 @@ __all__ = ["__version__", "load"]
 def load(path: str | Path) -> Dictionary:
     """The dictionary that a run saved, in inference form: raw activations in, raw activations out.
 
-    `path` is a run's folder or its `dictionary/`. Raises ValueError where it is not one, or is damaged.
+    `path` is a run's folder or its `dictionary/`. ValueError where it is neither, or is damaged.
     """
     from dictlearn.ckpt.dictionary import load_dictionary  # late: importing dictlearn stays instant
 

@@ -1,1 +1,1 @@
-"""One file per verb of the command line: `main(cfg) -> exit code`. The file and its conf/<verb>.yaml are the registration."""
+"""One file per verb: `main(cfg) -> exit status`. It and conf/<verb>.yaml are the whole addition."""

@@ -1,0 +1,175 @@
+"""The command line: `dictlearn <verb> overrides...`, and `python train.py overrides...`.
+
+Hydra composes; a verb is verbs/<verb>.py, imported when it runs and not before, so that help,
+--cfg job and tab completion answer at once. A user's mistake is one sentence on stderr and exit
+status 2; DICTLEARN_DEBUG=1 shows where it was raised.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from importlib import import_module
+from pathlib import Path
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, InstantiationException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from dictlearn import __version__, config, help
+
+USAGE = """\
+dictlearn {version}: sparse dictionaries over the activations of language models
+
+    dictlearn <verb> [group=option ...] [key=value ...] [-m]
+
+{verbs}
+
+    dictlearn <verb> --help        what can be set
+    dictlearn <verb> --cfg job     the configuration, and nothing else
+    eval "$(dictlearn -sc install=bash)"   tab completion
+"""
+
+
+def main(verb: str | None = None) -> None:
+    """Runs the command line and exits. With `verb`, as from train.py, it holds overrides only."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors on instead of printing them
+    try:
+        with _one_sentence():
+            sys.exit(_run(sys.argv[1:], verb))
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _run(args: list[str], verb: str | None) -> int:
+    known = config.verbs()
+    if args[:1] == ["-sc"]:
+        return _complete(args, verb, known)
+    if verb:
+        return _launch(verb, args, [])
+    if args[:1] == ["--version"]:
+        sys.stdout.write(f"dictlearn {__version__}\n")
+        return 0
+    if not args or args[0] in ("-h", "--help"):
+        lines = "\n".join(f"    {name:<12}{line}" for name, line in known.items())
+        sys.stdout.write(USAGE.format(version=__version__, verbs=lines))
+        return 0 if args else 2
+    if args[0] not in known:
+        raise ValueError(f"{args[0]}: no such verb; {config.choose_from(args[0], list(known))}")
+    return _launch(args[0], args[1:], [args[0]])
+
+
+def _launch(verb: str, args: list[str], prefix: list[str]) -> int:
+    """Hands a verb's arguments to Hydra; returns the worst status of its jobs."""
+    args = config.with_model_paths(args)
+    # Hydra's parser takes no override on each side of a flag.
+    args.sort(key=lambda arg: arg not in ("-m", "--multirun"))
+    parsed = get_args_parser().parse_args(args)
+    if parsed.help:
+        command = f"{Path(sys.argv[0]).name} {' '.join(prefix)}".strip()
+        sys.stdout.write(help.text(verb, command, parsed.overrides))
+        return 0
+    folder = ["--config-dir", parsed.config_dir] if parsed.config_dir else []
+    if not (parsed.cfg or parsed.info or parsed.shell_completion):
+        config.check(verb, parsed.overrides, parsed.multirun, parsed.config_dir)
+    if parsed.multirun:
+        args += _folder_per_job(parsed.overrides)
+    statuses = [0]
+
+    def task(cfg: DictConfig) -> None:
+        job = HydraConfig.get()
+        several = job.mode == RunMode.MULTIRUN
+        statuses.append(2)
+        with _one_sentence(go_on=several):
+            named = any(text.startswith("name=") for text in job.overrides.task)
+            if "name" in cfg and not named:
+                _check_one_process()
+            overrides = [text for text in job.overrides.task if not text.startswith("name=")]
+            cfg = config.settled(cfg)
+            if several:
+                _say(f"run {job.job.num}: {' '.join(overrides)}")
+            # Lightning starts a run's other processes from sys.argv: this job's alone, and named.
+            name = [f"name={config.quoted(cfg.name)}"] if "name" in cfg else []
+            sys.argv = [sys.argv[0], *prefix, *folder, *overrides, *name]
+            statuses[-1] = import_module(f"dictlearn.verbs.{verb}").main(cfg)
+        if statuses[-1] in (130, 143):  # interrupted: so is the multirun
+            sys.exit(statuses[-1])
+
+    sys.argv = [sys.argv[0], *args]
+    try:
+        hydra.main(version_base="1.3", config_path=str(config.conf_dir()), config_name=verb)(task)()
+    except HydraException:
+        config.check(verb, parsed.overrides, parsed.multirun, parsed.config_dir)
+        raise
+    return max(statuses)
+
+
+def _folder_per_job(overrides: list[str]) -> list[str]:
+    """Overrides that give each job of a multirun its folder, runs/<multirun's name>/<number>."""
+    given = [
+        override.removeprefix("name=") for override in overrides if override.startswith("name=")
+    ]
+    if given and "," in given[-1]:
+        return []
+    name = given[-1] if given else f"multirun-{datetime.now():%Y%m%d-%H%M%S-%f}"
+    return [f"name={name}/${{hydra:job.num}}", f"hydra.sweep.dir=runs/{name}"]
+
+
+def _check_one_process() -> None:
+    """Refuses processes started apart (torchrun, srun) if each would name the run by its clock."""
+    processes = int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1)
+    if processes > 1:
+        raise ValueError(
+            f"name: {processes} processes must agree on the run's folder; pass name=<a name>"
+        )
+
+
+def _complete(args: list[str], verb: str | None, known: Mapping[str, str]) -> int:
+    """Hydra's tab completion, with the verb in front completed here and hidden from Hydra."""
+    if args[1:2] and args[1].startswith("query="):
+        line = os.environ.get("COMP_LINE", "")
+        app, *words = line.split()
+        word = words.pop() if words and not line.endswith(" ") else ""
+        if verb is None and not words:
+            sys.stdout.write(" ".join(name for name in known if name.startswith(word)) + "\n")
+            return 0
+        if verb is None:
+            verb, *words = words
+        with suppress(ValueError):  # half a line is no mistake yet
+            words = config.with_model_paths(words)
+        os.environ["COMP_LINE"] = " ".join([app, *words, word])
+    return _launch(verb if verb in known else "train", args, [])
+
+
+@contextmanager
+def _one_sentence(go_on: bool = False) -> Iterator[None]:
+    """Turns a user's mistake into one sentence and exit status 2, or only into the sentence."""
+    try:
+        yield
+    except (ValueError, OSError, HydraException, OmegaConfBaseException) as error:
+        if os.environ.get("DICTLEARN_DEBUG", "0") != "0":
+            raise
+        _say(_sentence(error))
+        if not go_on:
+            sys.exit(2)
+
+
+def _sentence(error: Exception) -> str:
+    cause = error.__cause__
+    if isinstance(error, InstantiationException) and isinstance(cause, ValueError | OSError):
+        return str(cause)
+    if missing := re.search(r"Missing mandatory value: ([\w.]+)", str(error)):
+        return f"{missing[1]}: no value was given; pass {missing[1]}=<value>"
+    return " ".join(str(error).split())
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(text + "\n")
