@@ -1,0 +1,1 @@
+"""Dictionaries: encoder, sparsity and decoder composed, one file a kind."""

@@ -1,0 +1,37 @@
+"""Which sites a dictionary named by layer reads and writes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dictlearn.types import ModelInfo
+
+
+def layer_or_middle(layer: int | None, info: ModelInfo) -> int:
+    """The layer asked for, or the one that ends the first half of the model."""
+    if layer is None:
+        return (info.n_layers - 1) // 2
+    if not 0 <= layer < info.n_layers:
+        raise ValueError(f"dict.layer={layer}: {info.name} has layers 0 to {info.n_layers - 1}")
+    return layer
+
+
+def site_at(site: str, layer: int | None, info: ModelInfo) -> str:
+    """`resid_post` and a layer become `resid_post.3`; a full name or module path stays as it is."""
+    if "." in site:
+        return site
+    return f"{site}.{layer_or_middle(layer, info)}"
+
+
+def feature_count(n_features: int | None, expansion: float, width: int) -> int:
+    count = round(expansion * width) if n_features is None else n_features
+    if count < 1:
+        raise ValueError(f"dict.n_features={count}: want at least 1")
+    return count
+
+
+def prefix_widths(prefixes: Sequence[float], n_features: int) -> tuple[int, ...]:
+    """Nested widths in features; numbers up to 1 that aren't whole are fractions of all of them."""
+    return tuple(
+        round(p * n_features) if isinstance(p, float) and p <= 1 else int(p) for p in prefixes
+    )

@@ -1,0 +1,44 @@
+"""The two terms that train a gate (Rajamanoharan et al. 2024, gated SAEs, equation 8)."""
+
+from __future__ import annotations
+
+from typing import final
+
+from dictlearn_kernels.sparse_decode import sparse_decode
+from torch import Tensor
+
+from dictlearn.objectives.protocol import Forward, Term
+
+
+@final
+class GateL1(Term):
+    """Mean over tokens of sum_i relu(pi_i): the gate's own sparsity penalty."""
+
+    def value(self, forward: Forward) -> Tensor:
+        return forward.encoding.pre.sum() / forward.encoding.support.n_tokens
+
+    def check(self, dictionary) -> None:
+        check_gated("gate_l1", dictionary)
+
+
+@final
+class GateReconstruction(Term):
+    """Squared error of decoding relu(pi) with a frozen decoder: what makes the gate informative."""
+
+    def value(self, forward: Forward) -> Tensor:
+        decoder = forward.dictionary.decoder
+        pattern = forward.encoding.support.pattern
+        y_hat = sparse_decode(pattern, forward.encoding.pre, decoder.W_dec.detach().flatten(0, 1))
+        y_hat_NTD = y_hat.view_as(forward.y_NTD) + decoder.b_dec.detach()
+        y_hat_NTD = y_hat_NTD + forward.dictionary.bypass(forward.x_NSD).detach()
+        return forward.reduce(forward.y_NTD - y_hat_NTD)
+
+    def check(self, dictionary) -> None:
+        check_gated("gate_reconstruction", dictionary)
+
+
+def check_gated(term: str, dictionary) -> None:
+    if dictionary.sparsity.name != "gated":
+        raise ValueError(
+            f"objective.terms.{term}: wants sparsity=gated, not sparsity={dictionary.sparsity.name}"
+        )

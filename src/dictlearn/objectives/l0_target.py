@@ -1,0 +1,33 @@
+"""Quadratic L0 target for JumpReLU: (L0 / k - 1)^2, which fixes L0 instead of a coefficient."""
+
+from __future__ import annotations
+
+from typing import final
+
+from torch import Tensor
+
+from dictlearn.objectives.protocol import Forward, Term
+
+
+@final
+class L0Target(Term):
+    """(mean L0 per token and source / k - 1)^2, differentiable in the thresholds alone.
+
+    Source: the variant used by dictionary_learning and Gemma Scope 2, on Rajamanoharan et al. 2024.
+    """
+
+    def __init__(self, k: float, coefficient: float = 1.0, warmup: float = 0.0):
+        super().__init__(coefficient, warmup)
+        self.k = k
+
+    def value(self, forward: Forward) -> Tensor:
+        n_rows = len(forward.encoding.support.row_starts) - 1
+        l0 = forward.dictionary.sparsity.fires(forward.encoding).sum() / n_rows
+        return (l0 / self.k - 1).square()
+
+    def check(self, dictionary) -> None:
+        if dictionary.sparsity.name != "jumprelu":
+            raise ValueError(
+                f"objective.terms.l0_target: wants sparsity=jumprelu, whose thresholds it trains, not "
+                f"sparsity={dictionary.sparsity.name}"
+            )

@@ -1,0 +1,28 @@
+"""Multi-TopK (Gao et al. 2024, section 5.3): the reconstruction should improve with more features."""
+
+from __future__ import annotations
+
+from typing import final
+
+from torch import Tensor
+
+from dictlearn.objectives.protocol import Forward, Term
+
+
+@final
+class MultiTopK(Term):
+    """The squared error with `sparsity.wide` times as many features; its coefficient is 1/8."""
+
+    def __init__(self, coefficient: float = 1 / 8, warmup: float = 0.0):
+        super().__init__(coefficient, warmup)
+
+    def value(self, forward: Forward) -> Tensor:
+        y_hat_NTD = forward.dictionary.decode(forward.encoding.wide, forward.x_NSD)
+        return forward.reduce(forward.y_NTD - y_hat_NTD)
+
+    def check(self, dictionary) -> None:
+        if dictionary.sparsity.name != "topk" or dictionary.sparsity.wide < 2:
+            raise ValueError(
+                "objective.terms.multi_topk: wants sparsity=topk with sparsity.wide of 2 or more "
+                "(4 in the paper)"
+            )

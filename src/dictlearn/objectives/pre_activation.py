@@ -1,0 +1,47 @@
+"""Pre-activation loss (Anthropic, January 2025 update): keeps silent JumpReLU features trainable."""
+
+from __future__ import annotations
+
+from typing import final
+
+import torch
+from torch import Tensor
+
+from dictlearn.objectives.protocol import Forward, Term, zero
+
+
+@final
+class PreActivation(Term):
+    """Mean over tokens of sum_i relu(threshold_i - pre_i) ||W_dec,i||.
+
+    `over: all` is the published form and reads every pre-activation, which costs a dense backward
+    pass; `over: dead` restricts it to the features that need it, at the cost of what is dead.
+    """
+
+    def __init__(self, coefficient: float = 3e-6, warmup: float = 0.0, over: str = "all"):
+        super().__init__(coefficient, warmup)
+        if over not in ("all", "dead"):
+            raise ValueError(f"objective.terms.pre_activation.over={over}: want all or dead")
+        self.over = over
+
+    def value(self, forward: Forward) -> Tensor:
+        dictionary = forward.dictionary
+        chosen_SF = forward.dead_SF
+        if self.over == "all":
+            chosen_SF = torch.ones_like(chosen_SF)
+        x_NSD = dictionary.centred(forward.x_NSD)
+        total = zero(forward)
+        for source, chosen_F in enumerate(chosen_SF):
+            chosen = chosen_F.nonzero().squeeze(1)
+            W_enc = dictionary.encoder.W_enc[source][chosen]
+            pre = torch.addmm(dictionary.encoder.b_enc[source][chosen], x_NSD[:, source], W_enc.T)
+            short = torch.relu(dictionary.sparsity.threshold_SF[source][chosen] - pre)
+            total = total + (short @ dictionary.decoder.norms()[source][chosen]).mean()
+        return total
+
+    def check(self, dictionary) -> None:
+        if dictionary.sparsity.name != "jumprelu":
+            raise ValueError(
+                "objective.terms.pre_activation: wants sparsity=jumprelu, which has thresholds, not "
+                f"sparsity={dictionary.sparsity.name}"
+            )

@@ -1,0 +1,62 @@
+"""What an objective term is, and what it can see of a training step."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dictlearn.types import Encoding
+
+
+@dataclass(frozen=True)
+class Forward:
+    """One training step's forward pass, in normalised units."""
+
+    dictionary: Any  # dicts.Dictionary: objectives sit beside it and don't import it
+    x_NSD: Tensor
+    y_NTD: Tensor
+    encoding: Encoding
+    y_hats: Sequence[Tensor]  # one [N, T, D] per nested prefix; the whole dictionary's comes last
+    dead_SF: Tensor  # bool: silent for too many tokens
+    progress: float  # fraction of the run that is done
+    loss_scale: float  # the reduction's divisor, a constant of the run
+
+    @property
+    def y_hat_NTD(self) -> Tensor:
+        return self.y_hats[-1]
+
+    def reduce(self, error_NTD: Tensor) -> Tensor:
+        """Squared error summed over sites and width, mean over tokens, over the loss scale."""
+        return error_NTD.square().sum() / (len(error_NTD) * self.loss_scale)
+
+
+class Term(ABC):
+    """Abstract. A term of the loss: its value times `coefficient`.
+
+    The coefficient rises linearly from 0 over the first `warmup` of the run (a fraction).
+    """
+
+    def __init__(self, coefficient: float = 1.0, warmup: float = 0.0):
+        if not 0 <= warmup <= 1:
+            raise ValueError(f"objective: warmup={warmup}: want a fraction of the run, 0 to 1")
+        self.coefficient, self.warmup = coefficient, warmup
+
+    @abstractmethod
+    def value(self, forward: Forward) -> Tensor:
+        """The unweighted value, a scalar."""
+
+    def __call__(self, forward: Forward) -> Tensor:
+        ramp = min(1.0, forward.progress / self.warmup) if self.warmup > 0 else 1.0
+        return self.coefficient * ramp * self.value(forward)
+
+    def check(self, dictionary: Any) -> None:  # noqa: B027 most have a meaning everywhere
+        """Raises ValueError before any work if the term has no meaning for this dictionary."""
+
+
+def zero(forward: Forward) -> Tensor:
+    return torch.zeros((), device=forward.x_NSD.device)

@@ -1,0 +1,127 @@
+"""JumpReLU (Rajamanoharan et al. 2024): every feature learns the threshold above which it fires."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any, final
+
+import torch
+from dictlearn_kernels.threshold import select_above
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from dictlearn.sparsity.protocol import Encoder, Options, Sparsity
+from dictlearn.types import Encoding
+
+
+@final
+class JumpReLU(Sparsity):
+    """f = pre where pre > threshold, else 0.
+
+    The threshold's gradient is a kernel estimate over pre-activations within bandwidth / 2 of it, on
+    both sides: those just below are in the encoding's support at value zero. `log_threshold` learns
+    log(threshold), with the true chain rule (threshold^2 / bandwidth); Adam then moves a small
+    threshold very slowly, which is why it is not the default. The bandwidth means something only
+    together with the normalisation of the activations: ours have mean norm sqrt(width).
+    """
+
+    name = "jumprelu"
+
+    def __init__(
+        self,
+        n_sources: int,
+        n_features: int,
+        init_threshold: float = 0.1,
+        bandwidth: float = 0.2,
+        log_threshold: bool = False,
+    ):
+        super().__init__()
+        if init_threshold < 0 or (log_threshold and init_threshold == 0):
+            raise ValueError(f"sparsity.init_threshold={init_threshold}: want a positive threshold")
+        if bandwidth <= 0:
+            raise ValueError(f"sparsity.bandwidth={bandwidth}: want a positive bandwidth")
+        self.bandwidth, self.log_threshold = bandwidth, log_threshold
+        start = math.log(init_threshold) if log_threshold else init_threshold
+        self.raw_threshold_SF = nn.Parameter(torch.full((n_sources, n_features), start))
+
+    @property
+    def threshold_SF(self) -> Tensor:
+        return self.raw_threshold_SF.exp() if self.log_threshold else self.raw_threshold_SF
+
+    def forward(self, x_NSD: Tensor, encoder: Encoder) -> Encoding:
+        pre_RF = encoder.pre(x_NSD)
+        n_sources = len(self.raw_threshold_SF)
+        threshold_SF = self.threshold_SF
+        margin = self.bandwidth / 2 if self.training else 0.0
+        lowest_RF = (threshold_SF.detach() - margin).repeat(len(pre_RF) // n_sources, 1)
+        if n_sources == 1:
+            lowest_RF = lowest_RF[:1]
+        near = encoder.at(x_NSD, select_above(pre_RF, lowest_RF))
+        values = _Jump.apply(near.values, self._per_entry(near), self.bandwidth)
+        support = near.with_values(values)
+        code = support.where(values.detach() > 0)
+        return Encoding(code, support, near.values)
+
+    def fires(self, encoding: Encoding) -> Tensor:
+        """1 where an entry of the support is above its threshold, else 0, with the kernel gradient."""
+        theta = self._per_entry(encoding.support)
+        return _Step.apply(encoding.pre, theta, self.bandwidth)
+
+    def _per_entry(self, code: Any) -> Tensor:
+        return self.threshold_SF.flatten()[code.pattern.columns]
+
+    def after_step(self) -> None:
+        if not self.log_threshold:
+            self.raw_threshold_SF.data.clamp_(min=0)
+
+    def rescaled(self, factor_S: Tensor) -> JumpReLU:
+        scaled = copy.deepcopy(self)
+        scaled.log_threshold = False
+        scaled.raw_threshold_SF.data = (self.threshold_SF * factor_S[:, None]).detach()
+        scaled.bandwidth = self.bandwidth * float(factor_S.mean())
+        return scaled
+
+    def inference_form(self, pre_RF: Any) -> JumpReLU:
+        return self.rescaled(torch.ones(len(self.raw_threshold_SF)).to(self.raw_threshold_SF))
+
+    def options(self) -> Options:
+        return {"bandwidth": self.bandwidth, "log_threshold": self.log_threshold}
+
+
+def _in_window(pre: Tensor, theta: Tensor, bandwidth: float) -> Tensor:
+    return (pre - theta).abs() < bandwidth / 2
+
+
+class _Jump(torch.autograd.Function):
+    """pre where pre > theta. Rajamanoharan et al. 2024, equation 11: d/d theta = -(theta/eps) K."""
+
+    @staticmethod
+    def forward(ctx: Any, pre: Tensor, theta: Tensor, bandwidth: float) -> Tensor:
+        ctx.save_for_backward(pre, theta)
+        ctx.bandwidth = bandwidth
+        return torch.where(pre > theta, pre, 0)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        pre, theta = ctx.saved_tensors
+        window = _in_window(pre, theta, ctx.bandwidth)
+        return g * (pre > theta), -(theta / ctx.bandwidth) * window * g, None
+
+
+class _Step(torch.autograd.Function):
+    """1 where pre > theta. Rajamanoharan et al. 2024, equation 12: d/d theta = -(1/eps) K."""
+
+    @staticmethod
+    def forward(ctx: Any, pre: Tensor, theta: Tensor, bandwidth: float) -> Tensor:
+        ctx.save_for_backward(pre, theta)
+        ctx.bandwidth = bandwidth
+        return (pre > theta).to(pre.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        pre, theta = ctx.saved_tensors
+        window = _in_window(pre, theta, ctx.bandwidth)
+        return None, -(1 / ctx.bandwidth) * window * g, None

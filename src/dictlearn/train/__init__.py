@@ -1,0 +1,1 @@
+"""Training: one LightningModule, what it optimises, and the callbacks around it."""

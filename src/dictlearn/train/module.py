@@ -1,0 +1,119 @@
+"""The LightningModule: one, final, for every kind, sparsity and objective."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, final
+
+import lightning
+import torch
+from torch import Tensor, nn
+
+from dictlearn.train.schedules import Trapezoid
+from dictlearn.train.trainee import Outcome, Trainee
+from dictlearn.types import Batch
+
+Optimiser = Callable[[Iterable[dict[str, Any]]], torch.optim.Optimizer]
+
+
+@final
+class DictionaryTraining(lightning.LightningModule):
+    """Trains named dictionaries, usually one, on one stream of batches.
+
+    An optimiser step is: backward, project decoder gradients, measure the gradient's norm, refuse the
+    step if that isn't finite, clip, step, renormalise decoders, count silent features. After
+    `max_refused` refused steps in a row the run stops.
+    """
+
+    def __init__(
+        self,
+        trainees: Mapping[str, Trainee],
+        optimiser: Optimiser,
+        schedule: Trapezoid,
+        steps: int,
+        clip_norm: float | None = 1.0,
+        max_refused: int = 10,
+    ):
+        super().__init__()
+        if steps < 1:
+            raise ValueError(f"steps={steps}: want at least 1")
+        if clip_norm is not None and clip_norm <= 0:
+            raise ValueError(
+                f"clip_norm={clip_norm}: want a positive norm, or null for no clipping"
+            )
+        self.trainees = nn.ModuleDict(trainees)
+        self.optimiser, self.schedule, self.steps = optimiser, schedule, steps
+        self.clip_norm, self.max_refused = clip_norm, max_refused
+        self.register_buffer("refused_in_a_row", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("refused", torch.zeros((), dtype=torch.int64))
+        self.metrics: dict[str, float] = {}  # of the latest logged step, for callbacks
+        self._accepted = True
+
+    def named_trainees(self) -> list[tuple[str, Trainee]]:
+        return list(self.trainees.items())  # type: ignore[arg-type]
+
+    def configure_optimizers(self) -> Any:
+        optimiser = self.optimiser(parameter_groups(self))
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimiser, lambda step: self.schedule(step, self.steps)
+        )
+        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        progress = self.trainer.global_step / self.steps
+        outcomes = {name: trainee(batch, progress) for name, trainee in self.named_trainees()}
+        if self._logs_now():
+            self._log(outcomes)
+        return torch.stack([outcome.loss for outcome in outcomes.values()]).sum()
+
+    def _logs_now(self) -> bool:
+        every = self.trainer.log_every_n_steps
+        return every > 0 and (self.trainer.global_step + 1) % every == 0
+
+    def _log(self, outcomes: Mapping[str, Outcome]) -> None:
+        self.metrics = {}
+        for name, trainee in self.named_trainees():
+            prefix = "" if len(outcomes) == 1 else f"{name}/"
+            for metric, value in trainee.metrics(outcomes[name]).items():
+                self.metrics[prefix + metric] = value
+        self.metrics["lr"] = self.optimizers().param_groups[0]["lr"]  # type: ignore[union-attr]
+        self.metrics["refused_steps"] = float(self.refused)
+        self.log_dict(self.metrics)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        for _, trainee in self.named_trainees():
+            trainee.dictionary.project_gradients()
+        gradients = [p.grad for p in self.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        self._accepted = bool(torch.isfinite(norm))
+        if not self._accepted:
+            # An optimiser leaves parameters without a gradient alone, moments and step count too.
+            optimizer.zero_grad(set_to_none=True)
+        elif self.clip_norm is not None and norm > self.clip_norm:
+            torch._foreach_mul_(gradients, self.clip_norm / norm)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        for _, trainee in self.named_trainees():
+            trainee.after_step(self._accepted)
+        if self._accepted:
+            self.refused_in_a_row.zero_()
+            return
+        self.refused += 1
+        self.refused_in_a_row += 1
+        if self.refused_in_a_row >= self.max_refused:
+            raise ValueError(
+                f"{int(self.refused_in_a_row)} steps in a row had a loss or gradient that is not "
+                f"finite, up to step {self.trainer.global_step}; the parameters are those of the last "
+                "good step. A smaller optim.lr is the usual cure"
+            )
+
+
+def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
+    """Matrices and vectors (biases, thresholds) apart; every trained parameter exactly once."""
+    trained = [p for p in module.parameters() if p.requires_grad]
+    matrices = [p for p in trained if p.ndim > 2]
+    vectors = [p for p in trained if p.ndim <= 2]
+    assert {id(p) for p in matrices + vectors} == {id(p) for p in trained}
+    assert len(matrices) + len(vectors) == len(trained)
+    return [{"params": matrices, "name": "matrices"}, {"params": vectors, "name": "vectors"}]

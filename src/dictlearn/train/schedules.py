@@ -1,0 +1,34 @@
+"""Learning-rate shapes, as functions of the step."""
+
+from __future__ import annotations
+
+from typing import final
+
+
+@final
+class Trapezoid:
+    """Linear warm-up, a plateau, linear decay to `final` times the peak over the end of the run.
+
+    `warmup` and `decay` below 1 are fractions of the run, from 1 on numbers of steps.
+    """
+
+    def __init__(self, warmup: float = 0.02, decay: float = 0.2, final: float = 0.0):
+        for key, value in (("warmup", warmup), ("decay", decay), ("final", final)):
+            if value < 0:
+                raise ValueError(f"schedule.{key}={value}: want a number that isn't negative")
+        self.warmup, self.decay, self.final = warmup, decay, final
+
+    def __call__(self, step: int, steps: int) -> float:
+        """The multiple of the peak learning rate for step 0, 1, ... of `steps`."""
+        warmup = _as_steps(self.warmup, steps)
+        decay = _as_steps(self.decay, steps)
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        left = steps - step
+        if left < decay:
+            return self.final + (1 - self.final) * left / decay
+        return 1.0
+
+
+def _as_steps(value: float, steps: int) -> int:
+    return round(value * steps) if value < 1 else round(value)

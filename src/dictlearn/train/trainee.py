@@ -1,0 +1,131 @@
+"""One dictionary in training: what it learns from a batch and what is known of its features."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple, final
+
+import torch
+from torch import Tensor, nn
+
+from dictlearn.dicts.dictionary import Dictionary
+from dictlearn.objectives.objective import Objective
+from dictlearn.objectives.protocol import Forward
+from dictlearn.train.normaliser import Normaliser
+from dictlearn.types import Batch
+
+
+class Outcome(NamedTuple):
+    loss: Tensor  # scalar
+    terms: dict[str, Tensor]  # each weighted; they add up to the loss
+    forward: Forward
+
+
+@final
+class Trainee(nn.Module):
+    """A dictionary with its normaliser, objective and count of tokens since each feature fired.
+
+    Several can learn from one stream of batches; nothing here knows of the others.
+    """
+
+    def __init__(
+        self, dictionary: Dictionary, objective: Objective, normalise: str, dead_after: int
+    ):
+        super().__init__()
+        if dead_after < 1:
+            raise ValueError(f"dead_after={dead_after}: want a positive number of tokens")
+        objective.check(dictionary)
+        self.dictionary, self.objective, self.dead_after = dictionary, objective, dead_after
+        self.normaliser = Normaliser(dictionary.n_sources, dictionary.n_targets, normalise)
+        silent_SF = torch.zeros(dictionary.n_sources, dictionary.n_features, dtype=torch.int64)
+        self.register_buffer("tokens_since_fired_SF", silent_SF)
+        self.register_buffer("loss_scale", torch.ones((), dtype=torch.float64))
+        self._fired_SF = torch.zeros_like(silent_SF, dtype=torch.bool)
+        self._tokens = 0
+
+    @torch.no_grad()
+    def begin(self, batch: Batch) -> None:
+        """Measures scales and sets the biases, from activations that the run will train on."""
+        self.normaliser.fit(batch)
+        _, y_NTD = self.normaliser(batch)
+        self.dictionary.initialise(y_NTD)
+        self.loss_scale.fill_(self.objective.loss_scale(y_NTD))
+
+    @property
+    def dead_SF(self) -> Tensor:
+        """Features silent for `dead_after` tokens."""
+        return self.tokens_since_fired_SF >= self.dead_after
+
+    def forward(self, batch: Batch, progress: float) -> Outcome:
+        """The loss of a batch, at `progress` (0 to 1) through the run."""
+        dictionary = self.dictionary
+        dictionary.sparsity.anneal(progress)
+        x_NSD, y_NTD = self.normaliser(batch)
+        encoding = dictionary.encode_training(x_NSD)
+        forward = Forward(
+            dictionary=dictionary,
+            x_NSD=x_NSD,
+            y_NTD=y_NTD,
+            encoding=encoding,
+            y_hats=dictionary.decode_prefixes(encoding.support, x_NSD),
+            dead_SF=self.dead_SF,
+            progress=progress,
+            loss_scale=float(self.loss_scale),
+        )
+        terms = self.objective(forward)
+        self._note_fired(encoding.code.pattern.columns, len(x_NSD))
+        return Outcome(torch.stack(list(terms.values())).sum(), terms, forward)
+
+    def _note_fired(self, columns: Tensor, n_tokens: int) -> None:
+        self._fired_SF = self._fired_SF.to(columns.device)
+        self._fired_SF.view(-1)[columns] = True
+        self._tokens += n_tokens
+
+    def after_step(self, accepted: bool) -> None:
+        """Once an optimiser step, not once a batch: counts silence, restores constraints.
+
+        A step that was refused (a gradient that isn't finite) leaves every counter as it was.
+        """
+        if accepted:
+            fired_SF = _any_rank(self._fired_SF)
+            self.tokens_since_fired_SF += self._tokens * _world_size()
+            self.tokens_since_fired_SF.masked_fill_(fired_SF, 0)
+            self.dictionary.after_step()
+        self._fired_SF.zero_()
+        self._tokens = 0
+
+    @torch.no_grad()
+    def metrics(self, outcome: Outcome) -> dict[str, float]:
+        """Training metrics of one batch, in normalised units: they cost a few passes over it."""
+        forward = outcome.forward
+        error = (forward.y_NTD - forward.y_hat_NTD).square().sum()
+        spread = (forward.y_NTD - forward.y_NTD.mean(0)).square().sum()
+        metrics = {
+            "loss": outcome.loss,
+            **{f"loss/{name}": term for name, term in outcome.terms.items()},
+            "fvu": error / spread,
+            "l0": forward.encoding.code.l0_NS.double().mean(),
+            "dead": forward.dead_SF.double().mean(),
+        }
+        return {name: float(value.detach()) for name, value in metrics.items()}
+
+    def inference_form(self, batches: Callable[[], Iterable[Batch]]) -> Dictionary:
+        """The dictionary in the model's own units, calibrated on held-out batches."""
+        frozen = self.dictionary.inference_form(
+            lambda: (self.normaliser(batch)[0] for batch in batches())
+        )
+        frozen.after_step()
+        return frozen.folded(self.normaliser.input_scale_S, self.normaliser.output_scale_T)
+
+
+def _world_size() -> int:
+    return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+
+
+def _any_rank(flags: Tensor) -> Tensor:
+    """True where any rank's flag is."""
+    if not torch.distributed.is_initialized():
+        return flags
+    counts = flags.int()
+    torch.distributed.all_reduce(counts, torch.distributed.ReduceOp.MAX)
+    return counts.bool()

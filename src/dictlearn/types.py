@@ -1,0 +1,128 @@
+"""Shapes, once for the whole project, and the values that travel between rooms.
+
+    N tokens   S source sites   T target sites   D width   F features per source   K active   R rank
+    B sequences   P positions   V vocabulary   G nested prefixes
+
+A name's suffix is its shape: x_NSD is [N, S, D].
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from dictlearn_kernels.pattern import Pattern
+from torch import Tensor
+
+
+class Batch(NamedTuple):
+    """N tokens' worth of activations, in the model's own units.
+
+    An autoencoder reads what it writes: there `y_NTD is x_NSD`, the same tensor.
+    """
+
+    x_NSD: Tensor
+    y_NTD: Tensor
+    tokens_N: Tensor  # int64 token ids
+    positions_N: Tensor  # int64 position within the model's context window
+
+
+@dataclass(frozen=True, eq=False)
+class Code:
+    """Which features fired and how strongly: CSR, one row per (token, source) in that order.
+
+    Every stored value is positive; a feature that a top-k picked at zero is not in the code, so it
+    gets no gradient. Feature ids ascend within a row: two equal codes are equal tensors.
+    """
+
+    row_starts: Tensor  # int64 [N*S + 1], from 0 to nnz
+    features: Tensor  # int64 [nnz], 0 <= id < n_features, within their source
+    values: Tensor  # float [nnz]
+    n_sources: int
+    n_features: int  # F, per source
+
+    @property
+    def n_tokens(self) -> int:
+        return (len(self.row_starts) - 1) // self.n_sources
+
+    @cached_property
+    def pattern(self) -> Pattern:
+        """The code's positions as one sparse [N*S, S*F] matrix: what the kernels take."""
+        columns = self.features
+        if self.n_sources > 1:
+            counts = self.row_starts.diff()
+            source = torch.arange(len(counts), device=counts.device) % self.n_sources
+            columns = columns + self.n_features * torch.repeat_interleave(source, counts)
+        return Pattern(self.row_starts, columns, self.n_sources * self.n_features)
+
+    @property
+    def rows(self) -> Tensor:
+        """The row, token * n_sources + source, of every entry: int64 [nnz]."""
+        return self.pattern.rows
+
+    def with_values(self, values: Tensor) -> Code:
+        """The same positions with other values; shares the sorted column order."""
+        other = Code(self.row_starts, self.features, values, self.n_sources, self.n_features)
+        other.__dict__["pattern"] = self.pattern
+        return other
+
+    def where(self, keep: Tensor) -> Code:
+        """The entries for which keep (bool [nnz]) is true."""
+        running = torch.nn.functional.pad(keep.cumsum(0), (1, 0))
+        row_starts = running[self.row_starts]
+        return Code(
+            row_starts, self.features[keep], self.values[keep], self.n_sources, self.n_features
+        )
+
+    @property
+    def l0_NS(self) -> Tensor:
+        """Active features per token and source, int64."""
+        return self.row_starts.diff().view(self.n_tokens, self.n_sources)
+
+    def dense(self) -> Tensor:
+        """The code as float [N, S, F]; keeps the gradient of `values`."""
+        flat = self.values.new_zeros(len(self.row_starts) - 1, self.n_features)
+        flat = flat.index_put((self.rows, self.features), self.values)
+        return flat.view(self.n_tokens, self.n_sources, self.n_features)
+
+    def padded(self) -> tuple[Tensor, Tensor]:
+        """(features, values), each [N, S, K] with K the longest row; short rows end in (0, 0.0)."""
+        longest = int(self.row_starts.diff().max()) if len(self.row_starts) > 1 else 0
+        slot = torch.arange(len(self.features), device=self.features.device)
+        slot = slot - self.row_starts[self.rows]
+        shape = (len(self.row_starts) - 1, longest)
+        features = self.features.new_zeros(shape).index_put((self.rows, slot), self.features)
+        values = self.values.new_zeros(shape).index_put((self.rows, slot), self.values)
+        final = (self.n_tokens, self.n_sources, longest)
+        return features.view(final), values.view(final)
+
+
+class Encoding(NamedTuple):
+    """What training needs beyond the code.
+
+    `support` is what the training decode reads. For most sparsities it is the code itself; JumpReLU
+    adds the features just below their threshold and Gated those whose gate is open at strength zero.
+    These stand at value zero, for their gradient alone: the one Code whose values may be zero.
+    `pre` holds the differentiable pre-activations at the support, [nnz of support].
+    `wide` is the code of more features than k that the multi-TopK loss reads, if asked for.
+    """
+
+    code: Code
+    support: Code
+    pre: Tensor
+    wide: Code | None = None
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What a dictionary must know of the model, readable from its config without its weights."""
+
+    name: str  # hub id or folder, as the user wrote it
+    revision: str | None
+    family: str  # transformers' model_type
+    n_layers: int
+    width: int
+    vocab_size: int
+    context_length: int
