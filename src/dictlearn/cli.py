@@ -24,7 +24,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from dictlearn import __version__, config, help
+from dictlearn import __version__, config, help, overrides
 
 USAGE = """\
 dictlearn {version}: sparse dictionaries over the activations of language models
@@ -69,7 +69,7 @@ def _run(args: list[str], verb: str | None) -> int:
 
 def _launch(verb: str, args: list[str], prefix: list[str]) -> int:
     """Hands a verb's arguments to Hydra; returns the worst status of its jobs."""
-    args = config.with_model_paths(args)
+    args = config.translated(args)
     # Hydra's parser takes no override on each side of a flag.
     args.sort(key=lambda arg: arg not in ("-m", "--multirun"))
     parsed = get_args_parser().parse_args(args)
@@ -79,8 +79,9 @@ def _launch(verb: str, args: list[str], prefix: list[str]) -> int:
         return 0
     folder = ["--config-dir", parsed.config_dir] if parsed.config_dir else []
     if not (parsed.cfg or parsed.info or parsed.shell_completion):
-        config.check(verb, parsed.overrides, parsed.multirun, parsed.config_dir)
-    if parsed.multirun:
+        checked = overrides.checked(verb, parsed.overrides, parsed.multirun, parsed.config_dir)
+        args = [arg for arg in args if arg not in parsed.overrides] + checked
+    if parsed.multirun and "name" in config.raw(verb):
         args += _folder_per_job(parsed.overrides)
     statuses = [0]
 
@@ -92,13 +93,13 @@ def _launch(verb: str, args: list[str], prefix: list[str]) -> int:
             named = any(text.startswith("name=") for text in job.overrides.task)
             if "name" in cfg and not named:
                 _check_one_process()
-            overrides = [text for text in job.overrides.task if not text.startswith("name=")]
+            others = [text for text in job.overrides.task if not text.startswith("name=")]
             cfg = config.settled(cfg)
             if several:
-                _say(f"run {job.job.num}: {' '.join(overrides)}")
+                _say(f"run {job.job.num}: {' '.join(others)}")
             # Lightning starts a run's other processes from sys.argv: this job's alone, and named.
             name = [f"name={config.quoted(cfg.name)}"] if "name" in cfg else []
-            sys.argv = [sys.argv[0], *prefix, *folder, *overrides, *name]
+            sys.argv = [sys.argv[0], *prefix, *folder, *others, *name]
             statuses[-1] = import_module(f"dictlearn.verbs.{verb}").main(cfg)
         if statuses[-1] in (130, 143):  # interrupted: so is the multirun
             sys.exit(statuses[-1])
@@ -107,7 +108,7 @@ def _launch(verb: str, args: list[str], prefix: list[str]) -> int:
     try:
         hydra.main(version_base="1.3", config_path=str(config.conf_dir()), config_name=verb)(task)()
     except HydraException:
-        config.check(verb, parsed.overrides, parsed.multirun, parsed.config_dir)
+        overrides.checked(verb, parsed.overrides, parsed.multirun, parsed.config_dir)
         raise
     return max(statuses)
 
@@ -144,9 +145,9 @@ def _complete(args: list[str], verb: str | None, known: Mapping[str, str]) -> in
         if verb is None:
             verb, *words = words
         with suppress(ValueError):  # half a line is no mistake yet
-            words = config.with_model_paths(words)
+            words = config.translated(words)
         os.environ["COMP_LINE"] = " ".join([app, *words, word])
-    return _launch(verb if verb in known else "train", args, [])
+    return _launch(verb if verb and verb in known else "train", args, [])
 
 
 @contextmanager
