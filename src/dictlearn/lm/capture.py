@@ -1,0 +1,67 @@
+"""Read sites while the model runs, and stop it when the last of them is known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from dictlearn.lm.hooks import attach
+from dictlearn.lm.language_model import LanguageModel
+from dictlearn.lm.sites import Site, resolve
+
+
+class StopForward(Exception):
+    """Every site is known: nothing further need run."""
+
+
+@torch.no_grad()
+def capture(
+    lm: LanguageModel,
+    tokens_BP: Tensor,
+    sites: Sequence[str],
+    attention_mask_BP: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """The value of each site, [B, P, D] in the model's dtype, without a graph.
+
+    The head never runs, nor does anything after the last site needed: which one that is, is
+    observed, so the order of `sites` means nothing. Sites that are one tensor come back as one
+    tensor (resid_post.L and resid_pre.(L+1)): don't write into them.
+
+    `tokens_BP` may lie on any device; values come back on the model's. For a vision model it is
+    the pixels.
+    """
+    wanted = {name: resolve(lm.model, name, lm.info) for name in sites}
+    seen: dict[str, Tensor] = {}
+    if not wanted:
+        return seen
+
+    def watch(site: Site) -> Callable[[Tensor], None]:
+        def see(value: Tensor) -> None:
+            seen[site.name] = value
+            if len(seen) == len(wanted):
+                raise StopForward
+
+        return see
+
+    inputs = {lm.model.main_input_name: tokens_BP.to(lm.device)}
+    if attention_mask_BP is not None:
+        inputs["attention_mask"] = attention_mask_BP.to(lm.device)
+    handles = []
+    try:
+        for site in wanted.values():
+            handles += attach(lm.model, site, watch(site))
+        lm.trunk(**inputs)
+    except StopForward:
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()
+    if len(seen) < len(wanted):
+        missing = next(name for name in wanted if name not in seen)
+        raise ValueError(
+            f"site {missing}: {wanted[missing].module_path} does not run in a forward pass of "
+            f"{lm.info.name} without its head"
+        )
+    return {name: seen[name] for name in wanted}

@@ -1,0 +1,124 @@
+"""From what a user wrote after `model.path=` to a local folder that holds the model."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,  # pyright: ignore[reportPrivateImportUsage]  httpx's or httpx2's: the hub's choice
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RemoteEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+PICO_PATH = Path(__file__).parent / "pico"
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+REACH_SECONDS = 5.0  # the hub's own client retries for half a minute; one look is enough
+
+WANTED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+# Subfolders and `consolidated` files hold the same weights once more, in other people's layouts.
+UNWANTED = ["*/*", "consolidated*"]
+
+
+def locate(path: str, revision: str | None, *, weights: bool) -> tuple[Path, str | None]:
+    """The model's folder and its revision: a commit hash for a hub id, as asked for a folder.
+
+    A hub id is downloaded into the hub's own cache, or found there when the hub is out of reach;
+    without `weights`, its config alone. ValueError with what to do about it otherwise.
+    """
+    if path == "pico":
+        folder = PICO_PATH
+    elif Path(path).expanduser().exists():
+        folder = Path(path).expanduser()
+    elif HUB_ID.fullmatch(path):
+        folder = _from_hub(path, revision, weights)
+        return folder, folder.name
+    else:
+        raise ValueError(f"model.path={path}: no such folder, and not a hub id (owner/name)")
+    read_json(path, folder, "config.json")
+    return folder, revision
+
+
+def read_json(path: str, folder: Path, name: str) -> dict[str, object]:
+    """One JSON file of the model's folder; `path` is what the user wrote."""
+    file = folder / name
+    if not file.is_file():
+        raise ValueError(
+            f"model.path={path}: no {name} in {folder}; want a folder in the hub's layout "
+            f"(config.json, *.safetensors, tokenizer.json)"
+        )
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"model.path={path}: {file} is not valid JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"model.path={path}: {file} holds no JSON object")
+    return found
+
+
+def _from_hub(path: str, revision: str | None, weights: bool) -> Path:
+    where = f"model.path={path}"
+    at = f" at revision {revision}" if revision else ""
+    try:
+        reachable = _is_reachable(path, revision)
+        if not weights:
+            config = hf_hub_download(
+                path, "config.json", revision=revision, local_files_only=not reachable
+            )
+            return Path(config).parent
+        return Path(
+            snapshot_download(
+                path,
+                revision=revision,
+                allow_patterns=WANTED,
+                ignore_patterns=UNWANTED,
+                local_files_only=not reachable,
+            )
+        )
+    except HFValidationError as error:
+        raise ValueError(f"{where}: no such folder, and not a hub id (owner/name)") from error
+    except GatedRepoError as error:
+        raise ValueError(
+            f"{where}: its owner wants you to accept terms at https://huggingface.co/{path}; then "
+            f"log in with `hf auth login`"
+        ) from error
+    except RevisionNotFoundError as error:
+        raise ValueError(f"model.revision={revision}: {path} has no such revision") from error
+    except RepositoryNotFoundError as error:
+        raise ValueError(
+            f"{where}: the hub has no such model, or it is private and you are not logged in "
+            f"(`hf auth login`), and there is no such folder here"
+        ) from error
+    except RemoteEntryNotFoundError as error:
+        raise ValueError(
+            f"{where}: the repository has no config.json{at}; want a transformers model"
+        ) from error
+    except (LocalEntryNotFoundError, HTTPError) as error:
+        raise ValueError(
+            f"{where}: the hub cannot be reached and no local copy was found{at}; download it and "
+            f"pass model.path=<folder>"
+        ) from error
+
+
+def _is_reachable(path: str, revision: str | None) -> bool:
+    url = hf_hub_url(path, "config.json", revision=revision)
+    try:
+        get_hf_file_metadata(url, timeout=REACH_SECONDS)
+    except HfHubHTTPError as error:
+        # The hub answered. What it says of this model is the caller's business, but a hub in
+        # trouble is as good as out of reach.
+        if error.response.status_code < 500 and error.response.status_code != 429:
+            raise
+        return False
+    except (OfflineModeIsEnabled, HTTPError):
+        return False
+    return True

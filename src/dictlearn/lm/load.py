@@ -1,0 +1,196 @@
+"""Load a language model to read from: a folder in the hub's layout, a hub id, or `pico`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.utils import logging as transformers_logging
+
+from dictlearn.lm.hub import PICO_PATH, locate, read_json
+from dictlearn.lm.language_model import LanguageModel, bos_id, describe, freeze
+from dictlearn.types import ModelInfo
+
+__all__ = ["PICO_PATH", "LanguageModel", "bos_id", "freeze", "load_model", "read_info"]
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+# No names of hub kernels here: those are code that comes with a download.
+ATTENTIONS = ("auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+
+
+def read_info(path: str, revision: str | None = None) -> ModelInfo:
+    """What a dictionary must know of a model, from its config.json alone: no weights are read."""
+    folder, revision = locate(path, revision, weights=False)
+    return describe(_read_config(path, folder), path, revision)
+
+
+def load_model(
+    path: str,
+    revision: str | None = None,
+    device: str = "cpu",
+    dtype: str = "auto",
+    attn: str = "auto",
+) -> LanguageModel:
+    """The model in evaluation mode, without gradients, and its tokenizer if it has one.
+
+    Args:
+        path: `pico`, a local folder in the hub's layout, or a hub id.
+        revision: branch, tag or commit of a hub id.
+        device: cpu, cuda, cuda:N, mps, or auto (cuda where there is one, else cpu).
+        dtype: float32, bfloat16, or auto (bfloat16 on a GPU, else float32).
+        attn: attention implementation; auto is sdpa for every family that has it, else eager.
+
+    Weights are safetensors; pickled ones are refused, and so is code that comes with a model.
+    Raises ValueError, in one sentence that names the key.
+    """
+    where = f"model.path={path}"
+    on = _device(device)
+    if dtype != "auto" and dtype not in DTYPES:
+        raise ValueError(f"model.dtype={dtype}: want auto, {' or '.join(DTYPES)}")
+    if attn not in ATTENTIONS:
+        raise ValueError(f"model.attn={attn}: want one of {', '.join(ATTENTIONS)}")
+
+    folder, revision = locate(path, revision, weights=True)
+    config = _read_config(path, folder)
+    _refuse_pickles(where, folder)
+    tokenizer = _load_tokenizer(path, folder)
+    auto_dtype = torch.bfloat16 if on.type == "cuda" else torch.float32
+    model = _load_weights(where, folder, config, DTYPES.get(dtype, auto_dtype), attn)
+    model.to(on)  # type: ignore[arg-type]
+    return freeze(model, tokenizer, name=path, revision=revision)
+
+
+def _device(device: str) -> torch.device:
+    n_cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device == "auto":
+        return torch.device("cuda" if n_cuda else "cpu")
+    try:
+        on = torch.device(device)
+    except RuntimeError:
+        on = torch.device("meta")
+    if on.type not in ("cpu", "cuda", "mps"):
+        raise ValueError(f"model.device={device}: want auto, cpu, cuda, cuda:N or mps")
+    if on.type == "cuda" and not n_cuda:
+        raise ValueError(f"model.device={device}: no CUDA device here; use model.device=cpu")
+    if on.type == "cuda" and (on.index or 0) >= n_cuda:
+        raise ValueError(
+            f"model.device={device}: the CUDA devices here are cuda:0 to cuda:{n_cuda - 1}"
+        )
+    if on.type == "mps" and not torch.backends.mps.is_available():
+        raise ValueError(f"model.device={device}: no MPS device here; use model.device=cpu")
+    return on
+
+
+def _read_config(path: str, folder: Path) -> PretrainedConfig:
+    found = read_json(path, folder, "config.json")
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        model_type = found.get("model_type")
+        if model_type in transformers.CONFIG_MAPPING:
+            raise ValueError(f"model.path={path}: config.json is not valid: {error}") from error
+        raise ValueError(
+            f"model.path={path}: transformers {transformers.__version__} has no model_type "
+            f"{model_type!r}, and code that comes with a model is not run; want a model_type of "
+            f"transformers"
+        ) from error
+
+
+def _refuse_pickles(where: str, folder: Path) -> None:
+    if any(folder.glob("*.safetensors")):
+        return
+    pickled = sorted(f.name for pattern in ("*.bin", "*.pt", "*.pth") for f in folder.glob(pattern))
+    if pickled:
+        raise ValueError(
+            f"{where}: its weights are pickled ({pickled[0]}), which can run code when loaded; "
+            f"want *.safetensors"
+        )
+    raise ValueError(f"{where}: no *.safetensors in {folder}; the weights are missing")
+
+
+def _load_tokenizer(path: str, folder: Path) -> PreTrainedTokenizerBase | None:
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        return None
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        if (folder / name).is_file():
+            read_json(path, folder, name)  # a truncated one gets a sentence, not a panic
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (ValueError, KeyError, TypeError, OSError, ImportError) as error:
+        raise ValueError(
+            f"model.path={path}: its tokenizer cannot be read: {_first_line(error)}"
+        ) from error
+
+
+def _load_weights(
+    where: str, folder: Path, config: PretrainedConfig, dtype: torch.dtype, attn: str
+) -> PreTrainedModel:
+    loader = AutoModelForCausalLM if _is_causal_lm(config) else AutoModel
+    try:
+        with _quiet():
+            loaded = loader.from_pretrained(
+                folder,
+                config=config,
+                dtype=dtype,
+                attn_implementation=None if attn == "auto" else attn,
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+        raise ValueError(f"{where}: cannot be loaded: {_first_line(error)}") from error
+    model, report = cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)
+    # transformers would go on with random numbers in their place. A pooler is behind every site.
+    missing = sorted(key for key in report["missing_keys"] if "pooler" not in key.split("."))
+    if missing:
+        raise ValueError(
+            f"{where}: its weights lack {len(missing)} of the tensors that config.json asks for, "
+            f"{missing[0]} for one"
+        )
+    return model
+
+
+def _is_causal_lm(config: PretrainedConfig) -> bool:
+    """Whether next-token logits mean something: transformers gives bert such a head too."""
+    architecture = (config.architectures or [""])[0]
+    if architecture:
+        return (
+            "CausalLM" in architecture
+            or "LMHead" in architecture
+            or ("ConditionalGeneration" in architecture)
+        )
+    return config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bar for what takes a moment."""
+    if not transformers_logging.is_progress_bar_enabled():
+        yield
+        return
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.enable_progress_bar()
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0]

@@ -1,0 +1,148 @@
+"""Where in a model things can be read and written: names for places, places for names.
+
+    resid_pre.L    what block L receives
+    attn_out.L     what its attention adds to the residual
+    resid_mid.L    resid_pre.L + attn_out.L
+    mlp_in.L       what its MLP reads (after a norm before the MLP, where there is one)
+    mlp_out.L      what its MLP adds to the residual (after a norm behind the MLP, likewise)
+    resid_post.L   what block L hands on: resid_mid.L + mlp_out.L
+
+These sums hold for every decoder family, with two things to know. Where attention and MLP run side
+by side (gpt_neox), the MLP reads resid_pre.L: no module ever sees resid_mid.L, which is then only
+the sum. Where a norm follows each sum (bert), resid_mid.L is the normed sum, which the MLP reads.
+
+Any other place goes by its module path: `model.layers.3.mlp:input`, `transformer.h.0.ln_2:output`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Literal
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from dictlearn.types import ModelInfo
+
+SITES = ("resid_pre", "attn_out", "resid_mid", "mlp_in", "mlp_out", "resid_post")
+
+End = Literal["input", "output"]
+
+ATTENTION = ("self_attn", "attention", "attn", "self_attention")
+MLP = ("mlp", "feed_forward", "block_sparse_moe", "ffn")
+
+# Norms that stand between a module and the residual it adds to: (after attention, after MLP).
+# The second name decides: on its own, `post_attention_layernorm` is llama's norm before the MLP.
+NORMS_AFTER = (
+    ("post_attention_layernorm", "post_feedforward_layernorm"),  # gemma2, gemma3, olmo2
+    ("post_self_attn_layernorm", "post_mlp_layernorm"),  # glm4
+)
+
+# Encoders with no MLP module: {} is the attention module, which ends with the sum (and bert's norm).
+SPLIT_MLP = {"intermediate", "output"}
+IN_SPLIT_BLOCK: dict[str, tuple[str, End]] = {
+    "attn_out": ("{}.output.dense", "output"),
+    "resid_mid": ("{}", "output"),
+    "mlp_in": ("intermediate", "input"),
+    "mlp_out": ("output.dense", "output"),
+}
+
+
+@dataclass(frozen=True)
+class Site:
+    """A named tensor: what enters or leaves a module, plus the value of another site if any."""
+
+    name: str
+    module_path: str  # from the whole model, head included
+    end: End
+    plus: Site | None = None
+
+
+def resolve(model: PreTrainedModel, name: str, info: ModelInfo) -> Site:
+    """The place that a name stands for in this model. ValueError when there is none."""
+    path, colon, end = name.rpartition(":")
+    if colon:
+        return _explicit(model, name, path, end, info)
+    kind, _, layer = name.partition(".")
+    if kind not in SITES or not re.fullmatch("0|[1-9][0-9]*", layer):
+        raise ValueError(_unknown(model, name, info))
+    list_path, layers = blocks(model)
+    if int(layer) >= len(layers):
+        raise ValueError(f"dict.layer={layer}: {info.name} has layers 0 to {len(layers) - 1}")
+    return _in_block(name, kind, f"{list_path}.{int(layer)}", layers[int(layer)], info)
+
+
+def site_names(model: PreTrainedModel) -> list[str]:
+    """Every named site of this model, block by block, each block in the order of its sums."""
+    _, layers = blocks(model)
+    return [f"{kind}.{layer}" for layer in range(len(layers)) for kind in SITES]
+
+
+def blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
+    """The residual blocks of the model's text half, and the path of the list that holds them."""
+    config = model.config.get_text_config()
+    trunk = model.get_decoder()
+    # Outer modules come before what they hold: lists of experts are never met first.
+    for module in trunk.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == config.num_hidden_layers:
+            return next(path for path, m in model.named_modules() if m is module), module
+    raise ValueError(
+        f"no list of {config.num_hidden_layers} blocks was found in {type(model).__name__}; "
+        f"name sites by module path, such as 'model.layers.3.mlp:input'"
+    )
+
+
+def _in_block(name: str, kind: str, path: str, block: nn.Module, info: ModelInfo) -> Site:
+    if kind == "resid_pre":
+        return Site(name, path, "input")
+    if kind == "resid_post":
+        return Site(name, path, "output")
+
+    children = dict(block.named_children())
+    attention = next((child for child in ATTENTION if child in children), None)
+    mlp = next((child for child in MLP if child in children), None)
+
+    if attention and children.keys() >= SPLIT_MLP:
+        module, end = IN_SPLIT_BLOCK[kind]
+        return Site(name, f"{path}.{module.format(attention)}", end)
+    if attention is None or mlp is None:
+        raise ValueError(
+            f"site {name}: found no attention and MLP among the parts of a {type(block).__name__} "
+            f"({', '.join(children)}); name the place by its module path, such as "
+            f"'{path}.{next(iter(children), 'mlp')}:output'"
+        )
+    if kind == "mlp_in":
+        return Site(name, f"{path}.{mlp}", "input")
+    for after_attention, after_mlp in NORMS_AFTER:
+        if after_mlp in children:
+            attention, mlp = after_attention, after_mlp
+    if kind == "mlp_out":
+        return Site(name, f"{path}.{mlp}", "output")
+    resid_pre = Site(f"resid_pre.{name.partition('.')[2]}", path, "input")
+    plus = resid_pre if kind == "resid_mid" else None
+    return Site(name, f"{path}.{attention}", "output", plus)
+
+
+def _explicit(model: PreTrainedModel, name: str, path: str, end: str, info: ModelInfo) -> Site:
+    paths = [p for p, _ in model.named_modules() if p]
+    if path not in paths:
+        near = get_close_matches(path, paths, n=3)
+        hint = f"; near it are {', '.join(near)}" if near else ""
+        raise ValueError(f"site {name}: {info.name} has no module {path!r}{hint}")
+    if end == "input" or end == "output":
+        return Site(name, path, end)
+    raise ValueError(f"site {name}: want '{path}:input' or '{path}:output', not ':{end}'")
+
+
+def _unknown(model: PreTrainedModel, name: str, info: ModelInfo) -> str:
+    names = site_names(model)
+    near = get_close_matches(name, names, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    kinds = ", ".join(f"{kind}.L" for kind in SITES)
+    return (
+        f"site {name!r}: the sites of {info.name} are {kinds} with L from 0 to "
+        f"{len(names) // len(SITES) - 1}, and module paths such as '{blocks(model)[0]}.0:output'"
+        f"{hint}"
+    )

@@ -1,0 +1,153 @@
+"""Capturing gives what the full forward computes, and runs no more of the model than it must."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dictlearn.lm.capture import capture
+from dictlearn.lm.sites import SITES, site_names
+
+
+def _modules_run(model: nn.Module, run) -> set[str]:
+    ran: set[str] = set()
+    handles = [
+        module.register_forward_hook(lambda *_, path=path: ran.add(path) if path else None)
+        for path, module in model.named_modules()
+    ]
+    try:
+        run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return ran
+
+
+def test_stopping_early_changes_no_value(example):
+    lm, tokens = example.lm, example.inputs
+    everything = capture(lm, tokens, [*site_names(lm.model)])
+    for kind in SITES:
+        alone = capture(lm, tokens, [f"{kind}.1"])
+        assert torch.equal(alone[f"{kind}.1"], everything[f"{kind}.1"])
+
+
+def test_nothing_runs_after_the_last_site(qwen3):
+    def at(*sites: str) -> set[str]:
+        model = qwen3.lm.model
+        ran = _modules_run(model, lambda: capture(qwen3.lm, qwen3.inputs, sites))
+        return {path.removeprefix("model.layers.") for path in ran}
+
+    assert not any(path.startswith(("0", "1", "2")) for path in at("resid_pre.0"))
+    ran = at("mlp_in.1", "mlp_out.0")
+    assert {"0", "1.self_attn", "1.post_attention_layernorm"} <= ran
+    assert not ran & {"1", "1.mlp", "1.mlp.up_proj", "2", "2.self_attn", "model.norm", "lm_head"}
+
+
+def test_neither_head_nor_final_norm_runs(decoder):
+    model, tokens = decoder.lm.model, decoder.inputs
+    whole = _modules_run(model, lambda: model(tokens))
+    ran = _modules_run(model, lambda: capture(decoder.lm, tokens, ["resid_post.2"]))
+    skipped = {path.rpartition(".")[2] for path in whole - ran if "layers.2" not in path}
+    norms = {"norm", "ln_f", "final_layer_norm", "final_layernorm"}
+    assert "lm_head" in skipped and skipped & norms, skipped
+
+
+def test_the_order_of_sites_means_nothing(example):
+    sites = ["resid_post.1", "mlp_in.0", "resid_mid.1", "attn_out.1", "resid_pre.0"]
+    one = capture(example.lm, example.inputs, sites)
+    other = capture(example.lm, example.inputs, sites[::-1])
+    assert list(one) == sites and list(other) == sites[::-1]
+    assert all(torch.equal(one[site], other[site]) for site in sites)
+
+
+def test_a_site_asked_for_twice_is_one_tensor(qwen3):
+    at = capture(qwen3.lm, qwen3.inputs, ["resid_post.1", "resid_post.1"])
+    assert list(at) == ["resid_post.1"]
+    assert capture(qwen3.lm, qwen3.inputs, []) == {}
+
+
+def test_two_names_of_one_place_are_one_tensor(qwen3):
+    sites = ["resid_post.0", "resid_pre.1", "model.layers.1:input"]
+    at = capture(qwen3.lm, qwen3.inputs, sites)
+    assert len({value.data_ptr() for value in at.values()}) == 1
+
+
+def test_nothing_captured_holds_a_graph(qwen3):
+    wants = nn.Parameter(torch.zeros(16))
+    handle = qwen3.lm.trunk.embed_tokens.register_forward_hook(lambda *a: a[2] + wants)
+    try:
+        at = capture(qwen3.lm, qwen3.inputs, ["resid_post.1"])
+        assert torch.is_grad_enabled()
+    finally:
+        handle.remove()
+    assert not at["resid_post.1"].requires_grad
+    # An ordinary tensor all the same, which a dictionary may train on.
+    (at["resid_post.1"] * wants).sum().backward()
+    assert wants.grad is not None
+
+
+def test_no_hook_is_left_behind(example):
+    lm = example.lm
+    capture(lm, example.inputs, ["resid_mid.1"])
+    with pytest.raises(ValueError, match=r"dict\.layer=9"):
+        capture(lm, example.inputs, ["resid_mid.1", "resid_mid.9"])
+    hooks = [
+        len(module._forward_hooks) + len(module._forward_pre_hooks) for module in lm.model.modules()
+    ]
+    with torch.no_grad():
+        lm.model(example.inputs)
+    assert sum(hooks) == 0
+
+
+def test_the_model_still_runs_whole_after_a_capture(decoder):
+    before = decoder.lm.logits(decoder.inputs)
+    capture(decoder.lm, decoder.inputs, ["resid_mid.0"])
+    assert torch.equal(decoder.lm.logits(decoder.inputs), before)
+
+
+def test_an_attention_mask_hides_what_it_masks(bert):
+    tokens = bert.inputs
+    mask = torch.ones_like(tokens)
+    mask[:, -2:] = 0
+    other = torch.where(mask.bool(), tokens, 5)
+    site = ["resid_post.2"]
+    masked = [capture(bert.lm, t, site, mask)[site[0]][:, :-2] for t in (tokens, other)]
+    assert torch.equal(*masked)
+    free = [capture(bert.lm, t, site)[site[0]][:, :-2] for t in (tokens, other)]
+    assert not torch.equal(*free)
+
+
+def test_a_module_that_does_not_run_is_named(qwen3):
+    with pytest.raises(
+        ValueError, match=r"lm_head:input: lm_head does not run .* without its head"
+    ):
+        capture(qwen3.lm, qwen3.inputs, ["lm_head:input"])
+
+
+def test_a_place_without_activations_is_named(qwen3):
+    with pytest.raises(ValueError, match=r"model\.embed_tokens:input: want .*found \[2, 7\]"):
+        capture(qwen3.lm, qwen3.inputs, ["model.embed_tokens:input"])
+
+
+def test_a_module_called_by_keyword_has_an_input(qwen3):
+    at = capture(qwen3.lm, qwen3.inputs, ["model.layers.1.self_attn:input", "resid_pre.1"])
+    norm = qwen3.block(1).get_submodule("input_layernorm")
+    with torch.no_grad():
+        torch.testing.assert_close(
+            norm(at["resid_pre.1"]), at["model.layers.1.self_attn:input"], rtol=0, atol=0
+        )
+
+
+def test_bf16_models_give_bf16_sites_that_add_up(bf16_lm):
+    tokens = torch.arange(14).view(2, 7) + 4
+    at = capture(bf16_lm, tokens, site_names(bf16_lm.model))
+    assert {value.dtype for value in at.values()} == {torch.bfloat16}
+
+    def close(left: Tensor, right: Tensor) -> None:
+        torch.testing.assert_close(left, right, rtol=2e-2, atol=2e-2)
+
+    for layer in range(3):
+        pre, attn, mid, _, out, post = (at[f"{kind}.{layer}"] for kind in SITES)
+        assert torch.equal(pre + attn, mid)
+        close(mid + out, post)
