@@ -96,10 +96,9 @@ class LiveSource:
         lm_batch_tokens = lm_batch_windows * windows.context
         if buffer_tokens < 2 * lm_batch_tokens:
             raise ValueError(
-                f"source.buffer_tokens={buffer_tokens} does not fit source.lm_batch_windows="
-                f"{lm_batch_windows} of {windows.context} tokens, as half the buffer takes at least "
-                f"one LM batch: want source.buffer_tokens of {2 * lm_batch_tokens} or more, or fewer "
-                f"windows"
+                f"source.buffer_tokens={buffer_tokens} is too small for source.lm_batch_windows="
+                f"{lm_batch_windows} of {windows.context} tokens each, which go into half of it: "
+                f"want source.buffer_tokens={2 * lm_batch_tokens} or more, or fewer windows"
             )
         if len(windows) == 0:
             raise ValueError("data: there is no text to read, not one window of tokens")
@@ -126,6 +125,7 @@ class LiveSource:
             dtype=DTYPES[store_dtype],
             out_dtype=DTYPES[batch_dtype],
         )
+        self._rank, self._ranks = 0, 1
         # What must be equal for a state to mean the same place in the same stream.
         self._stream = {
             "seed": seed,
@@ -143,11 +143,17 @@ class LiveSource:
     def device(self) -> torch.device:
         return self._lm.device
 
+    def shard(self, rank: int, ranks: int) -> None:
+        """Every rank takes each `ranks`-th LM batch, and shuffles its own."""
+        if (rank, ranks) != (self._rank, self._ranks):
+            self._rank, self._ranks = rank, ranks
+            self._buffer.restore(*self._buffer.position)  # what it holds is another rank's
+
     def next_batch(self) -> Batch:
         return self._batch(self.batch_tokens, from_start=False)
 
     def sample(self, n: int) -> Batch:
-        """See `Source.sample`. Up to half a buffer needs no extra forward before the first batch."""
+        """See `Source.sample`. Before the first batch, half a buffer costs no extra forward."""
         return self._batch(n, from_start=True)
 
     def state(self) -> dict[str, int]:
@@ -168,8 +174,8 @@ class LiveSource:
         return Batch(rows.groups[0], rows.groups[-1], rows.tokens_N, rows.positions_N)
 
     def _read(self, number: int) -> Read:
-        """LM batch `number` of the endless sequence."""
-        start = number * self._lm_batch_windows
+        """LM batch `number` of this rank's share of the endless sequence."""
+        start = (number * self._ranks + self._rank) * self._lm_batch_windows
         indices_B = self._order.span(start, start + self._lm_batch_windows)
         tokens_BP = self._windows.window_batch(indices_B)
         keep_N = self._windows.valid(tokens_BP).flatten().nonzero().squeeze(1)
@@ -220,9 +226,7 @@ class LiveSource:
             before, self.dropped = self.dropped, self.dropped + int(bad_N.sum())
             self._counted = number + 1
             if self.dropped.bit_length() > before.bit_length():  # says so at 1, 2, 4, 8, ...
-                log.warning(
-                    "source.nonfinite=drop: left out %d tokens with NaN or Inf", self.dropped
-                )
+                log.warning("source.nonfinite=drop: %d tokens with NaN or Inf so far", self.dropped)
         return keep_N[~bad_N]
 
 

@@ -46,6 +46,13 @@ class Source(Protocol):
         """Where batches live."""
         ...
 
+    def shard(self, rank: int, ranks: int) -> None:
+        """Makes this the stream of one of several processes, which share no row among them.
+
+        A state belongs to the rank that it was taken at. Doing it twice is doing it once.
+        """
+        ...
+
     def next_batch(self) -> Batch:
         """The next `batch_tokens` rows. If it raises, the state is as it was before the call."""
         ...
