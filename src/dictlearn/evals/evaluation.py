@@ -19,6 +19,7 @@ from dictlearn.evals.context import (
 )
 from dictlearn.evals.observe import observe_tokens, window_batches
 from dictlearn.lm.language_model import LanguageModel
+from dictlearn.types import ModelInfo
 
 Eval = Metric | RowSource | Callable[[EvalContext], EvalResult]
 Progress = Callable[[int, int], None]  # (tokens done, tokens in all)
@@ -53,15 +54,20 @@ def evaluate_dictionary(
     `train_windows` is what baselines are fitted on. Raises ValueError when the dictionary does not
     fit the model or the text holds nothing to evaluate.
     """
-    if dictionary.width != lm.info.width:
-        raise ValueError(
-            f"dictionary: it reads activations of width {dictionary.width}, but those of "
-            f"{lm.info.name} have width {lm.info.width}; model= names the model it was trained on"
-        )
+    check_fits(dictionary, lm.info)
     context = EvalContext(
         dictionary, lm, windows, train_windows, n_tokens, batch_windows, seed, rows={}
     )
     return run_evals(context, evals, progress)
+
+
+def check_fits(dictionary: EvaluatedDictionary, info: ModelInfo) -> None:
+    """ValueError, in one sentence, when the model's activations have another width."""
+    if dictionary.width != info.width:
+        raise ValueError(
+            f"dictionary: it reads activations of width {dictionary.width}, but those of "
+            f"{info.name} have width {info.width}; model= names the model it was trained on"
+        )
 
 
 def run_evals(

@@ -1,0 +1,98 @@
+"""figures.json: what an evaluation found, with all one needs to repeat or distrust it."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from dictlearn.evals.context import EvaluatedDictionary
+from dictlearn.evals.evaluation import Evaluation
+from dictlearn.types import ModelInfo
+
+FORMAT = 1
+# Per-feature series belong to the features themselves; these are small and worth replotting.
+KEPT_SERIES = ("density_histogram", "l0_histogram", "l0_by_position", "error_by_position")
+
+
+def record_of(
+    evaluation: Evaluation,
+    dictionary: EvaluatedDictionary,
+    info: ModelInfo,
+    data: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Plain JSON values. `data` is what the user asked the text to be; its hash is what it was."""
+    return {
+        "format": FORMAT,
+        "dictionary": {
+            "kind": dictionary.kind,
+            "sources": list(dictionary.sources),
+            "targets": list(dictionary.targets),
+            "n_features": dictionary.n_features,
+            "width": dictionary.width,
+        },
+        "model": dict(vars(info)),
+        "text": {
+            "tokens": evaluation.tokens,
+            "sha256": evaluation.tokens_sha256,
+            "data": dict(data),
+        },
+        "figures": {name: _finite(value) for name, value in evaluation.figures.items()},
+        "baselines": {
+            row: {name: _finite(value) for name, value in figures.items()}
+            for row, figures in evaluation.rows.items()
+        },
+        "series": {
+            name: _rounded(evaluation.series[name])
+            for name in KEPT_SERIES
+            if name in evaluation.series
+        },
+        "versions": versions(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": round(evaluation.seconds, 2),
+    }
+
+
+def versions() -> dict[str, str]:
+    packages = {"dictlearn": "dictlearn-lm", "torch": "torch", "transformers": "transformers"}
+    return {"python": platform.python_version()} | {
+        name: version(package) for name, package in packages.items()
+    }
+
+
+def write_record(folder: Path, record: Mapping[str, Any]) -> Path:
+    """Writes figures.json whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path, partial = folder / "figures.json", folder / "figures.json.partial"
+    partial.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    partial.replace(path)
+    return path
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    path = folder / "figures.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ValueError(f"{path}: no figures here; dictlearn evaluate writes them") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not a JSON file ({error}); evaluate again") from error
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no NaN: an undefined figure is null."""
+    return value if math.isfinite(value) else None
+
+
+def _rounded(series: Tensor) -> list[Any]:
+    """Nested lists with six significant digits."""
+    if series.ndim == 1:
+        return [float(f"{value:.6g}") for value in series.tolist()]
+    return [_rounded(row) for row in series]

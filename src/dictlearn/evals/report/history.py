@@ -1,0 +1,45 @@
+"""metrics.jsonl, read with patience: what a run logged while it trained."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+Series = tuple[list[float], list[float]]  # x, y
+
+
+def read_history(path: Path) -> list[dict[str, float]]:
+    """One dict of numbers for each logged step, in order; no file means nothing was logged.
+
+    A run that was killed may end in half a line, and one that was resumed repeats steps: the half
+    line is left out, and of a repeated step the later entry stands.
+    """
+    if not path.is_file():
+        return []
+    by_step: dict[float, dict[str, float]] = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(entry, dict) and isinstance(entry.get("step"), int | float):
+            numbers = {key: value for key, value in entry.items() if _is_finite_number(value)}
+            by_step.setdefault(entry["step"], {}).update(numbers)
+    return [by_step[step] for step in sorted(by_step)]
+
+
+def series(history: list[dict[str, float]], key: str) -> Series:
+    """The points at which `key` was logged, over tokens where those are known, else steps."""
+    points = [(entry.get("tokens", entry["step"]), entry[key]) for entry in history if key in entry]
+    return [x for x, _ in points], [y for _, y in points]
+
+
+def loss_terms(history: list[dict[str, float]]) -> list[str]:
+    """Names of the terms logged as loss/<term>, in the order they first appear."""
+    keys = dict.fromkeys(key for entry in history for key in entry if key.startswith("loss/"))
+    return [key.removeprefix("loss/") for key in keys]
+
+
+def _is_finite_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,184 @@
+"""Puts a run's figures, curves and settings on one page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from dictlearn.evals import table
+from dictlearn.evals.record import read_record
+from dictlearn.evals.report.history import read_history
+from dictlearn.evals.report.plots import Plot, evaluation_plots, training_plots
+from dictlearn.evals.report.settings import read_settings, summary
+from dictlearn.evals.report.theme import inline_svg, save_png
+
+
+def write_report(folder: Path) -> Path:
+    """Writes report.html and figures/*.png from the run folder's own files; returns the page.
+
+    Reads figures.json (ValueError if there is none) and, where they exist, metrics.jsonl and
+    config.yaml. Nothing else goes in: a report can be written again at any time.
+    """
+    record = read_record(folder)
+    history = read_history(folder / "metrics.jsonl")
+    training, evaluation = training_plots(history), evaluation_plots(record)
+    pictures = folder / "figures"
+    pictures.mkdir(exist_ok=True)
+    for plot in (*training, *evaluation):
+        save_png(plot.draw, pictures / f"{plot.name}.png", plot.title, plot.width)
+    path, partial = folder / "report.html", folder / "report.html.partial"
+    name = folder.resolve().name
+    settings = read_settings(folder / "config.yaml")
+    partial.write_text(page(name, record, settings, training, evaluation), encoding="utf-8")
+    partial.replace(path)
+    return path
+
+
+def page(
+    name: str,
+    record: Mapping[str, Any],
+    settings: str,
+    training: Iterable[Plot],
+    evaluation: Iterable[Plot],
+) -> str:
+    """The whole HTML document. `settings` is the run's configuration as YAML, or empty."""
+    sections = [
+        _key_figures(record),
+        _comparison(record),
+        _plots("Training", "As logged during the run, on training text.", training, "plots"),
+        _plots("On held-out text", "Valid tokens only.", evaluation, "plots few"),
+        _settings(settings),
+    ]
+    here = files("dictlearn.evals.report")
+    return Template((here / "page.html").read_text(encoding="utf-8")).substitute(
+        title=escape(name),
+        style=(here / "style.css").read_text(encoding="utf-8").strip(),
+        lede=_lede(record),
+        sections="\n".join(filter(None, sections)),
+        footer=_footer(record),
+    )
+
+
+def _lede(record: Mapping[str, Any]) -> str:
+    """What was trained, in one sentence."""
+    dictionary, model = record["dictionary"], record["model"]
+    sources, targets = ", ".join(dictionary["sources"]), ", ".join(dictionary["targets"])
+    sites = sources if sources == targets else f"{sources} \N{RIGHTWARDS ARROW} {targets}"
+    size = f"{dictionary['n_features']:,} features"
+    if len(dictionary["sources"]) > 1:
+        size += " per layer"
+    text = f"{record['text']['tokens']:,} tokens of held-out text"
+    kind = table.label_of(dictionary)
+    return (
+        f"<b>{escape(kind[:1].upper() + kind[1:])}</b> with <b>{size}</b> on "
+        f"<b>{escape(sites)}</b> of <b>{escape(model['name'])}</b>, evaluated on {text}."
+    )
+
+
+def _key_figures(record: Mapping[str, Any]) -> str:
+    """The five numbers one looks for first, each beside what makes it mean something."""
+    figures, baselines = record["figures"], record["baselines"]
+    beside = next(iter(baselines), None)
+
+    def other(key: str, form: str) -> str:
+        value = baselines.get(beside, {}).get(key)
+        return "" if value is None else f"{beside}: {_number(value, form)}"
+
+    entries: list[tuple[str, str, str]] = []
+    if figures.get("explained_variance") is not None:
+        value = _number(figures["explained_variance"], ".3f")
+        entries.append(("Explained variance", value, other("explained_variance", ".3f")))
+    if "l0" in figures:
+        spread = f"90% of tokens: {figures['l0_p05']:.0f} to {figures['l0_p95']:.0f}"
+        entries.append(("L0, features per token", f"{figures['l0']:.1f}", spread))
+        seen = f"never fired in {figures['tokens']:,.0f} tokens"
+        entries.append(("Dead features", f"{figures['dead']:.1%}", seen))
+    for key, name, form in (("ce_increase", "CE increase", "+.3f"), ("kl", "KL", ".3f")):
+        if figures.get(key) is not None:
+            value = _number(figures[key], form)
+            entries.append((f"{name}, nats/token", value, other(key, form)))
+    cells = "\n".join(
+        f'<div><dt>{name}</dt><dd>{value}</dd><dd class="beside">{escape(note)}</dd></div>'
+        for name, value, note in entries
+    )
+    return f'<dl class="key">\n{cells}\n</dl>' if entries else ""
+
+
+def _comparison(record: Mapping[str, Any]) -> str:
+    heads = "".join(
+        f'<th scope="col" title="{escape(column.meaning)}">'
+        + "<br>".join(filter(None, [*map(escape, column.title.split("\n")), column.unit]))
+        + "</th>"
+        for column in table.COLUMNS
+    )
+    body = "\n".join(
+        f'<tr{" class=own" if own else ""}><th scope="row">{escape(label)}</th>'
+        + "".join(f"<td>{value}</td>" for value in cells)
+        + "</tr>"
+        for label, cells, own in table.rows(record)
+    )
+    facts = "\n".join(
+        f'<tr><th scope="row">{escape(name)}</th><td>{escape(value)}</td>'
+        f"<td>{escape(meaning)}</td></tr>"
+        for name, value, meaning in table.facts(record)
+    )
+    details = f'<div class="scroll"><table class="facts"><tbody>\n{facts}\n</tbody></table></div>'
+    return f"""<section>
+<h2>Beside the baselines</h2>
+<p class="note">FVU is pooled over tokens in float64. CE and KL compare the model with the
+reconstruction in place to the clean model, per token. Baselines are fitted on training text.</p>
+<div class="scroll"><table>
+<thead><tr><th scope="col"><span hidden>Reconstruction</span></th>{heads}</tr></thead>
+<tbody>
+{body}
+</tbody>
+</table></div>
+{details if facts else ""}
+</section>"""
+
+
+def _plots(title: str, note: str, plots: Iterable[Plot], layout: str) -> str:
+    drawn = "\n".join(
+        f"<figure><figcaption>{escape(plot.title)}</figcaption>\n"
+        f"{inline_svg(plot.draw, plot.name, escape(plot.label), plot.width)}</figure>"
+        for plot in plots
+    )
+    if not drawn:
+        return ""
+    heading = f'<h2>{title}</h2>\n<p class="note">{note}</p>'
+    return f'<section>\n{heading}\n<div class="{layout}">\n{drawn}\n</div>\n</section>'
+
+
+def _settings(settings: str) -> str:
+    if not settings:
+        return ""
+    pairs = "\n".join(
+        f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>"
+        for name, value in summary(settings)
+    )
+    return f"""<section>
+<h2>Settings</h2>
+<dl class="settings">
+{pairs}
+</dl>
+<details><summary>Every setting</summary>
+<pre>{escape(settings.strip())}</pre>
+</details>
+</section>"""
+
+
+def _footer(record: Mapping[str, Any]) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    model = record["model"]
+    revision = f" at {model['revision']}" if model["revision"] else ""
+    text = f"text SHA-256 {record['text']['sha256'][:16]}" if record["text"]["sha256"] else ""
+    parts = [f"{model['name']}{revision}", text, versions, str(record["date"])]
+    return " \N{MIDDLE DOT} ".join(escape(part) for part in parts if part)
+
+
+def _number(value: float, form: str) -> str:
+    return format(value, form).replace("-", table.MINUS)

@@ -1,0 +1,204 @@
+"""The pictures: training curves, firing densities, and what changes with the position."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+from dictlearn.evals.report.history import Series, loss_terms, series
+from dictlearn.evals.report.theme import LEFT, Draw, Palette
+
+LOG_FROM = 8.0  # a range of more than this ratio is drawn on a logarithmic axis
+POSITION_BINS = 48
+NARROW, WIDE = 4.4, 5.6  # inches: three in a row, two in a row
+PERCENT = "% of features"
+TIDY = (1, 2, 2.5, 5, 10)  # steps between ticks
+
+TRAINING_FIGURES = (  # logged key, title, unit
+    ("fvu", "Fraction of variance unexplained", "FVU"),
+    ("l0", "L0", "active features per token"),
+    ("dead", "Dead features", PERCENT),
+    ("lr", "Learning rate", ""),
+    ("tokens_per_second", "Training speed", "tokens per second"),
+)
+
+
+@dataclass(frozen=True)
+class Plot:
+    """`title` says what is shown, `label` reads it out to those who cannot see it."""
+
+    name: str
+    title: str
+    label: str
+    draw: Draw
+    width: float
+
+
+def training_plots(history: list[dict[str, float]]) -> list[Plot]:
+    """One plot for each thing that the run logged."""
+    plots: list[Plot] = []
+    curves = {"loss": series(history, "loss")} | {
+        term: series(history, f"loss/{term}") for term in loss_terms(history)
+    }
+    curves = {name: curve for name, curve in curves.items() if any(curve[1])}
+    if len(curves) == 2:  # one term: it is the loss
+        del curves["loss"]
+    if curves:
+        plots.append(_curves("loss", "Loss and its terms", curves, "per token"))
+    for key, title, unit in TRAINING_FIGURES:
+        curve = series(history, key)
+        if curve[1]:
+            plots.append(_curves(key, title, {title: curve}, unit))
+    return plots
+
+
+def evaluation_plots(record: Mapping[str, Any]) -> list[Plot]:
+    plots: list[Plot] = []
+    found = record["series"]
+    if "density_histogram" in found:
+        plots.append(_density(found["density_histogram"], record["figures"]))
+    if "l0_histogram" in found:
+        plots.append(_l0_histogram(found["l0_histogram"], record["figures"]))
+    for key, title, unit in (
+        ("l0_by_position", "L0 by position", "active features"),
+        ("error_by_position", "Error by position", "FVU"),
+    ):
+        if key in found and any(found[key][1]):
+            plots.append(_by_position(key, title, unit, found[key]))
+    return plots
+
+
+def _curves(name: str, title: str, curves: Mapping[str, Series], unit: str) -> Plot:
+    def draw(axes: Axes, palette: Palette) -> None:
+        colours = itertools.cycle(palette.lines)
+        for (label, (x, y)), colour in zip(curves.items(), colours, strict=False):
+            scaled = [100 * v for v in y] if unit == PERCENT else y
+            axes.plot(x, scaled, color=colour, label=label, linewidth=1.4)
+        values = [v for _, y in curves.values() for v in y]
+        _unit_above(axes, _vertical_scale(axes, values, unit), palette)
+        axes.set_xlim(left=0)
+        axes.set_xlabel("tokens trained on")
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.xaxis.set_major_locator(MaxNLocator(5, steps=TIDY))
+        if len(curves) > 1:
+            axes.legend(loc="best")
+
+    ends = ", ".join(f"{label} from {y[0]:.4g} to {y[-1]:.4g}" for label, (_, y) in curves.items())
+    return Plot(name, title, f"{title} over training: {ends}", draw, NARROW)
+
+
+def _vertical_scale(axes: Axes, values: Sequence[float], unit: str) -> str:
+    """Chooses the scale and the ticks; returns what to call the axis."""
+    low, high = min(values), max(values)
+    if low > 0 and high > LOG_FROM * low and unit != PERCENT:
+        axes.set_yscale("log")
+        within = (1.0, 2.0, 5.0) if high < 50 * low else (1.0,)
+        axes.yaxis.set_major_locator(LogLocator(subs=within, numticks=8))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: _short(v)))
+        return f"{unit}, log scale".removeprefix(", ")
+    scale = 100 if unit == PERCENT else 1
+    axes.set_ylim(bottom=min(0.0, 1.08 * low * scale), top=1.08 * max(high, 1e-12) * scale)
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=TIDY))
+    plain = FuncFormatter(lambda v, _: _short(v))
+    axes.yaxis.set_major_formatter(EngFormatter(sep="") if high >= 1e4 else plain)
+    return unit
+
+
+def _short(value: float) -> str:
+    """0.25, 3e-4: without zeros that say nothing."""
+    if value and abs(value) < 1e-3:
+        return f"{value:.1e}".replace(".0e", "e").replace("e-0", "e-")
+    return f"{value:g}"
+
+
+def _unit_above(axes: Axes, unit: str, palette: Palette) -> None:
+    """The vertical axis' unit, level and at its head, where it is read without turning one's neck."""
+    axes.annotate(
+        unit, (0, 1), (-LEFT * 72 + 5, 8), xycoords="axes fraction", textcoords="offset points",
+        fontsize=9.5, color=palette.muted,
+    )  # fmt: skip
+
+
+def _density(histogram: Sequence[Sequence[float]], figures: Mapping[str, Any]) -> Plot:
+    edges, counts = histogram
+    width = edges[1] - edges[0] if len(edges) > 1 else 1.0
+
+    def draw(axes: Axes, palette: Palette) -> None:
+        axes.bar(edges, counts, width=0.92 * width, align="edge", color=palette.first)
+        axes.set_xlim(edges[0], 0)
+        axes.xaxis.set_major_locator(MaxNLocator(6, steps=TIDY, integer=True))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: _share(10**v)))
+        axes.set_xlabel("share of tokens on which a feature fires")
+        _unit_above(axes, "features", palette)
+        axes.yaxis.set_major_locator(MaxNLocator(5, steps=TIDY, integer=True))
+        axes.axvline(-1, color=palette.muted, linewidth=0.8, linestyle=(0, (2, 2)))
+
+    label = (
+        f"Histogram of {sum(counts):.0f} live features by firing density: the median fires on "
+        f"{figures['density_p50']:.2g} of tokens, {figures['high_density']:.0f} on more than 10%"
+    )
+    return Plot("density", "Firing density of live features", label, draw, WIDE)
+
+
+def _l0_histogram(counts: Sequence[float], figures: Mapping[str, Any]) -> Plot:
+    total = sum(counts) or 1.0
+    most = max((i for i, count in enumerate(counts) if count), default=0)
+    stride = max(1, (most + 1) // 60)
+    bins = [sum(counts[i : i + stride]) / total for i in range(0, most + 1, stride)]
+
+    def draw(axes: Axes, palette: Palette) -> None:
+        lefts = [i * stride for i in range(len(bins))]
+        axes.bar(lefts, [100 * b for b in bins], width=0.92 * stride, color=palette.first)
+        axes.set_xlim(-0.5 * stride, max(most * 1.03, 1) + stride)
+        axes.set_xlabel("active features on a token")
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}%"))
+        _unit_above(axes, "share of tokens", palette)
+        axes.yaxis.set_major_locator(MaxNLocator(5, steps=TIDY))
+        axes.xaxis.set_major_locator(MaxNLocator(6, steps=TIDY, integer=True))
+
+    label = (
+        f"Histogram of active features per token: median {figures['l0_p50']:.0f}, "
+        f"90% between {figures['l0_p05']:.0f} and {figures['l0_p95']:.0f}"
+    )
+    return Plot("l0_histogram", "L0 over tokens", label, draw, WIDE)
+
+
+def _by_position(name: str, title: str, unit: str, table: Sequence[Sequence[float]]) -> Plot:
+    x, y = binned(table[0], table[1], POSITION_BINS)
+
+    def draw(axes: Axes, palette: Palette) -> None:
+        axes.plot(x, y, color=palette.first, marker="o", markersize=2.5, linewidth=1.2)
+        axes.set_ylim(bottom=0, top=1.12 * max(y))
+        axes.set_xlim(0, len(table[0]))
+        axes.set_xlabel("position in the window, tokens")
+        _unit_above(axes, unit, palette)
+        axes.yaxis.set_major_locator(MaxNLocator(5, steps=TIDY))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: _short(v)))
+        axes.xaxis.set_major_locator(MaxNLocator(6, steps=TIDY, integer=True))
+
+    label = f"{title}: {y[0]:.3g} {unit} near position {x[0]:.0f}, {y[-1]:.3g} near {x[-1]:.0f}"
+    return Plot(name, title, label, draw, WIDE)
+
+
+def binned(values: Sequence[float], counts: Sequence[float], n_bins: int) -> Series:
+    """(mean positions, means) over at most `n_bins` runs of positions, weighted by their tokens."""
+    stride = max(1, -(-len(values) // n_bins))
+    x, y = [], []
+    for start in range(0, len(values), stride):
+        part = range(start, min(start + stride, len(values)))
+        weight = sum(counts[p] for p in part)
+        if weight > 0:
+            x.append(sum(p * counts[p] for p in part) / weight)
+            y.append(sum(values[p] * counts[p] for p in part) / weight)
+    return x, y
+
+
+def _share(value: float) -> str:
+    """10%, 0.001%: a share of tokens as a percentage."""
+    return f"{100 * value:.6f}".rstrip("0").rstrip(".") + "%"

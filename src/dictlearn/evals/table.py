@@ -1,0 +1,96 @@
+"""The final table, once for the terminal and the report: figures, words and units."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+MISSING = "\N{EN DASH}"
+MINUS = "\N{MINUS SIGN}"
+
+
+@dataclass(frozen=True)
+class Column:
+    key: str
+    title: str
+    unit: str  # "" for a pure number
+    format: str
+    meaning: str
+
+
+COLUMNS = (
+    Column("fvu", "FVU", "", ".4f", "fraction of variance unexplained, pooled over valid tokens"),
+    Column(
+        "fvu_with_special", "FVU with\nspecial", "", ".4f", "FVU with BOS and its kind included"
+    ),
+    Column("cosine", "cosine", "", ".3f", "mean cosine of activation and reconstruction"),
+    Column("ce_increase", "CE increase", "nats", "+.4f", "cross entropy, patched minus clean"),
+    Column("kl", "KL", "nats", ".4f", "KL(clean || patched), per token"),
+    Column("top1_agreement", "top-1", "", ".1%", "same most likely next token as the clean model"),
+)
+
+
+def cell(column: Column, figures: Mapping[str, float | None]) -> str:
+    value = figures.get(column.key)
+    return MISSING if value is None else format(value, column.format).replace("-", MINUS)
+
+
+def rows(record: Mapping[str, Any]) -> Iterator[tuple[str, list[str], bool]]:
+    """(label, cells, whether it is the dictionary), the dictionary first."""
+    first = label_of(record["dictionary"])
+    yield first, [cell(column, record["figures"]) for column in COLUMNS], True
+    for label, figures in record["baselines"].items():
+        yield label, [cell(column, figures) for column in COLUMNS], False
+
+
+def label_of(dictionary: Mapping[str, Any]) -> str:
+    """`SAE`, `skip transcoder`: the kind as people write it."""
+    kind = str(dictionary["kind"]).replace("_", " ")
+    return kind.upper() if len(kind) <= 4 else kind
+
+
+def facts(record: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """(name, value, what it says) of the figures that only the dictionary has."""
+    f = record["figures"]
+    found: list[tuple[str, str, str]] = []
+    if "l0" in f:
+        n_features = record["dictionary"]["n_features"] * len(record["dictionary"]["sources"])
+        tokens = f"{f['tokens']:,.0f} tokens"
+        spread = f"{f['l0_p05']:.0f} to {f['l0_p95']:.0f} on 90% of tokens"
+        middle = f"90% in {_density(f['density_p05'])} to {_density(f['density_p95'])}"
+        found += [
+            ("L0", f"{f['l0']:.2f}", f"active features per token; {spread}"),
+            ("dead", f"{f['dead']:.2%}", f"of {n_features:,} features never fired in {tokens}"),
+            ("density", _density(f["density_p50"]), f"of tokens, the median feature; {middle}"),
+            ("dense", f"{f['high_density']:.0f}", "features fire on more than 10% of tokens"),
+        ]
+    if f.get("gamma") is not None:
+        found.append(("gamma", f"{f['gamma']:.3f}", "1 is unbiased, below 1 is shrunk"))
+    if "ce_clean" in f:
+        scored = f"{f['scored_tokens']:,.0f} tokens scored"
+        found.append(("CE clean", f"{f['ce_clean']:.4f}", f"nats per token, {scored}"))
+    return found
+
+
+def _density(value: float) -> str:
+    return "0" if value == 0 else f"{value:.1e}".replace("e-0", "e-")
+
+
+def renderable(record: Mapping[str, Any]) -> Group:
+    """The table and the facts below it, for a rich console."""
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1))
+    table.add_column("", no_wrap=True)
+    for column in COLUMNS:
+        heading = f"{column.title}\n{column.unit}" if column.unit else column.title
+        table.add_column(heading, justify="right", vertical="bottom", no_wrap=True)
+    for label, cells, is_dictionary in rows(record):
+        table.add_row(label, *cells, style="bold" if is_dictionary else "")
+    below = Table(box=None, pad_edge=False, show_header=False, padding=(0, 1))
+    for name, value, meaning in facts(record):
+        below.add_row(Text(name, style="dim"), Text(value, style="bold"), Text(meaning))
+    return Group(Text(), table, Text(), below, Text())
