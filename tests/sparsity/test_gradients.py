@@ -142,3 +142,15 @@ def test_a_threshold_is_exact_when_one_batch_holds_most_of_the_large_values():
     everything = torch.cat([batch.flatten() for batch in batches]).sort(descending=True).values
     threshold = threshold_for(lambda: batches, active_per_row=3)
     assert int((everything > threshold).sum()) == 3 * 280
+
+
+@pytest.mark.parametrize("sparsity", ["relu", "topk", "batchtopk", "jumprelu", "gated"])
+def test_a_bfloat16_matmul_selects_the_same_code(sparsity):
+    dictionary = small_dictionary(sparsity, width=64, n_features=400).float()
+    x = activations(256, width=64).float()
+    exact = dictionary.encode(x)
+    dictionary.encoder.matmul_dtype = torch.bfloat16
+    rough = dictionary.encode(x)
+    assert torch.equal(rough.row_starts, exact.row_starts)
+    assert torch.equal(rough.features, exact.features)
+    torch.testing.assert_close(rough.values, exact.values)

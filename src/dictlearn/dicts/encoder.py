@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import final
 
 import torch
@@ -25,26 +26,37 @@ class LinearEncoder(nn.Module):
         self.n_sources, self.n_features, self.width = n_sources, n_features, width
         self.W_enc = nn.Parameter(torch.empty(n_sources, n_features, width))  # SFD
         self.b_enc = nn.Parameter(torch.zeros(n_sources, n_features))  # SF
+        self.matmul_dtype: torch.dtype | None = None  # of the matmul; None: the parameters' own
 
     @torch.no_grad()
-    def pre(self, x_NSD: Tensor) -> Tensor:
-        """All pre-activations, without gradient: [N*S, F]."""
+    def pre(self, x_NSD: Tensor, contenders: Callable[[Tensor], Selection] | None = None) -> Tensor:
+        """Pre-activations for selection, without gradient: [N*S, F].
+
+        With `matmul_dtype` set, the matmul runs in it, the `contenders` among its rough results are
+        evaluated again in the parameters' precision and all others are -inf.
+        """
+        if self.matmul_dtype is None or contenders is None:
+            return self._matmul(x_NSD, self.W_enc, self.b_enc)
+        rough = self._matmul(*(t.to(self.matmul_dtype) for t in (x_NSD, self.W_enc, self.b_enc)))
+        chosen = self._code(contenders(rough.to(x_NSD.dtype)))
+        exact = self._evaluate(chosen, x_NSD)
+        pre_RF = torch.full_like(rough, -torch.inf, dtype=x_NSD.dtype)
+        return pre_RF.index_put_((chosen.rows, chosen.features), exact)
+
+    def _matmul(self, x_NSD: Tensor, W_SFD: Tensor, b_SF: Tensor) -> Tensor:
         if self.n_sources == 1:
-            return torch.addmm(self.b_enc[0], x_NSD[:, 0], self.W_enc[0].T)
-        pre_SNF = torch.baddbmm(
-            self.b_enc[:, None], x_NSD.transpose(0, 1), self.W_enc.transpose(1, 2)
-        )
+            return torch.addmm(b_SF[0], x_NSD[:, 0], W_SFD[0].T)
+        pre_SNF = torch.baddbmm(b_SF[:, None], x_NSD.transpose(0, 1), W_SFD.transpose(1, 2))
         return pre_SNF.transpose(0, 1).reshape(-1, self.n_features)
 
     def at(self, x_NSD: Tensor, selection: Selection) -> Code:
         """The selected pre-activations as a Code whose values carry their gradient."""
-        row_starts, features, values = selection
-        code = Code(row_starts, features, values, self.n_sources, self.n_features)
-        values = sparse_encode(
-            code.pattern,
-            x_NSD.flatten(0, 1),
-            self.W_enc.flatten(0, 1),
-            self.b_enc.flatten(),
-            values,
-        )
-        return code.with_values(values)
+        code = self._code(selection)
+        return code.with_values(self._evaluate(code, x_NSD, known=code.values))
+
+    def _code(self, selection: Selection) -> Code:
+        return Code(*selection, self.n_sources, self.n_features)
+
+    def _evaluate(self, code: Code, x_NSD: Tensor, known: Tensor | None = None) -> Tensor:
+        W_CD, b_C = self.W_enc.flatten(0, 1), self.b_enc.flatten()
+        return sparse_encode(code.pattern, x_NSD.flatten(0, 1), W_CD, b_C, known)

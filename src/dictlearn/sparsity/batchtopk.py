@@ -15,6 +15,7 @@ from dictlearn.sparsity.protocol import (
     Sparsity,
     annealed,
     threshold_for,
+    widened,
 )
 from dictlearn.types import Encoding
 
@@ -46,8 +47,9 @@ class BatchTopK(Sparsity):
         self.k_now = min(annealed(self.k, self.k_start, self.anneal_for, progress), self.n_features)
 
     def forward(self, x_NSD: Tensor, encoder: Encoder) -> Encoding:
-        pre_RF = encoder.pre(x_NSD)
-        code = encoder.at(x_NSD, batch_top_k(pre_RF, round(self.k_now * len(pre_RF))))
+        budget = round(self.k_now * self.n_sources * len(x_NSD))
+        pre_RF = encoder.pre(x_NSD, lambda rough_RF: batch_top_k(rough_RF, widened(budget)))
+        code = encoder.at(x_NSD, batch_top_k(pre_RF, budget))
         return Encoding(code, code, code.values)
 
     def inference_form(self, pre_RF: Callable[[], Iterable[Tensor]]) -> JumpReLU:

@@ -11,7 +11,7 @@ from dictlearn_kernels.threshold import select_above
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from dictlearn.sparsity.protocol import Encoder, Options, Sparsity
+from dictlearn.sparsity.protocol import ROUGH_MARGIN, Encoder, Options, Sparsity
 from dictlearn.types import Encoding
 
 
@@ -50,13 +50,9 @@ class JumpReLU(Sparsity):
         return self.raw_threshold_SF.exp() if self.log_threshold else self.raw_threshold_SF
 
     def forward(self, x_NSD: Tensor, encoder: Encoder) -> Encoding:
-        pre_RF = encoder.pre(x_NSD)
-        n_sources = len(self.raw_threshold_SF)
-        threshold_SF = self.threshold_SF
         margin = self.bandwidth / 2 if self.training else 0.0
-        lowest_RF = (threshold_SF.detach() - margin).repeat(len(pre_RF) // n_sources, 1)
-        if n_sources == 1:
-            lowest_RF = lowest_RF[:1]
+        lowest_RF = (self.threshold_SF.detach() - margin).repeat(len(x_NSD), 1)
+        pre_RF = encoder.pre(x_NSD, lambda rough_RF: select_above(rough_RF, lowest_RF - ROUGH_MARGIN))
         near = encoder.at(x_NSD, select_above(pre_RF, lowest_RF))
         values = _Jump.apply(near.values, self._per_entry(near), self.bandwidth)
         support = near.with_values(values)

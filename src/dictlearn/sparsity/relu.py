@@ -7,7 +7,7 @@ from typing import final
 from dictlearn_kernels.threshold import select_above
 from torch import Tensor
 
-from dictlearn.sparsity.protocol import Encoder, Options, Sparsity
+from dictlearn.sparsity.protocol import ROUGH_MARGIN, Encoder, Options, Sparsity
 from dictlearn.types import Encoding
 
 
@@ -24,7 +24,8 @@ class ReLU(Sparsity):
         super().__init__()
 
     def forward(self, x_NSD: Tensor, encoder: Encoder) -> Encoding:
-        code = encoder.at(x_NSD, select_above(encoder.pre(x_NSD), 0.0))
+        pre_RF = encoder.pre(x_NSD, lambda rough_RF: select_above(rough_RF, -ROUGH_MARGIN))
+        code = encoder.at(x_NSD, select_above(pre_RF, 0.0))
         return Encoding(code, code, code.values)
 
     def options(self) -> Options:

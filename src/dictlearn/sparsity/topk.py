@@ -7,7 +7,7 @@ from typing import final
 from dictlearn_kernels.top_k import row_top_k
 from torch import Tensor
 
-from dictlearn.sparsity.protocol import Encoder, Options, Sparsity, annealed
+from dictlearn.sparsity.protocol import Encoder, Options, Sparsity, annealed, widened
 from dictlearn.types import Encoding
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, final
 
@@ -48,6 +49,7 @@ class DictionaryTraining(lightning.LightningModule):
         self.register_buffer("refused", torch.zeros((), dtype=torch.int64))
         self.metrics: dict[str, float] = {}  # of the latest logged step, for callbacks
         self._accepted = True
+        self._logged_at: tuple[int, float] | None = None  # (step, seconds)
 
     def named_trainees(self) -> list[tuple[str, Trainee]]:
         return list(self.trainees.items())  # type: ignore[arg-type]
@@ -63,21 +65,28 @@ class DictionaryTraining(lightning.LightningModule):
         progress = self.trainer.global_step / self.steps
         outcomes = {name: trainee(batch, progress) for name, trainee in self.named_trainees()}
         if self._logs_now():
-            self._log(outcomes)
+            self._log(outcomes, len(batch.x_NSD))
         return torch.stack([outcome.loss for outcome in outcomes.values()]).sum()
 
     def _logs_now(self) -> bool:
         every = self.trainer.log_every_n_steps
         return every > 0 and (self.trainer.global_step + 1) % every == 0
 
-    def _log(self, outcomes: Mapping[str, Outcome]) -> None:
-        self.metrics = {}
+    def _log(self, outcomes: Mapping[str, Outcome], batch_tokens: int) -> None:
+        step = self.trainer.global_step + 1
+        step_tokens = batch_tokens * self.trainer.accumulate_grad_batches * self.trainer.world_size
+        self.metrics = {"step": float(step), "tokens": float(step * step_tokens)}
         for name, trainee in self.named_trainees():
             prefix = "" if len(outcomes) == 1 else f"{name}/"
             for metric, value in trainee.metrics(outcomes[name]).items():
                 self.metrics[prefix + metric] = value
         self.metrics["lr"] = self.optimizers().param_groups[0]["lr"]  # type: ignore[union-attr]
         self.metrics["refused_steps"] = float(self.refused)
+        now = time.perf_counter()
+        if self._logged_at is not None:
+            earlier, when = self._logged_at
+            self.metrics["tokens_per_second"] = (step - earlier) * step_tokens / (now - when)
+        self._logged_at = (step, now)
         self.log_dict(self.metrics)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:

@@ -58,6 +58,14 @@ class Trainee(nn.Module):
 
     def forward(self, batch: Batch, progress: float) -> Outcome:
         """The loss of a batch, at `progress` (0 to 1) through the run."""
+        device = batch.x_NSD.device.type
+        low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        # Low precision is for the one large matmul; codes, losses and gradients stay in float32.
+        self.dictionary.encoder.matmul_dtype = low
+        with torch.autocast(device, enabled=False):
+            return self._forward(batch, progress)
+
+    def _forward(self, batch: Batch, progress: float) -> Outcome:
         dictionary = self.dictionary
         dictionary.sparsity.anneal(progress)
         x_NSD, y_NTD = self.normaliser(batch)

@@ -1,0 +1,89 @@
+"""The inference form on disk: dictionary.safetensors + dictionary.json.
+
+    {"format": 1, "dictionary": {kind, sources, targets, width, n_features, k, ...,
+     "sparsity": {"name", options}}, "training": {model, revision, text, figures, ...}}
+
+Plain tensors and plain JSON. Names are looked up among the project's own, so that a file from a
+stranger can describe a dictionary and can't run anything.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from dictlearn.ckpt import commit
+from dictlearn.ckpt.files import read_json, read_tensors, write_tensors
+from dictlearn.dicts.dictionary import Dictionary, from_json
+
+FORMAT = 1
+TENSORS, DESCRIPTION = "dictionary.safetensors", "dictionary.json"
+
+
+def save_dictionary(dictionary: Dictionary, folder: Path, training: dict[str, Any]) -> None:
+    """Writes the folder whole or not at all. `training` is plain JSON about where it came from."""
+    description = {"format": FORMAT, "dictionary": dictionary.to_json(), "training": training}
+    text = json.dumps(description, indent=2, allow_nan=False)
+
+    def write(temporary: Path) -> None:
+        write_tensors(temporary / TENSORS, dictionary.state_dict())
+        (temporary / DESCRIPTION).write_text(text + "\n")
+
+    commit.commit(folder, write)
+
+
+def load_dictionary(path: str | Path, revision: str | None = None) -> Dictionary:
+    """The dictionary of a run's folder, of its `dictionary/`, or of a hub repository.
+
+    It takes and returns raw activations; `.training_figures` says where it came from.
+
+    Raises:
+        ValueError: one sentence where there is no dictionary, or where it is damaged.
+    """
+    folder = _find(path, revision)
+    if (folder / commit.MANIFEST).is_file():
+        commit.verify(folder)
+    description = read_json(folder / DESCRIPTION)
+    where = f"{folder / DESCRIPTION}"
+    if not isinstance(description, dict) or description.get("format") != FORMAT:
+        raise ValueError(f"{where}: want a dictlearn dictionary of format {FORMAT}")
+    try:
+        dictionary = from_json(description["dictionary"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{where}: does not describe a dictionary ({error})") from error
+    tensors = read_tensors(folder / TENSORS)
+    expected = {name: tuple(t.shape) for name, t in dictionary.state_dict().items()}
+    found = {name: tuple(t.shape) for name, t in tensors.items()}
+    if expected != found:
+        odd = sorted(set(expected.items()) ^ set(found.items()))[0]
+        raise ValueError(
+            f"{folder / TENSORS}: does not fit {DESCRIPTION}; look at {odd[0]} of shape {odd[1]}"
+        )
+    dictionary.load_state_dict(tensors)
+    dictionary.training_figures = description.get("training", {})
+    return dictionary.eval().requires_grad_(False)
+
+
+def _find(path: str | Path, revision: str | None) -> Path:
+    folder = Path(path)
+    for candidate in (folder, folder / "dictionary"):
+        if (candidate / DESCRIPTION).is_file():
+            return candidate
+    if folder.exists():
+        raise ValueError(f"{path}: holds no {DESCRIPTION}; want a run's folder or its dictionary/")
+    return _from_hub(str(path), revision)
+
+
+def _from_hub(name: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(
+            snapshot_download(name, revision=revision, allow_patterns=[TENSORS, DESCRIPTION])
+        )
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise ValueError(
+            f"{name}: no such folder, and no such dictionary on the hub could be reached"
+        ) from error

@@ -1,0 +1,83 @@
+"""From the composed configuration to the parts of a run. Only ever the user's own yaml."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from dictlearn.dicts.dictionary import Dictionary
+from dictlearn.lm.language_model import LanguageModel
+from dictlearn.lm.load import read_info
+from dictlearn.objectives.objective import Objective
+from dictlearn.sources.protocol import Source
+from dictlearn.train.module import DictionaryTraining
+from dictlearn.train.trainee import Trainee
+from dictlearn.types import ModelInfo
+
+
+def build_info(cfg: DictConfig) -> ModelInfo:
+    """What the model's config alone says: enough to refuse a wrong layer before any weights load."""
+    return read_info(cfg.model.path, cfg.model.revision)
+
+
+def build_model(cfg: DictConfig) -> LanguageModel:
+    return instantiate(cfg.model)
+
+
+def build_dictionary(cfg: DictConfig, info: ModelInfo) -> Dictionary:
+    return instantiate(cfg.dict)(info=info, sparsity=instantiate(cfg.sparsity))
+
+
+def build_windows(cfg: DictConfig, lm: LanguageModel, split: str) -> Any:
+    """Tokenised text of one split: "train" or "eval"."""
+    return instantiate(cfg.data)(lm=lm, split=split)
+
+
+def build_source(cfg: DictConfig, lm: LanguageModel, dictionary: Dictionary, split: str) -> Source:
+    return instantiate(cfg.source)(
+        lm=lm,
+        windows=build_windows(cfg, lm, split),
+        sources=dictionary.sources,
+        targets=dictionary.targets,
+        batch_tokens=cfg.batch_tokens,
+        seed=cfg.seed,
+    )
+
+
+def build_objective(cfg: DictConfig) -> Objective:
+    return instantiate(cfg.objective)
+
+
+def build_training(cfg: DictConfig, dictionary: Dictionary) -> DictionaryTraining:
+    trainee = Trainee(dictionary, build_objective(cfg), cfg.normalise, dead_after(cfg))
+    return DictionaryTraining(
+        {"dictionary": trainee},
+        optimiser=instantiate(cfg.optim),
+        schedule=instantiate(cfg.schedule),
+        steps=cfg.steps,
+        clip_norm=cfg.clip_norm,
+    )
+
+
+def dead_after(cfg: DictConfig) -> int:
+    """Tokens of silence after which a feature counts as dead: a twentieth of the run by default."""
+    if cfg.dead_after is not None:
+        return cfg.dead_after
+    return max(1, min(10_000_000, run_tokens(cfg) // 20))
+
+
+def run_tokens(cfg: DictConfig) -> int:
+    return cfg.steps * cfg.batch_tokens * cfg.trainer.accumulate_grad_batches
+
+
+def named(group: DictConfig | None) -> dict[str, Any]:
+    """A name -> target group, instantiated; entries set to null are off."""
+    entries = group or {}
+    return {str(name): instantiate(entry) for name, entry in entries.items() if entry is not None}
+
+
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """The resolved configuration as plain containers."""
+    return OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]

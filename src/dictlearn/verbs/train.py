@@ -1,0 +1,133 @@
+"""`dictlearn train`: compose, train, save, evaluate, report."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from dictlearn.ckpt.checkpoint_io import DictlearnCheckpointIO, read_config
+from dictlearn.ckpt.dictionary import save_dictionary
+from dictlearn.ckpt.diff import refuse_changes
+from dictlearn.ckpt.lock import run_lock
+from dictlearn.ckpt.resume import CHECKPOINTS, resolve_resume
+from dictlearn.dicts.dictionary import Dictionary
+from dictlearn.lm.language_model import LanguageModel
+from dictlearn.sources.protocol import Source
+from dictlearn.train.callbacks.signals import Interrupted
+from dictlearn.train.loader import SourceLoader
+from dictlearn.train.module import DictionaryTraining
+from dictlearn.types import Batch
+from dictlearn.verbs import build
+
+SAMPLE_TOKENS = 16_384  # for scales, biases and thresholds
+
+
+def main(cfg: DictConfig) -> int:
+    """Runs the configuration; returns the process's exit status."""
+    run = Path(cfg.run_dir)
+    check(cfg)
+    info = build.build_info(cfg)
+    lightning.seed_everything(cfg.seed, workers=True, verbose=False)
+    dictionary = build.build_dictionary(cfg, info)  # refuses what can't work, before any work
+    training = build.build_training(cfg, dictionary)
+    with run_lock(run):
+        resume = resolve_resume(cfg.resume, run)
+        for note in resume.notes:
+            say(note)
+        if resume.folder is None and (run / CHECKPOINTS).exists():
+            raise ValueError(
+                f"run_dir={run}: holds a run already; resume=auto continues it, "
+                "name=<another name> starts a new one"
+            )
+        if resume.folder is not None:
+            refuse_changes(read_config(resume.folder), build.plain(cfg), resume.folder)
+        lm = build.build_model(cfg)
+        source = build.build_source(cfg, lm, dictionary, "train")
+        run.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(cfg, run / "config.yaml", resolve=True)
+        if resume.folder is None:
+            training.trainees["dictionary"].begin(source.sample(SAMPLE_TOKENS))
+        try:
+            fit(cfg, training, source, resume.folder)
+        except Interrupted as interrupted:
+            say(f"stopped by {interrupted.signal.name}; resume=auto name={cfg.name} continues")
+            return int(interrupted.code or 1)
+        finish(cfg, run, training, lm)
+    return 0
+
+
+def check(cfg: DictConfig) -> None:
+    """Mistakes that can be seen in the configuration alone."""
+    for key in ("steps", "batch_tokens"):
+        if cfg[key] < 1:
+            raise ValueError(f"{key}={cfg[key]}: want at least 1")
+    if cfg.trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+        raise ValueError(
+            f"trainer.accelerator={cfg.trainer.accelerator}: no CUDA device here; use trainer=cpu"
+        )
+
+
+def fit(
+    cfg: DictConfig, training: DictionaryTraining, source: Source, checkpoint: Path | None
+) -> None:
+    """Trains to the last step, from a checkpoint where there is one."""
+    accumulate = cfg.trainer.accumulate_grad_batches
+    trainer: lightning.Trainer = instantiate(
+        cfg.trainer,
+        max_steps=cfg.steps,
+        max_epochs=-1,
+        default_root_dir=cfg.run_dir,
+        logger=list(build.named(cfg.logger).values()),
+        callbacks=list(build.named(cfg.callbacks).values()),
+        plugins=[DictlearnCheckpointIO(build.plain(cfg))],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+    trainer.fit(training, SourceLoader(source, cfg.steps * accumulate), ckpt_path=checkpoint)
+
+
+def finish(cfg: DictConfig, run: Path, training: DictionaryTraining, lm: LanguageModel) -> None:
+    """Saves the inference form, evaluates it on held-out text and writes the report."""
+    trainee = training.trainees["dictionary"].to(lm.device)
+    held_out = build.build_source(cfg, lm, trainee.dictionary, "eval")
+    sample = held_out.sample(SAMPLE_TOKENS)
+    dictionary = trainee.inference_form(partial(split, sample, cfg.batch_tokens))
+    save_dictionary(dictionary, run / "dictionary", provenance(cfg, lm))
+
+
+def split(batch: Batch, n: int) -> Iterator[Batch]:
+    """The batch in pieces of n tokens."""
+    for start in range(0, len(batch.x_NSD), n):
+        stop = start + n
+        x_NSD = batch.x_NSD[start:stop]
+        same = batch.y_NTD is batch.x_NSD
+        y_NTD = x_NSD if same else batch.y_NTD[start:stop]
+        yield Batch(x_NSD, y_NTD, batch.tokens_N[start:stop], batch.positions_N[start:stop])
+
+
+def provenance(cfg: DictConfig, lm: LanguageModel) -> dict[str, Any]:
+    """Where a dictionary comes from: what anybody who loads it will want to know."""
+    config = build.plain(cfg)
+    return {
+        "model": lm.info.name,
+        "revision": lm.info.revision,
+        "tokens": build.run_tokens(cfg),
+        "normalise": cfg.normalise,
+        "data": config["data"],
+        "sparsity": config["sparsity"],
+        "objective": config["objective"],
+        "seed": cfg.seed,
+    }
+
+
+def say(text: str) -> None:
+    sys.stderr.write(text + "\n")
