@@ -33,13 +33,13 @@ def capture(
     the pixels.
     """
     wanted = {name: resolve(lm.model, name, lm.info) for name in sites}
-    seen: dict[str, Tensor] = {}
+    seen: dict[str, tuple[Tensor, int]] = {}
     if not wanted:
-        return seen
+        return {}
 
     def watch(site: Site) -> Callable[[Tensor], None]:
         def see(value: Tensor) -> None:
-            seen[site.name] = value
+            seen[site.name] = value, value._version
             if len(seen) == len(wanted):
                 raise StopForward
 
@@ -64,4 +64,10 @@ def capture(
             f"site {missing}: {wanted[missing].module_path} does not run in a forward pass of "
             f"{lm.info.name} without its head"
         )
-    return {name: seen[name] for name in wanted}
+    for name, (value, version) in seen.items():
+        if value._version != version:
+            raise ValueError(
+                f"site {name}: {lm.info.name} overwrites this tensor further on; capture it "
+                f"alone, or a place behind it"
+            )
+    return {name: seen[name][0] for name in wanted}

@@ -9,7 +9,6 @@ from pathlib import Path
 from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
-    HfHubHTTPError,
     HFValidationError,
     HTTPError,  # pyright: ignore[reportPrivateImportUsage]  httpx's or httpx2's: the hub's choice
     LocalEntryNotFoundError,
@@ -66,59 +65,58 @@ def read_json(path: str, folder: Path, name: str) -> dict[str, object]:
 
 
 def _from_hub(path: str, revision: str | None, weights: bool) -> Path:
-    where = f"model.path={path}"
-    at = f" at revision {revision}" if revision else ""
+    trouble = _trouble(path, revision)
+    local_only = trouble is not None
     try:
-        reachable = _is_reachable(path, revision)
         if not weights:
-            config = hf_hub_download(
-                path, "config.json", revision=revision, local_files_only=not reachable
+            file = hf_hub_download(
+                path, "config.json", revision=revision, local_files_only=local_only
             )
-            return Path(config).parent
-        return Path(
-            snapshot_download(
-                path,
-                revision=revision,
-                allow_patterns=WANTED,
-                ignore_patterns=UNWANTED,
-                local_files_only=not reachable,
-            )
+            return Path(file).parent
+        folder = snapshot_download(
+            path,
+            revision=revision,
+            allow_patterns=WANTED,
+            ignore_patterns=UNWANTED,
+            local_files_only=local_only,
         )
-    except HFValidationError as error:
-        raise ValueError(f"{where}: no such folder, and not a hub id (owner/name)") from error
-    except GatedRepoError as error:
-        raise ValueError(
-            f"{where}: its owner wants you to accept terms at https://huggingface.co/{path}; then "
-            f"log in with `hf auth login`"
-        ) from error
-    except RevisionNotFoundError as error:
-        raise ValueError(f"model.revision={revision}: {path} has no such revision") from error
-    except RepositoryNotFoundError as error:
-        raise ValueError(
-            f"{where}: the hub has no such model, or it is private and you are not logged in "
-            f"(`hf auth login`), and there is no such folder here"
-        ) from error
-    except RemoteEntryNotFoundError as error:
-        raise ValueError(
-            f"{where}: the repository has no config.json{at}; want a transformers model"
-        ) from error
-    except (LocalEntryNotFoundError, HTTPError) as error:
-        raise ValueError(
-            f"{where}: the hub cannot be reached and no local copy was found{at}; download it and "
-            f"pass model.path=<folder>"
-        ) from error
+        return Path(folder)
+    except (LocalEntryNotFoundError, HTTPError, HFValidationError) as error:
+        cause = trouble or error
+        raise ValueError(_sentence(path, revision, cause)) from cause
 
 
-def _is_reachable(path: str, revision: str | None) -> bool:
-    url = hf_hub_url(path, "config.json", revision=revision)
+def _trouble(path: str, revision: str | None) -> Exception | None:
+    """Why the hub can't give us this model now; None where it can. One look, no retries."""
     try:
+        url = hf_hub_url(path, "config.json", revision=revision)
         get_hf_file_metadata(url, timeout=REACH_SECONDS)
-    except HfHubHTTPError as error:
-        # The hub answered. What it says of this model is the caller's business, but a hub in
-        # trouble is as good as out of reach.
-        if error.response.status_code < 500 and error.response.status_code != 429:
-            raise
-        return False
-    except (OfflineModeIsEnabled, HTTPError):
-        return False
-    return True
+    except (HTTPError, OfflineModeIsEnabled, HFValidationError) as error:
+        return error
+    return None
+
+
+def _sentence(path: str, revision: str | None, error: Exception) -> str:
+    where, at = f"model.path={path}", f" at revision {revision}" if revision else ""
+    match error:
+        case HFValidationError():
+            return f"{where}: no such folder, and not a hub id (owner/name)"
+        case GatedRepoError():
+            return (
+                f"{where}: its owner wants its terms accepted at https://huggingface.co/{path}; do "
+                f"that and log in with `hf auth login`"
+            )
+        case RevisionNotFoundError():
+            return f"model.revision={revision}: {path} has no such branch, tag or commit"
+        case RepositoryNotFoundError():
+            return (
+                f"{where}: no such folder here and no such model on the hub, unless it is private: "
+                f"then log in with `hf auth login`"
+            )
+        case RemoteEntryNotFoundError():
+            return f"{where}: the repository has no config.json{at}; want a transformers model"
+        case _:
+            return (
+                f"{where}: the hub cannot be reached and no local copy was found{at}; download it "
+                f"and pass model.path=<folder>"
+            )

@@ -22,6 +22,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
 
+from dictlearn.lm.check import check_sums
 from dictlearn.lm.hub import PICO_PATH, locate, read_json
 from dictlearn.lm.language_model import LanguageModel, bos_id, describe, freeze
 from dictlearn.types import ModelInfo
@@ -57,6 +58,7 @@ def load_model(
         attn: attention implementation; auto is sdpa for every family that has it, else eager.
 
     Weights are safetensors; pickled ones are refused, and so is code that comes with a model.
+    Warns where the family's residual is not the sum of its sites (see check.py).
     Raises ValueError, in one sentence that names the key.
     """
     where = f"model.path={path}"
@@ -73,7 +75,10 @@ def load_model(
     auto_dtype = torch.bfloat16 if on.type == "cuda" else torch.float32
     model = _load_weights(where, folder, config, DTYPES.get(dtype, auto_dtype), attn)
     model.to(on)  # type: ignore[arg-type]
-    return freeze(model, tokenizer, name=path, revision=revision)
+    lm = freeze(model, tokenizer, name=path, revision=revision)
+    if lm.trunk is not model:
+        check_sums(lm)
+    return lm
 
 
 def _device(device: str) -> torch.device:

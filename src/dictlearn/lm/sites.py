@@ -30,8 +30,13 @@ SITES = ("resid_pre", "attn_out", "resid_mid", "mlp_in", "mlp_out", "resid_post"
 
 End = Literal["input", "output"]
 
-ATTENTION = ("self_attn", "attention", "attn", "self_attention")
-MLP = ("mlp", "feed_forward", "block_sparse_moe", "ffn")
+ATTENTION = ("self_attn", "attention", "attn", "self_attention", "linear_attn")
+
+MLP = ("mlp", "feed_forward", "block_sparse_moe", "ffn", "intermediate")
+
+# An encoder has no MLP module: it reads with `intermediate` and writes with this. Its attention is
+# built alike, and the attention module's output is the sum (in bert, normed).
+DENSE = "output.dense"
 
 # Norms that stand between a module and the residual it adds to: (after attention, after MLP).
 # The second name decides: on its own, `post_attention_layernorm` is llama's norm before the MLP.
@@ -39,15 +44,6 @@ NORMS_AFTER = (
     ("post_attention_layernorm", "post_feedforward_layernorm"),  # gemma2, gemma3, olmo2
     ("post_self_attn_layernorm", "post_mlp_layernorm"),  # glm4
 )
-
-# Encoders with no MLP module: {} is the attention module, which ends with the sum (and bert's norm).
-SPLIT_MLP = {"intermediate", "output"}
-IN_SPLIT_BLOCK: dict[str, tuple[str, End]] = {
-    "attn_out": ("{}.output.dense", "output"),
-    "resid_mid": ("{}", "output"),
-    "mlp_in": ("intermediate", "input"),
-    "mlp_out": ("output.dense", "output"),
-}
 
 
 @dataclass(frozen=True)
@@ -103,10 +99,6 @@ def _in_block(name: str, kind: str, path: str, block: nn.Module, info: ModelInfo
     children = dict(block.named_children())
     attention = next((child for child in ATTENTION if child in children), None)
     mlp = next((child for child in MLP if child in children), None)
-
-    if attention and children.keys() >= SPLIT_MLP:
-        module, end = IN_SPLIT_BLOCK[kind]
-        return Site(name, f"{path}.{module.format(attention)}", end)
     if attention is None or mlp is None:
         raise ValueError(
             f"site {name}: found no attention and MLP among the parts of a {type(block).__name__} "
@@ -115,13 +107,16 @@ def _in_block(name: str, kind: str, path: str, block: nn.Module, info: ModelInfo
         )
     if kind == "mlp_in":
         return Site(name, f"{path}.{mlp}", "input")
+    writes = DENSE if mlp == "intermediate" else mlp
     for after_attention, after_mlp in NORMS_AFTER:
         if after_mlp in children:
-            attention, mlp = after_attention, after_mlp
+            attention, writes = after_attention, after_mlp
     if kind == "mlp_out":
-        return Site(name, f"{path}.{mlp}", "output")
-    resid_pre = Site(f"resid_pre.{name.partition('.')[2]}", path, "input")
-    plus = resid_pre if kind == "resid_mid" else None
+        return Site(name, f"{path}.{writes}", "output")
+    if writes == DENSE:
+        inner = f".{DENSE}" if kind == "attn_out" else ""
+        return Site(name, f"{path}.{attention}{inner}", "output")
+    plus = Site(name.replace(kind, "resid_pre"), path, "input") if kind == "resid_mid" else None
     return Site(name, f"{path}.{attention}", "output", plus)
 
 
