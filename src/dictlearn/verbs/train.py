@@ -26,6 +26,7 @@ from dictlearn.train.loader import SourceLoader
 from dictlearn.train.module import DictionaryTraining
 from dictlearn.types import Batch
 from dictlearn.verbs import build
+from dictlearn.verbs.evaluate import evaluate_into
 
 SAMPLE_TOKENS = 16_384  # for scales, biases and thresholds
 
@@ -102,6 +103,8 @@ def finish(cfg: DictConfig, run: Path, training: DictionaryTraining, lm: Languag
     sample = held_out.sample(SAMPLE_TOKENS)
     dictionary = trainee.inference_form(partial(split, sample, cfg.batch_tokens))
     save_dictionary(dictionary, run / "dictionary", provenance(cfg, lm))
+    evaluate_into(run, cfg, dictionary, lm)
+    say(f"{run / 'report.html'} shows the run; dictlearn.load('{run}') gives the dictionary")
 
 
 def split(batch: Batch, n: int) -> Iterator[Batch]:

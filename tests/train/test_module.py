@@ -1,0 +1,221 @@
+"""What an optimiser step does, and what it refuses to do."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from functools import partial
+
+import lightning
+import pytest
+import torch
+
+from dictlearn.dicts.dictionary import Dictionary, Shape
+from dictlearn.objectives.auxk import AuxK
+from dictlearn.objectives.objective import Objective
+from dictlearn.objectives.reconstruction import Reconstruction
+from dictlearn.sparsity.topk import TopK
+from dictlearn.train.module import DictionaryTraining, parameter_groups
+from dictlearn.train.schedules import Trapezoid
+from dictlearn.train.trainee import Trainee
+from dictlearn.types import Batch
+from tests.dictionaries import SPARSITIES
+
+logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+
+
+def batch(n: int = 64, width: int = 8, scale: float = 3.0) -> Batch:
+    features = torch.nn.functional.normalize(torch.randn(24, width, generator=torch.manual_seed(7)))
+    torch.seed()
+    x = scale * (torch.rand(n, 24) * (torch.rand(n, 24) < 0.1)) @ features
+    x = x[:, None]
+    return Batch(x, x, torch.zeros(n, dtype=torch.int64), torch.zeros(n, dtype=torch.int64))
+
+
+class Stream:
+    """Batches as one loader; Lightning takes a list for several loaders."""
+
+    def __init__(self, batches: list[Batch]):
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self):
+        return iter(self.batches)
+
+
+def trainee(sparsity: str = "topk", dead_after: int = 256) -> Trainee:
+    site = ("resid_post.1",)
+    shape = Shape("sae", site, site, width=8, n_features=32, k=4, centre=True)
+    dictionary = Dictionary(shape, SPARSITIES[sparsity])
+    objective = Objective({"reconstruction": Reconstruction(), "auxk": AuxK(k_aux=4)})
+    made = Trainee(dictionary, objective, "sqrt_width", dead_after)
+    made.begin(batch(1024))
+    return made
+
+
+def module(steps: int, **options) -> DictionaryTraining:
+    trainees = options.pop("trainees", None) or {"dictionary": trainee()}
+    optimiser = partial(torch.optim.Adam, lr=options.pop("lr", 1e-2), fused=True)
+    return DictionaryTraining(trainees, optimiser, Trapezoid(0.1, 0.2), steps, **options)
+
+
+def fit(training: DictionaryTraining, batches: list[Batch], accumulate: int = 1, **options) -> None:
+    trainer = lightning.Trainer(
+        accelerator="cpu",
+        max_steps=len(batches) // accumulate,
+        accumulate_grad_batches=accumulate,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        log_every_n_steps=1,
+        **options,
+    )
+    trainer.fit(training, Stream(batches))
+
+
+def state(training: DictionaryTraining) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in training.trainees.state_dict().items()}
+
+
+@pytest.mark.parametrize("sparsity", SPARSITIES)
+def test_training_lowers_the_error(sparsity):
+    training = module(60, trainees={"dictionary": trainee(sparsity)})
+    before = training.trainees["dictionary"](batch(2048), 0.0)
+    fit(training, [batch() for _ in range(60)])
+    after = training.trainees["dictionary"](batch(2048), 1.0)
+    assert after.loss < 0.6 * before.loss
+    assert set(training.metrics) >= {"loss", "loss/auxk", "fvu", "l0", "dead", "lr", "tokens"}
+    assert training.metrics["tokens"] == 60 * 64
+
+
+def test_every_parameter_is_in_one_group():
+    groups = parameter_groups(module(1))
+    names = {id(p): name for name, p in module(1).named_parameters()}
+    assert sum(len(group["params"]) for group in groups) == len(names)
+
+
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+def test_a_step_that_is_not_finite_changes_nothing(poison):
+    good = [batch() for _ in range(6)]
+    bad = batch()
+    bad.x_NSD[3, 0, 2] = poison
+    training = module(7)
+    seen = []
+
+    class Watch(lightning.Callback):
+        def on_train_batch_end(self, trainer, pl_module, *rest):
+            moments = copy.deepcopy(trainer.optimizers[0].state_dict()["state"])
+            seen.append((state(pl_module), moments))
+
+    fit(training, [*good[:3], bad, *good[3:]], callbacks=[Watch()])
+    (before, moments_before), (after, moments_after) = seen[2], seen[3]
+    for name, tensor in before.items():
+        assert torch.equal(tensor, after[name]), name
+    for key, entry in moments_before.items():
+        for name, tensor in entry.items():
+            assert torch.equal(tensor, moments_after[key][name]), name
+    assert int(training.refused) == 1
+    weights = "dictionary.dictionary.encoder.W_enc"
+    assert not torch.equal(seen[-1][0][weights], after[weights])  # and training goes on
+
+
+def test_a_run_that_only_refuses_stops():
+    bad = batch()
+    bad.x_NSD.fill_(float("nan"))
+    with pytest.raises(ValueError, match="3 steps in a row had a loss or gradient"):
+        fit(module(9, max_refused=3), [bad] * 9)
+
+
+def test_a_gradient_that_is_not_finite_is_refused_even_when_the_loss_is():
+    training = module(4)
+    weights = training.trainees["dictionary"].dictionary.encoder.W_enc
+    before = state(training)
+    weights.register_hook(lambda gradient: gradient * float("inf"))
+    fit(training, [batch() for _ in range(4)])
+    assert int(training.refused) == 4
+    for name, tensor in state(training).items():
+        assert torch.equal(tensor, before[name]), name
+
+
+def test_accumulated_batches_make_the_gradient_of_one_large_batch():
+    whole = batch(192)
+    parts = [Batch(*(t[i : i + 64] for t in whole)) for i in (0, 64, 128)]
+    one, several = module(1), module(1)
+    several.load_state_dict(one.state_dict())
+    fit(one, [whole])
+    fit(several, parts, accumulate=3)
+    for name, tensor in state(several).items():
+        torch.testing.assert_close(tensor, state(one)[name], msg=name)
+
+
+def test_silence_is_counted_in_tokens_once_a_step():
+    training = module(3)
+    made = training.trainees["dictionary"]
+    with torch.no_grad():
+        made.dictionary.encoder.b_enc[0, 5] = -1e3  # never fires
+    fit(training, [batch() for _ in range(6)], accumulate=2)
+    assert int(made.tokens_since_fired_SF[0, 5]) == 6 * 64
+    assert bool(made.dead_SF[0, 5])
+    assert int(made.tokens_since_fired_SF.min()) == 0
+
+
+def test_decoder_rows_have_norm_one_after_the_last_step():
+    training = module(5)
+    fit(training, [batch() for _ in range(5)])
+    norms = training.trainees["dictionary"].dictionary.decoder.norms()
+    assert (norms - 1).abs().max() < 1e-6
+
+
+def test_gradients_are_clipped_by_their_global_norm():
+    training = module(1, clip_norm=1e-3)
+    norms = []
+    original = torch.optim.Adam.step
+
+    def step(self, closure=None):
+        loss = closure()
+        gradients = [p.grad for group in self.param_groups for p in group["params"]]
+        norms.append(torch.nn.utils.get_total_norm(gradients))
+        return original(self, lambda: loss)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.Adam, "step", step)
+        fit(training, [batch()])
+    torch.testing.assert_close(norms[0], torch.tensor(1e-3))
+
+
+def test_several_dictionaries_share_one_stream():
+    alone, beside = trainee("topk"), trainee("batchtopk")
+    copied = copy.deepcopy(alone)
+    batches = [batch() for _ in range(4)]
+    together = module(4, trainees={"a": alone, "b": beside}, clip_norm=None)
+    apart = module(4, trainees={"a": copied}, clip_norm=None)
+    fit(together, batches)
+    fit(apart, batches)
+    for name, tensor in copied.state_dict().items():
+        assert torch.equal(tensor, alone.state_dict()[name]), name
+    assert {"a/fvu", "b/fvu"} <= set(together.metrics)
+
+
+def test_bf16_autocast_trains_close_to_float32():
+    batches = [batch() for _ in range(40)]
+    twins = [module(40), module(40)]
+    twins[1].load_state_dict(twins[0].state_dict())
+    losses = []
+    for training, precision in zip(twins, ("32-true", "bf16-mixed"), strict=True):
+        fit(training, batches, precision=precision)
+        losses.append(training.trainees["dictionary"](batches[0], 1.0).loss.item())
+    assert losses[1] == pytest.approx(losses[0], rel=0.1)
+
+
+def test_the_trapezoid():
+    shape = Trapezoid(warmup=0.1, decay=0.5, final=0.2)
+    values = [shape(step, 10) for step in range(11)]
+    assert values[0] == 0.5 and values[1:6] == [1.0] * 5
+    assert values[6] == pytest.approx(0.2 + 0.8 * 4 / 5)
+    assert values[10] == pytest.approx(0.2)
+    assert [Trapezoid(4, 0)(step, 100) for step in range(5)] == [0.2, 0.4, 0.6, 0.8, 1.0]
+    with pytest.raises(ValueError, match="schedule.decay=-1"):
+        Trapezoid(decay=-1)
