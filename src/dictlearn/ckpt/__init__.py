@@ -1,0 +1,1 @@
+"""Checkpoints: safetensors and JSON, committed atomically, resumed exactly."""

@@ -1,0 +1,92 @@
+"""Lightning's checkpoints as committed folders of safetensors and JSON.
+
+    step-4000/  tensors.safetensors  state.json  config.json  environment.json  manifest.json
+
+`Trainer(plugins=[DictlearnCheckpointIO(config)])`, then `trainer.save_checkpoint(folder)` and
+`trainer.fit(..., ckpt_path=folder)` as with any other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, final
+
+from lightning.pytorch.plugins.io import CheckpointIO
+
+from dictlearn.ckpt import commit
+from dictlearn.ckpt.codec import read_json, read_state, write_state
+from dictlearn.ckpt.environment import environment
+
+CONFIG = "config.json"
+ENVIRONMENT = "environment.json"
+
+State = dict[str, Any]
+
+
+@final
+class DictlearnCheckpointIO(CheckpointIO):
+    """Saves atomically, loads only what verifies, never unpickles.
+
+    `config` is the run's resolved config as plain containers; it is stored beside the state.
+    `on_load` may change a state that was just read, before Lightning sees it.
+    """
+
+    def __init__(
+        self,
+        config: Mapping[str, Any] | None = None,
+        on_load: Callable[[State], State] | None = None,
+    ):
+        self._config = json.dumps(config or {}, indent=1)
+        self._on_load = on_load
+
+    def save_checkpoint(
+        self, checkpoint: State, path: str | Path, storage_options: Any = None
+    ) -> None:
+        """Commits `checkpoint` to the folder `path`, replacing what was there.
+
+        Raises:
+            SaveError: the disk would not take it; nothing was changed.
+            TypeError: an entry that could not be read back, named by its place.
+        """
+
+        def write(folder: Path) -> None:
+            write_state(folder, checkpoint)
+            (folder / CONFIG).write_text(self._config, encoding="utf-8")
+            (folder / ENVIRONMENT).write_text(json.dumps(environment(), indent=1), encoding="utf-8")
+
+        details = {
+            "step": checkpoint["global_step"],
+            "git": environment()["git"],
+            "config_sha256": hashlib.sha256(self._config.encode()).hexdigest(),
+        }
+        commit.commit(Path(path), write, details=details)
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
+    ) -> State:
+        """The state in the folder `path`, on the CPU; Lightning moves it to its devices.
+
+        Raises:
+            ValueError: one sentence, for a folder that is not exactly what was saved.
+        """
+        commit.verify(Path(path))
+        state = read_state(Path(path))
+        return self._on_load(state) if self._on_load else state
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        commit.delete(Path(path))
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The resolved config that the run of this checkpoint was begun with.
+
+    Raises:
+        ValueError: one sentence naming the file.
+    """
+    config = read_json(folder / CONFIG)
+    if not isinstance(config, dict):
+        raise ValueError(f"{folder / CONFIG} is not readable: want an object")
+    return config

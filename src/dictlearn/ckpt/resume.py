@@ -1,0 +1,80 @@
+"""Which checkpoint `resume=` means."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from dictlearn.ckpt.commit import MANIFEST, find_intact, verify
+
+CHECKPOINTS = "checkpoints"
+
+
+class Resume(NamedTuple):
+    """The verified step folder to start from, None for a fresh start, and what to tell the user."""
+
+    folder: Path | None
+    notes: tuple[str, ...] = ()
+
+
+def resolve_resume(resume: str | None, run_dir: Path) -> Resume:
+    """Resolves the key `resume`.
+
+    null: start afresh. auto: the newest intact checkpoint of `run_dir`, saying what was skipped;
+    afresh when there is none at all. A path: that step folder, or the newest one of that run
+    folder, which must be intact: only auto falls back.
+
+    Raises:
+        ValueError: one sentence that names the path and, where there is one, what would work.
+    """
+    if resume is None:
+        return Resume(None)
+    if resume == "auto":
+        return _automatic(run_dir / CHECKPOINTS)
+    path = Path(resume)
+    if path.is_file():
+        raise ValueError(
+            f"resume={resume} is a file: want auto, a run folder or a step folder "
+            "(a checkpoint is a folder of safetensors and JSON; pickles are never loaded)"
+        )
+    if not path.is_dir():
+        raise ValueError(
+            f"resume={resume}: there is no such folder; want auto, a run folder or a step folder"
+        )
+    if (path / MANIFEST).exists() or path.name.startswith("step-"):
+        return Resume(_intact_step(path, resume))
+    checkpoints = path / CHECKPOINTS if (path / CHECKPOINTS).is_dir() else path
+    found = find_intact(checkpoints)
+    if found.damaged:
+        raise ValueError(f"resume={resume}: {found.damaged[0]}{_hint(found.newest)}")
+    if found.newest is None:
+        raise ValueError(f"resume={resume}: there is no checkpoint in {checkpoints}")
+    return Resume(found.newest)
+
+
+def _automatic(checkpoints: Path) -> Resume:
+    newest, damaged = find_intact(checkpoints)
+    if newest is not None:
+        return Resume(newest, tuple(f"skipped a damaged checkpoint: {text}" for text in damaged))
+    if damaged:  # a fresh start here would slowly delete what a person may still rescue
+        raise ValueError(
+            f"resume=auto: no checkpoint in {checkpoints} is intact: {damaged[0]}; "
+            "delete that folder to start afresh"
+        )
+    return Resume(None, (f"resume=auto: no checkpoint in {checkpoints} yet, starting afresh",))
+
+
+def _intact_step(folder: Path, resume: str) -> Path:
+    try:
+        verify(folder)
+    except ValueError as error:
+        raise ValueError(
+            f"resume={resume}: {error}{_hint(find_intact(folder.parent).newest)}"
+        ) from None
+    return folder
+
+
+def _hint(newest: Path | None) -> str:
+    if newest is None:
+        return ". No checkpoint beside it is intact"
+    return f". The newest intact checkpoint is {newest.name}; resume={newest} uses it"

@@ -1,0 +1,86 @@
+"""SIGTERM and Ctrl-C: finish the optimiser step, save, leave."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from types import FrameType
+from typing import Any, final
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Interrupted(SystemExit):
+    """Comes out of `trainer.fit` after a signal, once the checkpoint is on the disk.
+
+    Its `code` is the shell's for that signal, 143 for SIGTERM and 130 for SIGINT: a program that
+    doesn't catch it exits with the right one.
+    """
+
+    def __init__(self, signum: int):
+        super().__init__(128 + signum)
+        self.signal = signal.Signals(signum)
+
+
+@final
+class SignalsCallback(Callback):
+    """The first signal stops the run after its step; the second ends the process at once.
+
+    The handler only takes a note, so a signal may come at any time, also during a save. A second
+    one leaves the process mid-whatever: the checkpoints are safe, since they are whole or absent.
+
+    Lightning's own handlers are replaced while training lasts: its SIGTERM stops between
+    accumulated batches, and its Ctrl-C ends with exit code 1 and saves nothing.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._outside: dict[int, Any] = {}  # the handlers from before trainer.fit
+        self._seen_step = 0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.received = None
+        if threading.current_thread() is threading.main_thread():
+            self._outside = {signum: signal.getsignal(signum) for signum in _SIGNALS}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._seen_step = trainer.global_step
+        for signum in self._outside:
+            signal.signal(signum, self._note)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step == self._seen_step:  # gradients are still being accumulated
+            return
+        self._seen_step = trainer.global_step
+        # The scheduler of a cluster may have told only one of the ranks.
+        if trainer.strategy.reduce_boolean_decision(self.received is not None, all=False):
+            self.received = self.received or signal.SIGTERM
+            trainer.should_stop = True  # the checkpoint callback, which runs later, saves for it
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._restore_handlers()  # only now: a signal may come during the last save too
+        if self.received is not None:
+            raise Interrupted(self.received)
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        self._restore_handlers()
+
+    def _note(self, signum: int, frame: FrameType | None) -> None:
+        if self.received is not None:
+            os._exit(128 + signum)
+        self.received = signum
+        name = signal.Signals(signum).name
+        text = f"\n{name}: saving after this step, then exit; once more to exit at once\n"
+        os.write(2, text.encode())  # printing may not be interrupted by printing
+
+    def _restore_handlers(self) -> None:
+        for signum, handler in self._outside.items():
+            signal.signal(signum, handler)
+        self._outside = {}
