@@ -1,0 +1,72 @@
+"""Documents: where text comes from, and which side of the train/eval split each one is on.
+
+A document's key decides its side, by hash: adding, removing or reordering documents moves no other
+document. The standard library's key is the relative path, so that another Python version leaves a
+file on the side it was on; elsewhere the key is the content, so that a copy goes with its original.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sysconfig
+import tokenize
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Document(NamedTuple):
+    key: str
+    text: str
+
+
+def is_held_out(key: str, fraction: float, salt: str = "") -> bool:
+    """Whether the document belongs to eval rather than train. A pure function of its arguments.
+
+    What a fraction holds out, every larger fraction does too.
+    """
+    if not 0 <= fraction <= 1:
+        raise ValueError(f"data.held_out={fraction}: want a fraction of the documents from 0 to 1")
+    return int.from_bytes(_digest(f"{salt}{key}")[:8], "big") < fraction * 2**64
+
+
+def without_duplicates(documents: Iterable[Document]) -> Iterator[Document]:
+    """Drops documents whose text came before, and those without any."""
+    seen: set[bytes] = set()
+    for document in documents:
+        digest = _digest(document.text)
+        if digest not in seen and not document.text.isspace() and document.text:
+            seen.add(digest)
+            yield document
+
+
+def stdlib_files() -> list[Path]:
+    """The source files of the running interpreter's standard library, sorted by relative path."""
+    root = _stdlib()
+    installed = {"site-packages", "dist-packages", "__pycache__"}
+    relative = [path.relative_to(root) for path in root.rglob("*.py")]
+    return [root / path for path in sorted(relative) if installed.isdisjoint(path.parts)]
+
+
+def stdlib_documents() -> list[Document]:
+    """The running interpreter's standard library, tests included where they are installed.
+
+    The key is the path relative to the library. Left out: repeated contents, and the few files that
+    are not text in the encoding they declare, which the library's tests hold on purpose.
+    """
+    documents = []
+    for path in stdlib_files():
+        try:
+            with tokenize.open(path) as file:
+                documents.append(Document(path.relative_to(_stdlib()).as_posix(), file.read()))
+        except (SyntaxError, UnicodeDecodeError):
+            continue
+    return list(without_duplicates(documents))
+
+
+def _stdlib() -> Path:
+    return Path(sysconfig.get_path("stdlib"))
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
