@@ -1,0 +1,274 @@
+"""Activations whose true features are known, so that a dictionary can be marked right or wrong.
+
+In the manner of SynthSAEBench (2602.14687): more unit features than dimensions, firing with Zipf
+probabilities, correlated through a Gaussian copula, children that fire only with their parent.
+"""
+
+from __future__ import annotations
+
+from typing import final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dictlearn.types import Batch, ModelInfo
+
+SITE = "synthetic"
+BLOCK = 1024  # rows drawn from one seed
+CHILDREN = 0.8  # of a parent's firings, at most, come with a child: the rest show it alone
+
+
+@final
+class SyntheticSource:
+    """x = sum of firing features * magnitudes + bias + noise. It is its own target.
+
+    Row i is a pure function of the settings and i: the batch size changes nothing, and the state is
+    how many rows were taken. Features come in descending order of probability.
+
+    Args:
+        n_features, width: F and D of the truth.
+        probability_first, probability_last, zipf_exponent: how often a feature fires, falling from
+            the first to the last as rank ** -zipf_exponent does.
+        correlation: share of the variance of what decides firing that features have in common,
+            from 0 to 1, through `correlation_rank` hidden causes. Leaves probabilities as they are,
+            except of features under a parent, which may be correlated with it.
+        roots, branching, depth: the first features are `roots` trees with `branching` children to
+            a node and `depth` levels below the roots, level after level. A child fires only with
+            its parent, as often as Zipf says, but together the children of one leave it a fifth of
+            its firings alone.
+        exclusive: of siblings, at most one fires at a time.
+        scale_children: a child's magnitude goes with its parent's, in proportion.
+        magnitude_first, magnitude_last: mean magnitude, along the features.
+        magnitude_std: each feature's magnitude varies by |N(std, std)|; the sign stays positive.
+        bias: norm of the constant that is added to all rows.
+        noise: standard deviation of Gaussian noise in every dimension.
+        orthogonal_steps: gradient steps that spread the features apart (less squared cosine).
+        device: where rows are drawn. A GPU draws other ones than a CPU.
+
+    Raises:
+        ValueError: for settings that contradict each other.
+    """
+
+    def __init__(
+        self,
+        lm: object = None,
+        windows: object = None,
+        *,
+        batch_tokens: int,
+        seed: int,
+        sources: tuple[str, ...] = (SITE,),
+        targets: tuple[str, ...] = (SITE,),
+        n_features: int = 64,
+        width: int = 32,
+        probability_first: float = 0.3,
+        probability_last: float = 0.01,
+        zipf_exponent: float = 0.5,
+        correlation: float = 0.1,
+        correlation_rank: int = 4,
+        roots: int = 0,
+        branching: int = 4,
+        depth: int = 1,
+        exclusive: bool = True,
+        scale_children: bool = True,
+        magnitude_first: float = 5.0,
+        magnitude_last: float = 4.0,
+        magnitude_std: float = 0.5,
+        bias: float = 0.5,
+        noise: float = 0.05,
+        orthogonal_steps: int = 100,
+        device: str = "cpu",
+    ):
+        del lm, windows  # every source is built in one way; this one reads no text
+        if len(sources) != 1 or tuple(sources) != tuple(targets):
+            raise ValueError(
+                f"dict: source=synthetic has one site, which is its own target; this dictionary "
+                f"reads {', '.join(sources)} and writes {', '.join(targets)}"
+            )
+        if not 0 < probability_last <= probability_first < 1:
+            raise ValueError(
+                f"source.probability_first={probability_first} and source.probability_last="
+                f"{probability_last}: want 0 < last <= first < 1"
+            )
+        if not 0 <= correlation < 1:
+            raise ValueError(f"source.correlation={correlation}: want 0 <= correlation < 1")
+        if seed < 0:
+            raise ValueError(f"seed={seed}: want 0 or more")
+        levels = tree_levels(n_features, roots, branching, depth)
+
+        self.sources = tuple(sources)
+        self.targets = tuple(targets)
+        self.batch_tokens = batch_tokens
+        self.device = torch.device(device)
+        self._seed = seed
+        self._position = 0
+        self._rank, self._ranks = 0, 1
+        self._block: tuple[int, Tensor] | None = None  # the last one drawn, and its number
+        self._base = int(np.random.SeedSequence(seed).generate_state(1)[0])
+        draw = self._generator(0, "cpu")
+        truth = spread(torch.randn(n_features, width, generator=draw), orthogonal_steps)
+        bias_D = torch.randn(width, generator=draw)
+        std_F = magnitude_std * (1 + torch.randn(n_features, generator=draw))
+        causes_RF = torch.randn(correlation_rank, n_features, generator=draw)
+        wanted_F = zipf(n_features, probability_first, probability_last, zipf_exponent)
+        probability_F, decides_F, low_F, high_F = firing_intervals(wanted_F, levels, exclusive)
+
+        self.truth = truth.to(self.device)
+        self.probability_F = probability_F.to(self.device)
+        self._mean_F = torch.linspace(
+            magnitude_first, magnitude_last, n_features, device=self.device
+        )
+        self._std_F = std_F.abs().to(self.device)
+        self._bias_D = (bias * bias_D / bias_D.norm()).to(self.device)
+        self._noise = noise
+        self._causes_RF = (correlation**0.5 * causes_RF / causes_RF.norm(dim=0)).to(self.device)
+        self._alone = (1 - correlation) ** 0.5
+        self._decides_F = decides_F.to(self.device)
+        self._low_F = torch.special.ndtri(low_F).float().to(self.device)
+        self._high_F = torch.special.ndtri(high_F).float().to(self.device)
+        self._levels = [(c.to(self.device), p.to(self.device)) for c, p in levels]
+        self._scale_children = scale_children
+
+    @property
+    def width(self) -> int:
+        return self.truth.shape[1]
+
+    @property
+    def info(self) -> ModelInfo:
+        """What stands in for a language model when a dictionary is built."""
+        return ModelInfo(SITE, None, SITE, 1, self.width, vocab_size=0, context_length=0)
+
+    def shard(self, rank: int, ranks: int) -> None:
+        """Every rank takes each `ranks`-th block of rows."""
+        if (rank, ranks) != (self._rank, self._ranks):
+            self._rank, self._ranks, self._block = rank, ranks, None
+
+    def next_batch(self) -> Batch:
+        batch = self._rows(self._position, self.batch_tokens)
+        self._position += self.batch_tokens
+        return batch
+
+    def state(self) -> dict[str, int]:
+        return {"position": self._position, "seed": self._seed}
+
+    def restore(self, state: dict[str, int]) -> None:
+        if state["seed"] != self._seed:
+            raise ValueError(f"seed={self._seed}: the run to resume had {state['seed']}")
+        self._position = state["position"]
+
+    def sample(self, n: int) -> Batch:
+        return self._rows(0, n)
+
+    def true_code(self, n: int) -> Tensor:
+        """Magnitudes of the true features in the rows of `sample(n)`, 0 where silent: [n, F]."""
+        blocks = [self._draw(number)[0] for number in range(-(n // -BLOCK))]
+        return torch.cat(blocks)[:n]
+
+    def _rows(self, start: int, n: int) -> Batch:
+        x_NSD = torch.empty(n, 1, self.width, device=self.device)
+        filled = 0
+        while filled < n:
+            number, within = divmod(start + filled, BLOCK)
+            if self._block is None or self._block[0] != number:
+                self._block = number, self._draw(number)[1]
+            rows = self._block[1][within : within + n - filled]
+            x_NSD[filled : filled + len(rows), 0] = rows
+            filled += len(rows)
+        nothing_N = torch.zeros(n, dtype=torch.int64, device=self.device)  # no text, no positions
+        return Batch(x_NSD, x_NSD, nothing_N, nothing_N)
+
+    def _draw(self, number: int) -> tuple[Tensor, Tensor]:
+        """Block `number` of this rank: (true code [BLOCK, F], activations [BLOCK, D])."""
+        draw = self._generator(1 + number * self._ranks + self._rank, self.device)
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=draw, device=self.device)
+
+        n_causes, n_features = self._causes_RF.shape
+        z_NF = normal(BLOCK, n_causes) @ self._causes_RF
+        z_NF += self._alone * normal(BLOCK, n_features)
+        z_NF = z_NF[:, self._decides_F]
+        fires_NF = (self._low_F <= z_NF) & (z_NF < self._high_F)
+        for children, parents in self._levels:
+            fires_NF[:, children] &= fires_NF[:, parents]
+        rows, features = fires_NF.nonzero(as_tuple=True)
+        magnitudes = (self._mean_F[features] + self._std_F[features] * normal(len(rows))).abs()
+        code_NF = torch.zeros_like(z_NF).index_put_((rows, features), magnitudes)
+        if self._scale_children:
+            for children, parents in self._levels:
+                code_NF[:, children] *= code_NF[:, parents] / self._mean_F[parents]
+        x_ND = code_NF @ self.truth + self._bias_D + self._noise * normal(BLOCK, self.width)
+        return code_NF, x_ND
+
+    def _generator(self, number: int, device: torch.device | str) -> torch.Generator:
+        # Consecutive seeds: a CPU generator keeps 32 bits of them, and hashed ones would collide.
+        return torch.Generator(device).manual_seed((self._base + number) % 2**32)
+
+
+def zipf(n: int, first: float, last: float, exponent: float) -> Tensor:
+    """From `first` to `last` in the shape of rank ** -exponent: float64 [n]."""
+    shape = torch.arange(1, n + 1, dtype=torch.float64) ** -exponent
+    if n == 1 or exponent == 0:
+        return torch.full_like(shape, first)
+    return last + (first - last) * (shape - shape[-1]) / (shape[0] - shape[-1])
+
+
+def spread(features_FD: Tensor, steps: int) -> Tensor:
+    """Unit rows with less squared cosine between them: gradient descent on the frame potential.
+
+    With more rows than dimensions the goal is a tight frame, with fewer an orthonormal set.
+    """
+    features_FD = features_FD / features_FD.norm(dim=1, keepdim=True)
+    for _ in range(steps):
+        frame_DD = features_FD.T @ features_FD
+        step = 0.5 / torch.linalg.matrix_norm(frame_DD, 2)
+        features_FD = features_FD - step * (features_FD @ frame_DD)
+        features_FD = features_FD / features_FD.norm(dim=1, keepdim=True)
+    return features_FD
+
+
+Levels = list[tuple[Tensor, Tensor]]  # (children, the parent of each), top down
+
+
+def tree_levels(n_features: int, roots: int, branching: int, depth: int) -> Levels:
+    """Trees over the first features, level after level; siblings are neighbours."""
+    levels: Levels = []
+    start, size = 0, roots
+    for _ in range(depth if roots else 0):
+        parents = torch.arange(start, start + size).repeat_interleave(branching)
+        start, size = start + size, size * branching
+        levels.append((torch.arange(start, start + size), parents))
+    if start + size > n_features:
+        raise ValueError(
+            f"source.n_features={n_features} is too few for source.roots={roots} trees of "
+            f"source.branching={branching} and source.depth={depth}, which have {start + size}"
+        )
+    return levels
+
+
+def firing_intervals(
+    wanted_F: Tensor, levels: Levels, exclusive: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(probability_F, decides_F, low_F, high_F).
+
+    Feature i fires when its parent does and low[i] <= u[decides[i]] < high[i], with u uniform on
+    (0, 1) and one for each feature. Exclusive siblings look at the same one, each at its own part.
+    The probabilities are exact where the uniforms are independent.
+    """
+    probability_F = wanted_F.clone()
+    decides_F = torch.arange(len(wanted_F))
+    low_F, high_F = torch.zeros_like(wanted_F), wanted_F.clone()
+    for children, parents in levels:
+        siblings = len(children) // len(parents.unique())
+        given_parent = (wanted_F[children] / probability_F[parents]).view(-1, siblings)
+        if exclusive:
+            together = given_parent.sum(1, keepdim=True)
+            given_parent = given_parent * (CHILDREN / together).clamp(max=1)
+            high_F[children] = given_parent.cumsum(1).flatten()
+            low_F[children] = high_F[children] - given_parent.flatten()
+            decides_F[children] = children.view(-1, siblings)[:, 0].repeat_interleave(siblings)
+        else:
+            given_parent = given_parent.clamp(max=CHILDREN)
+            high_F[children] = given_parent.flatten()
+        probability_F[children] = given_parent.flatten() * probability_F[parents]
+    return probability_F, decides_F, low_F, high_F

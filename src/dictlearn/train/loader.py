@@ -1,0 +1,74 @@
+"""What Lightning iterates over: a source, cut to the length of the run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, final
+
+import torch
+
+from dictlearn.sources.protocol import Source
+from dictlearn.types import Batch
+
+
+@final
+class SourceLoader:
+    """`steps` batches of a source. Lightning saves its state, and a run resumes between batches.
+
+    It is no DataLoader and has a length on purpose. Lightning starts a DataLoader's epoch over after
+    a resume, and reads one batch ahead of iterables without a length, which is then lost.
+
+    Where several processes train, each has its own share of the stream, and the state holds all of
+    theirs: Lightning saves that of rank 0 only.
+    """
+
+    def __init__(self, source: Source, steps: int):
+        if steps < 1:
+            raise ValueError(f"steps={steps}: want at least 1")
+        self.source = source
+        self._steps = steps
+        self._step = 0
+
+    def __len__(self) -> int:
+        return self._steps
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The batches that are left; after the last of them, the next `steps`."""
+        self.source.shard(*_rank())
+        if self._step >= self._steps:
+            self._step = 0
+        while self._step < self._steps:
+            batch = self.source.next_batch()
+            self._step += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """To be called by all ranks at once."""
+        return {"step": self._step, "sources": _gather(self.source.state())}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        rank, ranks = _rank()
+        if len(state["sources"]) != ranks:
+            raise ValueError(
+                f"trainer.devices: the run to resume had {len(state['sources'])} processes, "
+                f"this one has {ranks}; want as many, as each goes on with its own activations"
+            )
+        self._step = state["step"]
+        self.source.shard(rank, ranks)
+        self.source.restore(state["sources"][rank])
+
+
+def _rank() -> tuple[int, int]:
+    """(this process's number, how many there are)."""
+    if not torch.distributed.is_initialized():
+        return 0, 1
+    return torch.distributed.get_rank(), torch.distributed.get_world_size()
+
+
+def _gather(state: dict[str, int]) -> list[dict[str, int]]:
+    _, ranks = _rank()
+    if ranks == 1:
+        return [state]
+    states: list[Any] = [None] * ranks
+    torch.distributed.all_gather_object(states, state)
+    return states
