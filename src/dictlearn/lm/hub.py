@@ -9,6 +9,7 @@ from pathlib import Path
 from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
+    HfHubHTTPError,
     HFValidationError,
     HTTPError,  # pyright: ignore[reportPrivateImportUsage]  httpx's or httpx2's: the hub's choice
     LocalEntryNotFoundError,
@@ -36,7 +37,7 @@ def locate(path: str, revision: str | None, *, weights: bool) -> tuple[Path, str
     """
     if path == "pico":
         folder = PICO_PATH
-    elif Path(path).expanduser().exists():
+    elif path and Path(path).expanduser().exists():
         folder = Path(path).expanduser()
     elif HUB_ID.fullmatch(path):
         folder = _from_hub(path, revision, weights)
@@ -115,6 +116,8 @@ def _sentence(path: str, revision: str | None, error: Exception) -> str:
             )
         case RemoteEntryNotFoundError():
             return f"{where}: the repository has no config.json{at}; want a transformers model"
+        case HfHubHTTPError() if error.response.status_code in (401, 403):
+            return f"{where}: the hub refuses access to it; log in with `hf auth login`"
         case _:
             return (
                 f"{where}: the hub cannot be reached and no local copy was found{at}; download it "

@@ -1,0 +1,212 @@
+"""Hub ids, against a hub of our own on this machine: what is fetched, kept, and said when it fails."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import pytest
+import torch
+from huggingface_hub import constants
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from dictlearn.lm.load import load_model, read_info
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@dataclass
+class Hub:
+    """One repository, owner/tiny, on branch main."""
+
+    files: dict[str, bytes]
+    status: int = 200
+    error: str = ""
+    asked: list[str] = field(default_factory=list)
+
+
+def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.answer(body=False)
+
+        def do_GET(self) -> None:
+            self.answer(body=True)
+
+        def answer(self, body: bool) -> None:
+            path = self.path.partition("?")[0]
+            hub.asked.append(f"{self.command} {path}")
+            _, _, name = path.partition("/resolve/")
+            name = name.partition("/")[2]
+            listing = [
+                {"type": "file", "path": p, "size": len(c), "oid": f"{i:040x}"}
+                for i, (p, c) in enumerate(hub.files.items())
+            ]
+            if hub.status != 200:
+                self.reply(hub.status, b"", hub.error, body)
+            elif path.startswith("/api/models/owner/tiny/revision/"):
+                self.reply(200, json.dumps({"id": "owner/tiny", "sha": COMMIT}).encode(), "", body)
+            elif path.startswith("/api/models/owner/tiny/tree/"):
+                self.reply(200, json.dumps(listing).encode(), "", body)
+            elif name in hub.files:
+                self.reply(200, hub.files[name], "", body)
+            else:
+                self.reply(404, b"", "EntryNotFound", body)
+
+        def reply(self, status: int, content: bytes, error: str, body: bool) -> None:
+            self.send_response(status)
+            self.send_header("X-Repo-Commit", COMMIT)
+            self.send_header("ETag", f'"{hash(content) & 0xFFFFFFFF:08x}"')
+            self.send_header("Content-Length", str(len(content)))
+            self.send_header("Content-Type", "application/json")
+            if error:
+                self.send_header("X-Error-Code", error)
+            self.end_headers()
+            if body:
+                self.wfile.write(content)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    return Handler
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of the hub's, and no offline switch; the hub itself is a closed port."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    _point_at(monkeypatch, port)
+    return tmp_path / "cache"
+
+
+def _point_at(monkeypatch: pytest.MonkeyPatch, port: int) -> None:
+    url = f"http://127.0.0.1:{port}"
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+    template = url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    config = AutoConfig.for_model(
+        "llama",
+        vocab_size=16,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "made")
+    hub = Hub({file.name: file.read_bytes() for file in (tmp_path / "made").iterdir()})
+    hub.files |= {
+        "README.md": b"words",
+        "modeling_evil.py": b"1 / 0",
+        "pytorch_model.bin": b"\x80\x04",
+        "consolidated.safetensors": b"the same once more",
+        "original/model.safetensors": b"and once more",
+    }
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(hub))
+    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    _point_at(monkeypatch, server.server_address[1])
+    yield hub
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def test_a_hub_id_is_downloaded_and_its_commit_noted(hub, cache):
+    lm = load_model("owner/tiny")
+    assert lm.info.name == "owner/tiny" and lm.info.revision == COMMIT
+    kept = {path.name for path in cache.rglob("snapshots/*/*")}
+    assert kept == {"config.json", "generation_config.json", "model.safetensors"}
+    assert not any("original" in ask or "evil" in ask or ".bin" in ask for ask in hub.asked)
+
+
+def test_info_downloads_the_config_alone(hub, cache):
+    info = read_info("owner/tiny")
+    assert (info.n_layers, info.width, info.revision) == (2, 16, COMMIT)
+    assert {path.name for path in cache.rglob("snapshots/*/*")} == {"config.json"}
+
+
+@pytest.mark.parametrize(
+    ("status", "error"), [(503, ""), (401, "GatedRepo"), (404, "RepoNotFound"), (429, "")]
+)
+def test_what_was_downloaded_serves_when_the_hub_does_not(hub, status, error):
+    tokens = torch.arange(6).view(1, 6)
+    before = load_model("owner/tiny").logits(tokens)
+    hub.status, hub.error = status, error
+    assert torch.equal(load_model("owner/tiny").logits(tokens), before)
+    assert read_info("owner/tiny").revision == COMMIT
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "says"),
+    [
+        (401, "GatedRepo", r"^model\.path=owner/tiny: its owner wants its terms accepted at "),
+        (403, "", r"^model\.path=owner/tiny: the hub refuses access to it; log in"),
+        (404, "RepoNotFound", r"^model\.path=owner/tiny: no such folder here and no such model"),
+        (404, "RevisionNotFound", r"^model\.revision=v2: owner/tiny has no such branch"),
+        (404, "EntryNotFound", r"^model\.path=owner/tiny: the repository has no config\.json"),
+        (
+            503,
+            "",
+            r"the hub cannot be reached and no local copy was found at revision v2; download",
+        ),
+    ],
+)
+def test_what_the_hub_says_becomes_one_sentence(hub, status, error, says):
+    hub.status, hub.error = status, error
+    for load in (load_model, read_info):
+        with pytest.raises(ValueError, match=says) as caught:
+            load("owner/tiny", revision="v2")
+        assert "\n" not in str(caught.value)
+
+
+def test_a_repository_of_pickles_is_refused(hub):
+    del hub.files["model.safetensors"]
+    with pytest.raises(ValueError, match=r"^model\.path=owner/tiny: .*safetensors"):
+        load_model("owner/tiny")
+
+
+UNREACHABLE = (
+    "model.path=Qwen/Qwen3-4B: the hub cannot be reached and no local copy was found; download it "
+    "and pass model.path=<folder>"
+)
+
+
+@pytest.mark.parametrize("offline", [True, False], ids=["HF_HUB_OFFLINE=1", "no network"])
+@pytest.mark.parametrize("load", [load_model, read_info])
+def test_out_of_reach_it_takes_no_minute_to_say_so(cache, monkeypatch, offline, load):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+    start = time.monotonic()
+    with pytest.raises(ValueError) as caught:
+        load("Qwen/Qwen3-4B")
+    assert str(caught.value) == UNREACHABLE
+    assert time.monotonic() - start < 5
+
+
+@pytest.mark.parametrize("path", ["./nowhere", "/no/where", "a b", "a/b/c", "", "-x", "a--b/c"])
+def test_neither_folder_nor_hub_id(cache, path):
+    with pytest.raises(ValueError, match="no such folder, and not a hub id"):
+        load_model(path)
+
+
+def test_a_folder_comes_before_a_hub_id_of_its_name(hub, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "owner").mkdir()
+    (tmp_path / "made").rename(tmp_path / "owner" / "tiny")
+    assert load_model("owner/tiny").info.revision is None
+    assert hub.asked == []
