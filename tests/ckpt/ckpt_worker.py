@@ -5,6 +5,7 @@ Imported by name, also in the processes it starts: conftest.py puts this folder 
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import time
@@ -18,10 +19,9 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
-from dictlearn.ckpt import commit
+from dictlearn.ckpt import checkpoint_io, commit
 from dictlearn.ckpt.checkpoint_io import DictlearnCheckpointIO
 from dictlearn.ckpt.codec import leaves, path_text, read_state
-
 from dictlearn.ckpt.lock import run_lock
 from dictlearn.ckpt.resume import resolve_resume
 from dictlearn.train.callbacks.checkpoint import CheckpointCallback
@@ -91,18 +91,21 @@ def train(
     on_step: Callable[[int], None] = lambda step: None,
     on_load: Callable[[dict], dict] | None = None,
     callbacks: tuple[Callback, ...] = (),
+    ranks: int = 1,
     **checkpoint: Any,
 ) -> Trainer:
     """`steps` optimiser steps in the run folder `run`, from `resume` if there is one."""
     run.mkdir(parents=True, exist_ok=True)
+    module = Module(on_step)
     random.seed(2)
     np.random.seed(3)
-    torch.manual_seed(4)
+    torch.manual_seed(4 + int(os.environ.get("LOCAL_RANK", 0)))
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     checkpoint = {"every_steps": None, **checkpoint}
     trainer = Trainer(
         accelerator="cpu",
-        devices=1,
+        devices=ranks,
+        strategy="ddp" if ranks > 1 else "auto",
         max_steps=steps,
         accumulate_grad_batches=accumulate,
         logger=False,
@@ -117,9 +120,7 @@ def train(
         ],
     )
     folder = resolve_resume(resume, run).folder
-    trainer.fit(
-        Module(on_step), Loader(run / "batches.txt"), ckpt_path=str(folder) if folder else None
-    )
+    trainer.fit(module, Loader(run / "batches.txt"), ckpt_path=str(folder) if folder else None)
     return trainer
 
 
@@ -132,6 +133,27 @@ def run_and_wait(run: Path, wait_at: int, seconds: float, steps: int, **options:
             _sleep(seconds)
 
     train(run, steps, on_step=on_step, **options)
+
+
+def run_rank(rank: int, port: int, run: Path, *arguments: Any, **options: Any) -> None:
+    """One of two processes that train together; only the first can find its disk full."""
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), LOCAL_RANK=str(rank))
+    os.environ.update(WORLD_SIZE="2", NODE_RANK="0")
+    full_at = options.pop("full_at", None)
+    if full_at is not None and rank == 0:
+        fail_saves(full_at)
+    run_and_wait(run, *arguments, ranks=2, **options)
+
+
+def fail_saves(step: int) -> None:
+    write_state = checkpoint_io.write_state
+
+    def write(folder: Path, state: dict) -> None:
+        write_state(folder, state)
+        if folder.name.startswith(f"step-{step}."):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    checkpoint_io.write_state = write
 
 
 def run_with_slow_save(run: Path, slow_from: int, seconds: float, steps: int) -> None:
@@ -253,11 +275,12 @@ def corrupt(state: Any, path: tuple) -> Any:
 
 
 def _other(leaf: Any) -> Any:
-    if isinstance(leaf, Tensor | np.ndarray):
-        changed = leaf.clone() if isinstance(leaf, Tensor) else leaf.copy()
-        flat = changed.reshape(-1)
-        flat[: min(8, len(flat))] += 1
+    if isinstance(leaf, Tensor):
+        changed = leaf.clone()
+        changed.view(-1)[:8] += 1
         return changed
+    if isinstance(leaf, np.ndarray):
+        return np.concatenate([leaf[:8] + 1, leaf[8:]])
     if isinstance(leaf, bool):
         return not leaf
     if isinstance(leaf, int | float):

@@ -137,13 +137,13 @@ def test_a_second_signal_exits_at_once(tmp_path, start, wait_for, second):
 def test_a_signal_during_a_save_gives_one_whole_checkpoint(
     tmp_path, start, wait_for, uninterrupted
 ):
-    process = start(run_with_slow_save, tmp_path, 4, 0.3, LAST)
+    process = start(run_with_slow_save, tmp_path, 6, 0.3, LAST)
     wait_for(tmp_path / "inside")
     os.kill(process.pid, signal.SIGTERM)
-    process.join(timeout=10)
+    process.join(timeout=60)
     assert process.exitcode == 143
     assert commit.find_intact(tmp_path / "checkpoints").damaged == ()
-    assert names(tmp_path / "checkpoints") == {"LATEST", "step-4", "step-5"}
+    assert names(tmp_path / "checkpoints") == {"LATEST", "step-6", "step-7"}
     train(tmp_path, LAST, resume="auto")
     assert differing(uninterrupted, final_state(tmp_path, LAST)) == []
 
@@ -173,7 +173,7 @@ def test_a_program_that_catches_nothing_exits_with_the_code_of_its_signal(tmp_pa
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         wait_for(tmp_path / "inside")
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=20)
+        _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "SIGINT: saving after this step, then exit; once more to exit at once" in errors
     assert "Traceback" not in errors

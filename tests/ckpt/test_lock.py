@@ -38,9 +38,9 @@ def test_the_lock_of_a_dead_process_is_taken_over(tmp_path, start, wait_for, sig
 
 
 def test_the_same_process_is_refused_too(tmp_path):
+    again = run_lock(tmp_path)
     with run_lock(tmp_path), pytest.raises(ValueError, match="this process already trains in it"):
-        with run_lock(tmp_path):
-            pass
+        again.__enter__()
 
 
 def test_it_is_released_after_an_error(tmp_path):
