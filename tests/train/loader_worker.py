@@ -26,8 +26,8 @@ def main(folder: Path, rank: int) -> None:
     rows = [next(batches).x_NSD for _ in range(3)]
     state = straight.state_dict()
     resumed.load_state_dict(state)
-    for batch in resumed:
-        rows.append(next(batches).x_NSD)
+    for there, batch in zip(batches, resumed, strict=False):
+        rows.append(there.x_NSD)
         assert torch.equal(batch.x_NSD, rows[-1])
     result = {"sources": state["sources"], "rows": torch.cat(rows)[:, 0, 0].tolist()}
     (folder / f"{rank}.json").write_text(json.dumps(result))

@@ -75,12 +75,13 @@ def fit(
     resume: Path | None = None,
     accumulate: int = 1,
     callbacks: list[Callback] | None = None,
+    one_pass: bool = False,
 ) -> Records:
     module = Records()
     trainer = lightning.Trainer(
         accelerator="cpu",
-        max_steps=steps,
-        max_epochs=-1,
+        max_steps=-1 if one_pass else steps,
+        max_epochs=1 if one_pass else -1,
         accumulate_grad_batches=accumulate,
         default_root_dir=folder,
         logger=False,
@@ -117,6 +118,13 @@ def test_a_killed_run_goes_on_with_the_next_batch(tmp_path, save, accumulate):
     assert same(resumed.seen, batches[save:])
 
 
+def test_a_resumed_pass_is_no_longer_than_a_whole_one(tmp_path):
+    """The loader's length ends the run, not the number of steps asked for."""
+    checkpoint = tmp_path / "checkpoint.ckpt"
+    fit(tmp_path, STEPS, callbacks=[SaveThenDie(4, 5, checkpoint)], one_pass=True)
+    assert same(fit(tmp_path, STEPS, checkpoint, one_pass=True).seen, expected(STEPS)[4:])
+
+
 def test_a_run_can_be_killed_twice(tmp_path):
     first, second = tmp_path / "first.ckpt", tmp_path / "second.ckpt"
     fit(tmp_path, STEPS, callbacks=[SaveThenDie(3, 4, first)])
@@ -134,7 +142,7 @@ def test_the_test_would_notice_a_lost_state(tmp_path, monkeypatch):
 def test_the_state_is_plain():
     loader = SourceLoader(source(), STEPS)
     next(iter(loader))
-    assert loader.state_dict() == {"step": 1, "sources": [{"position": BATCH, "seed": 0}]}
+    assert loader.state_dict() == {"sources": [{"position": BATCH, "seed": 0}]}
     assert len(loader) == STEPS
 
 

@@ -15,6 +15,9 @@ from dictlearn.types import Batch
 class SourceLoader:
     """`steps` batches of a source. Lightning saves its state, and a run resumes between batches.
 
+    Lightning also counts the batches of a pass, across a resume too, so the source's place is all
+    the state there is.
+
     It is no DataLoader and has a length on purpose. Lightning starts a DataLoader's epoch over after
     a resume, and reads one batch ahead of iterables without a length, which is then lost.
 
@@ -27,24 +30,18 @@ class SourceLoader:
             raise ValueError(f"steps={steps}: want at least 1")
         self.source = source
         self._steps = steps
-        self._step = 0
 
     def __len__(self) -> int:
         return self._steps
 
     def __iter__(self) -> Iterator[Batch]:
-        """The batches that are left; after the last of them, the next `steps`."""
         self.source.shard(*_rank())
-        if self._step >= self._steps:
-            self._step = 0
-        while self._step < self._steps:
-            batch = self.source.next_batch()
-            self._step += 1
-            yield batch
+        for _ in range(self._steps):
+            yield self.source.next_batch()
 
     def state_dict(self) -> dict[str, Any]:
         """To be called by all ranks at once."""
-        return {"step": self._step, "sources": _gather(self.source.state())}
+        return {"sources": _gather(self.source.state())}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         rank, ranks = _rank()
@@ -53,7 +50,6 @@ class SourceLoader:
                 f"trainer.devices: the run to resume had {len(state['sources'])} processes, "
                 f"this one has {ranks}; want as many, as each goes on with its own activations"
             )
-        self._step = state["step"]
         self.source.shard(rank, ranks)
         self.source.restore(state["sources"][rank])
 
