@@ -58,7 +58,7 @@ class LiveSource:
         lm_batch_windows: windows in one forward of the language model.
         nonfinite: "error", or "drop" to leave out tokens with NaN or Inf at any of the sites.
         store_dtype: of the buffer, "model" for the dtype in which the model computes.
-        batch_dtype: of the batches, in the same words.
+        batch_dtype: of the batches, "model" to leave them as they are stored.
 
     Raises:
         ValueError: for sizes that don't fit, NaN or Inf in activations, a state of another stream.
