@@ -8,6 +8,7 @@ file on the side it was on; elsewhere the key is the content, so that a copy goe
 from __future__ import annotations
 
 import hashlib
+import os
 import sysconfig
 import tokenize
 from collections.abc import Iterable, Iterator
@@ -42,10 +43,12 @@ def without_duplicates(documents: Iterable[Document]) -> Iterator[Document]:
 
 def stdlib_files() -> list[Path]:
     """The source files of the running interpreter's standard library, sorted by relative path."""
-    root = _stdlib()
     installed = {"site-packages", "dist-packages", "__pycache__"}
-    relative = [path.relative_to(root) for path in root.rglob("*.py")]
-    return [root / path for path in sorted(relative) if installed.isdisjoint(path.parts)]
+    files: list[Path] = []
+    for folder, below, names in os.walk(_stdlib()):
+        below[:] = [name for name in below if name not in installed]  # not even entered
+        files += [Path(folder, name) for name in names if name.endswith(".py")]
+    return sorted(files)
 
 
 def stdlib_documents() -> list[Document]:

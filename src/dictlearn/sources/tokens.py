@@ -242,6 +242,7 @@ def _tokenise(
     max_tokens: int | None,
 ) -> dict[str, Tensor]:
     """Both splits' streams, int32."""
+    log.info("data: tokenising; later runs find the tokens on disk")
     start = time.monotonic()
     encode = _encoder(tokenizer)
     before = [] if first_id is None else [first_id]
