@@ -38,7 +38,7 @@ def checked(
 
     where = config.quoted(f"file://{folders[-1].resolve()}")
     cfg = config.raw(verb, [*choices, f"hydra.searchpath=[{where}]"])
-    keys = dict(_dotted(OmegaConf.to_container(cfg)))
+    keys = dict(dotted(OmegaConf.to_container(cfg)))
     result = []
     for text, override in zip(texts, overrides, strict=True):
         key = override.key_or_group
@@ -96,9 +96,9 @@ def _values(override: Override) -> list[object]:
     return value if isinstance(value, list) else [value]
 
 
-def _dotted(tree: object, prefix: str = "") -> Iterator[tuple[str, object]]:
+def dotted(tree: object, prefix: str = "") -> Iterator[tuple[str, object]]:
     """Every key of a configuration as an override would write it, with its value."""
     if isinstance(tree, dict):
         for name, value in tree.items():
             yield f"{prefix}{name}", value
-            yield from _dotted(value, f"{prefix}{name}.")
+            yield from dotted(value, f"{prefix}{name}.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,7 +28,15 @@ from dictlearn.lm.hub import PICO_PATH, locate, read_json
 from dictlearn.lm.language_model import LanguageModel, bos_id, describe, freeze
 from dictlearn.types import ModelInfo
 
-__all__ = ["PICO_PATH", "LanguageModel", "bos_id", "freeze", "load_model", "read_info"]
+__all__ = [
+    "PICO_PATH",
+    "LanguageModel",
+    "bos_id",
+    "freeze",
+    "load_model",
+    "load_skeleton",
+    "read_info",
+]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # No names of hub kernels here: those are code that comes with a download.
@@ -53,7 +62,7 @@ def load_model(
     Args:
         path: `pico`, a local folder in the hub's layout, or a hub id.
         revision: branch, tag or commit of a hub id.
-        device: cpu, cuda, cuda:N, mps, or auto (cuda where there is one, else cpu).
+        device: cpu, cuda, cuda:N, mps, or auto (this process's GPU where there is one, else cpu).
         dtype: float32, bfloat16, or auto (bfloat16 on a GPU, else float32).
         attn: attention implementation; auto is sdpa for every family that has it, else eager.
 
@@ -81,10 +90,24 @@ def load_model(
     return lm
 
 
+def load_skeleton(path: str, revision: str | None = None) -> LanguageModel:
+    """The model of `load_model` on the meta device: shapes, sites and costs, but no weights.
+
+    Reads config.json alone. Raises ValueError as `load_model` does.
+    """
+    folder, revision = locate(path, revision, weights=False)
+    config = _read_config(path, folder)
+    loader = AutoModelForCausalLM if _is_causal_lm(config) else AutoModel
+    with torch.device("meta"):
+        model = loader.from_config(config, trust_remote_code=False)
+    return freeze(model, name=path, revision=revision)
+
+
 def _device(device: str) -> torch.device:
     n_cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device == "auto":
-        return torch.device("cuda" if n_cuda else "cpu")
+        rank = int(os.environ.get("LOCAL_RANK", "0"))  # of a launcher's processes, this one
+        return torch.device(f"cuda:{rank % n_cuda}" if n_cuda else "cpu")
     try:
         on = torch.device(device)
     except RuntimeError:
