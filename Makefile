@@ -1,7 +1,7 @@
 # Two commands matter: `make demo` and `make test`. Each needs git, make and Python 3.11 to 3.13,
 # and does everything else itself. PYTHON=/path/to/python chooses the interpreter.
 
-PYTHON ?= $(shell for p in python3.12 python3.11 python3.13 python3 python; do \
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
 	2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin

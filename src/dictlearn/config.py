@@ -62,7 +62,7 @@ def settled(cfg: DictConfig) -> DictConfig:
     """`cfg` without Hydra's own part, its name decided: nothing asks the clock from here on."""
     with open_dict(cfg):
         if "name" in cfg:
-            cfg.name = cfg.name
+            cfg.name = str(cfg.name)
         cfg.pop("hydra", None)
     return cfg
 

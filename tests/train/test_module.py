@@ -14,7 +14,6 @@ from dictlearn.dicts.dictionary import Dictionary, Shape
 from dictlearn.objectives.auxk import AuxK
 from dictlearn.objectives.objective import Objective
 from dictlearn.objectives.reconstruction import Reconstruction
-from dictlearn.sparsity.topk import TopK
 from dictlearn.train.module import DictionaryTraining, parameter_groups
 from dictlearn.train.schedules import Trapezoid
 from dictlearn.train.trainee import Trainee

@@ -18,7 +18,6 @@ from dictlearn.ckpt.dictionary import save_dictionary
 from dictlearn.ckpt.diff import refuse_changes
 from dictlearn.ckpt.lock import run_lock
 from dictlearn.ckpt.resume import CHECKPOINTS, resolve_resume
-from dictlearn.dicts.dictionary import Dictionary
 from dictlearn.lm.language_model import LanguageModel
 from dictlearn.sources.protocol import Source
 from dictlearn.train.callbacks.signals import Interrupted
@@ -86,8 +85,8 @@ def fit(
         max_steps=cfg.steps,
         max_epochs=-1,
         default_root_dir=cfg.run_dir,
-        logger=list(build.named(cfg.logger).values()),
-        callbacks=list(build.named(cfg.callbacks).values()),
+        logger=list(build.named(cfg.get("logger")).values()),
+        callbacks=list(build.named(cfg.get("callbacks")).values()),
         plugins=[DictlearnCheckpointIO(build.plain(cfg))],
         enable_progress_bar=False,
         enable_model_summary=False,

@@ -1,0 +1,156 @@
+"""`dictlearn train` from the command line to what it leaves behind."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import dictlearn
+from dictlearn import cli
+from dictlearn.lm.capture import capture
+from dictlearn.lm.load import load_model
+
+SMALL = [
+    "steps=6",
+    "batch_tokens=256",
+    "source.buffer_tokens=2048",
+    "source.lm_batch_windows=4",
+    "data.context=128",
+    "data.max_tokens=20000",
+    "dict.n_features=64",
+    "dict.k=8",
+    "eval_tokens=1024",
+    "trainer.log_every_n_steps=2",
+    "trainer=cpu",
+]
+
+
+def dictlearn_train(folder: Path, *overrides: str) -> int:
+    """Exit status of `dictlearn train ...` in `folder`."""
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as exit_:
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", ["dictlearn", "train", *SMALL, *overrides])
+        cli.main()
+    return exit_.value.code or 0  # type: ignore[return-value]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("train")
+    assert dictlearn_train(folder, "name=first", "callbacks.checkpoint.every_steps=3") == 0
+    return folder / "runs" / "first"
+
+
+def test_a_run_leaves_all_that_was_promised(run):
+    for name in (
+        "config.yaml",
+        "metrics.jsonl",
+        "metrics.csv",
+        "checkpoints/step-3/manifest.json",
+        "checkpoints/step-6/manifest.json",
+        "checkpoints/LATEST",
+        "dictionary/dictionary.safetensors",
+        "dictionary/dictionary.json",
+        "figures.json",
+        "report.html",
+    ):
+        assert (run / name).is_file(), name
+    assert list((run / "figures").glob("*.png"))
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [2, 4, 6]
+    assert [row["tokens"] for row in rows] == [512, 1024, 1536]
+    assert {"loss", "loss/reconstruction", "fvu", "l0", "dead", "lr"} <= set(rows[0])
+    with (run / "metrics.csv").open() as file:
+        assert [float(row["fvu"]) for row in csv.DictReader(file)] == [row["fvu"] for row in rows]
+
+
+def test_the_loaded_dictionary_reads_and_writes_raw_activations(run):
+    dictionary = dictlearn.load(run)
+    assert dictionary.sources == dictionary.targets == ("resid_post.1",)
+    assert dictionary.training_figures["tokens"] == 6 * 256
+    lm = load_model("pico")
+    tokens = torch.randint(4, 4000, (4, 64))
+    x_NSD = capture(lm, tokens, dictionary.sources)["resid_post.1"].flatten(0, 1)[:, None]
+    code = dictionary.encode(x_NSD)
+    assert code.l0_NS.max() <= 8 and code.l0_NS.min() > 0
+    y_hat = dictionary(x_NSD)
+    mean_error = (x_NSD - x_NSD.mean(0)).square().sum()
+    assert (x_NSD - y_hat).square().sum() < 2 * mean_error  # six steps: in the right units at least
+    torch.testing.assert_close(y_hat, dictionary.decode(code))
+    assert not any(p.requires_grad for p in dictionary.parameters())
+
+
+def test_a_run_cut_in_two_is_the_run_in_one_piece(run, tmp_path):
+    assert dictlearn_train(tmp_path, "name=cut", "callbacks.checkpoint.every_steps=3") == 0
+    cut = tmp_path / "runs" / "cut"
+    for file in (cut / "checkpoints").glob("step-6/*"):
+        file.unlink()
+    (cut / "checkpoints/step-6").rmdir()
+    (cut / "checkpoints/LATEST").unlink()
+    assert dictlearn_train(tmp_path, "name=cut", "resume=auto") == 0
+    whole, resumed = (dictlearn.load(folder).state_dict() for folder in (run, cut))
+    for name, tensor in whole.items():
+        assert torch.equal(tensor, resumed[name]), name
+    metrics = [
+        [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        for folder in (run, cut)
+    ]
+    for one, other in zip(*metrics, strict=True):
+        timing = {"tokens_per_second"}
+        assert {k: v for k, v in one.items() if k not in timing} == {
+            k: v for k, v in other.items() if k not in timing
+        }
+
+
+def test_a_folder_holds_one_run(run, capsys):
+    assert dictlearn_train(run.parents[1], "name=first") == 2
+    assert "holds a run already; resume=auto continues it" in capsys.readouterr().err
+
+
+def test_a_run_does_not_continue_with_another_configuration(run, capsys):
+    assert dictlearn_train(run.parents[1], "name=first", "resume=auto", "optim.lr=0.5") == 2
+    assert "optim.lr: 0.001 in the checkpoint, 0.5 now" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["dict.layer=36"], "dict.layer=36: pico has layers 0 to 3"),
+        (["dict.site=resid_pots.1"], "resid_pots.1"),
+        (["dict.k=65"], "dict.k=65: want more than 0 and at most dict.n_features=64"),
+        (["batch_tokens=4096"], "source.buffer_tokens=2048"),
+        (["steps=0"], "steps=0: want at least 1"),
+        (["trainer=gpu"], "no CUDA device here; use trainer=cpu"),
+        (["sparsity=relu", "objective.terms.l1.warmup=2"], "warmup=2: want a fraction"),
+        (["model=./no/such/folder"], "model.path=./no/such/folder"),
+        (["resume=runs/none"], "resume=runs/none: there is no such folder"),
+        (["dict.k=a"], "dict.k=a"),
+        (["normalise=l2"], "normalise=l2: want one of sqrt_width, unit, none"),
+        (["clip_norm=-1"], "clip_norm=-1: want a positive norm"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_a_mistake_is_one_sentence_before_any_work(tmp_path, capsys, overrides, sentence):
+    assert dictlearn_train(tmp_path, "name=wrong", *overrides) == 2
+    error = capsys.readouterr().err.strip()
+    assert sentence in error
+    assert len(error.splitlines()) == 1, error
+    leftovers = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert leftovers == []
+
+
+@pytest.mark.filterwarnings("ignore:.*resid_mid:UserWarning")  # NaN adds up to nothing
+def test_activations_that_are_not_finite_stop_the_run_with_one_sentence(tmp_path, capsys):
+    lm = load_model("pico")
+    folder = tmp_path / "poisoned"
+    lm.model.model.layers[0].mlp.down_proj.weight.data[0, 0] = float("nan")
+    lm.model.save_pretrained(folder)
+    lm.tokenizer.save_pretrained(folder)
+    assert dictlearn_train(tmp_path, "name=nan", "model=./poisoned") == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "resid_post.1" in error and "source.nonfinite=drop" in error
