@@ -119,6 +119,13 @@ DECODERS = {
         after=lambda model, x: model.model.norm(x),
     ),
     "smollm3": _llama(),
+    "qwen3_5_text": _llama(
+        layer_types=["linear_attention", "full_attention", "linear_attention"],
+        linear_num_key_heads=2,
+        linear_num_value_heads=4,
+        linear_key_head_dim=4,
+        linear_value_head_dim=4,
+    ),
     "phi": Family(
         COMMON,
         lambda block, pre, mid: block.input_layernorm(pre),

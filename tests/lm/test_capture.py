@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from dictlearn.lm.capture import capture
+from dictlearn.lm.language_model import freeze
 from dictlearn.lm.sites import SITES, site_names
 
 
@@ -151,3 +153,22 @@ def test_bf16_models_give_bf16_sites_that_add_up(bf16_lm):
         pre, attn, mid, _, out, post = (at[f"{kind}.{layer}"] for kind in SITES)
         assert torch.equal(pre + attn, mid)
         close(mid + out, post)
+
+
+def test_a_trainers_autocast_does_not_reach_the_model(qwen3):
+    outside = capture(qwen3.lm, qwen3.inputs, ["resid_post.2"])["resid_post.2"]
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = capture(qwen3.lm, qwen3.inputs, ["resid_post.2"])["resid_post.2"]
+    assert torch.equal(inside, outside)
+
+
+def test_a_tensor_that_the_model_overwrites_is_not_passed_off_as_the_site():
+    """Falcon adds attention's output into the MLP's, in place."""
+    config = AutoConfig.for_model(
+        "falcon", vocab_size=64, hidden_size=16, num_hidden_layers=2, num_attention_heads=4
+    )
+    lm = freeze(AutoModelForCausalLM.from_config(config), name="falcon")
+    tokens = torch.arange(6).view(1, 6)
+    with pytest.raises(ValueError, match=r"mlp_out\.0: falcon overwrites this tensor"):
+        capture(lm, tokens, ["mlp_out.0", "resid_post.1"])
+    assert capture(lm, tokens, ["mlp_out.0"])["mlp_out.0"].shape == (1, 6, 16)

@@ -25,6 +25,9 @@ def capture(
 ) -> dict[str, Tensor]:
     """The value of each site, [B, P, D] in the model's dtype, without a graph.
 
+    The model computes in its own dtype also within a trainer's autocast: the same activations in
+    training and evaluation.
+
     The head never runs, nor does anything after the last site needed: which one that is, is
     observed, so the order of `sites` means nothing. Sites that are one tensor come back as one
     tensor (resid_post.L and resid_pre.(L+1)): don't write into them.
@@ -52,7 +55,8 @@ def capture(
     try:
         for site in wanted.values():
             handles += attach(lm.model, site, watch(site))
-        lm.trunk(**inputs)
+        with torch.autocast(lm.device.type, enabled=False):
+            lm.trunk(**inputs)
     except StopForward:
         pass
     finally:
