@@ -276,11 +276,11 @@ def corrupt(state: Any, path: tuple) -> Any:
 
 def _other(leaf: Any) -> Any:
     if isinstance(leaf, Tensor):
-        changed = leaf.clone()
-        changed.view(-1)[:8] += 1
-        return changed
+        if leaf.dtype == torch.bool:
+            return ~leaf
+        return leaf + (1.0 if leaf.is_floating_point() else 1000)
     if isinstance(leaf, np.ndarray):
-        return np.concatenate([leaf[:8] + 1, leaf[8:]])
+        return leaf + np.ones((), leaf.dtype)
     if isinstance(leaf, bool):
         return not leaf
     if isinstance(leaf, int | float):

@@ -50,6 +50,15 @@ def test_it_is_released_after_an_error(tmp_path):
         pass
 
 
+def test_the_other_ranks_of_the_run_that_holds_it_are_let_in(tmp_path, monkeypatch):
+    with run_lock(tmp_path):
+        monkeypatch.setattr("lightning.pytorch.utilities.rank_zero_only.rank", 1)
+        with run_lock(tmp_path):
+            pass
+        assert (tmp_path / ".lock").exists()
+        monkeypatch.undo()
+
+
 def test_other_folders_are_free(tmp_path):
     with run_lock(tmp_path / "a"), run_lock(tmp_path / "b"):
         pass

@@ -10,6 +10,8 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+from lightning.pytorch.utilities import rank_zero_only
+
 LOCK = ".lock"
 
 _held: set[Path] = set()  # the kernel's locks belong to a process: it never refuses itself
@@ -17,15 +19,19 @@ _held: set[Path] = set()  # the kernel's locks belong to a process: it never ref
 
 @contextlib.contextmanager
 def run_lock(folder: Path) -> Iterator[None]:
-    """Holds `folder` for this process; the kernel lets go of it when the process dies, however.
+    """Holds `folder` for this run; the kernel lets go of it when the process dies, however.
 
     So a lock is never stale, whatever became of the process ids: in a container they repeat.
-    A POSIX record lock, which forked workers don't inherit and which works over NFS.
+    A POSIX record lock, which forked workers don't inherit and which works over NFS. Of a run's
+    ranks the first holds it for all.
 
     Raises:
         ValueError: another run holds it; the sentence names its process and host.
         OSError: the folder cannot be written.
     """
+    if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
+        yield
+        return
     folder.mkdir(parents=True, exist_ok=True)
     path = folder.resolve() / LOCK
     if path in _held:
