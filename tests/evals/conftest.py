@@ -128,17 +128,17 @@ def lm() -> LanguageModel:
     return _tiny_lm()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def windows() -> ToyWindows:
     return ToyWindows()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def train_windows() -> ToyWindows:
     return ToyWindows(40, seed=2)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def toy() -> type[Toy]:
     return Toy
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
@@ -13,9 +15,10 @@ from dictlearn.lm.patch import patched
 from dictlearn.objectives.kl_to_teacher import kl_per_token, kl_to_teacher
 
 
-def run(lm, dictionary, windows, rows=None, chunk_mb=64, batch_windows=8):
-    context = EvalContext(dictionary, lm, windows, batch_windows=batch_windows, rows=rows or {})
-    meter = Downstream(chunk_mb).begin(context)
+def run(lm, dictionary, windows, rows=None, chunk_tokens=128, max_tokens=None, batch_windows=8):
+    n_tokens = len(windows) * 12
+    context = EvalContext(dictionary, lm, windows, None, n_tokens, batch_windows, rows=rows or {})
+    meter = Downstream(max_tokens, chunk_tokens).begin(context)
     for start in range(0, len(windows), batch_windows):
         tokens_BP = windows.window_batch(range(start, min(start + batch_windows, len(windows))))
         meter.update(observe_tokens(context, tokens_BP, windows.valid(tokens_BP)))
@@ -68,21 +71,27 @@ def test_a_transcoder_replaces_the_output_of_the_mlp(lm, toy, windows):
     assert result.figures["kl"] > 0.0
 
 
-def test_figures_do_not_depend_on_chunks_or_batches(lm, toy, windows, monkeypatch):
+def test_figures_do_not_depend_on_chunks_or_batches(lm, toy, windows):
     dictionary = toy()
-    whole = run(lm, dictionary, windows)
-    by_window = run(lm, dictionary, windows, batch_windows=3)
-    assert by_window.figures == pytest.approx(whole.figures, rel=1e-5)
-    monkeypatch.setattr("dictlearn.evals.downstream.BYTES_PER_MB", 4 * 48 * 5)  # 5 tokens a chunk
-    assert run(lm, dictionary, windows, chunk_mb=1).figures == pytest.approx(
-        whole.figures, rel=1e-5
-    )
+    whole = run(lm, dictionary, windows).figures
+    assert run(lm, dictionary, windows, batch_windows=3).figures == pytest.approx(whole, rel=1e-5)
+    assert run(lm, dictionary, windows, chunk_tokens=5).figures == pytest.approx(whole, rel=1e-5)
+
+
+def test_fewer_tokens_are_spread_over_the_windows_whatever_the_batches(lm, toy, windows):
+    dictionary = toy()
+    half = run(lm, dictionary, windows, max_tokens=len(windows) * 6).figures
+    in_threes = run(lm, dictionary, windows, max_tokens=len(windows) * 6, batch_windows=3).figures
+    assert in_threes == pytest.approx(half, rel=1e-5)
+    odd = copy.deepcopy(windows)
+    odd.tokens_WP = windows.tokens_WP[1::2]
+    assert half == pytest.approx(run(lm, dictionary, odd).figures, rel=1e-5)
 
 
 def test_merging_parts_gives_the_whole(lm, toy, windows):
     dictionary = toy()
     context = EvalContext(dictionary, lm, windows)
-    meters = [DownstreamMeter(lm, dictionary.targets, (DICTIONARY,), 64) for _ in range(2)]
+    meters = [DownstreamMeter(lm, dictionary.targets, (DICTIONARY,)) for _ in range(2)]
     for meter, indices in zip(meters, (range(3), range(3, 8)), strict=True):
         tokens_BP = windows.window_batch(indices)
         meter.update(observe_tokens(context, tokens_BP, windows.valid(tokens_BP)))
@@ -143,6 +152,7 @@ def test_kl_to_teacher_averages_valid_tokens_and_has_the_gradient_q_minus_p():
     assert kl_to_teacher(teacher, patched_logits, valid & False) == 0.0
 
 
-def test_no_memory_for_logits_is_refused():
-    with pytest.raises(ValueError, match="eval.downstream.chunk_mb=0"):
-        Downstream(chunk_mb=0)
+@pytest.mark.parametrize("options", [{"max_tokens": 0}, {"chunk_tokens": 0}], ids=str)
+def test_senseless_settings_are_refused(options):
+    with pytest.raises(ValueError, match=f"eval.downstream.{next(iter(options))}=0"):
+        Downstream(**options)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
@@ -100,6 +102,7 @@ def test_a_site_the_model_lacks_is_refused_by_name(lm, toy, windows):
 
 
 def test_text_without_a_valid_token_is_refused(lm, toy, windows):
+    windows = copy.deepcopy(windows)
     windows.tokens_WP[:] = 3
     with pytest.raises(ValueError, match="no tokens to evaluate on"):
         evaluate_dictionary(toy(), lm, windows, {"sparsity": Sparsity()})

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Self, final
 
 import torch
@@ -24,53 +25,79 @@ from dictlearn.evals.context import (
     Metric,
     Observation,
 )
+from dictlearn.evals.observe import windows_read
 from dictlearn.evals.readout import Readout, has_head
 from dictlearn.lm.language_model import LanguageModel
 from dictlearn.lm.patch import Replacement, patched
 from dictlearn.objectives.kl_to_teacher import kl_of_log_probs
 
-BYTES_PER_MB = 2**20
 log = logging.getLogger(__name__)
 
 
 @final
 class Downstream(Metric):
-    """CE, KL(clean || patched) and top-1 agreement. `chunk_mb`: memory for one chunk of logits.
+    """CE, KL(clean || patched) and top-1 agreement.
+
+    Args:
+        max_tokens: positions to run the model on, spread over the evaluated windows; it runs once
+            for the clean figures and once more for every row. null: all.
+        chunk_tokens: positions whose logits exist at once. Few fit a CPU's cache, which is faster.
 
     An encoder predicts no next token: for one there are no figures, and a warning says so.
     """
 
-    def __init__(self, chunk_mb: int = 64) -> None:
-        if chunk_mb < 1:
-            raise ValueError(f"eval.downstream.chunk_mb={chunk_mb}: want at least 1 megabyte")
-        self.chunk_mb = chunk_mb
+    def __init__(self, max_tokens: int | None = None, chunk_tokens: int = 128) -> None:
+        if max_tokens is not None and max_tokens < 1:
+            raise ValueError(
+                f"eval.downstream.max_tokens={max_tokens}: want at least 1, or null for all"
+            )
+        if chunk_tokens < 1:
+            raise ValueError(f"eval.downstream.chunk_tokens={chunk_tokens}: want at least 1")
+        self.max_tokens = max_tokens
+        self.chunk_tokens = chunk_tokens
 
     def begin(self, context: EvalContext) -> DownstreamMeter:
         assert context.lm is not None, "downstream figures need the language model"
         if not has_head(context.lm):
             name = context.lm.info.name
             log.warning("eval.downstream: %s has no next-token head: no CE, no KL", name)
+        share = 1.0
+        if self.max_tokens is not None and context.windows is not None:
+            some = windows_read(context.windows, self.max_tokens)
+            share = some / max(windows_read(context.windows, context.n_tokens), 1)
         rows = (DICTIONARY, *context.rows)
-        return DownstreamMeter(context.lm, context.dictionary.targets, rows, self.chunk_mb)
+        return DownstreamMeter(
+            context.lm, context.dictionary.targets, rows, share, self.chunk_tokens
+        )
 
 
 @final
 class DownstreamMeter(Meter):
+    """Sums over scored positions of every window whose turn it is: a `share` of them."""
+
     def __init__(
-        self, lm: LanguageModel, targets: tuple[str, ...], rows: tuple[str, ...], chunk_mb: int
+        self,
+        lm: LanguageModel,
+        targets: tuple[str, ...],
+        rows: tuple[str, ...],
+        share: float = 1.0,
+        chunk_tokens: int = 128,
     ) -> None:
         self.lm = lm
         self.targets = targets
-        self.chunk_mb = chunk_mb
+        self.share = min(share, 1.0)
+        self.chunk_tokens = chunk_tokens
         self.readout: Readout | None = None
+        self.windows = 0
         self.n = 0
         self.ce_clean = 0.0
         self.sums = {row: dict.fromkeys(("ce", "kl", "agree"), 0.0) for row in rows}
 
     def update(self, seen: Observation) -> None:
-        tokens_BP = seen.tokens_BP
+        turn_B = torch.tensor([self._takes_next() for _ in seen.tokens_BP]).to(seen.text_BP.device)
         valid_BP = torch.zeros_like(seen.text_BP)
         valid_BP[seen.text_BP] = seen.valid_N
+        tokens_BP, valid_BP = seen.tokens_BP[turn_B], valid_BP[turn_B]
         scored_BP = valid_BP.clone()
         scored_BP[:, -1] = False
         scored_BP[:, :-1] &= valid_BP[:, 1:]
@@ -78,40 +105,38 @@ class DownstreamMeter(Meter):
             return
         if self.readout is None:
             self.readout = Readout(self.lm, tokens_BP)
-        readout = self.readout
-        clean_ND = readout.states(tokens_BP)[scored_BP]
-        patched_ND = {
-            row: self._patched_states(readout, seen, y_hat_NTD, valid_BP)[scored_BP]
-            for row, y_hat_NTD in seen.y_hat_NTD.items()
-        }
+        clean_ND = self.readout.states(tokens_BP)[scored_BP]
+        patched_ND = {}
+        for row, y_hat_NTD in seen.y_hat_NTD.items():
+            placed_BPTD = y_hat_NTD.new_zeros(*seen.text_BP.shape, *y_hat_NTD.shape[1:])
+            placed_BPTD[seen.text_BP] = y_hat_NTD
+            with self._stand_in(placed_BPTD[turn_B], valid_BP):
+                patched_ND[row] = self.readout.states(tokens_BP)[scored_BP]
         next_N = tokens_BP.roll(-1, dims=1)[scored_BP]
-        bytes_per_token = 4 * self.lm.info.vocab_size
-        chunk = max(1, self.chunk_mb * BYTES_PER_MB // bytes_per_token)
-        for start in range(0, len(next_N), chunk):
-            part = slice(start, start + chunk)
+        for start in range(0, len(next_N), self.chunk_tokens):
+            part = slice(start, start + self.chunk_tokens)
             self._compare(
-                readout.logits(clean_ND[part]).log_softmax(-1),
+                self.readout.logits(clean_ND[part]).log_softmax(-1),
                 {row: states[part] for row, states in patched_ND.items()},
                 next_N[part],
             )
         self.n += len(next_N)
 
-    def _patched_states(
-        self, readout: Readout, seen: Observation, y_hat_NTD: Tensor, valid_BP: Tensor
-    ) -> Tensor:
-        """The model's states with the row's reconstruction in place of every target site."""
+    def _takes_next(self) -> bool:
+        """Whether it is the next window's turn; turns are evenly spaced, whatever the batches."""
+        self.windows += 1
+        return int(self.windows * self.share) > int((self.windows - 1) * self.share)
 
-        def stand_in(t: int) -> Replacement:
-            def replace(_: Mapping[str, Tensor], clean_BPD: Tensor) -> Tensor:
-                full_BPD = clean_BPD.clone()
-                full_BPD[seen.text_BP] = y_hat_NTD[:, t].to(clean_BPD.dtype)
-                return full_BPD
+    def _stand_in(
+        self, y_hat_BPTD: Tensor, valid_BP: Tensor
+    ) -> AbstractContextManager[Mapping[str, Tensor]]:
+        """Inside, the model runs with the reconstruction in place of every target site."""
 
-            return replace
+        def replacement(t: int) -> Replacement:
+            return lambda _, clean_BPD: y_hat_BPTD[:, :, t].to(clean_BPD.dtype)
 
-        replacements = {target: stand_in(t) for t, target in enumerate(self.targets)}
-        with patched(self.lm, replacements, reads=(), mask_BP=valid_BP):
-            return readout.states(seen.tokens_BP)
+        replacements = {target: replacement(t) for t, target in enumerate(self.targets)}
+        return patched(self.lm, replacements, reads=(), mask_BP=valid_BP)
 
     def _compare(self, clean_NV: Tensor, states: dict[str, Tensor], next_N: Tensor) -> None:
         assert self.readout is not None

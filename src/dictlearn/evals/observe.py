@@ -17,12 +17,17 @@ def window_batches(windows: Windows, n_tokens: int, batch_windows: int) -> list[
 
     Spread, because neighbouring windows come from the same documents.
     """
-    if len(windows) == 0:
-        return []
-    context = windows.window_batch([0]).shape[1]
-    wanted = min(-(-n_tokens // context), len(windows))
+    wanted = windows_read(windows, n_tokens)
     chosen = [i * len(windows) // wanted for i in range(wanted)]
     return [chosen[i : i + batch_windows] for i in range(0, wanted, batch_windows)]
+
+
+def windows_read(windows: Windows, n_tokens: int) -> int:
+    """How many windows hold `n_tokens` positions, or all there are."""
+    if len(windows) == 0:
+        return 0
+    context = windows.window_batch([0]).shape[1]
+    return min(-(-n_tokens // context), len(windows))
 
 
 def observe(context: EvalContext, windows: Windows, n_tokens: int) -> Iterator[Observation]:

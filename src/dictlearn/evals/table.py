@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 MISSING = "\N{EN DASH}"
+ACRONYMS = ("sae", "plt", "clt", "molt")
 MINUS = "\N{MINUS SIGN}"
 
 
@@ -51,7 +52,7 @@ def rows(record: Mapping[str, Any]) -> Iterator[tuple[str, list[str], bool]]:
 def label_of(dictionary: Mapping[str, Any]) -> str:
     """`SAE`, `skip transcoder`: the kind as people write it."""
     kind = str(dictionary["kind"]).replace("_", " ")
-    return kind.upper() if len(kind) <= 4 else kind
+    return kind.upper() if kind in ACRONYMS else kind
 
 
 def facts(record: Mapping[str, Any]) -> list[tuple[str, str, str]]:

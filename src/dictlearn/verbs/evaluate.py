@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.console import Console
 from rich.progress import Progress
 
@@ -31,7 +31,8 @@ def main(cfg: DictConfig) -> int:
     trained = dictionary.training_figures
     lm = _model(cfg, dictionary, trained)
     if not cfg.get("data"):
-        cfg = OmegaConf.merge(cfg, {"data": trained_on(trained, path)})  # type: ignore[assignment]
+        with open_dict(cfg):
+            cfg.data = trained_on(trained, path)
     evaluate_into(folder, cfg, dictionary.to(lm.device), lm)
     _say(f"The report: {folder / 'report.html'}")
     return 0
@@ -103,9 +104,14 @@ def trained_on(trained: Mapping[str, Any], path: str) -> dict[str, Any]:
         ours = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
         assert isinstance(ours, dict)
         if ours.get("_target_") == theirs.get("_target_"):
-            plain = {key: theirs[key] for key in ours if key in theirs and _is_plain(theirs[key])}
+            plain = {key: theirs[key] for key in ours if _takes(key, theirs)}
             return {str(key): value for key, value in (ours | plain).items()}
     raise ValueError(f"{path}: does not say which text it was trained on; name some with data=")
+
+
+def _takes(key: object, theirs: Mapping[object, object]) -> bool:
+    hydras = str(key).startswith("_")  # _target_, _partial_: ours alone
+    return not hydras and key in theirs and _is_plain(theirs[key])
 
 
 def _is_plain(value: object) -> bool:

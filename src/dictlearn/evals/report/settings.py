@@ -44,7 +44,7 @@ def _line(group: Mapping[Any, Any], named: bool) -> str:
         if key in SKIPPED or value is None:
             continue
         if isinstance(value, Mapping):
-            words.append(str(key))
+            words += [str(key)] if "_target_" in value else map(str, value)
         else:
             words.append(f"{key} {_plain(value)}")
     return ", ".join(words)

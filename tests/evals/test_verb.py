@@ -1,0 +1,129 @@
+"""`dictlearn evaluate`: what it reads, where it writes, and how it refuses."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from dictlearn.ckpt.dictionary import save_dictionary
+from dictlearn.config import compose
+from dictlearn.dicts.sae import sae
+from dictlearn.lm.load import read_info
+from dictlearn.sparsity.topk import TopK
+from dictlearn.verbs import evaluate
+
+
+@pytest.fixture(autouse=True)
+def one_text(tmp_path, monkeypatch):
+    """Text for pico, and a cache of its own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    lines = [{"text": f"def f{i}(x):\n    return x + {i}\n" * 5} for i in range(60)]
+    (tmp_path / "text.jsonl").write_text("\n".join(map(json.dumps, lines)))
+
+
+def saved(folder, width=256, site="resid_post.1", **training):
+    info = replace(read_info("pico"), width=width)
+    dictionary = sae(info, partial(TopK, k=4), site, n_features=64, k=4).eval()
+    training = {
+        "model": "pico",
+        "revision": None,
+        "data": {
+            "_target_": "dictlearn.sources.tokens.text_windows",
+            "_partial_": True,
+            "paths": ["text.jsonl"],
+            "context": 64,
+            "held_out": 0.3,
+        },
+        **training,
+    }
+    save_dictionary(dictionary, folder, training)
+    return dictionary
+
+
+SMALL = ["eval_tokens=256", "eval_windows=2", "eval.baselines.fit_tokens=256"]
+
+
+def test_a_run_is_evaluated_on_what_it_was_trained_on(tmp_path, capsys):
+    saved(tmp_path / "runs/a/dictionary")
+    assert evaluate.main(compose("evaluate", ["run=runs/a", *SMALL])) == 0
+    record = json.loads((tmp_path / "runs/a/figures.json").read_text())
+    assert record["model"]["name"] == "pico" and record["text"]["data"]["context"] == 64
+    assert record["figures"]["l0"] == pytest.approx(4, abs=0.1)
+    assert "PCA, rank 4" in record["baselines"]
+    assert (tmp_path / "runs/a/report.html").is_file()
+    output = capsys.readouterr()
+    assert "mean ablation" in output.out and "runs/a/report.html" in output.err
+
+
+def test_the_same_text_gives_the_same_figures(tmp_path):
+    saved(tmp_path / "runs/a/dictionary")
+    records = []
+    for output in ("first", "second"):
+        evaluate.main(compose("evaluate", ["dictionary=runs/a", f"output={output}", *SMALL]))
+        records.append(json.loads((tmp_path / output / "figures.json").read_text()))
+    assert records[0]["figures"] == records[1]["figures"]
+    assert records[0]["text"] == records[1]["text"]
+    assert not (tmp_path / "runs/a/report.html").exists()
+
+
+def test_model_and_data_can_be_others(tmp_path, capsys):
+    saved(tmp_path / "d", model="somewhere/else", data={})
+    overrides = ["dictionary=d", "model=pico", "data=text", "data.paths=text.jsonl"]
+    overrides += ["data.context=32", "data.held_out=0.3", "eval=sparsity", "eval_tokens=128"]
+    assert evaluate.main(compose("evaluate", overrides)) == 0
+    assert "Trained on somewhere/else, evaluated on pico" in capsys.readouterr().err
+    record = json.loads((tmp_path / "evaluations/d/figures.json").read_text())
+    assert record["text"]["data"]["context"] == 32 and "fvu" not in record["figures"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ([], "nothing to evaluate; want run="),
+        (["run=a", "dictionary=b"], "run= and dictionary= were both given"),
+        (["run=nowhere"], "run=nowhere: no such folder"),
+        (["dictionary=d", "eval_tokens=0"], "eval_tokens=0: want at least 1"),
+    ],
+    ids=str,
+)
+def test_senseless_requests_are_refused(tmp_path, overrides, message):
+    saved(tmp_path / "d")
+    with pytest.raises(ValueError, match=message):
+        evaluate.main(compose("evaluate", overrides))
+
+
+def test_a_dictionary_of_another_width_is_refused_before_weights_load(tmp_path, monkeypatch):
+    saved(tmp_path / "d", width=128)
+    monkeypatch.setattr(evaluate, "load_model", lambda *_, **__: pytest.fail("weights were loaded"))
+    with pytest.raises(ValueError, match="width 128, but those of pico have width 256"):
+        evaluate.main(compose("evaluate", ["dictionary=d"]))
+
+
+def test_a_site_the_model_lacks_is_refused(tmp_path):
+    saved(tmp_path / "d", site="resid_post.9")
+    with pytest.raises(ValueError, match="pico has layers 0 to 3"):
+        evaluate.main(compose("evaluate", ["dictionary=d", *SMALL]))
+    assert not (tmp_path / "evaluations").exists()
+
+
+def test_a_strangers_file_names_no_code_to_run(tmp_path):
+    known = "dictlearn.sources.tokens.text_windows"
+    theirs = {"_target_": known, "_partial_": False, "paths": {"_target_": "os.abort"}, "evil": 1}
+    ours = evaluate.trained_on({"data": theirs | {"context": 99}}, "d")
+    assert ours["_target_"] == known and ours["_partial_"] is True and ours["context"] == 99
+    assert "evil" not in ours and OmegaConf.is_missing(OmegaConf.create(ours), "paths")
+    with pytest.raises(ValueError, match="does not say which text"):
+        evaluate.trained_on({"data": {"_target_": "os.abort"}}, "d")
+
+
+def test_a_dictionary_without_provenance_asks_for_a_model(tmp_path):
+    saved(tmp_path / "d", model=None)
+    with pytest.raises(ValueError, match="does not say which model it reads; pass model="):
+        evaluate.main(compose("evaluate", ["dictionary=d"]))
+    assert torch.is_grad_enabled()
