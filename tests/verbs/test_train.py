@@ -154,3 +154,22 @@ def test_activations_that_are_not_finite_stop_the_run_with_one_sentence(tmp_path
     assert dictlearn_train(tmp_path, "name=nan", "model=./poisoned") == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert "resid_post.1" in error and "source.nonfinite=drop" in error
+
+
+def test_a_synthetic_run_needs_no_model_and_finds_what_is_true(tmp_path, capsys):
+    options = [
+        "source=synthetic",
+        "dict.k=3",
+        "dict.n_features=64",
+        "steps=300",
+        "model.path=no/such",
+    ]
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as exit_:
+        patch.chdir(tmp_path)
+        patch.setattr(sys, "argv", ["dictlearn", "train", "name=known", "trainer=cpu", *options])
+        cli.main()
+    assert not exit_.value.code
+    figures = json.loads((tmp_path / "runs/known/figures.json").read_text())["figures"]
+    assert figures["l0"] <= 3 and figures["mean_max_cosine"] > 0.6  # random rows: 0.45
+    assert dictlearn.load(tmp_path / "runs/known").width == 32
+    assert "mean max cosine" in capsys.readouterr().err

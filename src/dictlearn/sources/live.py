@@ -64,6 +64,8 @@ class LiveSource:
         ValueError: for sizes that don't fit, NaN or Inf in activations, a state of another stream.
     """
 
+    reads_model = True
+
     def __init__(
         self,
         lm: LanguageModel,

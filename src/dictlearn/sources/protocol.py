@@ -21,6 +21,8 @@ class Source(Protocol):
     seed`; one that needs no language model ignores the first two.
     """
 
+    reads_model: bool  # of the class: whether it needs `lm` and `windows`
+
     @property
     def sources(self) -> tuple[str, ...]:
         """The sites that `x_NSD` stacks, in order."""

@@ -50,6 +50,8 @@ class SyntheticSource:
         ValueError: for settings that contradict each other.
     """
 
+    reads_model = False
+
     def __init__(
         self,
         lm: object = None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from dictlearn.dicts.dictionary import Dictionary
@@ -17,13 +17,20 @@ from dictlearn.train.trainee import Trainee
 from dictlearn.types import ModelInfo
 
 
+def reads_model(cfg: DictConfig) -> bool:
+    """Whether the source's activations come from a language model, or are its own (synthetic)."""
+    return get_class(cfg.source._target_).reads_model
+
+
 def build_info(cfg: DictConfig) -> ModelInfo:
     """What the model's config alone says: enough to refuse a wrong layer before any weights load."""
-    return read_info(cfg.model.path, cfg.model.revision)
+    if reads_model(cfg):
+        return read_info(cfg.model.path, cfg.model.revision)
+    return instantiate(cfg.source)(batch_tokens=cfg.batch_tokens, seed=cfg.seed).info
 
 
-def build_model(cfg: DictConfig) -> LanguageModel:
-    return instantiate(cfg.model)
+def build_model(cfg: DictConfig) -> LanguageModel | None:
+    return instantiate(cfg.model) if reads_model(cfg) else None
 
 
 def build_dictionary(cfg: DictConfig, info: ModelInfo) -> Dictionary:
@@ -35,10 +42,12 @@ def build_windows(cfg: DictConfig, lm: LanguageModel, split: str) -> Any:
     return instantiate(cfg.data)(lm=lm, split=split)
 
 
-def build_source(cfg: DictConfig, lm: LanguageModel, dictionary: Dictionary, split: str) -> Source:
+def build_source(
+    cfg: DictConfig, lm: LanguageModel | None, dictionary: Dictionary, split: str
+) -> Source:
     return instantiate(cfg.source)(
         lm=lm,
-        windows=build_windows(cfg, lm, split),
+        windows=build_windows(cfg, lm, split) if lm is not None else None,
         sources=dictionary.sources,
         targets=dictionary.targets,
         batch_tokens=cfg.batch_tokens,

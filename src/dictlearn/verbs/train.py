@@ -11,19 +11,25 @@ from typing import Any
 import lightning
 import torch
 from hydra.utils import instantiate
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from dictlearn.ckpt.checkpoint_io import DictlearnCheckpointIO, read_config
+from dictlearn.ckpt.commit import collect_garbage
 from dictlearn.ckpt.dictionary import save_dictionary
 from dictlearn.ckpt.diff import refuse_changes
 from dictlearn.ckpt.lock import run_lock
 from dictlearn.ckpt.resume import CHECKPOINTS, resolve_resume
+from dictlearn.dicts.dictionary import Dictionary
+from dictlearn.evals.ground_truth import mcc, mean_max_cosine
+from dictlearn.evals.record import FORMAT, versions, write_record
 from dictlearn.lm.language_model import LanguageModel
 from dictlearn.sources.protocol import Source
+from dictlearn.sources.synthetic import SyntheticSource
 from dictlearn.train.callbacks.signals import Interrupted
 from dictlearn.train.loader import SourceLoader
 from dictlearn.train.module import DictionaryTraining
-from dictlearn.types import Batch
+from dictlearn.types import Batch, ModelInfo
 from dictlearn.verbs import build
 from dictlearn.verbs.evaluate import evaluate_into
 
@@ -39,10 +45,11 @@ def main(cfg: DictConfig) -> int:
     dictionary = build.build_dictionary(cfg, info)  # refuses what can't work, before any work
     training = build.build_training(cfg, dictionary)
     with run_lock(run):
+        collect_garbage(run)
         resume = resolve_resume(cfg.resume, run)
         for note in resume.notes:
             say(note)
-        if resume.folder is None and (run / CHECKPOINTS).exists():
+        if cfg.resume is None and (run / CHECKPOINTS).exists():
             raise ValueError(
                 f"run_dir={run}: holds a run already; resume=auto continues it, "
                 "name=<another name> starts a new one"
@@ -60,7 +67,12 @@ def main(cfg: DictConfig) -> int:
         except Interrupted as interrupted:
             say(f"stopped by {interrupted.signal.name}; resume=auto name={cfg.name} continues")
             return int(interrupted.code or 1)
-        finish(cfg, run, training, lm)
+        if rank_zero_only.rank != 0:
+            return 0
+        if lm is None:
+            finish_without_model(cfg, run, training, source)
+        else:
+            finish(cfg, run, training, lm)
     return 0
 
 
@@ -101,9 +113,39 @@ def finish(cfg: DictConfig, run: Path, training: DictionaryTraining, lm: Languag
     held_out = build.build_source(cfg, lm, trainee.dictionary, "eval")
     sample = held_out.sample(SAMPLE_TOKENS)
     dictionary = trainee.inference_form(partial(split, sample, cfg.batch_tokens))
-    save_dictionary(dictionary, run / "dictionary", provenance(cfg, lm))
+    save_dictionary(dictionary, run / "dictionary", provenance(cfg, lm.info))
     evaluate_into(run, cfg, dictionary, lm)
     say(f"{run / 'report.html'} shows the run; dictlearn.load('{run}') gives the dictionary")
+
+
+def finish_without_model(
+    cfg: DictConfig, run: Path, training: DictionaryTraining, source: Source
+) -> None:
+    """The same where activations are made of known features: how well were they found?"""
+    assert isinstance(source, SyntheticSource)
+    trainee = training.trainees["dictionary"].to(source.device)
+    calibration, unseen = ([source.next_batch() for _ in range(8)] for _ in range(2))
+    dictionary = trainee.inference_form(lambda: calibration)
+    save_dictionary(dictionary, run / "dictionary", provenance(cfg, source.info))
+    figures = recovery(dictionary, unseen, source.truth)
+    write_record(run, {"format": FORMAT, "figures": figures, "versions": versions()})
+    for name, value in figures.items():
+        say(f"{name.replace('_', ' '):<20}{value:.4f}")
+    say(f"dictlearn.load('{run}') gives the dictionary")
+
+
+@torch.no_grad()
+def recovery(dictionary: Dictionary, unseen: list[Batch], truth: torch.Tensor) -> dict[str, float]:
+    """Figures on activations whose true features [F_true, D] are known."""
+    x_NSD = torch.cat([batch.x_NSD for batch in unseen])
+    error = (dictionary(x_NSD) - x_NSD).double().square().sum()
+    W_dec = dictionary.decoder.W_dec[0]
+    return {
+        "fvu": float(error / (x_NSD.double() - x_NSD.double().mean(0)).square().sum()),
+        "l0": float(dictionary.encode(x_NSD).l0_NS.double().mean()),
+        "mean_max_cosine": mean_max_cosine(W_dec, truth),
+        "mcc": mcc(W_dec, truth),
+    }
 
 
 def split(batch: Batch, n: int) -> Iterator[Batch]:
@@ -116,12 +158,12 @@ def split(batch: Batch, n: int) -> Iterator[Batch]:
         yield Batch(x_NSD, y_NTD, batch.tokens_N[start:stop], batch.positions_N[start:stop])
 
 
-def provenance(cfg: DictConfig, lm: LanguageModel) -> dict[str, Any]:
+def provenance(cfg: DictConfig, info: ModelInfo) -> dict[str, Any]:
     """Where a dictionary comes from: what anybody who loads it will want to know."""
     config = build.plain(cfg)
     return {
-        "model": lm.info.name,
-        "revision": lm.info.revision,
+        "model": info.name,
+        "revision": info.revision,
         "tokens": build.run_tokens(cfg),
         "normalise": cfg.normalise,
         "data": config["data"],
