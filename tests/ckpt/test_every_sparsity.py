@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from omegaconf import DictConfig
 from dictlearn import config
 from dictlearn.ckpt.checkpoint_io import DictlearnCheckpointIO
 from dictlearn.ckpt.codec import leaves, path_text
+from dictlearn.sources.synthetic import SyntheticSource
 from dictlearn.train.callbacks.checkpoint import CheckpointCallback
 from dictlearn.train.loader import SourceLoader
 from dictlearn.types import Batch
@@ -43,26 +44,26 @@ def composed(variant: str) -> DictConfig:
 class Poisoned:
     """A source with a NaN in the batches REFUSED."""
 
-    def __init__(self, inner: Any):
+    def __init__(self, inner: SyntheticSource):
         self.inner = inner
+        self.sources, self.targets, self.width = inner.sources, inner.targets, inner.width
+        self.batch_tokens, self.device = inner.batch_tokens, inner.device
+        self.sample, self.shard = inner.sample, inner.shard
         self.drawn = 0
 
     def next_batch(self) -> Batch:
         batch = self.inner.next_batch()
         self.drawn += 1
-        if self.drawn in REFUSED:
-            x_NSD = batch.x_NSD.clone()
-            x_NSD[0, 0, 0] = math.nan
-            return batch._replace(x_NSD=x_NSD, y_NTD=x_NSD)
-        return batch
-
-    def shard(self, rank: int, ranks: int) -> None:
-        self.inner.shard(rank, ranks)
+        if self.drawn not in REFUSED:
+            return batch
+        x_NSD = batch.x_NSD.clone()
+        x_NSD[0, 0, 0] = math.nan
+        return batch._replace(x_NSD=x_NSD, y_NTD=x_NSD)
 
     def state(self) -> dict[str, int]:
         return {**self.inner.state(), "drawn": self.drawn}
 
-    def restore(self, state: dict[str, int]) -> None:
+    def restore(self, state: Mapping[str, int]) -> None:
         self.drawn = state["drawn"]
         self.inner.restore({key: value for key, value in state.items() if key != "drawn"})
 
@@ -81,8 +82,9 @@ def train(
     source = Poisoned(instantiate(cfg.source)(**place))
     dictionary = instantiate(cfg.dict)(info=source.inner.info, sparsity=instantiate(cfg.sparsity))
     training = build.build_training(cfg, dictionary)
+    _, trainee = training.named_trainees()[0]
     if resume is None:
-        training.trainees["dictionary"].begin(source.inner.sample(1024))
+        trainee.begin(source.sample(1024))
         with torch.no_grad():  # some never fire: their count of silent tokens must survive
             dictionary.encoder.b_enc[:, :5] = -100
     trainer = lightning.Trainer(

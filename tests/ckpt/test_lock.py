@@ -59,6 +59,15 @@ def test_the_other_ranks_of_the_run_that_holds_it_are_let_in(tmp_path, monkeypat
         monkeypatch.undo()
 
 
+def test_a_run_that_is_refused_leaves_no_folder(tmp_path):
+    with pytest.raises(ValueError), run_lock(tmp_path / "new"):
+        raise ValueError
+    assert list(tmp_path.iterdir()) == []
+    with run_lock(tmp_path / "new"):
+        (tmp_path / "new" / "config.yaml").touch()
+    assert list((tmp_path / "new").iterdir()) == [tmp_path / "new" / "config.yaml"]
+
+
 def test_other_folders_are_free(tmp_path):
     with run_lock(tmp_path / "a"), run_lock(tmp_path / "b"):
         pass

@@ -32,6 +32,7 @@ def run_lock(folder: Path) -> Iterator[None]:
     if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
         yield
         return
+    new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     path = folder.resolve() / LOCK
     if path in _held:
@@ -48,6 +49,9 @@ def run_lock(folder: Path) -> Iterator[None]:
         with contextlib.suppress(FileNotFoundError):
             path.unlink()  # while we still hold it: see _acquire
         os.close(descriptor)
+        if new:  # and still empty: a run that was refused leaves nothing
+            with contextlib.suppress(OSError):
+                folder.rmdir()
 
 
 _ADVICE = "wait for it, stop it, or choose another name=..."
