@@ -1,0 +1,48 @@
+"""Figures on record: appended to benchmarks/results/, with machine, versions, date and parameters."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
+PACKAGES = ("torch", "lightning", "sae-lens", "eai-sparsify", "transformer-lens", "dictlearn-lm")
+
+
+def machine() -> dict[str, Any]:
+    """The processor and what of it was used; nothing that names the computer or its owner."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [row for row in cpuinfo.read_text().splitlines() if row.startswith("model name")]
+        model = names[0].split(":", 1)[1].strip() if names else model
+    return {
+        "cpu": model,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "system": platform.system(),
+        "python": platform.python_version(),
+    }
+
+
+def versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:
+    return {package: version(package) for package in packages}
+
+
+def append(name: str, record: dict[str, Any], folder: Path = RESULTS) -> Path:
+    """Adds one record to <folder>/<name>.json, a list with the newest last."""
+    path = folder / f"{name}.json"
+    records = json.loads(path.read_text()) if path.exists() else []
+    head = {"date": datetime.now(UTC).strftime("%Y-%m-%d"), "machine": machine()}
+    folder.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(".json.new")
+    draft.write_text(json.dumps([*records, head | record], indent=1) + "\n")
+    draft.replace(path)
+    return path
