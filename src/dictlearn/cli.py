@@ -7,9 +7,11 @@ status 2; DICTLEARN_DEBUG=1 shows where it was raised.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import sys
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -100,7 +102,9 @@ def _launch(verb: str, args: list[str], prefix: list[str]) -> int:
             # Lightning starts a run's other processes from sys.argv: this job's alone, and named.
             name = [f"name={config.quoted(cfg.name)}"] if "name" in cfg else []
             sys.argv = [sys.argv[0], *prefix, *folder, *others, *name]
-            statuses[-1] = import_module(f"dictlearn.verbs.{verb}").main(cfg)
+            run = import_module(f"dictlearn.verbs.{verb}").main
+            _hush_lightning()
+            statuses[-1] = run(cfg)
         if statuses[-1] in (130, 143):  # interrupted: so is the multirun
             sys.exit(statuses[-1])
 
@@ -131,6 +135,13 @@ def _check_one_process() -> None:
         raise ValueError(
             f"name: {processes} processes must agree on the run's folder; pass name=<a name>"
         )
+
+
+def _hush_lightning() -> None:
+    """No tips and no list of absent accelerators; its warnings on how we call it are for our tests."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # importing it sets another level
+    warnings.filterwarnings("ignore", module=r"lightning\.")
 
 
 def _complete(args: list[str], verb: str | None, known: Mapping[str, str]) -> int:

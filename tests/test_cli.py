@@ -1,0 +1,348 @@
+"""The command line: mistakes, exit statuses, folders, completion, and what it does not import."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from hydra.errors import InstantiationException
+from omegaconf import DictConfig
+
+from dictlearn import cli, config
+
+ROOT = Path(__file__).parents[1]
+SLOW = {"torch", "lightning", "transformers", "datasets", "wandb", "matplotlib"}
+
+Runs = list[DictConfig]
+Command = Callable[..., int]
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> Runs:
+    """What the verb `train` was called with, in the place of training: it answers 0."""
+    seen: Runs = []
+    answer(monkeypatch, lambda cfg: seen.append(cfg) or 0)
+    return seen
+
+
+def answer(monkeypatch: pytest.MonkeyPatch, main: Callable[[DictConfig], int]) -> None:
+    verb = ModuleType("dictlearn.verbs.train")
+    verb.main = main  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, verb.__name__, verb)
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Command:
+    """Runs a command line in this process, in an empty folder; returns its exit status."""
+    monkeypatch.chdir(tmp_path)
+    for variable in ("WORLD_SIZE", "SLURM_NTASKS", "DICTLEARN_DEBUG"):
+        monkeypatch.delenv(variable, raising=False)
+
+    def run(*args: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["dictlearn", *args])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert isinstance(ended.value.code, int)
+        return ended.value.code
+
+    return run
+
+
+MISTAKES = {
+    "optm.lr=1": "optm.lr=1: no such key; did you mean optim.lr?",
+    "lr=1": "lr=1: no such key; did you mean optim.lr?",
+    "zzzzz=1": "zzzzz=1: no such key",
+    "~optim.lrr": "~optim.lrr: no such key; did you mean optim.lr?",
+    "dcit=sae": "dcit=sae: no such key; did you mean dict?",
+    "dict=saee": "did you mean sae?",
+    "model=qwen3_4": "did you mean qwen3_4b?",
+    "steps=many": "steps=many: want a number, such as 2000",
+    "dict=sae,transcoder": "several values want -m",
+    "steps=[1": "want key=value",
+    "steps": "want key=value",
+    "model=hf": "model.path: no value was given; pass model.path=<value>",
+    "model=pico,org/name": "use model=hf model.path=pico,org/name",
+}
+
+
+@pytest.mark.parametrize(("override", "sentence"), MISTAKES.items(), ids=MISTAKES.keys())
+def test_a_mistake_is_one_sentence(
+    override: str,
+    sentence: str,
+    command: Command,
+    runs: Runs,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    assert command("train", override) == 2
+    said = capsys.readouterr().err
+    assert sentence in said
+    assert said.count("\n") == 1
+    assert not runs
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_misspelt_verb_names_the_nearest(
+    command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command("trian", "seed=1") == 2
+    assert "did you mean train?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "sentence"),
+    [
+        (ValueError("dict.k=9: want less"), 2, "dict.k=9: want less\n"),
+        (OSError("the disk is full"), 2, "the disk is full\n"),
+        (KeyboardInterrupt(), 130, ""),
+    ],
+    ids=["mistake", "disk", "ctrl-c"],
+)
+def test_what_a_verb_raises(
+    error: BaseException,
+    status: int,
+    sentence: str,
+    command: Command,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def main(cfg: DictConfig) -> int:
+        raise error
+
+    answer(monkeypatch, main)
+    assert command("train") == status
+    assert capsys.readouterr().err == sentence
+
+
+def test_a_mistake_inside_instantiate_is_the_sentence_alone(
+    command: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def main(cfg: DictConfig) -> int:
+        raise InstantiationException("Error in call to target") from ValueError("k=9: want less")
+
+    answer(monkeypatch, main)
+    assert command("train") == 2
+    assert capsys.readouterr().err == "k=9: want less\n"
+
+
+def test_debugging_shows_where_it_was_raised(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def main(cfg: DictConfig) -> int:
+        raise ValueError("dict.k=9: want less")
+
+    answer(monkeypatch, main)
+    monkeypatch.setenv("DICTLEARN_DEBUG", "1")
+    with pytest.raises(ValueError, match="want less"):
+        command("train")
+
+
+@pytest.mark.parametrize("status", [0, 1, 130, 143])
+def test_a_verbs_status_is_the_commands(
+    status: int, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer(monkeypatch, lambda cfg: status)
+    assert command("train") == status
+
+
+def test_two_runs_never_share_a_folder(command: Command, runs: Runs) -> None:
+    for _ in range(2):
+        assert command("train") == 0
+    assert runs[0].run_dir != runs[1].run_dir
+    assert runs[0].name.startswith("sae-pico-")
+
+
+def test_a_run_leaves_nothing_but_what_its_verb_writes(
+    command: Command, runs: Runs, tmp_path: Path
+) -> None:
+    assert command("train", "name=one") == 0
+    assert runs[0].run_dir == "runs/one"
+    assert "hydra" not in runs[0]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_multirun_gives_each_run_a_folder(command: Command, runs: Runs) -> None:
+    assert command("train", "seed=1,2", "-m", "dict=sae,transcoder") == 0
+    folders = [Path(cfg.run_dir) for cfg in runs]
+    assert len({*folders}) == 4
+    assert len({folder.parent for folder in folders}) == 1
+    assert [folder.name for folder in folders] == ["0", "1", "2", "3"]
+    assert command("train", "-m", "name=mine", "seed=1,2") == 0
+    assert [cfg.run_dir for cfg in runs[4:]] == ["runs/mine/0", "runs/mine/1"]
+
+
+def test_a_multirun_goes_on_after_a_mistake_and_reports_it(
+    command: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seeds = []
+
+    def main(cfg: DictConfig) -> int:
+        seeds.append(cfg.seed)
+        if cfg.seed == 2:
+            raise ValueError("seed=2: unlucky")
+        return 0
+
+    answer(monkeypatch, main)
+    assert command("train", "-m", "seed=1,2,3") == 2
+    assert seeds == [1, 2, 3]
+    assert "seed=2: unlucky\n" in capsys.readouterr().err
+
+
+def test_an_interrupted_multirun_stops(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds = []
+    answer(monkeypatch, lambda cfg: seeds.append(cfg.seed) or 143)
+    assert command("train", "-m", "seed=1,2,3") == 143
+    assert seeds == [1]
+
+
+def test_lightnings_other_processes_get_this_run_alone(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lightning starts them from sys.argv: they must find the same folder, in a multirun too."""
+    lines = []
+    answer(monkeypatch, lambda cfg: lines.append((sys.argv[1:], cfg.name)) or 0)
+    assert command("train", "seed=3") == 0
+    assert command("train", "-m", "seed=1,2", "name=both") == 0
+    assert lines[0][0] == ["train", "seed=3", f"name={lines[0][1]}"]
+    assert [line for line, _ in lines[1:]] == [
+        ["train", "seed=1", "name=both/0"],
+        ["train", "seed=2", "name=both/1"],
+    ]
+
+
+def test_processes_started_apart_must_be_given_a_name(
+    command: Command,
+    runs: Runs,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert command("train") == 2
+    assert "pass name=" in capsys.readouterr().err
+    assert command("train", "name=same") == 0
+
+
+TRANSLATIONS = {
+    "model=Qwen/Qwen3-0.6B": ["model=hf", "model.path=Qwen/Qwen3-0.6B"],
+    "model=./my model's": ["model=hf", r"model.path='./my model\'s'"],
+    "model=distilgpt2": ["model=hf", "model.path=distilgpt2"],
+    "model=gpt2": ["model=gpt2"],
+    "resume=None": ["resume=null"],
+    "debug=null": ["~debug"],
+}
+
+
+@pytest.mark.parametrize(("typed", "meant"), TRANSLATIONS.items(), ids=TRANSLATIONS.keys())
+def test_translation(typed: str, meant: list[str]) -> None:
+    assert config.translated([typed]) == meant
+
+
+def test_a_path_with_a_quote_comes_through(command: Command, runs: Runs) -> None:
+    assert command("train", "model=./my model's") == 0
+    assert runs[0].model.path == "./my model's"
+    assert command("train", "steps=1e4", "trainer.devices=auto") == 0
+    assert (runs[1].steps, runs[1].trainer.devices) == (10_000, "auto")
+
+
+def test_help_says_what_each_key_means(
+    command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command("train", "--help", "dict=transcoder") == 0
+    text = capsys.readouterr().out
+    assert "[transcoder]" in text
+    assert any("steps: 2000" in line and "# optimiser steps" in line for line in text.splitlines())
+    assert any("_target_: dictlearn.dicts.transcoder" in line for line in text.splitlines())
+
+
+# --- the real commands ------------------------------------------------------------------------
+
+
+def installed(*args: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "from dictlearn.cli import main; main()", *args]
+    return subprocess.run(
+        command, env={**os.environ, **environment}, capture_output=True, text=True, check=True
+    )
+
+
+@pytest.mark.parametrize(
+    "args",
+    [["--help"], ["train", "--help"], ["train", "--cfg", "job"], ["-sc", "query=bash"]],
+    ids=" ".join,
+)
+def test_it_answers_before_anything_slow_is_imported(args: list[str]) -> None:
+    code = (
+        "import sys, atexit; from dictlearn.cli import main;"
+        "atexit.register(lambda: sys.stderr.write(' '.join(sys.modules)));"
+        f"sys.argv[1:] = {args!r}; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "COMP_LINE": "dictlearn train dict="},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip()
+    assert "hydra" in done.stderr.split()
+    assert not SLOW & set(done.stderr.split())
+
+
+COMPLETIONS = {
+    "dictlearn ": "train",
+    "dictlearn pl": "plan",
+    "dictlearn train dict=": "dict=sae",
+    "dictlearn train model=org/name dict=tra": "dict=transcoder",
+    "dictlearn train optim.l": "optim.lr=",
+    "dictlearn plan spars": "sparsity=",
+}
+
+
+@pytest.mark.parametrize(("line", "choice"), COMPLETIONS.items(), ids=COMPLETIONS.keys())
+def test_completion(line: str, choice: str) -> None:
+    answered = installed("-sc", "query=bash", COMP_LINE=line).stdout.split()
+    assert choice in answered
+    assert all(word.startswith(line.split(" ")[-1]) for word in answered)
+
+
+@pytest.mark.parametrize("script", [True, False], ids=["train.py", "dictlearn"])
+def test_bash_completes(script: bool, tmp_path: Path) -> None:
+    """In a real bash: install the completion, type a line, press tab."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name, start in (
+        ("dictlearn", "-c 'from dictlearn.cli import main; main()'"),
+        ("python", ""),
+    ):
+        (folder / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {start} "$@"\n')
+        (folder / name).chmod(0o755)
+    line = "python train.py dict=tra" if script else "dictlearn train dict=tra"
+    # `python -c` sees itself as "-c"; the console script sees its own name.
+    install = "python train.py" if script else "dictlearn"
+    typed = f"""
+        eval "$({install} -sc install=bash | sed 's/ -c$/ dictlearn/; s/-p -c /-p dictlearn /')"
+        COMP_LINE="{line}" COMP_POINT={len(line)} COMP_CWORD=2
+        hydra_bash_completion
+        echo "${{COMPREPLY[@]}}"
+    """
+    environment = {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        ["bash", "-c", typed], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["dict=transcoder"]
+
+
+def test_train_py_hides_the_checkouts_folders() -> None:
+    """transformers imports a package `kernels`; the folder of that name here must not be it."""
+    code = (
+        f"import sys, runpy; sys.path.insert(0, {str(ROOT)!r});"
+        f"runpy.run_path({str(ROOT / 'train.py')!r}, run_name='imported');"
+        f"assert {str(ROOT)!r} not in sys.path; import importlib.util as u;"
+        "print(u.find_spec('kernels'))"
+    )
+    away = {"cwd": "/", "capture_output": True, "text": True, "check": True}
+    assert subprocess.run([sys.executable, "-c", code], **away).stdout == "None\n"
