@@ -33,6 +33,7 @@ class Baselines(RowSource):
         self.rank = rank
 
     def fit(self, context: EvalContext) -> dict[str, Row]:
+        assert context.train_windows is not None, "baselines are fitted on training text"
         dictionary = context.dictionary
         autoencodes = dictionary.sources == dictionary.targets
         pairs = [

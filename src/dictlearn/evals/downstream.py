@@ -91,7 +91,7 @@ class DownstreamMeter(Meter):
         self.windows = 0
         self.n = 0
         self.ce_clean = 0.0
-        self.sums = {row: dict.fromkeys(("ce", "kl", "agree"), 0.0) for row in rows}
+        self.sums = {row: {"ce": 0.0, "kl": 0.0, "agree": 0.0} for row in rows}
 
     def update(self, seen: Observation) -> None:
         turn_B = torch.tensor([self._takes_next() for _ in seen.tokens_BP]).to(seen.text_BP.device)

@@ -7,7 +7,7 @@ is far from zero cancel away the digits that matter.
 
 from __future__ import annotations
 
-from typing import Self, final
+from typing import final
 
 import torch
 from torch import Tensor
@@ -39,15 +39,15 @@ class Spread:
         if len(y_NTD):
             self.merge(Spread.of(double(y_NTD)))
 
-    @classmethod
-    def of(cls, y_NTD: Tensor) -> Self:
-        spread = cls()
+    @staticmethod
+    def of(y_NTD: Tensor) -> Spread:
+        spread = Spread()
         spread.n = len(y_NTD)
         spread.mean_TD = y_NTD.mean(0)
         spread.squares_T = (y_NTD - spread.mean_TD).square().sum((0, 2))
         return spread
 
-    def merge(self, other: Self) -> None:
+    def merge(self, other: Spread) -> None:
         if other.n == 0:
             return
         if self.n == 0:
@@ -81,7 +81,7 @@ class Covariance:
         batch.products_DE = (x_ND - batch.mean_x_D).T @ (y_NE - batch.mean_y_E)
         self.merge(batch)
 
-    def merge(self, other: Self) -> None:
+    def merge(self, other: Covariance) -> None:
         if other.n == 0:
             return
         if self.n == 0:

@@ -28,9 +28,10 @@ class Readout:
         assert has_head(lm)
         self.lm = lm
         text_config = lm.model.config.get_text_config().to_dict()
-        self.head: Callable[[Tensor], Tensor] | None = _capped(
-            lm.model.get_output_embeddings(), text_config.get("final_logit_softcapping")
-        )
+        head = lm.model.get_output_embeddings()
+        assert isinstance(head, nn.Module)
+        cap = text_config.get("final_logit_softcapping")
+        self.head: Callable[[Tensor], Tensor] | None = _capped(head, cap)
         probe_BP = probe_BP[:1, :4].to(lm.device)
         whole = lm.logits(probe_BP).flatten(0, 1).float()
         split = self.logits(self.states(probe_BP).flatten(0, 1))

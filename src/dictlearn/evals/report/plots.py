@@ -120,7 +120,7 @@ def _short(value: float) -> str:
 def _unit_above(axes: Axes, unit: str, palette: Palette) -> None:
     """The vertical axis' unit, level and at its head, where it is read without turning one's neck."""
     axes.annotate(
-        unit, (0, 1), (-LEFT * 72 + 5, 8), xycoords="axes fraction", textcoords="offset points",
+        unit, (0, 1), (-LEFT * 72 + 2, 8), xycoords="axes fraction", textcoords="offset points",
         fontsize=9.5, color=palette.muted,
     )  # fmt: skip
 

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -47,7 +48,7 @@ PLACEHOLDERS = Palette(*(f"#0102{i:02x}" for i in range(1, len(fields(Palette)) 
 Draw = Callable[[Axes, Palette], None]
 
 
-def style(palette: Palette) -> dict[str, object]:
+def style(palette: Palette) -> dict[Any, Any]:
     return {
         "font.size": 10,
         "font.family": "DejaVu Sans",  # ships with matplotlib: the same on every machine
