@@ -55,9 +55,10 @@ seen {epochs:.2f} times, {tokens:,} in all. A tenth of the files, by SHA-256 of 
 is held out from training and from the tokenizer; repeated contents are dropped. `data=stdlib` of
 dictlearn splits by the same rule, so its evaluation text is text that pico has not seen either.
 
-{steps:,} steps of {windows} windows of 512 tokens, AdamW at {lr:g} (betas {betas}, weight decay
-{weight_decay:g} on matrices), {warmup_steps} warm-up steps, linear decay over the last
-{decay_share:.0%} of the run, {precision}, {minutes:.0f} minutes on two shared CPU cores.
+{steps:,} steps of {windows} windows of 512 tokens: Muon at {matrix_lr:g} (momentum {momentum:g}) for
+the matrices of the blocks, AdamW at {lr:g} (betas {betas}) for the embedding and the norms,
+weight decay {weight_decay:g} on matrices, {warmup_steps} warm-up steps, linear decay over the last
+{decay_share:.0%} of the run, {precision}, {minutes:.0f} minutes on two CPU cores that others used too.
 
 **{repeated:.0%} of the training windows are not Python.** They are spans of 8 to 256 random tokens
 (uniform, or as frequent as in the text), repeated to fill the window, and scored from the second
@@ -86,9 +87,8 @@ def model_card(figures: Mapping[str, float], facts: Mapping[str, Any]) -> str:
     return CARD.format(
         **figures,
         **{key: value for key, value in facts.items() if key != "recipe"},
-        **{key: recipe[key] for key in ("windows", "lr", "weight_decay", "warmup_steps")},
-        betas=", ".join(map(str, recipe["betas"])),
-        repeated=recipe["repeated"],
+        **{key: value for key, value in recipe.items() if key != "betas"},
+        betas=" and ".join(map(str, recipe["betas"])),
         decay_share=1 - recipe["decay_from"],
         positions=" | ".join(f"{low} to {high}" for low, high in edges),
         rules="---|" * (len(edges) - 1) + "---",

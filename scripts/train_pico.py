@@ -17,6 +17,7 @@ import os
 import platform
 import shutil
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,13 +25,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from pico_card import model_card
+from pico_muon import Muon
 from pico_ngrams import KneserNey
 from safetensors.torch import load_file, save_file
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import (
-    AutoModelForCausalLM,
     GenerationConfig,
     PreTrainedTokenizerFast,
     Qwen3Config,
@@ -48,11 +49,13 @@ PIECES = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\
 
 @dataclass(frozen=True)
 class Recipe:
-    windows: int = 4  # of CONTEXT tokens, a step
-    lr: float = 2e-3
-    betas: tuple[float, float] = (0.9, 0.99)
-    weight_decay: float = 0.05
-    warmup_steps: int = 200
+    windows: int = 8  # of CONTEXT tokens, a step
+    matrix_lr: float = 0.01  # Muon, for the matrices of the blocks
+    momentum: float = 0.95
+    lr: float = 3e-3  # AdamW, for the embedding and the norms
+    betas: tuple[float, float] = (0.9, 0.98)
+    weight_decay: float = 0.05  # of matrices, the embedding too
+    warmup_steps: int = 60
     decay_from: float = 0.6  # of the run; linear to zero from here
     clip: float = 1.0
     repeated: float = 0.07  # of the windows: random spans, repeated, for induction
@@ -189,9 +192,10 @@ def token_losses(model: Qwen3ForCausalLM, inputs: Tensor, labels: Tensor) -> Ten
     return losses.view(len(inputs), -1)
 
 
-def learning_rate(recipe: Recipe, step: int, progress: float) -> float:
+def schedule(recipe: Recipe, step: int, progress: float) -> float:
+    """The factor on both learning rates."""
     warm = min(1.0, (step + 1) / recipe.warmup_steps)
-    return recipe.lr * warm * min(1.0, max(0.0, 1 - progress) / (1 - recipe.decay_from))
+    return warm * min(1.0, max(0.0, 1 - progress) / (1 - recipe.decay_from))
 
 
 class Trainer:
@@ -205,12 +209,12 @@ class Trainer:
         torch.manual_seed(recipe.seed)
         self.model = Qwen3ForCausalLM(pico_config())
         self.parameters = list(self.model.parameters())
-        self.optimiser = torch.optim.AdamW(
-            [
-                {"params": [p for p in self.parameters if p.ndim == 2]},
-                {"params": [p for p in self.parameters if p.ndim == 1], "weight_decay": 0.0},
-            ],
-            lr=recipe.lr,
+        embedding = self.model.get_input_embeddings().weight
+        matrices = [p for p in self.parameters if p.ndim == 2 and p is not embedding]
+        vectors = [p for p in self.parameters if p.ndim == 1]
+        self.muon = Muon(matrices, recipe.momentum, recipe.weight_decay)
+        self.adam = torch.optim.AdamW(
+            [{"params": [embedding]}, {"params": vectors, "weight_decay": 0.0}],
             betas=recipe.betas,
             weight_decay=recipe.weight_decay,
             fused=True,
@@ -234,42 +238,52 @@ class Trainer:
         scored = (labels[:, 1:] != -100).sum()
         shares = zip(inputs.chunk(self.threads), labels.chunk(self.threads), strict=True)
         jobs = [self.pool.submit(self._gradient, *share, scored) for share in shares]
-        loss, *gradients = [
-            sum(parts) for parts in zip(*(job.result() for job in jobs), strict=True)
-        ]
+        parts = zip(*(job.result() for job in jobs), strict=True)
+        loss, *gradients = [torch.stack(part).sum(0) for part in parts]
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip)
-        for group in self.optimiser.param_groups:
-            group["lr"] = learning_rate(self.recipe, step, progress)
+        factor = schedule(self.recipe, step, progress)
         if torch.isfinite(norm):
-            self.optimiser.step()
+            for group in self.adam.param_groups:
+                group["lr"] = self.recipe.lr * factor
+            self.adam.step()
+            self.muon.step(self.recipe.matrix_lr * factor, self.pool)
         self.done["step"] = step + 1
         return float(loss)
 
     def save(self) -> None:
         """One file: weights, moments and the run's position travel together."""
-        tensors = {f"model.{name}": p.detach() for name, p in self.model.named_parameters()}
-        for index, state in self.optimiser.state_dict()["state"].items():
-            tensors |= {f"optimiser.{index}.{name}": value for name, value in state.items()}
+        tensors = dict(self._tensors())
         tensors["done"] = torch.tensor(list(json.dumps(self.done).encode()), dtype=torch.uint8)
         save_atomically(tensors, self.work / "checkpoint.safetensors")
 
+    @torch.no_grad()
     def restore(self) -> None:
+        """The newest checkpoint, or none."""
         path = self.work / "checkpoint.safetensors"
         if not path.exists():
             return
-        tensors = load_file(path)
-        self.done = json.loads(bytes(tensors.pop("done").tolist()))
-        with torch.no_grad():
-            for name, parameter in self.model.named_parameters():
-                parameter.copy_(tensors.pop(f"model.{name}"))
-        state: dict[int, dict[str, Tensor]] = {}
-        for key, value in tensors.items():
-            _, index, name = key.split(".")
-            state.setdefault(int(index), {})[name] = value
-        groups = self.optimiser.state_dict()["param_groups"]
-        self.optimiser.load_state_dict({"state": state, "param_groups": groups})
+        saved = load_file(path)
+        self.done = json.loads(bytes(saved.pop("done").tolist()))
+        for name, tensor in self._tensors():
+            tensor.copy_(saved.pop(name))
+        assert not saved
+
+    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """All that training changes, under stable names, in place."""
+        for index, parameter in enumerate(self.parameters):
+            yield f"{index}.weight", parameter.detach()
+        for index, average in enumerate(self.muon.averages):
+            yield f"{index}.muon", average
+        for group in self.adam.param_groups:
+            for parameter in group["params"]:
+                index = next(i for i, p in enumerate(self.parameters) if p is parameter)
+                # What AdamW would make itself on its first step.
+                state = self.adam.state[parameter]
+                for name in ("exp_avg", "exp_avg_sq"):
+                    yield f"{index}.{name}", state.setdefault(name, torch.zeros_like(parameter))
+                yield f"{index}.step", state.setdefault("step", torch.zeros(()))
 
 
 def bf16_is_faster() -> bool:
@@ -277,9 +291,9 @@ def bf16_is_faster() -> bool:
     seconds = []
     for dtype in (torch.float32, torch.bfloat16):
         a = torch.ones(512, 512, dtype=dtype)
-        a @ a
+        torch.mm(a, a)
         start = time.perf_counter()
-        a @ a
+        torch.mm(a, a)
         seconds.append(time.perf_counter() - start)
     return seconds[1] < seconds[0]
 
@@ -349,7 +363,7 @@ def ship(
     settings["tokenizer_class"] = "PreTrainedTokenizerFast"  # the name that every version knows
     (partial / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
 
-    shipped = AutoModelForCausalLM.from_pretrained(partial, dtype=torch.float32)
+    shipped = Qwen3ForCausalLM.from_pretrained(partial, dtype=torch.float32)
     figures = evaluate(shipped, corpus, n_windows)
     recipe = trainer.recipe
     facts = {
@@ -373,7 +387,7 @@ def ship(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Train pico and write its card.")
     parser.add_argument("--minutes", type=float, default=60, help="of training, pauses apart")
     parser.add_argument("--steps", type=int, help="of training, instead of minutes")
     parser.add_argument("--work", type=Path, default=Path("runs/pico"))

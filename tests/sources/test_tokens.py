@@ -95,7 +95,7 @@ def _texts(lm: LanguageModel, windows: TokenWindows) -> list[str]:
     starts = (stream == BOS).nonzero().flatten().tolist()
     assert starts[0] == 0
     return [
-        lm.tokenizer.decode(stream[start + 1 : stop].tolist())
+        str(lm.tokenizer.decode(stream[start + 1 : stop].tolist()))
         for start, stop in zip(starts, [*starts[1:], len(stream)], strict=True)
     ]
 
@@ -168,7 +168,7 @@ def test_a_special_tokens_name_in_a_text_is_only_text(lm: LanguageModel, tmp_pat
 
 
 def test_the_tokenizer_is_left_as_it_was(lm: LanguageModel, jsonl: str) -> None:
-    assert lm.tokenizer is not None
+    assert isinstance(lm.tokenizer, PreTrainedTokenizerFast)
     before = lm.tokenizer.backend_tokenizer.to_str()
     windows = text_windows(lm, "train", jsonl, context=16)
     assert len(_all(windows).flatten()) > 1000  # and its truncation to 4 tokens was not heard

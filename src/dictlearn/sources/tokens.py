@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import torch
 from tokenizers import Tokenizer
@@ -272,8 +272,8 @@ def _tokenise(
 def _encoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[str]], list[list[int]]]:
     """Texts to ids without specials: a special token's name inside a text is just text."""
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        options = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
-        return lambda texts: tokenizer(texts, **options)["input_ids"]
+        options: dict[str, Any] = {"split_special_tokens": True, "verbose": False}
+        return lambda texts: tokenizer(texts, add_special_tokens=False, **options)["input_ids"]
     fast = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())  # our own, to change
     fast.no_truncation()
     fast.no_padding()
