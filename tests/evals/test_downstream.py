@@ -6,11 +6,13 @@ import copy
 
 import pytest
 import torch
+from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from dictlearn.evals.context import DICTIONARY, ZERO_ABLATION, EvalContext
 from dictlearn.evals.downstream import Downstream, DownstreamMeter
 from dictlearn.evals.observe import observe_tokens
 from dictlearn.evals.readout import Readout
+from dictlearn.lm.language_model import freeze
 from dictlearn.lm.patch import patched
 from dictlearn.objectives.kl_to_teacher import kl_per_token, kl_to_teacher
 
@@ -116,6 +118,27 @@ def test_a_head_that_does_more_than_its_weights_is_left_whole(lm, windows, monke
     readout = Readout(lm, tokens)
     assert readout.head is None
     torch.testing.assert_close(readout.logits(readout.states(tokens)[1]), 3 * logits(lm, tokens)[1])
+
+
+def test_soft_capped_logits_come_out_of_the_split_head(windows):
+    config = Gemma2Config(
+        vocab_size=48, hidden_size=16, intermediate_size=32, num_hidden_layers=2, head_dim=8,
+        num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=64,
+        final_logit_softcapping=0.5, pad_token_id=4, bos_token_id=3, eos_token_id=None,
+    )  # fmt: skip
+    gemma = freeze(Gemma2ForCausalLM(config), name="tiny gemma2")
+    tokens = windows.window_batch(range(2))
+    readout = Readout(gemma, tokens)
+    assert readout.head is not None
+    torch.testing.assert_close(readout.logits(readout.states(tokens)), gemma.logits(tokens))
+    assert gemma.logits(tokens).abs().max() > 0.1  # the cap bends something
+
+
+def test_an_encoder_has_no_downstream_figures_and_a_warning_says_so(lm, toy, windows, caplog):
+    headless = freeze(lm.model.base_model, name="tiny encoder")
+    result = run(headless, toy(), windows)
+    assert result.figures == {} and result.rows == {}
+    assert "tiny encoder has no next-token head" in caplog.text
 
 
 def test_kl_of_two_coins_by_hand():

@@ -75,6 +75,9 @@ def facts(record: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     if "ce_clean" in f:
         scored = f"{f['scored_tokens']:,.0f} tokens scored"
         found.append(("CE clean", f"{f['ce_clean']:.4f}", f"nats per token, {scored}"))
+    if "ce_recovered" in f:
+        gap = "of the CE that zero ablation costs"
+        found.append(("recovered", f"{f['ce_recovered']:.1%}", gap))
     return found
 
 

@@ -52,6 +52,8 @@ def evaluate_into(
     evals = build.named(cfg.eval)
     held_out, train = (build.build_windows(cfg, lm, split) for split in ("eval", "train"))
     console = Console(stderr=True)
+    if not console.is_terminal:
+        _say(f"Evaluating on {cfg.eval_tokens:,} held-out tokens.")
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("evaluating", total=None)
         evaluation = evaluate_dictionary(
