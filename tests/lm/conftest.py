@@ -48,6 +48,7 @@ class Family:
     mlp_in: Callable[[Any, Tensor, Tensor], Tensor]  # (block, resid_pre, resid_mid)
     mlp_out: Callable[[Any, Tensor], Tensor]  # (block, mlp_in)
     resid_post: Callable[[Any, Tensor, Tensor], Tensor] = lambda block, mid, out: mid + out
+    resid_mid: Callable[[Any, Tensor, Tensor], Tensor] = lambda block, pre, out: pre + out
     # (model, resid_post of the last block) -> the last of the model's own hidden states
     after: Callable[[Any, Tensor], Tensor] = lambda model, x: x
 
@@ -151,6 +152,7 @@ ENCODERS = {
         lambda block, pre, mid: mid,
         lambda block, x: block.output.dense(block.intermediate(x)),
         lambda block, mid, out: block.output.LayerNorm(mid + out),
+        lambda block, pre, out: block.attention.output.LayerNorm(pre + out),
     ),
     "esm": Family(
         {**COMMON, "position_embedding_type": "rotary", "mask_token_id": 3},

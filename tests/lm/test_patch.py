@@ -139,15 +139,20 @@ def test_a_site_is_read_before_it_is_replaced(qwen3):
 
 
 def test_the_order_of_targets_means_nothing(decoder):
+    """Also for resid_mid, a sum: it is made of what replacements upstream left in the model."""
     lm, tokens = decoder.lm, decoder.inputs
-    twice = {
+    replacements = {
         "resid_mid.1": lambda seen, value: value * 1.5 + seen["attn_out.1"],
-        "attn_out.1": lambda seen, value: value * 0.5,
+        "resid_pre.1": lambda seen, value: value * 0.5,
+        "attn_out.1": lambda seen, value: value * 0.25,
     }
+    reads = list(replacements)
     logits = []
-    for replacements in (twice, dict(reversed(twice.items()))):
-        with patched(lm, replacements, reads=["attn_out.1"]):
+    for order in (replacements, dict(reversed(replacements.items()))):
+        with patched(lm, order, reads) as seen:
             logits.append(lm.logits(tokens))
+        total = seen["resid_pre.1"] * 0.5 + seen["attn_out.1"] * 0.25
+        assert torch.equal(seen["resid_mid.1"], total)
     assert torch.equal(*logits)
 
 
@@ -179,6 +184,13 @@ def test_a_tuple_keeps_its_other_parts(decoder):
     clean = lm.logits(tokens)
     with patched(lm, {f"{path}:input": _same, f"{path}:output": _same}):
         assert torch.equal(lm.logits(tokens), clean)
+
+
+def test_a_module_called_by_keyword_can_be_patched(qwen3):
+    lm, tokens, site = qwen3.lm, qwen3.inputs, "model.layers.1.self_attn:input"
+    with patched(lm, {site: lambda _, clean: torch.zeros_like(clean)}):
+        at = capture(lm, tokens, ["attn_out.1", "attn_out.2"])
+    assert not at["attn_out.1"].any() and at["attn_out.2"].any()  # qwen3's attention has no bias
 
 
 def test_it_works_in_bf16_with_a_dictionary_in_fp32(bf16_lm):

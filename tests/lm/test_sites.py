@@ -53,10 +53,8 @@ def test_sites_agree_with_the_code_of_the_family(example):
     at, family = _all_sites(example), example.family
     for layer in range(3):
         block = example.block(layer)
-        pre, mid, read, out, post = (
-            at[f"{kind}.{layer}"]
-            for kind in ("resid_pre", "resid_mid", "mlp_in", "mlp_out", "resid_post")
-        )
+        pre, attn, mid, read, out, post = (at[f"{kind}.{layer}"] for kind in SITES)
+        torch.testing.assert_close(family.resid_mid(block, pre, attn), mid, **CLOSE)
         torch.testing.assert_close(family.mlp_in(block, pre, mid), read, **CLOSE)
         torch.testing.assert_close(family.mlp_out(block, read), out, **CLOSE)
         torch.testing.assert_close(family.resid_post(block, mid, out), post, **CLOSE)
