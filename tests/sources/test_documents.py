@@ -105,7 +105,7 @@ def test_a_folder_is_answered_with_the_glob_to_use(tmp_path: Path) -> None:
 
 
 def test_no_paths_at_all_is_an_error() -> None:
-    with pytest.raises(ValueError, match=r"data\.paths is empty"):
+    with pytest.raises(ValueError, match=r"data\.paths=\[\]: want files or globs"):
         list(text_documents([]))
 
 

@@ -341,6 +341,13 @@ def test_mistakes_are_named(
     assert str(error.value) == sentence
 
 
+def test_nothing_to_read_is_named(lm: LanguageModel) -> None:
+    with pytest.raises(ValueError, match=r"data\.paths=\[\]: want files or globs"):
+        text_windows(lm, "train", [], context=16)
+    with pytest.raises(ValueError, match=r"data\.path=null: want a data set's hub id"):
+        hub_windows(lm, "train", None, context=16)
+
+
 def test_no_context_means_all_that_the_model_reads(lm: LanguageModel, jsonl: str) -> None:
     assert text_windows(lm, "train", jsonl, context=None).context == 64
 

@@ -41,7 +41,7 @@ def find_files(paths: str | Sequence[str]) -> list[Path]:
             )
         found += files
     if not found:
-        raise ValueError("data.paths is empty: want files or globs of text, .jsonl or .parquet")
+        raise ValueError("data.paths=[]: want files or globs of text, .jsonl or .parquet")
     return list(dict.fromkeys(path.resolve() for path in found))
 
 

@@ -126,7 +126,7 @@ def text_windows(
 def hub_windows(
     lm: LanguageModel,
     split: str,
-    path: str,
+    path: str | None,
     name: str | None = None,
     hub_split: str = "train",
     field: str = "text",
@@ -140,6 +140,8 @@ def hub_windows(
     Of a data set on the hub, what was read once is what later runs read, offline too: pin a
     `revision` or change `max_tokens` to read again.
     """
+    if path is None:
+        raise ValueError("data.path=null: want a data set's hub id (owner/name) or a folder")
     folder = Path(path).expanduser()
     return windows(
         lm,
