@@ -15,6 +15,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from dictlearn.ckpt.checkpoint_io import read_config
+from dictlearn.ckpt.diff import refuse_changes
 from dictlearn.ckpt.resume import CHECKPOINTS, resolve_resume
 from dictlearn.dicts.dictionary import Dictionary
 from dictlearn.lm.language_model import LanguageModel
@@ -56,14 +58,17 @@ class Plan:
 def planned(cfg: DictConfig) -> Plan:
     plan = Plan()
     plan.check("configuration", lambda: train.check(cfg))
+    if plan.mistakes:
+        return plan
     plan.check("device", lambda: check_device(cfg))
     plan.check("run folder", lambda: check_folder(cfg))
-    if "paths" in cfg.data:
+    reads_model = build.reads_model(cfg)
+    if reads_model and "paths" in cfg.data:
         plan.check("text files", lambda: find_files(cfg.data.paths))
     info = plan.check("model", lambda: build.build_info(cfg))
     if info is None:
         return plan
-    lm = load_skeleton(cfg.model.path, cfg.model.revision)
+    lm = load_skeleton(cfg.model.path, cfg.model.revision) if reads_model else None
     with torch.device("meta"):
         dictionary = plan.check("dictionary", lambda: build.build_dictionary(cfg, info))
         if dictionary is None:
@@ -77,34 +82,38 @@ def planned(cfg: DictConfig) -> Plan:
 
 
 def describe(
-    plan: Plan, cfg: DictConfig, lm: LanguageModel, info: ModelInfo, dictionary: Dictionary
+    plan: Plan, cfg: DictConfig, lm: LanguageModel | None, info: ModelInfo, dictionary: Dictionary
 ) -> None:
     shape, tokens = dictionary.shape, build.run_tokens(cfg)
     sites = list(dict.fromkeys(shape.sources + shape.targets))
     count = sum(p.numel() for p in dictionary.parameters())
     weights = count * FLOAT
     state = weights * state_tensors(cfg)
-    model_bytes = sum(p.numel() for p in lm.model.parameters()) * bytes_of_model(cfg)
     batch = cfg.batch_tokens * cfg.trainer.accumulate_grad_batches
-    forward = batch * flops_per_token(lm, info, sites)
     own = batch * dictionary_flops_per_token(dictionary)
     plan.facts |= {
         "run folder": str(cfg.run_dir),
-        "model": f"{info.name} ({info.family}, {info.n_layers} layers, width {info.width})",
-        "reads": f"{_listed(shape.sources)}, width {info.width}",
+        "reads": f"{_listed(shape.sources)}, width {shape.width}",
         "writes": f"{_listed(shape.targets)}, width {shape.width}",
         "dictionary": f"{shape.kind}, {shape.n_features:,} features per source, k = {shape.k:g}",
         "parameters": f"{count:,}",
         "tokens": f"{tokens:,} in {cfg.steps:,} steps of {batch:,}",
         "tokens per parameter": f"{tokens / count:.3g}",
-        "memory, language model": _bytes(model_bytes),
         "memory, weights and gradients": _bytes(2 * weights),
         "memory, optimiser": _bytes(state),
-        "memory, shuffle buffer": _bytes(buffer_bytes(cfg, shape.width, len(sites))),
         "a checkpoint": _bytes(weights + state),
-        "a step, language model": f"{_si(forward)}FLOP forward, as far as the last site",
         "a step, dictionary": f"{_si(own)}FLOP, at an L0 of k",
+    }
+    if lm is None:
+        return
+    model_bytes = sum(p.numel() for p in lm.model.parameters()) * bytes_of_model(cfg)
+    forward = batch * flops_per_token(lm, info, sites)
+    plan.facts |= {
+        "a step, language model": f"{_si(forward)}FLOP forward, as far as the last site",
         "the run": f"{_si((forward + own) * cfg.steps)}FLOP",
+        "language model": f"{info.name}: {info.family}, {info.n_layers} layers",
+        "memory, language model": _bytes(model_bytes),
+        "memory, shuffle buffer": _bytes(buffer_bytes(cfg, shape.width, len(sites))),
     }
 
 
@@ -134,8 +143,11 @@ def check_device(cfg: DictConfig) -> None:
 
 def check_folder(cfg: DictConfig) -> None:
     run = Path(cfg.run_dir)
-    if resolve_resume(cfg.resume, run).folder is None and (run / CHECKPOINTS).exists():
+    resume = resolve_resume(cfg.resume, run)
+    if cfg.resume is None and (run / CHECKPOINTS).exists():
         raise ValueError(f"run_dir={run}: holds a run already; resume=auto continues it")
+    if resume.folder is not None:
+        refuse_changes(read_config(resume.folder), build.plain(cfg), resume.folder)
 
 
 def check_disk(cfg: DictConfig, dictionary: Dictionary) -> None:
@@ -169,10 +181,10 @@ class NoText:
         return torch.zeros_like(tokens_BP, dtype=torch.bool)
 
 
-def build_source(cfg: DictConfig, lm: LanguageModel, dictionary: Dictionary) -> Any:
+def build_source(cfg: DictConfig, lm: LanguageModel | None, dictionary: Dictionary) -> Any:
     return instantiate(cfg.source)(
         lm=lm,
-        windows=NoText(cfg.data.context or lm.info.context_length),
+        windows=None if lm is None else NoText(cfg.data.context or lm.info.context_length),
         sources=dictionary.sources,
         targets=dictionary.targets,
         batch_tokens=cfg.batch_tokens,
@@ -201,8 +213,6 @@ def bytes_of_model(cfg: DictConfig) -> int:
 
 
 def buffer_bytes(cfg: DictConfig, width: int, n_sites: int) -> int:
-    if "buffer_tokens" not in cfg.source:
-        return 0
     stored = bytes_of_model(cfg) if cfg.source.store_dtype == "model" else FLOAT
     if cfg.source.store_dtype == "bfloat16":
         stored = 2

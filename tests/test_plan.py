@@ -1,0 +1,78 @@
+"""`dictlearn plan` counts right, finds what training would refuse, and leaves nothing behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from dictlearn import config
+from dictlearn.lm.load import load_skeleton
+from dictlearn.verbs import build, plan
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def planned(*overrides: str) -> plan.Plan:
+    return plan.planned(config.compose("plan", overrides))
+
+
+def test_it_counts_what_a_real_dictionary_has() -> None:
+    cfg = config.compose("plan", ["dict=skip_transcoder"])
+    real = build.build_dictionary(cfg, build.build_info(cfg))
+    count = sum(p.numel() for p in real.parameters())
+    made = plan.planned(cfg)
+    assert made.facts["parameters"] == f"{count:,}"
+    assert made.facts["memory, optimiser"] == plan._bytes(2 * 4 * count)  # Adam has two moments
+    assert not made.mistakes
+
+
+def test_the_models_flops_stop_at_the_last_site() -> None:
+    """Two per weight of every matrix in the blocks that run: by hand from pico's config."""
+    lm = load_skeleton("pico")
+    c = lm.model.config
+    attention = 2 * c.hidden_size * c.head_dim * (c.num_attention_heads + c.num_key_value_heads)
+    block = attention + 3 * c.hidden_size * c.intermediate_size
+    for layer in range(lm.info.n_layers):
+        flops = plan.flops_per_token(lm, lm.info, [f"mlp_in.{layer}"])
+        assert flops == 2 * block * (layer + 1)
+
+
+MISTAKES = {
+    "dictionary": ["dict.layer=4"],
+    "source": ["source.buffer_tokens=1024"],
+    "configuration": ["steps=0"],
+    "text files": ["data=text", "data.paths=[absent.txt]"],
+    "run folder": ["resume=absent"],
+    "model": ["model=./absent"],
+}
+
+
+@pytest.mark.parametrize(("name", "overrides"), MISTAKES.items(), ids=MISTAKES.keys())
+def test_it_finds_what_training_would_refuse(
+    name: str, overrides: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cfg = config.compose("plan", overrides)
+    assert list(plan.planned(cfg).mistakes) == [name]
+    assert plan.main(cfg) == 2
+    assert f"{name}: " in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_gpu_that_is_absent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "device" in planned("model.device=cuda").mistakes
+
+
+def test_it_plans_without_a_language_model() -> None:
+    made = planned("source=synthetic", "dict.n_features=64", "dict.k=4")
+    assert not made.mistakes
+    assert "memory, language model" not in made.facts
+
+
+def test_numbers_are_short() -> None:
+    assert [plan._si(n) for n in (0, 999, 1000, 1.2345e9)] == ["0 ", "999 ", "1 k", "1.23 G"]
