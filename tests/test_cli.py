@@ -256,6 +256,7 @@ def test_help_says_what_each_key_means(
     text = capsys.readouterr().out
     assert "[transcoder]" in text
     assert any("steps: 2000" in line and "# optimiser steps" in line for line in text.splitlines())
+    assert any("k_start: null" in line and "# begin with" in line for line in text.splitlines())
     assert any("_target_: dictlearn.dicts.transcoder" in line for line in text.splitlines())
 
 

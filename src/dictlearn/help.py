@@ -45,8 +45,10 @@ def _group(group: str, choice: str | None) -> str:
 def _lines(verb: str, cfg: DictConfig, choices: dict[str, str | None]) -> Iterator[str]:
     said = comments(config.conf_dir() / f"{verb}.yaml")
     for group, choice in choices.items():
-        for key, comment in comments(config.conf_dir() / group / f"{choice}.yaml").items():
-            said.setdefault(f"{group}.{key}", comment)
+        path = config.conf_dir() / group / f"{choice}.yaml"
+        reaches_out = path.is_file() and path.read_text().startswith("# @package _global_")
+        for key, comment in comments(path).items():
+            said[key if reaches_out else f"{group}.{key}"] = comment
     for key, line in _keyed(OmegaConf.to_yaml(cfg).splitlines()):
         comment = said.get(key, "")
         yield f"{line:<44}  # {comment}" if comment else line
@@ -62,7 +64,7 @@ def comments(path: Path) -> dict[str, str]:
         if inherited := re.fullmatch(r"\s*- (\w+)", line):
             found |= comments(path.with_name(f"{inherited[1]}.yaml"))
         if line.lstrip().startswith("#"):
-            above.append(line.strip(" #"))
+            above += [] if "@package" in line else [line.strip(" #")]
             continue
         beside = re.search(r"\s#\s*(.*)$", line)
         if key and (comment := beside[1] if beside else " ".join(above)):
