@@ -16,8 +16,9 @@ from dictlearn.evals.reconstruction import Reconstruction
 from dictlearn.evals.record import read_record, record_of, write_record
 from dictlearn.evals.report import write_report
 from dictlearn.evals.report.history import loss_terms, read_history, series
-from dictlearn.evals.report.plots import binned
+from dictlearn.evals.report.plots import binned, training_plots
 from dictlearn.evals.report.settings import summary
+from dictlearn.evals.report.theme import inline_svg
 from dictlearn.evals.sparsity import Sparsity
 from dictlearn.evals.table import COLUMNS, MISSING, cell, facts, renderable
 
@@ -187,6 +188,12 @@ def test_history_of_a_killed_and_resumed_run(tmp_path):
     assert series(history, "absent") == ([], [])
     assert loss_terms(history) == ["reconstruction", "auxk"]
     assert read_history(tmp_path / "none.jsonl") == []
+
+
+def test_a_curve_of_zeros_has_an_axis_one_can_read(tmp_path):
+    (plot,) = training_plots([{"step": 1.0, "dead": 0.0}, {"step": 2.0, "dead": 0.0}])
+    svg = inline_svg(plot.draw, plot.name, plot.label, plot.width)
+    assert "e-" not in "".join(re.findall(r">([^<]+)</text>", svg))
 
 
 def test_positions_are_binned_by_their_tokens():

@@ -11,7 +11,7 @@ import torch
 from omegaconf import OmegaConf
 
 from dictlearn.ckpt.dictionary import save_dictionary
-from dictlearn.config import compose
+from dictlearn.config import compose, conf_dir
 from dictlearn.dicts.sae import sae
 from dictlearn.lm.load import read_info
 from dictlearn.sparsity.topk import TopK
@@ -117,7 +117,8 @@ def test_a_strangers_file_names_no_code_to_run(tmp_path):
     theirs = {"_target_": known, "_partial_": False, "paths": {"_target_": "os.abort"}, "evil": 1}
     ours = evaluate.trained_on({"data": theirs | {"context": 99}}, "d")
     assert ours["_target_"] == known and ours["_partial_"] is True and ours["context"] == 99
-    assert "evil" not in ours and OmegaConf.is_missing(OmegaConf.create(ours), "paths")
+    own = OmegaConf.load(conf_dir() / "data" / "text.yaml")
+    assert ours == OmegaConf.to_container(own) | {"context": 99}
     with pytest.raises(ValueError, match="does not say which text"):
         evaluate.trained_on({"data": {"_target_": "os.abort"}}, "d")
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
+from dictlearn import __version__
 from dictlearn.evals.context import EvaluatedDictionary
 from dictlearn.evals.evaluation import Evaluation
 from dictlearn.types import ModelInfo
@@ -61,10 +62,8 @@ def record_of(
 
 
 def versions() -> dict[str, str]:
-    packages = {"dictlearn": "dictlearn-lm", "torch": "torch", "transformers": "transformers"}
-    return {"python": platform.python_version()} | {
-        name: version(package) for name, package in packages.items()
-    }
+    libraries = {name: version(name) for name in ("torch", "transformers")}
+    return {"python": platform.python_version(), "dictlearn": __version__} | libraries
 
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> Path:

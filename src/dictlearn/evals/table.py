@@ -62,7 +62,7 @@ def facts(record: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     if "l0" in f:
         n_features = record["dictionary"]["n_features"] * len(record["dictionary"]["sources"])
         tokens = f"{f['tokens']:,.0f} tokens"
-        spread = f"{f['l0_p05']:.0f} to {f['l0_p95']:.0f} on 90% of tokens"
+        spread = f"{l0_range(f)} on 90% of tokens"
         middle = f"90% in {_density(f['density_p05'])} to {_density(f['density_p95'])}"
         found += [
             ("L0", f"{f['l0']:.2f}", f"active features per token; {spread}"),
@@ -79,6 +79,11 @@ def facts(record: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         gap = "of the CE that zero ablation costs"
         found.append(("recovered", f"{f['ce_recovered']:.1%}", gap))
     return found
+
+
+def l0_range(figures: Mapping[str, float]) -> str:
+    """The 5% and the 95% quantile; one number where they are the same."""
+    return " to ".join(dict.fromkeys(f"{figures[key]:.0f}" for key in ("l0_p05", "l0_p95")))
 
 
 def _density(value: float) -> str:

@@ -93,7 +93,7 @@ def _key_figures(record: Mapping[str, Any]) -> str:
         value = _number(figures["explained_variance"], ".3f")
         entries.append(("Explained variance", value, other("explained_variance", ".3f")))
     if "l0" in figures:
-        spread = f"90% of tokens: {figures['l0_p05']:.0f} to {figures['l0_p95']:.0f}"
+        spread = f"90% of tokens: {table.l0_range(figures)}"
         entries.append(("L0, features per token", f"{figures['l0']:.1f}", spread))
         seen = f"never fired in {figures['tokens']:,.0f} tokens"
         entries.append(("Dead features", f"{figures['dead']:.1%}", seen))

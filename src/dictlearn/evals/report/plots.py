@@ -49,7 +49,8 @@ def training_plots(history: list[dict[str, float]]) -> list[Plot]:
     if len(curves) == 2:  # one term: it is the loss
         del curves["loss"]
     if curves:
-        plots.append(_curves("loss", "Loss and its terms", curves, "per token"))
+        title = "Loss and its terms" if len(curves) > 1 else "Loss"
+        plots.append(_curves("loss", title, curves, "per token"))
     for key, title, unit in TRAINING_FIGURES:
         curve = series(history, key)
         if curve[1]:
@@ -103,7 +104,8 @@ def _vertical_scale(axes: Axes, values: Sequence[float], unit: str) -> str:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: _short(v)))
         return f"{unit}, log scale".removeprefix(", ")
     scale = 100 if unit == PERCENT else 1
-    axes.set_ylim(bottom=min(0.0, 1.08 * low * scale), top=1.08 * max(high, 1e-12) * scale)
+    top = 1.08 * max(high, 0.0) * scale or 1.0  # something to look at where all is zero
+    axes.set_ylim(bottom=min(0.0, 1.08 * low * scale), top=top)
     axes.yaxis.set_major_locator(MaxNLocator(5, steps=TIDY))
     plain = FuncFormatter(lambda v, _: _short(v))
     axes.yaxis.set_major_formatter(EngFormatter(sep="") if high >= 1e4 else plain)

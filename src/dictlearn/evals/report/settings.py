@@ -41,7 +41,7 @@ def _line(group: Mapping[Any, Any], named: bool) -> str:
     if named and "_target_" in group:
         words.append(str(group["_target_"]).rpartition(".")[2])
     for key, value in group.items():
-        if key in SKIPPED or value is None:
+        if key in SKIPPED or value is None or value == []:
             continue
         if isinstance(value, Mapping):
             words += [str(key)] if "_target_" in value else map(str, value)
