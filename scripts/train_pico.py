@@ -381,6 +381,7 @@ def ship(
     (partial / "README.md").write_text(model_card(figures, facts))
     folder.mkdir(parents=True, exist_ok=True)
     for path in partial.iterdir():
+        path.chmod(0o644)  # safetensors leaves its files to their owner alone
         os.replace(path, folder / path.name)
     partial.rmdir()
     return figures
