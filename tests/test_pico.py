@@ -110,7 +110,7 @@ def test_the_file_scores_what_the_card_says(
         stream += [1, *tokenizer(text, verbose=False)["input_ids"]]
     tokens_BP = torch.tensor(stream[: len(stream) // 512 * 512]).view(-1, 512)[:16]
     losses = _losses(model, tokens_BP)
-    assert losses[tokens_BP[:, 1:] != 1].mean() == pytest.approx(card["pico"][0], abs=0.5)
+    assert losses[tokens_BP[:, 1:] != 1].mean() == pytest.approx(card["pico"][0], abs=0.8)
 
 
 def test_pico_copies_what_it_saw_once(
