@@ -165,6 +165,19 @@ def test_reads_are_renewed_by_each_pass(qwen3):
         assert seen["mlp_in.1"].shape == (1, 7, 16) and first.shape == (2, 7, 16)
 
 
+def test_nothing_read_in_one_pass_is_known_at_the_start_of_the_next(qwen3):
+    knew: list[bool] = []
+
+    def ask(seen, clean):
+        knew.append("mlp_in.1" in seen)
+        return clean
+
+    with patched(qwen3.lm, {"attn_out.1": ask}, reads=["mlp_in.1"]):
+        for _ in range(2):
+            qwen3.lm.logits(qwen3.inputs)
+    assert knew == [False, False]
+
+
 def test_several_layers_at_once_with_zero_replacements_leave_the_embedding(qwen3):
     lm, tokens = qwen3.lm, qwen3.inputs
     zeros = {
