@@ -215,6 +215,13 @@ def test_lightnings_other_processes_get_this_run_alone(
     ]
 
 
+def test_lightnings_other_processes_are_understood(command: Command, runs: Runs) -> None:
+    """What lightning.fabric's launcher of subprocesses adds to the line above."""
+    added = ['hydra.run.dir="."', "hydra.job.name=train_ddp_process_1", "hydra.output_subdir=null"]
+    assert command("train", "name=one", *added) == 0
+    assert runs[0].run_dir == "runs/one"
+
+
 def test_processes_started_apart_must_be_given_a_name(
     command: Command,
     runs: Runs,
