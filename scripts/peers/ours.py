@@ -110,7 +110,7 @@ class Ours:
         first = list(itertools.islice(batches, -(-SAMPLE_TOKENS // self.recipe.batch_tokens)))
         sample = batch_of(torch.cat(first)[:SAMPLE_TOKENS])
         source = Recorded(itertools.chain(first, batches), self.dictionary, self.recipe)
-        trainee = self.training.trainees["dictionary"]
+        trainee = self.training.trainee()
         trainee.begin(sample)  # type: ignore[operator]
         fit(self.cfg, self.training, source, None)
         calibration = partial(split, sample, self.recipe.batch_tokens)
@@ -142,5 +142,5 @@ def race_inside_lightning(race: Race, kind: str, recipe: Recipe, x_ND: Tensor, r
     cfg = configuration(kind, recipe, 0, f"steps={steps}", "callbacks.bar=null")
     dictionary = build.build_dictionary(cfg, info(recipe))
     training = build.build_training(cfg, dictionary)
-    training.trainees["dictionary"].begin(batch_of(x_ND))  # type: ignore[operator]
+    training.trainee().begin(batch_of(x_ND))  # type: ignore[operator]
     fit(cfg, training, Recorded(race.host(x_ND, rounds), dictionary, recipe), None)

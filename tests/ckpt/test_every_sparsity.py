@@ -98,7 +98,7 @@ def train(
         plugins=[DictlearnCheckpointIO(build.plain(cfg), on_load)],
         callbacks=[CheckpointCallback(run / "checkpoints", every_steps=CUT)],
     )
-    loader = SourceLoader(source, LAST * accumulate)
+    loader = SourceLoader(source, LAST * accumulate)  # type: ignore
     trainer.fit(training, loader, ckpt_path=str(resume) if resume else None)
     return final_state(run, LAST)
 

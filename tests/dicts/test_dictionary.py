@@ -108,7 +108,7 @@ def test_decoder_rows_stay_at_norm_one():
         x = activations().float()
         (dictionary(x) - x).square().sum().backward()
         dictionary.project_gradients()
-        radial = (dictionary.decoder.W_dec.grad * dictionary.decoder.W_dec).sum(-1)
+        radial = (dictionary.decoder.W_dec.grad * dictionary.decoder.W_dec).sum(-1)  # type: ignore
         assert radial.abs().max() < 1e-4
         optimiser.step()
         optimiser.zero_grad()

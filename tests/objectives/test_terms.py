@@ -67,7 +67,7 @@ def test_auxk_matches_dense_autograd_and_trains_the_encoder(sites):
 
     assert_same(dictionary, term(forward), plain)
     term(forward).backward()
-    reached = dictionary.encoder.W_enc.grad.abs().sum(-1) > 0
+    reached = dictionary.encoder.W_enc.grad.abs().sum(-1) > 0  # type: ignore
     assert reached[:, list(dead)].any() and not reached[forward.dead_SF.logical_not()].any()
 
 
@@ -130,8 +130,8 @@ def test_l0_target_moves_thresholds_towards_it():
     term = L0Target(k=float(l0) / 2)
     torch.testing.assert_close(term(forward), torch.ones((), dtype=torch.float64))
     term(forward).backward()
-    assert (dictionary.sparsity.raw_threshold_SF.grad <= 0).all()  # descent raises thresholds
-    assert dictionary.sparsity.raw_threshold_SF.grad.any()
+    assert (dictionary.sparsity.raw_threshold_SF.grad <= 0).all()  # descent raises thresholds  # type: ignore
+    assert dictionary.sparsity.raw_threshold_SF.grad.any()  # type: ignore
 
 
 @pytest.mark.parametrize("over", ["all", "dead"])
@@ -139,7 +139,7 @@ def test_pre_activation_reads_pre_activations_not_the_code(over):
     dictionary = small_dictionary("jumprelu")
     forward = forward_of(dictionary, dead=[0, 5, 9])
     theta = dictionary.sparsity.threshold_SF
-    short = torch.relu(theta - dense_pre(dictionary, forward.x_NSD)) * dictionary.decoder.norms()
+    short = torch.relu(theta - dense_pre(dictionary, forward.x_NSD)) * dictionary.decoder.norms()  # type: ignore
     if over == "dead":
         short = short[..., [0, 5, 9]]
     term = PreActivation(coefficient=1.0, over=over)
@@ -158,7 +158,7 @@ def test_gate_terms_match_the_paper():
 
 def test_multi_topk_uses_the_wider_code():
     dictionary = small_dictionary("topk")
-    dictionary.sparsity.wide = 4
+    dictionary.sparsity.wide = 4  # type: ignore
     forward = forward_of(dictionary)
     pre = dense_pre(dictionary, forward.x_NSD)
     code = pre.relu() * torch.zeros_like(pre).scatter(-1, pre.topk(16).indices, 1.0)

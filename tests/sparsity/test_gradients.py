@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from dictlearn.dicts.dictionary import Dictionary
+from dictlearn.dicts.encoder import LinearEncoder
 from dictlearn.sparsity.protocol import threshold_for
 from tests.dictionaries import activations, small_dictionary
 
@@ -92,7 +93,7 @@ def test_jumprelu_threshold_gradient_matches_the_closed_form():
     dictionary = small_dictionary("jumprelu")
     x = activations(400)
     encoding = dictionary.encode_training(x)
-    dictionary.sparsity.fires(encoding).sum().backward()
+    dictionary.sparsity.fires(encoding).sum().backward()  # type: ignore
     pre = torch.einsum("nsd,sfd->nsf", dictionary.centred(x), dictionary.encoder.W_enc)
     pre = pre + dictionary.encoder.b_enc
     window = (pre - 0.3).abs() < 0.2  # both sides of the threshold: pre, not the code
@@ -103,15 +104,16 @@ def test_jumprelu_threshold_gradient_matches_the_closed_form():
 def test_log_threshold_follows_the_chain_rule():
     direct, log = (small_dictionary("jumprelu") for _ in range(2))
     log.load_state_dict(direct.state_dict())
-    log.sparsity.log_threshold = True
-    log.sparsity.raw_threshold_SF.data.log_()
+    log.sparsity.log_threshold = True  # type: ignore
+    log.sparsity.raw_threshold_SF.data.log_()  # type: ignore
     x = activations()
     for dictionary in (direct, log):
         encoding = dictionary.encode_training(x)
         dictionary.decode(encoding.support, x).square().sum().backward()
     theta = direct.sparsity.threshold_SF
     torch.testing.assert_close(
-        log.sparsity.raw_threshold_SF.grad, direct.sparsity.raw_threshold_SF.grad * theta
+        log.sparsity.raw_threshold_SF.grad,
+        direct.sparsity.raw_threshold_SF.grad * theta,  # type: ignore
     )
 
 
@@ -127,7 +129,7 @@ def test_batchtopk_threshold_gives_k_on_unseen_activations():
 
 def test_k_anneals_from_its_start_to_its_end():
     dictionary = small_dictionary("topk")
-    dictionary.sparsity.k_start, dictionary.sparsity.anneal_for = 12, 0.5
+    dictionary.sparsity.k_start, dictionary.sparsity.anneal_for = 12, 0.5  # type: ignore
     x = activations()
     seen = []
     for progress in (0.0, 0.25, 0.5, 1.0):
@@ -145,12 +147,20 @@ def test_a_threshold_is_exact_when_one_batch_holds_most_of_the_large_values():
 
 
 @pytest.mark.parametrize("sparsity", ["relu", "topk", "batchtopk", "jumprelu", "gated"])
-def test_a_bfloat16_matmul_selects_the_same_code(sparsity):
+def test_a_bfloat16_matmul_selects_the_same_code(sparsity, monkeypatch):
     dictionary = small_dictionary(sparsity, width=64, n_features=400).float()
     x = activations(256, width=64).float()
     exact = dictionary.encode(x)
     dictionary.encoder.matmul_dtype = torch.bfloat16
+    dtypes = []
+    matmul = LinearEncoder._matmul
+    monkeypatch.setattr(
+        LinearEncoder,
+        "_matmul",
+        lambda self, x, W, b: dtypes.append(x.dtype) or matmul(self, x, W, b),
+    )
     rough = dictionary.encode(x)
+    assert dtypes == [torch.bfloat16]
     assert torch.equal(rough.row_starts, exact.row_starts)
     assert torch.equal(rough.features, exact.features)
     torch.testing.assert_close(rough.values, exact.values)

@@ -82,9 +82,9 @@ def state(training: DictionaryTraining) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("sparsity", SPARSITIES)
 def test_training_lowers_the_error(sparsity):
     training = module(60, trainees={"dictionary": trainee(sparsity)})
-    before = training.trainees["dictionary"](batch(2048), 0.0)
+    before = training.trainee()(batch(2048), 0.0)
     fit(training, [batch() for _ in range(60)])
-    after = training.trainees["dictionary"](batch(2048), 1.0)
+    after = training.trainee()(batch(2048), 1.0)
     assert after.loss < 0.6 * before.loss
     assert set(training.metrics) >= {"loss", "loss/auxk", "fvu", "l0", "dead", "lr", "tokens"}
     assert training.metrics["tokens"] == 60 * 64
@@ -130,7 +130,7 @@ def test_a_run_that_only_refuses_stops():
 
 def test_a_gradient_that_is_not_finite_is_refused_even_when_the_loss_is():
     training = module(4)
-    weights = training.trainees["dictionary"].dictionary.encoder.W_enc
+    weights = training.trainee().dictionary.encoder.W_enc
     before = state(training)
     weights.register_hook(lambda gradient: gradient * float("inf"))
     fit(training, [batch() for _ in range(4)])
@@ -152,7 +152,7 @@ def test_accumulated_batches_make_the_gradient_of_one_large_batch():
 
 def test_silence_is_counted_in_tokens_once_a_step():
     training = module(3)
-    made = training.trainees["dictionary"]
+    made = training.trainee()
     with torch.no_grad():
         made.dictionary.encoder.b_enc[0, 5] = -1e3  # never fires
     fit(training, [batch() for _ in range(6)], accumulate=2)
@@ -164,7 +164,7 @@ def test_silence_is_counted_in_tokens_once_a_step():
 def test_decoder_rows_have_norm_one_after_the_last_step():
     training = module(5)
     fit(training, [batch() for _ in range(5)])
-    norms = training.trainees["dictionary"].dictionary.decoder.norms()
+    norms = training.trainee().dictionary.decoder.norms()
     assert (norms - 1).abs().max() < 1e-6
 
 
@@ -174,7 +174,7 @@ def test_gradients_are_clipped_by_their_global_norm():
     original = torch.optim.Adam.step
 
     def step(self, closure=None):
-        loss = closure()
+        loss = closure()  # type: ignore
         gradients = [p.grad for group in self.param_groups for p in group["params"]]
         norms.append(torch.nn.utils.get_total_norm(gradients))
         return original(self, lambda: loss)
@@ -205,7 +205,7 @@ def test_bf16_autocast_trains_close_to_float32():
     losses = []
     for training, precision in zip(twins, ("32-true", "bf16-mixed"), strict=True):
         fit(training, batches, precision=precision)
-        losses.append(training.trainees["dictionary"](batches[0], 1.0).loss.item())
+        losses.append(training.trainee()(batches[0], 1.0).loss.item())
     assert losses[1] == pytest.approx(losses[0], rel=0.1)
 
 

@@ -150,7 +150,7 @@ def test_activations_that_are_not_finite_stop_the_run_with_one_sentence(tmp_path
     folder = tmp_path / "poisoned"
     lm.model.model.layers[0].mlp.down_proj.weight.data[0, 0] = float("nan")
     lm.model.save_pretrained(folder)
-    lm.tokenizer.save_pretrained(folder)
+    lm.tokenizer.save_pretrained(folder)  # type: ignore
     assert dictlearn_train(tmp_path, "name=nan", "model=./poisoned") == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert "resid_post.1" in error and "source.nonfinite=drop" in error

@@ -20,11 +20,12 @@ class AuxK(Term):
 
     The residual is a constant target and e_hat has no bias (the residual has none left). The error
     is reduced like the reconstruction, and fades in with the share of k_aux that dead features can
-    fill. Only the dead rows of encoder and decoder are gathered, so it costs what is dead. `k_aux`
-    null means half the width.
+    fill. In that unit a coefficient of 1 does what 1/32 does in the paper, which divides by the
+    residual's own variance. Only the dead rows of encoder and decoder are gathered, so it costs what
+    is dead. `k_aux` null means half the width.
     """
 
-    def __init__(self, coefficient: float = 1 / 32, warmup: float = 0.0, k_aux: int | None = None):
+    def __init__(self, coefficient: float = 1.0, warmup: float = 0.0, k_aux: int | None = None):
         super().__init__(coefficient, warmup)
         if k_aux is not None and k_aux < 1:
             raise ValueError(f"objective.terms.auxk.k_aux={k_aux}: want at least 1, or null")

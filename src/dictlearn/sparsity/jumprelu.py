@@ -52,7 +52,9 @@ class JumpReLU(Sparsity):
     def forward(self, x_NSD: Tensor, encoder: Encoder) -> Encoding:
         margin = self.bandwidth / 2 if self.training else 0.0
         lowest_RF = (self.threshold_SF.detach() - margin).repeat(len(x_NSD), 1)
-        pre_RF = encoder.pre(x_NSD, lambda rough_RF: select_above(rough_RF, lowest_RF - ROUGH_MARGIN))
+        pre_RF = encoder.pre(
+            x_NSD, lambda rough_RF: select_above(rough_RF, lowest_RF - ROUGH_MARGIN)
+        )
         near = encoder.at(x_NSD, select_above(pre_RF, lowest_RF))
         values = _Jump.apply(near.values, self._per_entry(near), self.bandwidth)
         support = near.with_values(values)

@@ -45,13 +45,13 @@ class TopK(Sparsity):
         self.k_now = min(self.k_now, self.n_features)
 
     def forward(self, x_NSD: Tensor, encoder: Encoder) -> Encoding:
-        pre_RF = encoder.pre(x_NSD)
+        widest = min(self.wide * self.k_now, self.n_features) if self.training else self.k_now
+        enough = min(widened(widest), self.n_features)
+        pre_RF = encoder.pre(x_NSD, lambda rough_RF: row_top_k(rough_RF, enough))
         code = encoder.at(x_NSD, row_top_k(pre_RF, self.k_now))
         wide = None
-        if self.wide > 1 and self.training:
-            wide = encoder.at(
-                x_NSD, row_top_k(pre_RF, min(self.wide * self.k_now, self.n_features))
-            )
+        if widest > self.k_now:
+            wide = encoder.at(x_NSD, row_top_k(pre_RF, widest))
         return Encoding(code, code, code.values, wide)
 
     def options(self) -> Options:

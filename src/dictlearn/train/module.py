@@ -26,6 +26,9 @@ class DictionaryTraining(lightning.LightningModule):
     `max_refused` refused steps in a row the run stops.
     """
 
+    refused: Tensor  # steps, int64
+    refused_in_a_row: Tensor
+
     def __init__(
         self,
         trainees: Mapping[str, Trainee],
@@ -51,6 +54,10 @@ class DictionaryTraining(lightning.LightningModule):
         self._accepted = True
         self._logged_at: tuple[int, float] | None = None  # (step, seconds)
 
+    def trainee(self, name: str = "dictionary") -> Trainee:
+        """The dictionary in training of that name; a run with one calls it `dictionary`."""
+        return self.trainees[name]  # type: ignore[return-value]
+
     def named_trainees(self) -> list[tuple[str, Trainee]]:
         return list(self.trainees.items())  # type: ignore[arg-type]
 
@@ -69,7 +76,7 @@ class DictionaryTraining(lightning.LightningModule):
         return torch.stack([outcome.loss for outcome in outcomes.values()]).sum()
 
     def _logs_now(self) -> bool:
-        every = self.trainer.log_every_n_steps
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         return every > 0 and (self.trainer.global_step + 1) % every == 0
 
     def _log(self, outcomes: Mapping[str, Outcome], batch_tokens: int) -> None:
@@ -99,7 +106,8 @@ class DictionaryTraining(lightning.LightningModule):
             # An optimiser leaves parameters without a gradient alone, moments and step count too.
             optimizer.zero_grad(set_to_none=True)
         elif self.clip_norm is not None and norm > self.clip_norm:
-            torch._foreach_mul_(gradients, self.clip_norm / norm)
+            for gradient in gradients:
+                gradient.mul_(self.clip_norm / norm)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)

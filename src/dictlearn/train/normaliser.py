@@ -21,6 +21,9 @@ class Normaliser(nn.Module):
     coefficients mean something only together with this choice, so it is stored with them.
     """
 
+    input_scale_S: Tensor
+    output_scale_T: Tensor
+
     def __init__(self, n_sources: int, n_targets: int, convention: str = "sqrt_width"):
         super().__init__()
         if convention not in CONVENTIONS:

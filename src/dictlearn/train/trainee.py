@@ -28,6 +28,9 @@ class Trainee(nn.Module):
     Several can learn from one stream of batches; nothing here knows of the others.
     """
 
+    tokens_since_fired_SF: Tensor  # int64
+    loss_scale: Tensor
+
     def __init__(
         self, dictionary: Dictionary, objective: Objective, normalise: str, dead_after: int
     ):

@@ -61,7 +61,7 @@ def main(cfg: DictConfig) -> int:
         run.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(cfg, run / "config.yaml", resolve=True)
         if resume.folder is None:
-            training.trainees["dictionary"].begin(source.sample(SAMPLE_TOKENS))
+            training.trainee().begin(source.sample(SAMPLE_TOKENS))
         try:
             fit(cfg, training, source, resume.folder)
         except Interrupted as interrupted:
@@ -109,7 +109,7 @@ def fit(
 
 def finish(cfg: DictConfig, run: Path, training: DictionaryTraining, lm: LanguageModel) -> None:
     """Saves the inference form, evaluates it on held-out text and writes the report."""
-    trainee = training.trainees["dictionary"].to(lm.device)
+    trainee = training.trainee().to(lm.device)
     held_out = build.build_source(cfg, lm, trainee.dictionary, "eval")
     sample = held_out.sample(SAMPLE_TOKENS)
     dictionary = trainee.inference_form(partial(split, sample, cfg.batch_tokens))
@@ -123,7 +123,7 @@ def finish_without_model(
 ) -> None:
     """The same where activations are made of known features: how well were they found?"""
     assert isinstance(source, SyntheticSource)
-    trainee = training.trainees["dictionary"].to(source.device)
+    trainee = training.trainee().to(source.device)
     calibration, unseen = ([source.next_batch() for _ in range(8)] for _ in range(2))
     dictionary = trainee.inference_form(lambda: calibration)
     save_dictionary(dictionary, run / "dictionary", provenance(cfg, source.info))

@@ -78,7 +78,9 @@ class CheckpointCallback(Checkpoint):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         if "rng" not in checkpoint:
-            raise ValueError("the checkpoint was saved without a CheckpointCallback: no exact resume")
+            raise ValueError(
+                "the checkpoint was saved without a CheckpointCallback: no exact resume"
+            )
         states = checkpoint["rng"]
         if len(states) != trainer.world_size:
             raise ValueError(

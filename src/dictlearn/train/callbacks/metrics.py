@@ -38,7 +38,9 @@ class RunLogger(Logger):
         return str(self.folder)
 
     @rank_zero_only
-    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+    def log_hyperparams(
+        self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any
+    ) -> None:
         """The configuration is in config.yaml."""
 
     @rank_zero_only
