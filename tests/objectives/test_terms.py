@@ -183,7 +183,7 @@ def test_coefficients_warm_up_linearly():
         (GateReconstruction(), "topk", "gate_reconstruction: wants sparsity=gated"),
         (MultiTopK(), "topk", "multi_topk: wants sparsity=topk with sparsity.wide of 2"),
     ],
-    ids=str,
+    ids=["l0_target", "pre_activation", "gate_l1", "gate_reconstruction", "multi_topk"],
 )
 def test_a_term_without_meaning_is_refused_before_work(term, sparsity, message):
     with pytest.raises(ValueError, match=message):
