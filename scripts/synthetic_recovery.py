@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import lightning
 import torch
 
 from dictlearn.config import compose
@@ -77,14 +78,13 @@ def recover(kind: str, seed: int, steps: int) -> dict[str, Any]:
     """Trains one dictionary through Lightning's Trainer and holds it against the truth."""
     with tempfile.TemporaryDirectory() as run_dir:
         cfg = compose("train", [*KINDS[kind], *settings(seed, steps, run_dir)])
-        source: SyntheticSource = build.instantiate(cfg.source)(
-            batch_tokens=cfg.batch_tokens, seed=seed
-        )
-        torch.manual_seed(seed)
-        dictionary = build.build_dictionary(cfg, source.info)
+        lightning.seed_everything(seed, workers=True, verbose=False)
+        dictionary = build.build_dictionary(cfg, build.build_info(cfg))
         training = build.build_training(cfg, dictionary)
+        source = build.build_source(cfg, None, dictionary, "train")
+        assert isinstance(source, SyntheticSource)
         sample = source.sample(SAMPLE_TOKENS)
-        trainee = training.trainees["dictionary"]
+        trainee = training.trainee()
         trainee.begin(sample)  # type: ignore[operator]
         fit(cfg, training, source, None)
         trained = trainee.inference_form(partial(split, sample, cfg.batch_tokens))  # type: ignore
@@ -107,8 +107,8 @@ def settings(seed: int, steps: int, run_dir: str) -> list[str]:
         "source=synthetic",
         f"source.n_features={N_FEATURES}",
         "source.width=32",
-        "dict.site=synthetic.0",
         f"dict.n_features={N_FEATURES}",
+        "optim.lr=1.0e-2",  # small dictionaries take large steps
         "dict.k=3",
         f"steps={steps}",
         "batch_tokens=512",

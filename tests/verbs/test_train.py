@@ -114,7 +114,7 @@ def test_a_folder_holds_one_run(run, capsys):
 
 def test_a_run_does_not_continue_with_another_configuration(run, capsys):
     assert dictlearn_train(run.parents[1], "name=first", "resume=auto", "optim.lr=0.5") == 2
-    assert "optim.lr: 0.0025 in the checkpoint, 0.5 now" in capsys.readouterr().err
+    assert "optim.lr: 0.002 in the checkpoint, 0.5 now" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
