@@ -43,15 +43,15 @@ from peers.speed import Race
 
 FULL = Recipe(
     width=256,
-    n_features=2048,
+    n_features=1536,
     k=32,
-    steps=1000,
+    steps=800,
     batch_tokens=1024,
     lr=3e-3,
-    warmup=50,
-    decay=200,
-    dead_after_tokens=100 * 1024,
-    prefixes=(128, 512, 2048),
+    warmup=40,
+    decay=160,
+    dead_after_tokens=80 * 1024,
+    prefixes=(96, 384, 1536),
 )
 QUICK = Recipe(
     width=256,
@@ -116,7 +116,7 @@ def parse() -> argparse.Namespace:
 def compare_fvu(options: argparse.Namespace, folder: Path) -> None:
     """Trains everybody and puts each pair side by side."""
     recipe = QUICK if options.quick else FULL
-    activations = load_or_make(options.scratch, recipe, held_out=4096 if options.quick else 131072)
+    activations = load_or_make(options.scratch, recipe, held_out=4096 if options.quick else 65536)
     recipe = replace(recipe, width=activations.width)
     theirs = {name: peer_runs(options, recipe, activations, name) for name in options.pairs}
     ours = {
