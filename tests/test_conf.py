@@ -97,13 +97,25 @@ def test_a_yaml_binds(verb: str, group: str, option: str) -> None:
 COMBINATIONS = list(itertools.product(config.options("dict"), config.options("sparsity")))
 
 
+@pytest.fixture(scope="session")
+def slim(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of conf whose train.yaml has no other groups than these: it composes twice as fast."""
+    copy = tmp_path_factory.mktemp("slim") / "conf"
+    shutil.copytree(config.conf_dir(), copy)
+    kept = ("_self_", "model:", "objective:", "sparsity:", "dict:", "hydra:")
+    lines = (copy / "train.yaml").read_text().splitlines()
+    lines = [line for line in lines if not line.startswith("  - ") or line.split()[1] in kept]
+    (copy / "train.yaml").write_text("\n".join(lines))
+    return copy
+
+
 @pytest.mark.parametrize("model", config.options("model"))
-def test_every_dictionary_and_sparsity_goes_with_a_model(model: str) -> None:
-    apart = {"model", "dict", "sparsity", "objective"}
-    others = [f"~{group}" for group in config.groups("train") if group not in apart | ELSEWHERE]
+def test_every_dictionary_and_sparsity_goes_with_a_model(
+    model: str, slim: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(config, "conf_dir", lambda: slim)
     for kind, sparsity in COMBINATIONS:
-        choice = (f"model={model}", f"dict={kind}", f"sparsity={sparsity}")
-        assert_binds(composed("train", *choice, *others))
+        assert_binds(composed("train", f"model={model}", f"dict={kind}", f"sparsity={sparsity}"))
 
 
 def test_every_folder_of_conf_is_a_group_of_some_verb() -> None:
