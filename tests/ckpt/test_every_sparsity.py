@@ -34,6 +34,7 @@ SMALL += ["dict.k=4", "dead_after=200", "source.width=16", "source.n_features=32
 SMALL += ["normalise=sqrt_width", "optim.lr=0.01"]
 VARIANTS = [f"sparsity={name}" for name in config.options("sparsity")]
 VARIANTS += ["dict=matryoshka"]
+EMA = "callbacks=ema"
 
 
 @cache
@@ -96,15 +97,19 @@ def train(
         enable_model_summary=False,
         log_every_n_steps=3,
         plugins=[DictlearnCheckpointIO(build.plain(cfg), on_load)],
-        callbacks=[CheckpointCallback(run / "checkpoints", every_steps=CUT)],
+        callbacks=[CheckpointCallback(run / "checkpoints", every_steps=CUT), *averaging(cfg)],
     )
     loader = SourceLoader(source, LAST * accumulate)  # type: ignore
     trainer.fit(training, loader, ckpt_path=str(resume) if resume else None)
     return final_state(run, LAST)
 
 
+def averaging(cfg: DictConfig) -> list[lightning.Callback]:
+    return [part for name, part in build.named(cfg.callbacks).items() if name == "ema"]
+
+
 @pytest.mark.parametrize("accumulate", [1, 3])
-@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+@pytest.mark.parametrize("variant", [*VARIANTS, EMA], ids=str)
 def test_resume_is_bit_exact(tmp_path, variant, accumulate):
     whole = train(tmp_path / "whole", variant, accumulate=accumulate)
     source = tmp_path / "whole" / "checkpoints" / f"step-{CUT}"
@@ -129,6 +134,24 @@ def test_resume_notices_every_entry_of_the_training(tmp_path, variant):
         if not differing(whole, other):
             unnoticed.append(path_text(path))
     assert unnoticed == []
+
+
+def test_resume_notices_every_entry_of_an_average(tmp_path):
+    """state_dict holds the average then; its buffers are the trained model's and not looked at."""
+    whole = train(tmp_path / "whole", EMA)
+    source = tmp_path / "whole" / "checkpoints" / f"step-{CUT}"
+    saved = [path for path, _ in leaves(final_state(tmp_path / "whole", CUT))]
+    averaged = [p for p in saved if path_text(p).startswith("averaging_state")]
+    averaged += [p for p in saved if path_text(p).startswith("state_dict") and "decoder" in str(p)]
+    current = [p for p in saved if path_text(p).startswith("current_model_state")]
+    assert averaged and current
+    for number, path in enumerate(averaged + current):
+        run = tmp_path / str(number)
+        try:
+            other = train(run, EMA, source, lambda state, path=path: corrupt(state, path))
+        except (ValueError, RuntimeError):
+            continue
+        assert differing(whole, other), path_text(path)
 
 
 OURS = ("state_dict", "loops.fit_loop.state_dict.combined_loader")

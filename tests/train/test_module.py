@@ -14,6 +14,7 @@ from dictlearn.dicts.dictionary import Dictionary, Shape
 from dictlearn.objectives.auxk import AuxK
 from dictlearn.objectives.objective import Objective
 from dictlearn.objectives.reconstruction import Reconstruction
+from dictlearn.train.callbacks.ema import EMACallback
 from dictlearn.train.module import DictionaryTraining, parameter_groups
 from dictlearn.train.schedules import Trapezoid
 from dictlearn.train.trainee import Trainee
@@ -166,6 +167,46 @@ def test_decoder_rows_have_norm_one_after_the_last_step():
     fit(training, [batch() for _ in range(5)])
     norms = training.trainee().dictionary.decoder.norms()
     assert (norms - 1).abs().max() < 1e-6
+
+
+def test_the_average_of_the_weights_is_what_training_leaves():
+    """Against the recursion written out over the weights that each step left."""
+    torch.manual_seed(0)
+    batches = [batch() for _ in range(30)]
+
+    class Weights(lightning.Callback):
+        after: list[torch.Tensor] = []
+
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            self.after.append(
+                pl_module.trainee().dictionary.decoder.W_dec.detach().double().clone()
+            )
+
+    training = module(30)
+    plain = copy.deepcopy(training)
+    fit(training, batches, callbacks=[Weights(), EMACallback(decay=0.8)])
+    expected, *later = Weights.after
+    for updates, weights in enumerate(later, 1):
+        decay = min(0.8, (1 + updates) / (10 + updates))
+        expected = decay * expected + (1 - decay) * weights
+    W_dec = training.trainee().dictionary.decoder.W_dec
+    torch.testing.assert_close(W_dec.double(), expected, rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(W_dec.double(), Weights.after[-1], atol=1e-3)
+
+    fit(plain, batches)
+    silent = [t.trainee().tokens_since_fired_SF for t in (training, plain)]
+    assert torch.equal(*silent)  # counters are those of the run without an average
+    frozen = training.trainee().inference_form(lambda: iter([batch(256)]))
+    ratio = (
+        training.trainee().normaliser.input_scale_S / training.trainee().normaliser.output_scale_T
+    )
+    norms = frozen.decoder.norms()
+    torch.testing.assert_close(norms, ratio[:, None].expand_as(norms))
+
+
+def test_a_decay_of_one_is_refused():
+    with pytest.raises(ValueError, match=r"callbacks.ema.decay=1: want a number between 0 and 1"):
+        EMACallback(decay=1)
 
 
 def test_gradients_are_clipped_by_their_global_norm():
