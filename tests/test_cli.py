@@ -11,7 +11,7 @@ from types import ModuleType
 
 import pytest
 from hydra.errors import InstantiationException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from dictlearn import cli, config
 
@@ -66,6 +66,9 @@ MISTAKES = {
     "steps=[1": "want key=value",
     "steps": "want key=value",
     "model=hf": "model.path: no value was given; pass model.path=<value>",
+    "dict.k=null": "dict.k=null: want a value, such as ",
+    "optim.lr=null": "optim.lr=null: want a value, such as ",
+    "dict.layer=???": "dict.layer: no value was given; pass dict.layer=<value>",
     "model=pico,org/name": "use model=hf model.path=pico,org/name",
 }
 
@@ -85,6 +88,13 @@ def test_a_mistake_is_one_sentence(
     assert said.count("\n") == 1
     assert not runs
     assert not list(tmp_path.iterdir())
+
+
+def test_null_is_taken_where_the_yaml_speaks_of_it(command: Command, runs: Runs) -> None:
+    nulls = ["clip_norm", "callbacks.checkpoint.every_steps", "dict.layer", "dead_after"]
+    assert command("train", *(f"{key}=null" for key in nulls)) == 0
+    (cfg,) = runs
+    assert [OmegaConf.select(cfg, key) for key in nulls] == [None] * 4
 
 
 def test_a_misspelt_verb_names_the_nearest(

@@ -76,3 +76,23 @@ def test_it_plans_without_a_language_model() -> None:
 
 def test_numbers_are_short() -> None:
     assert [plan._si(n) for n in (0, 999, 1000, 1.2345e9)] == ["0 ", "999 ", "1 k", "1.23 G"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "gpu_here", "device"),
+    [
+        ([], True, "auto"),  # load_model's own: cuda:<rank>
+        ([], False, "cpu"),
+        (["trainer=cpu"], True, "cpu"),
+        (["trainer=gpu"], True, "auto"),
+        (["trainer=cpu", "model.device=cuda:1"], True, "cuda:1"),
+    ],
+)
+def test_the_model_goes_where_the_trainer_is(
+    overrides: list[str], gpu_here: bool, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu_here)
+    cfg = config.compose("train", overrides)
+    assert build.model_device(cfg) == device
+    bytes_a_parameter = 4 if device == "cpu" else 2
+    assert plan.bytes_of_model(cfg) == bytes_a_parameter

@@ -23,7 +23,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dictlearn import __version__, config, help, overrides
@@ -97,6 +97,7 @@ def _launch(verb: str, args: list[str], prefix: list[str]) -> int:
                 _check_one_process()
             others = [text for text in job.overrides.task if not text.startswith("name=")]
             cfg = config.settled(cfg)
+            _refuse_missing(cfg)
             if several:
                 _say(f"run {job.job.num}: {' '.join(others)}")
             # Lightning starts a run's other processes from sys.argv: this job's alone, and named.
@@ -126,6 +127,12 @@ def _folder_per_job(overrides: list[str]) -> list[str]:
         return []
     name = given[-1] if given else f"multirun-{datetime.now():%Y%m%d-%H%M%S-%f}"
     return [f"name={name}/${{hydra:job.num}}", f"hydra.sweep.dir=runs/{name}"]
+
+
+def _refuse_missing(cfg: DictConfig) -> None:
+    """A key left at ??? where no default makes sense, such as model.path of model=hf."""
+    if missing := sorted(OmegaConf.missing_keys(cfg)):
+        raise ValueError(f"{missing[0]}: no value was given; pass {missing[0]}=<value>")
 
 
 def _check_one_process() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -42,16 +42,22 @@ def _group(group: str, choice: str | None) -> str:
     return f"    {group:<12}{' '.join(names)}".rstrip()
 
 
-def _lines(verb: str, cfg: DictConfig, choices: dict[str, str | None]) -> Iterator[str]:
+def _lines(verb: str, cfg: DictConfig, choices: Mapping[str, str | None]) -> Iterator[str]:
+    said = spoken(verb, choices)
+    for key, line in _keyed(OmegaConf.to_yaml(cfg).splitlines()):
+        comment = said.get(key, "")
+        yield f"{line:<44}  # {comment}" if comment else line
+
+
+def spoken(verb: str, choices: Mapping[str, str | None]) -> dict[str, str]:
+    """What the yamls of a verb and of the options chosen say of each key."""
     said = comments(config.conf_dir() / f"{verb}.yaml")
     for group, choice in choices.items():
         path = config.conf_dir() / group / f"{choice}.yaml"
         reaches_out = path.is_file() and path.read_text().startswith("# @package _global_")
         for key, comment in comments(path).items():
             said[key if reaches_out else f"{group}.{key}"] = comment
-    for key, line in _keyed(OmegaConf.to_yaml(cfg).splitlines()):
-        comment = said.get(key, "")
-        yield f"{line:<44}  # {comment}" if comment else line
+    return said
 
 
 def comments(path: Path) -> dict[str, str]:

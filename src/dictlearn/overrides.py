@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from hydra.core.override_parser.types import ChoiceSweep, Override, QuotedString
 from hydra.errors import OverrideParseException
 from omegaconf import OmegaConf
 
-from dictlearn import config
+from dictlearn import config, help
 
 
 def checked(
@@ -19,8 +20,9 @@ def checked(
     """The overrides `texts`, whole numbers written as floats (1e4) made integers where one is due.
 
     Raises ValueError, one sentence on the first override that cannot be: a key or an option that
-    doesn't exist, with the nearest that does; text where a number belongs; several values without
-    `multirun`. `config_dir` is a folder of further yaml.
+    doesn't exist, with the nearest that does; text where a number belongs; null where the key's
+    comment in its yaml doesn't speak of null; several values without `multirun`.
+    `config_dir` is a folder of further yaml.
     """
     folders = [config.conf_dir(), *([Path(config_dir)] if config_dir else [])]
     groups = config.groups(verb)
@@ -38,7 +40,9 @@ def checked(
 
     where = config.quoted(f"file://{folders[-1].resolve()}")
     cfg = config.raw(verb, [*choices, f"hydra.searchpath=[{where}]"])
+    choices = cfg.hydra.runtime.choices
     keys = dict(dotted(OmegaConf.to_container(cfg)))
+    said = help.spoken(verb, {group: choices.get(group) for group in groups})
     result = []
     for text, override in zip(texts, overrides, strict=True):
         key = override.key_or_group
@@ -47,6 +51,8 @@ def checked(
             near = config.nearest(key, [*keys, *groups])
             meant = f"; did you mean {near}?" if near else ""
             raise ValueError(f"{text}: no such key{meant}")
+        if not outside:
+            _check_null(text, override, keys, said.get(key, ""))
         result.append(text if outside else _typed(text, override, keys))
     return result
 
@@ -68,14 +74,28 @@ def _check_choice(text: str, override: Override, folders: Sequence[Path]) -> Non
             raise ValueError(f"{text}: {config.choose_from(str(choice), sorted(names))}")
 
 
+def _check_null(text: str, override: Override, keys: Mapping[str, object], comment: str) -> None:
+    default = keys[override.key_or_group]
+    plain = isinstance(default, int | float | str) and not isinstance(default, bool)
+    if plain and None in _values(override) and not re.search(r"\bnull\b", comment):
+        if _target(override.key_or_group, keys).startswith("lightning."):
+            return
+        raise ValueError(f"{text}: want a value, such as {default}")
+
+
+def _target(key: str, keys: Mapping[str, object]) -> str:
+    """What is built from the group of keys that this one is in."""
+    return str(keys.get(f"{key.rpartition('.')[0]}._target_"))
+
+
 def _typed(text: str, override: Override, keys: Mapping[str, object]) -> str:
     """Refuses text in the place of a number or a switch; writes 1e4 as 10000 in an integer's."""
     key = override.key_or_group
     default = keys[key]
     values = _values(override)
     # Lightning takes words for numbers (devices=auto) and says itself what they may be.
-    target = str(keys.get(f"{key.rpartition('.')[0]}._target_"))
-    if isinstance(default, bool | int | float) and not target.startswith("lightning."):
+    words = _target(key, keys).startswith("lightning.")
+    if isinstance(default, bool | int | float) and not words:
         for value in values:
             if isinstance(value, QuotedString | str) and "${" not in str(value):
                 wanted = "true or false" if isinstance(default, bool) else "a number"

@@ -39,7 +39,7 @@ def locate(path: str, revision: str | None, *, weights: bool) -> tuple[Path, str
         folder = PICO_PATH
     elif path and Path(path).expanduser().exists():
         folder = Path(path).expanduser()
-    elif HUB_ID.fullmatch(path):
+    elif path and HUB_ID.fullmatch(path):
         folder = _from_hub(path, revision, weights)
         return folder, folder.name
     else:

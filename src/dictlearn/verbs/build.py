@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -30,7 +31,19 @@ def build_info(cfg: DictConfig) -> ModelInfo:
 
 
 def build_model(cfg: DictConfig) -> LanguageModel | None:
-    return instantiate(cfg.model) if reads_model(cfg) else None
+    return instantiate(cfg.model, device=model_device(cfg)) if reads_model(cfg) else None
+
+
+def model_device(cfg: DictConfig) -> str:
+    """Where the language model goes: with the trainer, unless model.device says otherwise."""
+    return "cpu" if cfg.model.device == "auto" and accelerator(cfg) == "cpu" else cfg.model.device
+
+
+def accelerator(cfg: DictConfig) -> str:
+    """Lightning's word for what trains. Its own "auto" would take MPS, which has no float64."""
+    if cfg.trainer.accelerator != "auto":
+        return cfg.trainer.accelerator
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def build_dictionary(cfg: DictConfig, info: ModelInfo) -> Dictionary:

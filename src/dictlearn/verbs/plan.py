@@ -206,9 +206,8 @@ def state_tensors(cfg: DictConfig) -> int:
 
 def bytes_of_model(cfg: DictConfig) -> int:
     """Bytes per parameter of the language model."""
-    on_gpu = str(cfg.model.device).startswith("cuda") or (
-        cfg.model.device == "auto" and torch.cuda.is_available()
-    )
+    device = build.model_device(cfg)
+    on_gpu = device == "auto" or device.startswith("cuda")
     return 2 if cfg.model.dtype == "bfloat16" or (cfg.model.dtype == "auto" and on_gpu) else FLOAT
 
 

@@ -94,6 +94,7 @@ def fit(
     accumulate = cfg.trainer.accumulate_grad_batches
     trainer: lightning.Trainer = instantiate(
         cfg.trainer,
+        accelerator=build.accelerator(cfg),
         max_steps=cfg.steps,
         max_epochs=-1,
         default_root_dir=cfg.run_dir,
