@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
-from dictlearn.evals.context import DICTIONARY, ZERO_ABLATION, EvalContext
+from dictlearn.evals.context import ZERO_ABLATION, EvalContext
 from dictlearn.evals.downstream import Downstream, DownstreamMeter
 from dictlearn.evals.observe import observe_tokens
 from dictlearn.evals.readout import Readout
@@ -93,7 +93,7 @@ def test_fewer_tokens_are_spread_over_the_windows_whatever_the_batches(lm, toy, 
 def test_merging_parts_gives_the_whole(lm, toy, windows):
     dictionary = toy()
     context = EvalContext(dictionary, lm, windows)
-    meters = [DownstreamMeter(lm, dictionary.targets, (DICTIONARY,)) for _ in range(2)]
+    meters = [DownstreamMeter(lm, dictionary.targets) for _ in range(2)]
     for meter, indices in zip(meters, (range(3), range(3, 8)), strict=True):
         tokens_BP = windows.window_batch(indices)
         meter.update(observe_tokens(context, tokens_BP, windows.valid(tokens_BP)))

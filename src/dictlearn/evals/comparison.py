@@ -1,0 +1,164 @@
+"""Clean model against patched model, token by token: what every eval that patches has in common.
+
+A position counts when its token and the next one, which it predicts, are both valid. CE and KL are
+sums over those positions, in nats; figures divide once, at the end (pooled, maths 5.3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Self, final
+
+import torch
+from torch import Tensor
+
+from dictlearn.evals.context import EvalContext, Observation
+from dictlearn.evals.observe import windows_read
+from dictlearn.evals.readout import Readout
+from dictlearn.lm.language_model import LanguageModel
+from dictlearn.objectives.kl_to_teacher import kl_of_log_probs
+
+TOGETHER = 8  # runs whose states exist at once
+
+
+def scored_positions(valid_BP: Tensor) -> Tensor:
+    """bool [B, P]: the token is valid and so is the next, which it predicts."""
+    scored_BP = valid_BP.clone()
+    scored_BP[:, -1] = False
+    scored_BP[:, :-1] &= valid_BP[:, 1:]
+    return scored_BP
+
+
+def share_for(context: EvalContext, max_tokens: int | None) -> float:
+    """The share of the evaluated windows that holds about `max_tokens`; all of them for None."""
+    if max_tokens is None or context.windows is None:
+        return 1.0
+    some = windows_read(context.windows, max_tokens)
+    return min(some / max(windows_read(context.windows, context.n_tokens), 1), 1.0)
+
+
+@final
+class Turns:
+    """Whose turn it is: a `share` of the windows, evenly spaced, whatever the batches."""
+
+    def __init__(self, share: float) -> None:
+        self.share = share
+        self.windows = 0
+
+    def take(self, seen: Observation) -> Turn | None:
+        """The part of a batch that is to be run, or None where nothing in it is scored."""
+        turn_B = torch.tensor([self._takes_next() for _ in seen.tokens_BP]).to(seen.text_BP.device)
+        valid_BP = torch.zeros_like(seen.text_BP)
+        valid_BP[seen.text_BP] = seen.valid_N
+        valid_BP = valid_BP[turn_B]
+        scored_BP = scored_positions(valid_BP)
+        if not scored_BP.any():
+            return None
+        return Turn(seen.tokens_BP[turn_B], valid_BP, scored_BP, seen.text_BP, turn_B)
+
+    def _takes_next(self) -> bool:
+        self.windows += 1
+        return int(self.windows * self.share) > int((self.windows - 1) * self.share)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Turn:
+    """Windows that the model runs on, clean and patched."""
+
+    tokens_BP: Tensor
+    valid_BP: Tensor  # bool: where activations are replaced
+    scored_BP: Tensor  # bool: where predictions are compared
+    text_BP: Tensor  # of the whole observation
+    turn_B: Tensor  # bool, of the whole observation
+
+    def placed(self, y_NTD: Tensor) -> Tensor:
+        """The observation's [N, T, D] in the places [B, P, T, D] of these windows, else zero."""
+        placed_BPTD = y_NTD.new_zeros(*self.text_BP.shape, *y_NTD.shape[1:])
+        placed_BPTD[self.text_BP] = y_NTD
+        return placed_BPTD[self.turn_B]
+
+
+Run = Callable[[Callable[[], Tensor]], Tensor]
+"""Given what runs the model, runs it with something replaced: the states that come out."""
+
+
+@final
+@dataclass(eq=False)
+class Sums:
+    ce: float = 0.0
+    kl: float = 0.0
+    agree: float = 0.0
+
+    def add(self, other: Sums) -> None:
+        self.ce += other.ce
+        self.kl += other.kl
+        self.agree += other.agree
+
+
+@final
+@dataclass(eq=False)
+class Comparison:
+    """Sums over scored positions, for the clean model and for every patched run by name."""
+
+    lm: LanguageModel
+    chunk_tokens: int = 128  # positions whose logits exist at once
+    n: int = 0
+    ce_clean: float = 0.0
+    sums: dict[str, Sums] = field(default_factory=dict)
+    readout: Readout | None = None
+
+    def update(self, turn: Turn, runs: Mapping[str, Run]) -> None:
+        """Runs the model once clean and once for each of `runs`."""
+        readout = self.readout = self.readout or Readout(self.lm, turn.tokens_BP)
+
+        def states() -> Tensor:
+            return readout.states(turn.tokens_BP)[turn.scored_BP]
+
+        clean_ND = states()
+        next_N = turn.tokens_BP.roll(-1, dims=1)[turn.scored_BP]
+        self.n += len(next_N)
+        names = list(runs)
+        for start in range(0, len(names), TOGETHER):
+            some = {name: runs[name](states) for name in names[start : start + TOGETHER]}
+            for part in self._parts(len(next_N)):
+                clean_NV = readout.logits(clean_ND[part]).log_softmax(-1)
+                if start == 0:
+                    self.ce_clean += _nats(clean_NV, next_N[part])
+                best_N = clean_NV.argmax(-1)
+                for name, states_ND in some.items():
+                    patched_NV = readout.logits(states_ND[part]).log_softmax(-1)
+                    sums = Sums(
+                        _nats(patched_NV, next_N[part]),
+                        float(kl_of_log_probs(clean_NV, patched_NV).double().sum()),
+                        float((patched_NV.argmax(-1) == best_N).sum()),
+                    )
+                    self.sums.setdefault(name, Sums()).add(sums)
+
+    def _parts(self, n: int) -> Iterator[slice]:
+        return (slice(start, start + self.chunk_tokens) for start in range(0, n, self.chunk_tokens))
+
+    def merge(self, other: Self) -> None:
+        self.n += other.n
+        self.ce_clean += other.ce_clean
+        for name, sums in other.sums.items():
+            self.sums.setdefault(name, Sums()).add(sums)
+
+    def figures(self, *names: str) -> dict[str, float]:
+        """Per token, averaged over the runs named: cross entropy, its increase, KL, agreement."""
+        total = Sums()
+        for name in names:
+            total.add(self.sums[name])
+        n = self.n * len(names)
+        return {
+            "ce": total.ce / n,
+            "ce_increase": (total.ce - len(names) * self.ce_clean) / n,
+            "kl": total.kl / n,
+            "top1_agreement": total.agree / n,
+        }
+
+
+def _nats(log_probs_NV: Tensor, next_N: Tensor) -> float:
+    """Sum over tokens of -log p(next token)."""
+    return -float(log_probs_NV.gather(1, next_N[:, None]).double().sum())
