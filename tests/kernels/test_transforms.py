@@ -1,0 +1,118 @@
+"""The gated low-rank maps equal a dense einsum: outputs and every gradient, on both routes."""
+
+from __future__ import annotations
+
+import dictlearn_kernels.transforms as op
+import pytest
+import torch
+from dictlearn_kernels.pattern import Pattern
+from dictlearn_kernels.transforms import reference
+
+# rows, width, [(transforms, rank)], share of pairs stored
+CASES = [
+    (1, 1, [(1, 1)], 1.0),
+    (7, 5, [(2, 3), (1, 7), (4, 1)], 0.4),
+    (33, 17, [(1, 16), (3, 5), (9, 2)], 0.15),
+    (6, 4, [(2, 2)], 0.0),
+]
+
+
+@pytest.fixture(params=["grouped", "dense"])
+def route(request, monkeypatch):
+    monkeypatch.setattr(op, "DENSE_ABOVE", {"grouped": 1.0, "dense": -1.0}[request.param])
+    return request.param
+
+
+def random_pattern(n: int, c: int, share: float) -> Pattern:
+    """The last row and the second transform are empty where there are several."""
+    mask = torch.rand(n, c) < share
+    mask[-1, :] &= n == 1
+    mask[:, 1:2] = False
+    rows, columns = mask.nonzero(as_tuple=True)
+    starts = torch.zeros(n + 1, dtype=torch.int64)
+    starts[1:] = mask.sum(1).cumsum(0)
+    return Pattern(starts, columns, c)
+
+
+def maps(groups, d: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    U, V = (
+        [torch.randn(n, r, d, dtype=torch.float64, requires_grad=True) for n, r in groups]
+        for _ in range(2)
+    )
+    return U, V
+
+
+def problem(n, d, groups, share):
+    pattern = random_pattern(n, sum(count for count, _ in groups), share)
+    values = torch.randn(len(pattern.columns), dtype=torch.float64)
+    values[::3] = 0.0  # stored zeros get their gradient too
+    x = torch.randn(n, d, dtype=torch.float64)
+    return pattern, values.requires_grad_(), x.requires_grad_(), *maps(groups, d)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize(("n", "d", "groups", "share"), CASES, ids=str)
+def test_outputs_and_every_gradient_match_the_reference(route, recompute, n, d, groups, share):
+    pattern, values, x, U, V = problem(n, d, groups, share)
+    ours = op.transform(pattern, values, x, U, V, recompute)
+    plain = reference.transform(pattern, values, x, U, V)
+    torch.testing.assert_close(ours, plain)
+    weights = torch.randn_like(ours)
+    inputs = (values, x, *U, *V)
+    gradients = [torch.autograd.grad((y * weights).sum(), inputs) for y in (ours, plain)]
+    for mine, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_transforms_without_tokens_get_no_gradient(route):
+    pattern, values, x, U, V = problem(*CASES[2])
+    op.transform(pattern, torch.ones_like(values), x, U, V).sum().backward()
+    silent = torch.bincount(pattern.columns, minlength=pattern.n_columns) == 0
+    assert silent.any()
+    for maps_g in (U, V):
+        reached = torch.cat([m.grad.abs().sum((1, 2)) > 0 for m in maps_g])  # type: ignore
+        assert torch.equal(reached, ~silent)
+
+
+def test_two_runs_agree_to_the_bit(route):
+    pattern, values, x, U, V = problem(64, 24, [(2, 8), (16, 2)], 0.3)
+    results = []
+    for _ in range(2):
+        inputs = [t.detach().float().requires_grad_() for t in (values, x, *U, *V)]
+        fresh = Pattern(pattern.row_starts, pattern.columns, pattern.n_columns)
+        y = op.transform(fresh, inputs[0], inputs[1], inputs[2:4], inputs[4:])
+        results.append((y, *torch.autograd.grad(y.square().sum(), inputs)))
+    for first, second in zip(*results, strict=True):
+        assert torch.equal(first, second)
+
+
+def test_hidden_ranks_are_kept_or_computed_again(route):
+    """What the graph holds besides its inputs: V x, or nothing."""
+    problem_ = problem(40, 8, [(4, 6)], 0.3)
+    kept: list[list[int]] = []
+    for recompute in (False, True):
+        y = op.transform(*problem_, recompute=recompute)
+        kept.append([t.numel() for t in y.grad_fn.saved_tensors[4:]])  # type: ignore
+    pairs = 40 * 4 if route == "dense" else len(problem_[0].columns)
+    assert sum(kept[0]) == 6 * pairs
+    assert kept[1] == []
+
+
+def test_norms_are_those_of_the_maps_with_their_gradients():
+    U, V = maps([(2, 3), (1, 7), (4, 1)], 5)
+    ours, plain = op.gram_norms(U, V), reference.gram_norms(U, V)
+    torch.testing.assert_close(ours, plain)
+    weights = torch.randn_like(ours)
+    gradients = [torch.autograd.grad((n * weights).sum(), (*U, *V)) for n in (ours, plain)]
+    for mine, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_the_norm_of_a_zero_map_has_a_finite_gradient():
+    U, V = maps([(2, 3)], 4)
+    with torch.no_grad():
+        U[0][0] = 0
+    norms = op.gram_norms(U, V)
+    assert norms[0] < 1e-100
+    norms.sum().backward()
+    assert U[0].grad.isfinite().all() and (U[0].grad[0] == 0).all()  # type: ignore
