@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor, nn
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from dictlearn.dicts.dictionary import Dictionary, Shape
 from dictlearn.evals.context import Observation
 from dictlearn.lm.language_model import LanguageModel, freeze
-from dictlearn.types import Batch, Code
+from dictlearn.sparsity.topk import TopK
+from dictlearn.types import Batch, Code, Encoding
 
 BOS, PAD = 3, 4
 WIDTH, VOCAB = 16, 48
 
 
-def _tiny_lm(seed: int = 0) -> LanguageModel:
+def _tiny_lm(seed: int = 0, layers: int = 2) -> LanguageModel:
     config = Qwen3Config(
         vocab_size=VOCAB,
         hidden_size=WIDTH,
         intermediate_size=32,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
         head_dim=8,
@@ -93,6 +96,45 @@ class Toy(nn.Module):
             return x_NSD.clone()
         return code.dense() @ self.W
 
+    @property
+    def code_sources(self) -> int:
+        return len(self.sources)
+
+    @property
+    def layerwise(self) -> bool:
+        return True
+
+    @property
+    def decoder(self) -> Toy:
+        return self
+
+    def norms_by_target(self) -> Tensor:
+        return torch.eye(len(self.sources))
+
+    def reads(self, t: int) -> range:
+        return range(t, t + 1)
+
+    def encode_source(self, x_ND: Tensor, s: int) -> Encoding:
+        one = Toy(self.sources[:1], self.targets[:1], self.n_features, self.k, self.width)
+        one.W = self.W
+        code = one.encode(x_ND[:, None])
+        return Encoding(code, code, code.values)
+
+    def decode_target(self, t: int, codes: Mapping[int, Code], x: Mapping[int, Tensor]) -> Tensor:
+        return self.decode(codes[t], x[t][:, None])[:, 0]
+
+
+def _layers_of(n: int, link: str = "diagonal", width: int = WIDTH, **shape) -> Dictionary:
+    """Transcoders of n layers with random weights, at a scale that disturbs a tiny model."""
+    names = [tuple(f"{end}.{i}" for i in range(n)) for end in ("mlp_in", "mlp_out")]
+    kind = {"diagonal": "plt", "lower": "clt", "shared": "crosscoder"}[link]
+    options = {"n_features": 24, "k": 4.0, "link": link, **shape}
+    dictionary = Dictionary(Shape(kind, *names, width=width, **options), partial(TopK, k=4))
+    with torch.no_grad():
+        dictionary.encoder.b_enc.normal_(std=0.1)
+        dictionary.decoder.b_dec.normal_(std=0.1)
+    return dictionary.eval().requires_grad_(False)
+
 
 def _code_of(dense_NSF: Tensor) -> Code:
     """The CSR form of a dense code."""
@@ -126,6 +168,17 @@ def _observation(
 @pytest.fixture(scope="session")
 def lm() -> LanguageModel:
     return _tiny_lm()
+
+
+@pytest.fixture(scope="session")
+def deep_lm() -> LanguageModel:
+    """Four layers: enough for one of them, half of them and all of them to differ."""
+    return _tiny_lm(layers=4)
+
+
+@pytest.fixture
+def layers_of() -> Callable[..., Dictionary]:
+    return _layers_of
 
 
 @pytest.fixture(scope="session")

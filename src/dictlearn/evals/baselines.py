@@ -36,9 +36,8 @@ class Baselines(RowSource):
         assert context.train_windows is not None, "baselines are fitted on training text"
         dictionary = context.dictionary
         autoencodes = dictionary.sources == dictionary.targets
-        pairs = [
-            (t if len(dictionary.sources) > 1 else 0, t) for t in range(len(dictionary.targets))
-        ]
+        last = len(dictionary.sources) - 1
+        pairs = [(min(t, last), t) for t in range(len(dictionary.targets))]
         of_y = [Covariance() for _ in pairs]
         of_x = [Covariance() for _ in pairs]
         of_xy = [Covariance() for _ in pairs]
@@ -54,7 +53,7 @@ class Baselines(RowSource):
                     of_xy[t].update(x_NSD[:, s], y_NTD[:, t])
         if tokens < 2:
             raise ValueError("eval.baselines: the training split holds no tokens to fit on")
-        k = self.rank or round(active / tokens / len(dictionary.sources))
+        k = self.rank or round(active / tokens / dictionary.code_sources)
         k = min(max(k, 1), dictionary.width)
         components = [principal(covariance.matrix(), k) for covariance in of_y]
         means = [covariance.mean_y_E for covariance in of_y]

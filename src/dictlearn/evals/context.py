@@ -17,7 +17,7 @@ from typing import Protocol, Self
 from torch import Tensor
 
 from dictlearn.lm.language_model import LanguageModel
-from dictlearn.types import Batch, Code
+from dictlearn.types import Batch, Code, Encoding
 
 # Names of rows that mean something to more than one eval.
 DICTIONARY = "dictionary"  # the row that is being evaluated; all others are baselines
@@ -26,6 +26,14 @@ ZERO_ABLATION = "zero ablation"
 
 Row = Callable[[Tensor, Tensor], Tensor]
 """(x_NSD, y_NTD) -> y_hat_NTD, all in the model's own units."""
+
+
+class Links(Protocol):
+    """The part of a decoder that an eval touches."""
+
+    def norms_by_target(self) -> Tensor:
+        """[S, T]: mean over features of the norm that a source writes to a target."""
+        ...
 
 
 class EvaluatedDictionary(Protocol):
@@ -48,9 +56,32 @@ class EvaluatedDictionary(Protocol):
     @property
     def width(self) -> int: ...
 
+    @property
+    def code_sources(self) -> int:
+        """Rows of a code per token: one for every source, or one for all where they share it."""
+        ...
+
+    @property
+    def layerwise(self) -> bool:
+        """Every source has its own code, and target t is decoded from the sources up to it."""
+        ...
+
+    @property
+    def decoder(self) -> Links: ...
+
     def encode(self, x_NSD: Tensor) -> Code: ...
 
     def decode(self, code: Code, x_NSD: Tensor) -> Tensor: ...
+
+    def reads(self, t: int) -> range:
+        """The code's sources that target t is decoded from."""
+        ...
+
+    def encode_source(self, x_ND: Tensor, s: int) -> Encoding: ...
+
+    def decode_target(
+        self, t: int, codes: Mapping[int, Code], x: Mapping[int, Tensor]
+    ) -> Tensor: ...
 
 
 class Windows(Protocol):

@@ -36,6 +36,7 @@ def record_of(
             "kind": dictionary.kind,
             "sources": list(dictionary.sources),
             "targets": list(dictionary.targets),
+            "code_sources": dictionary.code_sources,
             "n_features": dictionary.n_features,
             "width": dictionary.width,
         },

@@ -32,17 +32,17 @@ class Sparsity(Metric):
         self.bins_per_decade = bins_per_decade
 
     def begin(self, context: EvalContext) -> SparsityMeter:
+        dictionary = context.dictionary
+        shared = dictionary.code_sources < len(dictionary.sources)
+        sources = ("all sources",) if shared else dictionary.sources
         return SparsityMeter(
-            context.dictionary.sources,
-            context.dictionary.n_features,
-            self.high_density,
-            self.bins_per_decade,
+            sources, dictionary.n_features, self.high_density, self.bins_per_decade
         )
 
 
 @final
 class SparsityMeter(Meter):
-    """Integer counts only: exact whatever the order.
+    """Integer counts only: exact whatever the order. `sources` are the code's.
 
     Series: `density` [S, F] shares of tokens; `density_histogram` [2, bins] log10 of the left edge
     and the number of features; `l0_by_position` [2, P] mean and tokens; `l0_histogram` [max + 1].

@@ -60,7 +60,7 @@ def facts(record: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     f = record["figures"]
     found: list[tuple[str, str, str]] = []
     if "l0" in f:
-        n_features = record["dictionary"]["n_features"] * len(record["dictionary"]["sources"])
+        n_features = record["dictionary"]["n_features"] * record["dictionary"]["code_sources"]
         tokens = f"{f['tokens']:,.0f} tokens"
         spread = f"{l0_range(f)} on 90% of tokens"
         middle = f"90% in {_density(f['density_p05'])} to {_density(f['density_p95'])}"

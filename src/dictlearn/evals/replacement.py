@@ -1,0 +1,204 @@
+"""The replacement model: what is left of the model with a dictionary in place of its layers.
+
+Of a dictionary with several targets (per-layer and cross-layer transcoders), some or all stand in
+for what they reconstruct, on valid tokens; special and padding positions keep the clean value.
+
+    teacher forced   encoders read the clean run: every layer's own error, without the others'
+    free running     encoders read the patched run: errors compound, as they do in a circuit
+
+The score is 1 - KL_patched / KL_zero, both KL(clean || .) pooled over valid tokens, where zero is
+the same targets zero-ablated: 1 is the model itself, 0 no better than nothing in their place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Self, final
+
+import torch
+from torch import Tensor
+
+from dictlearn.evals.comparison import Comparison, Run, Turn, Turns, share_for
+from dictlearn.evals.context import (
+    DICTIONARY,
+    EvalContext,
+    EvalResult,
+    EvaluatedDictionary,
+    Meter,
+    Metric,
+    Observation,
+)
+from dictlearn.evals.readout import has_head
+from dictlearn.lm.language_model import LanguageModel
+from dictlearn.lm.patch import Replacement, patched
+from dictlearn.types import Code
+
+FORCED, FREE, ZERO = "forced", "free", "zero"
+# setting -> (which layers, how); one layer reads nothing that was patched: both modes are one
+SETTINGS = {
+    "one": ("one", FORCED),
+    "half_forced": ("half", FORCED),
+    "half_free": ("half", FREE),
+    "all_forced": ("all", FORCED),
+    "all_free": ("all", FREE),
+}
+FIGURES = ("kl", "top1_agreement", "ce_increase", "score")
+
+
+@final
+class ReplacementModel(Metric):
+    """KL, top-1 agreement, CE increase and score with one layer, half, or all of them replaced.
+
+    Figures are `replacement/<setting>/<figure>`. `one`: each single layer in turn, averaged.
+    `half_forced` and `half_free`: every other layer, the even ones and the odd ones, averaged.
+    `all_forced` and `all_free`: every layer.
+
+    Args:
+        max_tokens: positions to run the model on, spread over the evaluated windows; for L targets
+            it runs 2 L + 10 times on them. null: all.
+        chunk_tokens: positions whose logits exist at once.
+
+    There are no figures for one target (`downstream` has them), for a code that all sources share
+    (it is known only after the last of them), or for a model without a next-token head.
+    """
+
+    def __init__(self, max_tokens: int | None = None, chunk_tokens: int = 128) -> None:
+        if max_tokens is not None and max_tokens < 1:
+            raise ValueError(
+                f"eval.replacement.max_tokens={max_tokens}: want at least 1, or null for all"
+            )
+        if chunk_tokens < 1:
+            raise ValueError(f"eval.replacement.chunk_tokens={chunk_tokens}: want at least 1")
+        self.max_tokens = max_tokens
+        self.chunk_tokens = chunk_tokens
+
+    def begin(self, context: EvalContext) -> ReplacementMeter:
+        assert context.lm is not None, "a replacement model needs the language model"
+        share = share_for(context, self.max_tokens)
+        return ReplacementMeter(context.lm, context.dictionary, share, self.chunk_tokens)
+
+
+@final
+class ReplacementMeter(Meter):
+    """Sums over scored positions of every window whose turn it is: a `share` of them."""
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        dictionary: EvaluatedDictionary,
+        share: float = 1.0,
+        chunk_tokens: int = 128,
+    ) -> None:
+        self.lm = lm
+        self.dictionary = dictionary
+        self.subsets = subsets(len(dictionary.targets))
+        self.applies = len(dictionary.targets) > 1 and dictionary.layerwise and has_head(lm)
+        self.turns = Turns(share)
+        self.comparison = Comparison(lm, chunk_tokens)
+
+    def update(self, seen: Observation) -> None:
+        turn = self.turns.take(seen) if self.applies else None
+        if turn is not None:
+            self.comparison.update(turn, self._runs(turn, seen.y_hat_NTD[DICTIONARY]))
+
+    def _runs(self, turn: Turn, y_hat_NTD: Tensor) -> dict[str, Run]:
+        modes = {FORCED: _forced(turn.placed(y_hat_NTD)), ZERO: lambda _: torch.zeros_like}
+        wanted = set(SETTINGS.values()) | {(layers, ZERO) for layers in self.subsets}
+        runs: dict[str, Run] = {}
+        for layers, mode in sorted(wanted):
+            for subset in self.subsets[layers]:
+                runs[_name(mode, subset)] = self._run(turn, subset, modes.get(mode))
+        return runs
+
+    def _run(self, turn: Turn, subset: Sequence[int], value: Callable[[int], Value] | None) -> Run:
+        """The model runs with the targets of the subset replaced; free running without values."""
+        targets, sources = self.dictionary.targets, self.dictionary.sources
+
+        def run(states: Callable[[], Tensor]) -> Tensor:
+            if value is None:
+                pass_ = FreeRunning(self.dictionary, turn.valid_BP)
+                replacements = {targets[t]: pass_.replacement(t) for t in subset}
+                reads = [sources[s] for s in sorted({s for t in subset for s in pass_.reads(t)})]
+            else:
+                replacements = {targets[t]: _fixed(value(t)) for t in subset}
+                reads = []
+            with patched(self.lm, replacements, reads, turn.valid_BP):
+                return states()
+
+        return run
+
+    def merge(self, other: Self) -> None:
+        assert self.dictionary.targets == other.dictionary.targets
+        self.comparison.merge(other.comparison)
+
+    def result(self) -> EvalResult:
+        if self.comparison.n == 0:
+            return EvalResult()
+        figures: dict[str, float] = {}
+        for setting, (layers, mode) in SETTINGS.items():
+            found = self._mean(layers, mode)
+            zero = self._mean(layers, ZERO)["kl"]
+            found["score"] = 1.0 - found["kl"] / zero if zero > 0 else float("nan")
+            figures |= {f"replacement/{setting}/{name}": found[name] for name in FIGURES}
+        figures["replacement/scored_tokens"] = float(self.comparison.n)
+        return EvalResult(figures=figures)
+
+    def _mean(self, layers: str, mode: str) -> dict[str, float]:
+        return self.comparison.figures(*(_name(mode, s) for s in self.subsets[layers]))
+
+
+Value = Callable[[Tensor], Tensor]  # the clean value [B, P, D] -> what replaces it
+
+
+def _forced(y_hat_BPTD: Tensor) -> Callable[[int], Value]:
+    """Reconstructions from clean activations."""
+    return lambda t: lambda clean_BPD: y_hat_BPTD[:, :, t].to(clean_BPD.dtype)
+
+
+def _fixed(value: Value) -> Replacement:
+    return lambda _, clean_BPD: value(clean_BPD)
+
+
+@final
+class FreeRunning:
+    """One forward pass in which the dictionary reads what it has changed itself.
+
+    A source is encoded once, when the first target asks for it: on valid tokens alone.
+    """
+
+    def __init__(self, dictionary: EvaluatedDictionary, valid_BP: Tensor) -> None:
+        self.dictionary = dictionary
+        self.valid_BP = valid_BP
+        self.x: dict[int, Tensor] = {}
+        self.codes: dict[int, Code] = {}
+
+    def reads(self, t: int) -> range:
+        return self.dictionary.reads(t)
+
+    @torch.no_grad()
+    def _encode(self, s: int, seen: Mapping[str, Tensor]) -> None:
+        if s not in self.codes:
+            self.x[s] = seen[self.dictionary.sources[s]][self.valid_BP].float()
+            self.codes[s] = self.dictionary.encode_source(self.x[s], s).code
+
+    def replacement(self, t: int) -> Replacement:
+        """For `patched`, which must read every source of target t."""
+
+        @torch.no_grad()
+        def replace(seen: Mapping[str, Tensor], clean_BPD: Tensor) -> Tensor:
+            for s in self.reads(t):
+                self._encode(s, seen)
+            y_hat_ND = self.dictionary.decode_target(t, self.codes, self.x)
+            return clean_BPD.masked_scatter(self.valid_BP[..., None], y_hat_ND.to(clean_BPD.dtype))
+
+        return replace
+
+
+def subsets(n_targets: int) -> dict[str, list[tuple[int, ...]]]:
+    """Which targets are replaced together: each alone, every other one, all of them."""
+    every = tuple(range(n_targets))
+    return {"one": [(t,) for t in every], "half": [every[::2], every[1::2]], "all": [every]}
+
+
+def _name(mode: str, subset: Sequence[int]) -> str:
+    return f"{mode} {','.join(map(str, subset))}"
