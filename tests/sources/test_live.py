@@ -13,9 +13,10 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from dictlearn.lm.capture import capture
 from dictlearn.lm.language_model import LanguageModel, freeze
-from dictlearn.sources import live
-from dictlearn.sources.live import LiveSource, WindowOrder
+from dictlearn.sources import reader
+from dictlearn.sources.live import LiveSource
 from dictlearn.sources.protocol import Source
+from dictlearn.sources.reader import WindowOrder
 from dictlearn.types import Batch
 
 CONTEXT, WINDOWS, WIDTH = 8, 30, 16
@@ -76,7 +77,8 @@ def build(lm: LanguageModel, **options: Any) -> LiveSource:
 
 
 def equal(a: Batch, b: Batch) -> bool:
-    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+    assert a.tokens_BP is None and b.tokens_BP is None  # shuffled: no windows
+    return all(torch.equal(x, y) for x, y in zip(a[:4], b[:4], strict=True))  # type: ignore
 
 
 def test_it_is_a_source(lm):
@@ -164,7 +166,7 @@ def test_ranks_share_an_epoch_between_them(lm, monkeypatch):
         seen.append(tokens_BP[tokens_BP >= FIRST_WORD])
         return capture(lm, tokens_BP, sites)
 
-    monkeypatch.setattr(live, "capture", watched)
+    monkeypatch.setattr(reader, "capture", watched)
     for rank in range(2):
         half_an_epoch = build(lm, buffer_tokens=2 * 15 * CONTEXT)
         half_an_epoch.shard(rank, 2)
@@ -209,7 +211,7 @@ def test_a_sample_is_the_beginning_and_moves_nothing(lm, n):
 
 def test_a_sample_before_training_costs_no_forward(lm, monkeypatch):
     forwards = []
-    monkeypatch.setattr(live, "capture", lambda *args: forwards.append(0) or capture(*args))
+    monkeypatch.setattr(reader, "capture", lambda *args: forwards.append(0) or capture(*args))
     source = build(lm, batch_tokens=10)
     source.sample(30)
     source.next_batch()
@@ -276,7 +278,7 @@ def broken(monkeypatch) -> list[int]:
         special = (tokens_BP == BOS)[..., None]
         return {site: value.masked_fill(special, -torch.inf) for site, value in values.items()}
 
-    monkeypatch.setattr(live, "capture", capture_broken)
+    monkeypatch.setattr(reader, "capture", capture_broken)
     return ids
 
 

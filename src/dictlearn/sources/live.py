@@ -2,40 +2,16 @@
 
 from __future__ import annotations
 
-import logging
-from typing import Protocol, final
+from typing import final
 
 import torch
-from torch import Tensor
 
-from dictlearn.lm.capture import capture
 from dictlearn.lm.language_model import LanguageModel
-from dictlearn.lm.sites import resolve
-from dictlearn.sources.buffer import Read, ShuffleBuffer, permutation
+from dictlearn.sources.buffer import Read, ShuffleBuffer
+from dictlearn.sources.reader import Reader, WindowOrder, Windows
 from dictlearn.types import Batch
 
-log = logging.getLogger(__name__)
-
 DTYPES = {"model": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-class Windows(Protocol):
-    """Tokenised text in windows of one length."""
-
-    @property
-    def context(self) -> int:
-        """P, tokens per window."""
-        ...
-
-    def __len__(self) -> int: ...
-
-    def window_batch(self, indices: Tensor) -> Tensor:
-        """Token ids of some windows, int64 [B, P]."""
-        ...
-
-    def valid(self, tokens_BP: Tensor) -> Tensor:
-        """bool [B, P]: True where a token is neither special nor a pad."""
-        ...
 
 
 @final
@@ -65,6 +41,7 @@ class LiveSource:
     """
 
     reads_model = True
+    gives_windows = False
 
     def __init__(
         self,
@@ -84,10 +61,6 @@ class LiveSource:
         for key, value in {"store_dtype": store_dtype, "batch_dtype": batch_dtype}.items():
             if value not in DTYPES:
                 raise ValueError(f"source.{key}={value}: want one of {', '.join(DTYPES)}")
-        if nonfinite not in ("error", "drop"):
-            raise ValueError(f"source.nonfinite={nonfinite}: want error or drop")
-        if seed < 0:
-            raise ValueError(f"seed={seed}: want 0 or more")
         if lm_batch_windows < 1:
             raise ValueError(f"source.lm_batch_windows={lm_batch_windows}: want 1 or more")
         if buffer_tokens < batch_tokens:
@@ -102,22 +75,14 @@ class LiveSource:
                 f"{lm_batch_windows} of {windows.context} tokens each, which go into half of it: "
                 f"want source.buffer_tokens={2 * lm_batch_tokens} or more, or fewer windows"
             )
-        if len(windows) == 0:
-            raise ValueError("data: there is no text to read, not one window of tokens")
 
         self.sources = tuple(sources)
         self.targets = tuple(targets)
         self.batch_tokens = batch_tokens
-        self.dropped = 0  # tokens that nonfinite=drop left out in this process
-        self._sites = list(dict.fromkeys(self.sources + self.targets))
-        for site in self._sites:
-            resolve(lm.model, site, lm.info)  # an unknown site is known to be one before any work
-        self._lm = lm
-        self._windows = windows
+        sites = list(dict.fromkeys(self.sources + self.targets))
+        self._reader = Reader(lm, windows, sites, nonfinite)
         self._order = WindowOrder(len(windows), seed)
         self._lm_batch_windows = lm_batch_windows
-        self._drop = nonfinite == "drop"
-        self._counted = 0  # LM batches whose dropped tokens are in `dropped`
         self._buffer = ShuffleBuffer(
             self._read,
             reads_per_chunk=buffer_tokens // 2 // lm_batch_tokens,
@@ -139,11 +104,16 @@ class LiveSource:
 
     @property
     def width(self) -> int:
-        return self._lm.info.width
+        return self._reader.lm.info.width
 
     @property
     def device(self) -> torch.device:
-        return self._lm.device
+        return self._reader.lm.device
+
+    @property
+    def dropped(self) -> int:
+        """Tokens that nonfinite=drop left out in this process."""
+        return self._reader.dropped
 
     def shard(self, rank: int, ranks: int) -> None:
         """Every rank takes each `ranks`-th LM batch, and shuffles its own."""
@@ -179,76 +149,11 @@ class LiveSource:
         """LM batch `number` of this rank's share of the endless sequence."""
         start = (number * self._ranks + self._rank) * self._lm_batch_windows
         indices_B = self._order.span(start, start + self._lm_batch_windows)
-        tokens_BP = self._windows.window_batch(indices_B)
-        keep_N = self._windows.valid(tokens_BP).flatten().nonzero().squeeze(1)
-        captured = capture(self._lm, tokens_BP.to(self.device), self._sites)
-        flat = {site: captured[site].flatten(0, 1) for site in self._sites}
-        for site, values_MD in flat.items():
-            if values_MD.shape[1] != self.width:
-                raise ValueError(
-                    f"dict: site {site} is {values_MD.shape[1]} wide, and dictionaries of "
-                    f"{self._lm.info.name} are {self.width} wide"
-                )
-        # Extremes are NaN where any value is; a dozen times faster than looking at every value.
-        extremes = torch.stack([torch.stack(values.aminmax()) for values in flat.values()])
-        if not extremes.isfinite().all():
-            keep_N = self._without_nonfinite(number, flat, indices_B, tokens_BP, keep_N)
-        positions_M = torch.arange(tokens_BP.shape[1]).repeat(len(tokens_BP))
+        read = self._reader.read(number, indices_B)
         groups = [self.sources] if self.sources == self.targets else [self.sources, self.targets]
         return Read(
-            [[flat[site] for site in sites] for sites in groups],
-            keep_N.to(self.device),
-            tokens_BP.flatten()[keep_N].to(self.device),
-            positions_M[keep_N].to(self.device),
+            [[read.values[site] for site in sites] for sites in groups],
+            read.keep_N,
+            read.tokens_N,
+            read.positions_N,
         )
-
-    def _without_nonfinite(
-        self,
-        number: int,
-        flat: dict[str, Tensor],
-        indices_B: Tensor,
-        tokens_BP: Tensor,
-        keep_N: Tensor,
-    ) -> Tensor:
-        bad_SN = torch.stack([~values.isfinite().all(1) for values in flat.values()]).cpu()[
-            :, keep_N
-        ]
-        bad_N = bad_SN.any(0)
-        if bad_N.any() and not self._drop:
-            first = int(bad_N.nonzero()[0])
-            site = self._sites[int(bad_SN[:, first].nonzero()[0])]
-            window, position = divmod(int(keep_N[first]), tokens_BP.shape[1])
-            raise ValueError(
-                f"source.nonfinite=error: NaN or Inf in {site} at position {position} of window "
-                f"{int(indices_B[window])} (token id {int(tokens_BP[window, position])}), one of "
-                f"{int(bad_N.sum())} such tokens in this LM batch of {len(keep_N)}; "
-                f"source.nonfinite=drop leaves them out"
-            )
-        if number >= self._counted:
-            before, self.dropped = self.dropped, self.dropped + int(bad_N.sum())
-            self._counted = number + 1
-            if self.dropped.bit_length() > before.bit_length():  # says so at 1, 2, 4, 8, ...
-                log.warning("source.nonfinite=drop: %d tokens with NaN or Inf so far", self.dropped)
-        return keep_N[~bad_N]
-
-
-@final
-class WindowOrder:
-    """Epoch after epoch of windows, each in its own order, a pure function of (seed, epoch)."""
-
-    def __init__(self, n_windows: int, seed: int):
-        self._n = n_windows
-        self._seed = seed
-        self._epoch = -1
-        self._order = torch.empty(0, dtype=torch.int64)  # of `_epoch`, the one in use
-
-    def span(self, start: int, stop: int) -> Tensor:
-        """Windows at places start to stop - 1 of the endless sequence, int64 [stop - start]."""
-        parts = []
-        while start < stop:
-            epoch, place = divmod(start, self._n)
-            if epoch != self._epoch:
-                self._epoch, self._order = epoch, permutation(self._n, self._seed, 2, epoch)
-            parts.append(self._order[place : place + stop - start])
-            start += len(parts[-1])
-        return torch.cat(parts)

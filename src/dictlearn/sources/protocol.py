@@ -22,6 +22,7 @@ class Source(Protocol):
     """
 
     reads_model: bool  # of the class: whether it needs `lm` and `windows`
+    gives_windows: bool  # of the class: whether some or all of its batches are whole windows
 
     @property
     def sources(self) -> tuple[str, ...]:

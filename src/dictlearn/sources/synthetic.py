@@ -51,6 +51,7 @@ class SyntheticSource:
     """
 
     reads_model = False
+    gives_windows = False
 
     def __init__(
         self,

@@ -1,0 +1,108 @@
+"""Shuffled tokens first, whole windows for the last part of the run."""
+
+from __future__ import annotations
+
+from typing import Any, final
+
+import torch
+
+from dictlearn.lm.language_model import LanguageModel
+from dictlearn.sources.live import LiveSource
+from dictlearn.sources.reader import Windows
+from dictlearn.sources.windows import WindowsSource
+from dictlearn.types import Batch
+
+
+@final
+class StagedSource:
+    """`live` for most of a run, then `windows` for its `last` part, from the text that live reads last.
+
+    Args:
+        steps, accumulate: optimiser steps of the run, and batches in one.
+        last: fraction of the steps that get windows, between 0 and 1.
+        live: the options of `live`; `nonfinite` is that of both.
+
+    The state is that of both stages and how many batches were taken.
+    """
+
+    reads_model = True
+    gives_windows = True
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        windows: Windows,
+        *,
+        sources: tuple[str, ...],
+        targets: tuple[str, ...],
+        batch_tokens: int,
+        seed: int,
+        steps: int,
+        accumulate: int = 1,
+        last: float = 0.2,
+        buffer_tokens: int = 65536,
+        lm_batch_windows: int = 16,
+        nonfinite: str = "error",
+        store_dtype: str = "model",
+        batch_dtype: str = "float32",
+    ):
+        if not 0 < last < 1:
+            raise ValueError(
+                f"source.last={last}: want a fraction between 0 and 1; source=windows has windows "
+                f"from the first step on, source=live never"
+            )
+        same: dict[str, Any] = {
+            "sources": sources,
+            "targets": targets,
+            "batch_tokens": batch_tokens,
+            "seed": seed,
+            "nonfinite": nonfinite,
+        }
+        self._live = LiveSource(
+            lm,
+            windows,
+            **same,
+            buffer_tokens=buffer_tokens,
+            lm_batch_windows=lm_batch_windows,
+            store_dtype=store_dtype,
+            batch_dtype=batch_dtype,
+        )
+        self._windows = WindowsSource(lm, windows, **same, backwards=True)
+        self.sources, self.targets = self._live.sources, self._live.targets
+        self.batch_tokens = batch_tokens
+        self._first_window = (steps - max(1, round(last * steps))) * accumulate
+        self._taken = 0
+
+    @property
+    def width(self) -> int:
+        return self._live.width
+
+    @property
+    def device(self) -> torch.device:
+        return self._live.device
+
+    def shard(self, rank: int, ranks: int) -> None:
+        self._live.shard(rank, ranks)
+        self._windows.shard(rank, ranks)
+
+    def next_batch(self) -> Batch:
+        stage = self._live if self._taken < self._first_window else self._windows
+        batch = stage.next_batch()
+        self._taken += 1
+        return batch
+
+    def sample(self, n: int) -> Batch:
+        return self._live.sample(n)
+
+    def state(self) -> dict[str, int]:
+        return {
+            "batches": self._taken,
+            **{f"live/{key}": value for key, value in self._live.state().items()},
+            **{f"windows/{key}": value for key, value in self._windows.state().items()},
+        }
+
+    def restore(self, state: dict[str, int]) -> None:
+        for name, stage in {"live": self._live, "windows": self._windows}.items():
+            own = {k.partition("/")[2]: v for k, v in state.items() if k.startswith(f"{name}/")}
+            stage.restore(own)
+        self._taken = state["batches"]

@@ -1,0 +1,144 @@
+"""Whole windows of text, for objectives that run the model on them: nothing is shuffled by token."""
+
+from __future__ import annotations
+
+from typing import final
+
+import torch
+from torch import Tensor
+
+from dictlearn.lm.language_model import LanguageModel
+from dictlearn.sources.reader import Reader, Reading, WindowOrder, Windows
+from dictlearn.types import Batch
+
+
+@final
+class WindowsSource:
+    """Batches of `batch_tokens` / P windows: their valid positions as rows, and the windows.
+
+    Rows come in reading order, special tokens and pads left out, so a batch has somewhat fewer than
+    `batch_tokens`. Its tokens are correlated, which a shuffled batch's are not: to average over as
+    many contexts it must be larger. The order of windows is a pure function of (seed, epoch), and
+    the state is how many batches were taken.
+
+    Args:
+        windows: tokenised text.
+        sources, targets: sites that x_NSD and y_NTD stack.
+        batch_tokens: positions in a batch, a multiple of the windows' length.
+        nonfinite: "error", or "drop" to leave tokens with NaN or Inf at any of the sites as the
+            model computes them.
+        backwards: from the end of each epoch's order: what `live` with this seed reads last.
+
+    Raises:
+        ValueError: for sizes that don't fit, NaN or Inf in activations, a state of another stream.
+    """
+
+    reads_model = True
+    gives_windows = True
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        windows: Windows,
+        *,
+        sources: tuple[str, ...],
+        targets: tuple[str, ...],
+        batch_tokens: int,
+        seed: int,
+        nonfinite: str = "error",
+        backwards: bool = False,
+    ):
+        if batch_tokens % windows.context:
+            raise ValueError(
+                f"batch_tokens={batch_tokens}: its batches are whole windows of data.context="
+                f"{windows.context} tokens; want a multiple of that, or another data.context"
+            )
+        self.sources = tuple(sources)
+        self.targets = tuple(targets)
+        self.batch_tokens = batch_tokens
+        self._reader = Reader(
+            lm, windows, list(dict.fromkeys(self.sources + self.targets)), nonfinite
+        )
+        self._order = WindowOrder(len(windows), seed, backwards)
+        self._n_windows = len(windows)
+        self._per_batch = batch_tokens // windows.context
+        self._taken = 0
+        self._rank, self._ranks = 0, 1
+        # What must be equal for a state to mean the same place in the same stream.
+        self._stream = {
+            "seed": seed,
+            "data.windows": len(windows),
+            "data.context": windows.context,
+            "batch_tokens": batch_tokens,
+        }
+
+    @property
+    def width(self) -> int:
+        return self._reader.lm.info.width
+
+    @property
+    def device(self) -> torch.device:
+        return self._reader.lm.device
+
+    def shard(self, rank: int, ranks: int) -> None:
+        """Every rank takes each `ranks`-th batch."""
+        self._rank, self._ranks = rank, ranks
+
+    def next_batch(self) -> Batch:
+        read, number = self._next_reading(self._taken)
+        shape = read.tokens_BP.shape
+        valid_M = torch.zeros(read.tokens_BP.numel(), dtype=torch.bool, device=self.device)
+        valid_M[read.keep_N] = True
+        x_NSD, y_NTD = self._stacked(read)
+        self._taken = number + 1
+        return Batch(
+            x_NSD, y_NTD, read.tokens_N, read.positions_N, read.tokens_BP, valid_M.view(shape)
+        )
+
+    def sample(self, n: int) -> Batch:
+        """See `Source.sample`. Rows of as many windows as it takes."""
+        parts: list[Batch] = []
+        number = 0
+        while sum(len(part.x_NSD) for part in parts) < n:
+            read, last = self._next_reading(number)
+            parts.append(Batch(*self._stacked(read), read.tokens_N, read.positions_N))
+            number = last + 1
+        x_NSD, y_NTD, tokens_N, positions_N = (
+            torch.cat([part[field] for part in parts])[:n]  # type: ignore[misc]
+            for field in range(4)
+        )
+        same = self.sources == self.targets
+        return Batch(x_NSD, x_NSD if same else y_NTD, tokens_N, positions_N)
+
+    def state(self) -> dict[str, int]:
+        return {"batches": self._taken, **self._stream}
+
+    def restore(self, state: dict[str, int]) -> None:
+        for key, value in self._stream.items():
+            if state[key] != value:
+                raise ValueError(
+                    f"{key}={value}: the run to resume had {state[key]}, "
+                    f"and without that its stream of windows cannot go on"
+                )
+        self._taken = state["batches"]
+
+    def _next_reading(self, number: int) -> tuple[Reading, int]:
+        """The first batch from `number` on with a token to train on, and its number."""
+        for later in range(number, number + self._n_windows + 1):
+            start = (later * self._ranks + self._rank) * self._per_batch
+            read = self._reader.read(later, self._order.span(start, start + self._per_batch))
+            if len(read.keep_N):
+                return read, later
+        raise ValueError(
+            f"data: {self._n_windows + 1} batches in a row hold no token to train on, only special "
+            "tokens, pads and activations that source.nonfinite=drop dropped"
+        )
+
+    def _stacked(self, read: Reading) -> tuple[Tensor, Tensor]:
+        """(x_NSD, y_NTD) in float32, one tensor for an autoencoder."""
+
+        def stacked(sites: tuple[str, ...]) -> Tensor:
+            return torch.stack([read.values[site][read.keep_N] for site in sites], 1).float()
+
+        x_NSD = stacked(self.sources)
+        return x_NSD, x_NSD if self.sources == self.targets else stacked(self.targets)

@@ -1,0 +1,184 @@
+"""Whole windows, alone and behind a live stream: complete, in order, resumable."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from dictlearn.lm.capture import capture
+from dictlearn.lm.language_model import LanguageModel, freeze
+from dictlearn.sources.live import LiveSource
+from dictlearn.sources.protocol import Source
+from dictlearn.sources.staged import StagedSource
+from dictlearn.sources.windows import WindowsSource
+from dictlearn.types import Batch
+
+CONTEXT, N_WINDOWS, FIRST_WORD = 8, 12, 10
+PLACE: dict[str, Any] = {
+    "sources": ("resid_pre.1",),
+    "targets": ("resid_post.0",),
+    "batch_tokens": 2 * CONTEXT,
+    "seed": 3,
+}
+LIVE = {"buffer_tokens": 64, "lm_batch_windows": 2}
+
+
+@dataclass
+class Text:
+    """Token ids that say where they stand; window 5 is all pads, others begin with a special."""
+
+    context: int = CONTEXT
+
+    def __len__(self) -> int:
+        return N_WINDOWS
+
+    def window_batch(self, indices: Tensor) -> Tensor:
+        ids = FIRST_WORD + indices[:, None] * CONTEXT + torch.arange(CONTEXT)
+        ids[:, 0] = 1
+        ids[indices == 5] = 0
+        return ids
+
+    def valid(self, tokens_BP: Tensor) -> Tensor:
+        return tokens_BP >= FIRST_WORD
+
+
+@pytest.fixture(scope="module")
+def lm() -> LanguageModel:
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=FIRST_WORD + N_WINDOWS * CONTEXT,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=4,
+        max_position_embeddings=CONTEXT,
+    )
+    return freeze(Qwen3ForCausalLM(config))
+
+
+def windows(lm: LanguageModel, **options: Any) -> WindowsSource:
+    return WindowsSource(lm, Text(), **{**PLACE, **options})
+
+
+def staged(lm: LanguageModel, steps: int = 10, **options: Any) -> StagedSource:
+    return StagedSource(lm, Text(), **{**PLACE, "steps": steps, "last": 0.3, **LIVE, **options})
+
+
+def equal(a: Batch, b: Batch) -> bool:
+    if [x is None for x in a] != [x is None for x in b]:
+        return False
+    pairs = [(x, y) for x, y in zip(a, b, strict=True) if x is not None and y is not None]
+    return all(torch.equal(x, y) for x, y in pairs)
+
+
+def test_both_are_sources(lm):
+    assert isinstance(windows(lm), Source) and isinstance(staged(lm), Source)
+
+
+def test_rows_are_the_valid_positions_of_the_windows_in_reading_order(lm):
+    batch = windows(lm).next_batch()
+    assert batch.tokens_BP is not None and batch.valid_BP is not None
+    assert batch.tokens_BP.shape == (2, CONTEXT)
+    captured = capture(lm, batch.tokens_BP, ["resid_pre.1", "resid_post.0"])
+    assert torch.equal(batch.x_NSD[:, 0], captured["resid_pre.1"][batch.valid_BP])
+    assert torch.equal(batch.y_NTD[:, 0], captured["resid_post.0"][batch.valid_BP])
+    assert torch.equal(batch.tokens_N, batch.tokens_BP[batch.valid_BP])
+    assert torch.equal(batch.valid_BP, Text().valid(batch.tokens_BP))
+    position_BP = torch.arange(CONTEXT).expand(2, -1)
+    assert torch.equal(batch.positions_N, position_BP[batch.valid_BP])
+
+
+def test_an_autoencoder_reads_what_it_writes(lm):
+    source = windows(lm, targets=("resid_pre.1",))
+    for batch in (source.next_batch(), source.sample(20)):
+        assert batch.y_NTD is batch.x_NSD
+
+
+def test_an_epoch_has_every_window_once_in_an_order_of_its_own(lm):
+    source = windows(lm)
+    orders = []
+    for _ in range(2):
+        tokens = torch.cat([source.next_batch().tokens_N for _ in range(N_WINDOWS // 2)])
+        assert len(tokens.unique()) == len(tokens) == (N_WINDOWS - 1) * (CONTEXT - 1)
+        orders.append(tokens)
+    assert not torch.equal(*orders)
+
+
+def test_backwards_begins_where_live_ends(lm):
+    forward, back = windows(lm), windows(lm, backwards=True)
+    epoch = [forward.next_batch().tokens_N for _ in range(N_WINDOWS // 2)]
+    assert set(back.next_batch().tokens_N.tolist()) == set(epoch[-1].tolist())
+
+
+def test_batches_without_a_token_are_passed_over_and_not_repeated(lm):
+    source = windows(lm, batch_tokens=CONTEXT)
+    batches = [source.next_batch() for _ in range(N_WINDOWS - 1)]
+    assert all(len(batch.x_NSD) == CONTEXT - 1 for batch in batches)
+    assert len(torch.cat([batch.tokens_N for batch in batches]).unique()) == 7 * 11
+
+
+def test_ranks_share_no_token(lm):
+    seen = []
+    for rank in range(2):
+        source = windows(lm)
+        source.shard(rank, 2)
+        seen.append(torch.cat([source.next_batch().tokens_N for _ in range(3)]))
+    assert not set(seen[0].tolist()) & set(seen[1].tolist())
+
+
+def test_a_sample_is_of_the_beginning_and_moves_nothing(lm):
+    source = windows(lm)
+    first = source.next_batch()
+    sample = source.sample(20)
+    assert len(sample.x_NSD) == 20 and sample.tokens_BP is None
+    assert torch.equal(sample.x_NSD[:14], first.x_NSD)
+    other = windows(lm)
+    other.next_batch()
+    assert equal(source.next_batch(), other.next_batch())
+
+
+@pytest.mark.parametrize("build", [windows, staged])
+@pytest.mark.parametrize("cut", [0, 3, 7, 9])
+def test_resume_is_bit_exact(lm, build, cut):
+    source = build(lm)
+    for _ in range(cut):
+        source.next_batch()
+    state = source.state()
+    resumed = build(lm)
+    resumed.restore(state)
+    for _ in range(10 - cut):
+        assert equal(source.next_batch(), resumed.next_batch())
+    assert resumed.state() == source.state()
+
+
+def test_the_last_part_has_windows_and_the_rest_is_live(lm):
+    source, live = staged(lm, accumulate=2), LiveSource(lm, Text(), **PLACE, **LIVE)
+    for number in range(20):
+        batch = source.next_batch()
+        assert (batch.tokens_BP is not None) == (number >= 14)
+        if number < 14:
+            assert equal(batch, live.next_batch())
+    assert equal(source.sample(9), live.sample(9))
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda lm: windows(lm, batch_tokens=12), "batch_tokens=12: .* data.context=8"),
+        (lambda lm: staged(lm, last=0), "source.last=0: want a fraction between 0 and 1"),
+        (lambda lm: staged(lm, last=1.0), "source.last=1.0"),
+        (lambda lm: windows(lm, seed=-1), "seed=-1: want 0 or more"),
+        (lambda lm: windows(lm, nonfinite="skip"), "source.nonfinite=skip"),
+        (lambda lm: windows(lm).restore({**windows(lm).state(), "seed": 4}), "seed=3: .* had 4"),
+    ],
+)
+def test_a_mistake_is_one_sentence(lm, make, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        make(lm)
