@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,10 @@ class LanguageModel:
         In a model that also sees images it is the language half.
         """
         return self.model.get_decoder()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> LanguageModel:
+        """Itself: what never changes is shared, also by a copy of whatever holds it."""
+        return self
 
     def logits(self, tokens_BP: Tensor) -> Tensor:
         """Next-token logits [B, P, V] in the model's dtype.

@@ -1,0 +1,65 @@
+"""Next-token logits a few positions at a time: a whole batch of them need never exist at once.
+
+For 4,096 tokens and a vocabulary of 152k one float32 copy is 2.5 GB, and comparing two models
+needs several. The hidden states they come from are 60 times smaller: keep those, apply the head
+in chunks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from dictlearn.lm.language_model import LanguageModel
+
+
+@final
+class Readout:
+    """`states` runs the model up to its head, `logits` applies the head to rows of states.
+
+    Heads differ between families (bias, soft-capping, scaling). The split is used only where it
+    gives the model's own logits on `probe_BP`; elsewhere the model's whole logits are the states.
+    Both keep a graph only where something inside wants a gradient, as a replacement of `patched`
+    does; a copy of it is itself, like the model's.
+    """
+
+    def __init__(self, lm: LanguageModel, probe_BP: Tensor):
+        assert has_head(lm)
+        self.lm = lm
+        text_config = lm.model.config.get_text_config().to_dict()
+        head = lm.model.get_output_embeddings()
+        assert isinstance(head, nn.Module)
+        cap = text_config.get("final_logit_softcapping")
+        self.head: Callable[[Tensor], Tensor] | None = _capped(head, cap)
+        probe_BP = probe_BP[:1, :4].to(lm.device)
+        whole = lm.logits(probe_BP).flatten(0, 1).float()
+        split = self.logits(self.states(probe_BP).flatten(0, 1))
+        if not torch.allclose(whole, split, rtol=1e-3, atol=1e-3 * float(whole.abs().max())):
+            self.head = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Readout:
+        return self
+
+    def states(self, tokens_BP: Tensor) -> Tensor:
+        """[B, P, width], or [B, P, V] for a head that cannot be split off."""
+        if self.head is None:
+            return self.lm.logits(tokens_BP)
+        return self.lm.trunk(input_ids=tokens_BP).last_hidden_state
+
+    def logits(self, states_ND: Tensor) -> Tensor:
+        """float32 [N, V]."""
+        return (states_ND if self.head is None else self.head(states_ND)).float()
+
+
+def has_head(lm: LanguageModel) -> bool:
+    """Whether the model predicts tokens at all: an encoder is loaded without a head."""
+    return lm.trunk is not lm.model
+
+
+def _capped(head: nn.Module, cap: float | None) -> Callable[[Tensor], Tensor]:
+    if not cap:
+        return head
+    return lambda states: cap * torch.tanh(head(states) / cap)
