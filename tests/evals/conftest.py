@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
@@ -124,6 +125,37 @@ class Toy(nn.Module):
         return self.decode(codes[t], x[t][:, None])[:, 0]
 
 
+class Exact(nn.Module):
+    """A model's own MLPs under a dictionary's interface; `leak` of each also goes to the next."""
+
+    kind, n_features, layerwise, width = "exact", 24, True, WIDTH
+
+    def __init__(self, lm: LanguageModel, n: int, leak: float = 0.0):
+        super().__init__()
+        self.sources = tuple(f"mlp_in.{i}" for i in range(n))
+        self.targets = tuple(f"mlp_out.{i}" for i in range(n))
+        self.mlps = [copy.deepcopy(layer.mlp) for layer in lm.model.model.layers[:n]]
+        self.leak = leak
+        self.some_code = Toy(self.sources, self.targets)
+
+    def encode(self, x_NSD: Tensor) -> Code:
+        return self.some_code.encode(x_NSD)
+
+    def decode(self, code: Code, x_NSD: Tensor) -> Tensor:
+        y = [mlp(x_NSD[:, t]) for t, mlp in enumerate(self.mlps)]
+        shifted = [torch.zeros_like(y[0]), *y[:-1]]
+        return torch.stack([a + self.leak * b for a, b in zip(y, shifted, strict=True)], 1)
+
+    def reads(self, t: int) -> range:
+        return range(t, t + 1)
+
+    def encode_source(self, x_ND: Tensor, s: int) -> Encoding:
+        return self.some_code.encode_source(x_ND, s)
+
+    def decode_target(self, t: int, codes: Mapping[int, Code], x: Mapping[int, Tensor]) -> Tensor:
+        return self.mlps[t](x[t])
+
+
 def _layers_of(n: int, link: str = "diagonal", width: int = WIDTH, **shape) -> Dictionary:
     """Transcoders of n layers with random weights, at a scale that disturbs a tiny model."""
     names = [tuple(f"{end}.{i}" for i in range(n)) for end in ("mlp_in", "mlp_out")]
@@ -179,6 +211,11 @@ def deep_lm() -> LanguageModel:
 @pytest.fixture
 def layers_of() -> Callable[..., Dictionary]:
     return _layers_of
+
+
+@pytest.fixture
+def exact() -> type[Exact]:
+    return Exact
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from contextlib import contextmanager
 
@@ -96,35 +95,8 @@ def test_teacher_forced_layers_do_not_read_each_other(deep_lm, layers_of, window
         assert abs(forced - free) > 1e-4
 
 
-class Exact(torch.nn.Module):
-    """The model's own MLPs under a dictionary's interface."""
-
-    def __init__(self, toy, lm):
-        super().__init__()
-        n = len(lm.model.model.layers)
-        sites = [tuple(f"{end}.{i}" for i in range(n)) for end in ("mlp_in", "mlp_out")]
-        self.toy, (self.sources, self.targets) = toy(*sites), sites
-        self.mlps = [copy.deepcopy(layer.mlp) for layer in lm.model.model.layers]
-        self.layerwise, self.width = True, 16
-
-    def encode(self, x_NSD):
-        return self.toy.encode(x_NSD)
-
-    def decode(self, code, x_NSD):
-        return torch.stack([mlp(x_NSD[:, t]) for t, mlp in enumerate(self.mlps)], 1)
-
-    def reads(self, t):
-        return range(t, t + 1)
-
-    def encode_source(self, x_ND, s):
-        return self.toy.encode_source(x_ND, s)
-
-    def decode_target(self, t, codes, x):
-        return self.mlps[t](x[t])
-
-
-def test_an_exact_dictionary_scores_one_everywhere(deep_lm, toy, windows):
-    figures = run(deep_lm, Exact(toy, deep_lm), windows).figures
+def test_an_exact_dictionary_scores_one_everywhere(deep_lm, exact, windows):
+    figures = run(deep_lm, exact(deep_lm, 4), windows).figures
     for setting in SETTINGS:
         assert figures[f"replacement/{setting}/kl"] == pytest.approx(0.0, abs=1e-5)
         assert figures[f"replacement/{setting}/score"] == pytest.approx(1.0, abs=1e-4)

@@ -1,0 +1,228 @@
+"""Does the dictionary compute as the MLPs do, or only arrive at the same values?
+
+The cosine, on each token, of vec J and vec J', where J is the derivative of what the model's MLPs
+write by what they read, and J' the dictionary's with its active features fixed. For a transcoder
+or a MOLT, J is that of one MLP. For several layers J has every target in its rows and every source
+in its columns: the model's is block diagonal, as each MLP reads only its own input when those of
+the others are held fixed. A cross-layer transcoder's is lower triangular. What it computes in one
+layer and writes to a later one, past that layer's MLP, is off the diagonal: such shortcuts lower
+the cosine however good the reconstruction (Lange et al. 2026: sparsity rewards a CLT for them).
+
+Rows are in units of their target's standard deviation, so that no layer drowns the others. J is
+never formed: with probes u of independent signs E<J^T u, J'^T u> = <J, J'> (Hutchinson), and both
+products are vector-Jacobian products. Summed over probes before the ratio is taken, on each token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from dictlearn.evals.context import EvalContext, EvalResult, EvaluatedDictionary
+from dictlearn.evals.moments import Spread, double
+from dictlearn.evals.observe import window_batches
+from dictlearn.lm.capture import capture
+from dictlearn.lm.language_model import LanguageModel
+from dictlearn.lm.patch import Replacement, patched
+
+READ, WRITTEN = "mlp_in.", "mlp_out."
+
+
+@final
+class JacobianCosine:
+    """Figures `jacobian_cosine`, `jacobian_cosine/<target>` of several, and `jacobian_across`.
+
+    `jacobian_across` is the share of the dictionary's squared Jacobian that joins different layers.
+
+    Args:
+        tokens: valid positions to measure at, drawn by the seed from `windows` windows that are
+            evenly spread over the held-out text.
+        windows: see above.
+        probes: random probes a token. From as many as the activations are wide the basis vectors
+            are taken instead, and the figures are exact.
+
+    For dictionaries from mlp_in sites to the mlp_out of the same layers; nothing for others.
+    """
+
+    def __init__(self, tokens: int = 256, windows: int = 16, probes: int = 16) -> None:
+        for key, value in (("tokens", tokens), ("windows", windows), ("probes", probes)):
+            if value < 1:
+                raise ValueError(f"eval.jacobian.{key}={value}: want at least 1")
+        self.tokens = tokens
+        self.windows = windows
+        self.probes = probes
+
+    def __call__(self, context: EvalContext) -> EvalResult:
+        dictionary, lm = context.dictionary, context.lm
+        if not joins_mlps(dictionary):
+            return EvalResult()
+        assert lm is not None, "the model's Jacobian needs the model"
+        random = torch.Generator().manual_seed(context.seed)
+        spread, parts = Spread(), []
+        for x_NSD, y_NTD in self._sample(context, lm, random):
+            spread.update(y_NTD)
+            parts.append(products(lm, dictionary, x_NSD, self.probes, random))
+        if spread.n < 2:
+            return EvalResult()
+        weight_T = (spread.n / spread.squares_T).cpu()  # 1 / variance of each target
+        found = Products(*(torch.cat(column) for column in zip(*map(_fields, parts), strict=True)))
+        figures = {
+            "jacobian_cosine": float(found.cosine_N(weight_T).mean()),
+            "jacobian_across": found.share_across(weight_T),
+        }
+        if len(dictionary.targets) > 1:
+            for t, target in enumerate(dictionary.targets):
+                alone_T = torch.zeros_like(weight_T)
+                alone_T[t] = 1.0
+                cosine_N = found.cosine_N(alone_T)
+                figures[f"jacobian_cosine/{target}"] = float(cosine_N.mean())
+        return EvalResult(figures=figures)
+
+    def _sample(
+        self, context: EvalContext, lm: LanguageModel, random: torch.Generator
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """(x_NSD, y_NTD) at the same random positions whatever the batches; N is at most P."""
+        assert context.windows is not None, "the Jacobian is taken on held-out text"
+        sources, targets = context.dictionary.sources, context.dictionary.targets
+        length = context.windows.window_batch([0]).shape[1] if len(context.windows) else 1
+        batches = window_batches(context.windows, self.windows * length, 1)
+        each = -(-self.tokens // max(len(batches), 1))
+        for indices in batches:
+            tokens_BP = context.windows.window_batch(indices)
+            position_K = context.windows.valid(tokens_BP)[0].nonzero().squeeze(1)
+            order_K = torch.randperm(len(position_K), generator=random)
+            chosen_N = position_K[order_K.to(position_K.device)[:each]]
+            if len(chosen_N) == 0:
+                continue
+            acts = capture(lm, tokens_BP, tuple(dict.fromkeys((*sources, *targets))))
+            chosen_N = chosen_N.to(lm.device)
+            x_NSD = torch.stack([acts[site][0, chosen_N] for site in sources], 1)
+            y_NTD = torch.stack([acts[site][0, chosen_N] for site in targets], 1)
+            yield x_NSD, y_NTD
+
+
+@dataclass(frozen=True, eq=False)
+class Products:
+    """Per token and target, summed over probes and sources, float64 [N, T]."""
+
+    both: Tensor  # <J^T u, J'^T u>
+    model: Tensor  # |J^T u|^2
+    dictionary: Tensor  # |J'^T u|^2
+    across: Tensor  # the part of the last from sources of other layers
+
+    def cosine_N(self, weight_T: Tensor) -> Tensor:
+        """Of the rows weighted so. Zero where either Jacobian is: they have nothing in common."""
+        both, model, dictionary = (p @ weight_T for p in (self.both, self.model, self.dictionary))
+        return both / (model * dictionary).sqrt().clamp(min=torch.finfo(both.dtype).tiny)
+
+    def share_across(self, weight_T: Tensor) -> float:
+        total = float((self.dictionary @ weight_T).sum())
+        return float((self.across @ weight_T).sum()) / total if total > 0 else 0.0
+
+
+def _fields(products: Products) -> tuple[Tensor, ...]:
+    return products.both, products.model, products.dictionary, products.across
+
+
+def products(
+    lm: LanguageModel,
+    dictionary: EvaluatedDictionary,
+    x_NSD: Tensor,
+    n_probes: int,
+    random: torch.Generator,
+) -> Products:
+    """Of the model's MLPs and the dictionary at N tokens, given what the MLPs read there."""
+    own = own_sources(dictionary)
+    reads = x_NSD.detach().float().requires_grad_()
+    with torch.enable_grad():
+        written = run_mlps(lm, dictionary, x_NSD)
+        y_hat_NTD = dictionary.decode(dictionary.encode(reads), reads)
+    y_hat = y_hat_NTD.unbind(1)
+    n, n_targets, width = y_hat_NTD.shape
+    sums = {name: torch.zeros(n, n_targets, dtype=torch.float64) for name in _NAMES}
+    for i in range(min(n_probes, width)):
+        if n_probes >= width:
+            probe_NTD = torch.eye(width)[i].expand(n, n_targets, width)
+        else:
+            probe_NTD = torch.randint(2, (n, n_targets, width), generator=random) * 2.0 - 1.0
+        probe_NTD = probe_NTD.to(y_hat_NTD)
+        for t, (x, y) in enumerate(written):
+            of_model_ND = _vjp(y, x, probe_NTD[None, :, t].to(y.dtype))[0]
+            of_dictionary_NSD = double(_vjp(y_hat[t], reads, probe_NTD[:, t]))
+            square_NS = of_dictionary_NSD.square().sum(-1).cpu()
+            of_model_ND = double(of_model_ND)
+            sums["both"][:, t] += (of_model_ND * of_dictionary_NSD[:, own[t]]).sum(-1).cpu()
+            sums["model"][:, t] += of_model_ND.square().sum(-1).cpu()
+            sums["dictionary"][:, t] += square_NS.sum(1)
+            sums["across"][:, t] += square_NS.sum(1) - square_NS[:, own[t]]
+    return Products(**sums)
+
+
+_NAMES = ("both", "model", "dictionary", "across")
+
+
+def run_mlps(
+    lm: LanguageModel, dictionary: EvaluatedDictionary, x_NSD: Tensor
+) -> list[tuple[Tensor, Tensor]]:
+    """For each target what its MLP read and wrote, [1, N, D], the second a function of the first.
+
+    MLPs treat every position alike, so the tokens, wherever they come from, are given to them as
+    one window in place of what they would read: each MLP's graph is of these N positions, begins at
+    its own input and ends at its own output.
+    """
+    reads: dict[str, Tensor] = {}
+    writes: dict[str, Tensor] = {}
+
+    def given(name: str, x_ND: Tensor) -> Replacement:
+        def replace(_: object, clean: Tensor) -> Tensor:
+            reads[name] = x_ND[None].detach().to(clean.dtype).requires_grad_()
+            return reads[name]
+
+        return replace
+
+    def taken(name: str) -> Replacement:
+        def replace(_: object, clean: Tensor) -> Tensor:
+            writes[name] = clean
+            return clean.detach()
+
+        return replace
+
+    own, targets = own_sources(dictionary), dictionary.targets
+    sources = [dictionary.sources[s] for s in own]
+    replacements = {name: given(name, x_NSD[:, s]) for name, s in zip(sources, own, strict=True)}
+    replacements |= {name: taken(name) for name in targets}
+    anything_BP = torch.zeros(1, len(x_NSD), dtype=torch.int64, device=lm.device)
+    with patched(lm, replacements), torch.autocast(lm.device.type, enabled=False):
+        lm.trunk(input_ids=anything_BP)
+    return [
+        (reads[source], writes[target]) for source, target in zip(sources, targets, strict=True)
+    ]
+
+
+def _vjp(y: Tensor, x: Tensor, probe: Tensor) -> Tensor:
+    """J^T probe; zero where nothing of y comes from x."""
+    if not y.requires_grad:
+        return torch.zeros_like(x)
+    (gradient,) = torch.autograd.grad(y, x, probe, retain_graph=True, allow_unused=True)
+    return torch.zeros_like(x) if gradient is None else gradient
+
+
+def joins_mlps(dictionary: EvaluatedDictionary) -> bool:
+    """Whether it goes from what MLPs read to what the same MLPs write."""
+    sources, targets = dictionary.sources, dictionary.targets
+    if not all(site.startswith(READ) for site in sources):
+        return False
+    return all(site.startswith(WRITTEN) and _source_of(site) in sources for site in targets)
+
+
+def own_sources(dictionary: EvaluatedDictionary) -> list[int]:
+    """For each target, which source its own MLP reads."""
+    return [dictionary.sources.index(_source_of(target)) for target in dictionary.targets]
+
+
+def _source_of(target: str) -> str:
+    return READ + target.removeprefix(WRITTEN)
