@@ -12,6 +12,7 @@ product picks its route from the pattern alone; both give the same result.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 
 import torch
@@ -25,7 +26,14 @@ DENSE_ABOVE = 0.15
 class Pattern:
     """CSR positions of a sparse [R, C] matrix; the column order is sorted once and then shared."""
 
-    def __init__(self, row_starts: Tensor, columns: Tensor, n_columns: int):
+    def __init__(
+        self,
+        row_starts: Tensor,
+        columns: Tensor,
+        n_columns: int,
+        sort: Callable[[], tuple[Tensor, Tensor]] | None = None,
+    ):
+        self._sort = sort  # what `by_column` is, where another pattern's order gives it
         self.row_starts = row_starts  # int64 [R + 1]
         self.columns = columns  # int64 [nnz], ascending within a row
         self.n_columns = n_columns
@@ -48,11 +56,35 @@ class Pattern:
     @cached_property
     def by_column(self) -> tuple[Tensor, Tensor]:
         """(order, column_starts): entries sorted by column, stably, so that sums are repeatable."""
+        if self._sort is not None:
+            return self._sort()
         order = torch.argsort(self.columns, stable=True)
         counts = torch.bincount(self.columns, minlength=self.n_columns)
         starts = torch.zeros(self.n_columns + 1, dtype=torch.int64, device=counts.device)
         torch.cumsum(counts, 0, out=starts[1:])
         return order, starts
+
+    def merged(self, n: int, low: int, high: int) -> tuple[Pattern, Tensor | slice]:
+        """(pattern, entries): every n rows put together in one, with the columns low to high - 1.
+
+        Of each n rows in turn the columns must ascend from one to the next, as in a block diagonal.
+        `entries` says which of this pattern's entries, in order, are in it. Nothing is sorted again.
+        """
+        row_starts = self.row_starts[::n]
+        if (low, high) == (0, self.n_columns):
+            return Pattern(row_starts, self.columns, high, lambda: self.by_column), slice(None)
+        kept = (self.columns >= low) & (self.columns < high)
+        before = torch.zeros(len(kept) + 1, dtype=torch.int64, device=kept.device)
+        torch.cumsum(kept, 0, out=before[1:])
+
+        def sort() -> tuple[Tensor, Tensor]:
+            order, starts = self.by_column
+            starts = starts[low : high + 1]
+            return before[order[starts[0] : starts[-1]]], starts - starts[0]
+
+        entries = kept.nonzero().squeeze(1)
+        columns = self.columns[entries] - low
+        return Pattern(before[row_starts], columns, high - low, sort), entries
 
     def dense(self, values: Tensor) -> Tensor:
         """A as a dense [R, C] tensor."""

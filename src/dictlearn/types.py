@@ -8,6 +8,7 @@ A name's suffix is its shape: x_NSD is [N, S, D].
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -21,12 +22,17 @@ class Batch(NamedTuple):
     """N tokens' worth of activations, in the model's own units.
 
     An autoencoder reads what it writes: there `y_NTD is x_NSD`, the same tensor.
+
+    A batch of whole windows has the windows too: its rows are then the valid positions in reading
+    order. In a shuffled batch both are None.
     """
 
     x_NSD: Tensor
     y_NTD: Tensor
     tokens_N: Tensor  # int64 token ids
     positions_N: Tensor  # int64 position within the model's context window
+    tokens_BP: Tensor | None = None  # int64
+    valid_BP: Tensor | None = None  # bool, N of them true
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +62,15 @@ class Code:
             source = torch.arange(len(counts), device=counts.device) % self.n_sources
             columns = columns + self.n_features * torch.repeat_interleave(source, counts)
         return Pattern(self.row_starts, columns, self.n_sources * self.n_features)
+
+    def per_token(self, low: int, high: int) -> tuple[Pattern, Tensor | slice]:
+        """The sources low to high - 1 as one sparse [N, (high - low)*F] matrix, and its entries here."""
+        key = f"per_token_{low}_{high}"
+        if key not in self.__dict__:
+            n_features = self.n_features
+            merged = self.pattern.merged(self.n_sources, low * n_features, high * n_features)
+            self.__dict__[key] = merged
+        return self.__dict__[key]
 
     @property
     def rows(self) -> Tensor:
@@ -113,6 +128,30 @@ class Encoding(NamedTuple):
     support: Code
     pre: Tensor
     wide: Code | None = None
+
+
+def joined(parts: Sequence[Encoding]) -> Encoding:
+    """The encodings of sources 0, 1, ... of the same tokens, one each, as one of all the sources.
+
+    Differentiable: the values carry the gradients of the parts.
+    """
+    supports, order = _interleaved([part.support for part in parts])
+    pre = torch.cat([part.pre for part in parts])[order]
+    if all(part.code is part.support for part in parts):
+        return Encoding(supports, supports, pre)
+    return Encoding(_interleaved([part.code for part in parts])[0], supports, pre)
+
+
+def _interleaved(codes: Sequence[Code]) -> tuple[Code, Tensor]:
+    """One code of all the sources, and where its entries stand in the codes put end to end."""
+    n = len(codes)
+    rows = torch.cat([code.rows * n + source for source, code in enumerate(codes)])
+    order = rows.argsort(stable=True)
+    features = torch.cat([code.features for code in codes])[order]
+    values = torch.cat([code.values for code in codes])[order]
+    counts = torch.stack([code.row_starts.diff() for code in codes], dim=1).flatten()
+    row_starts = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
+    return Code(row_starts, features, values, n, codes[0].n_features), order
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,7 @@ def forward_of(dictionary, dead=(), loss_scale=1.0, progress=1.0) -> Forward:
     encoding = dictionary.encode_training(x)
     dead_SF = torch.zeros(dictionary.n_sources, dictionary.n_features, dtype=torch.bool)
     dead_SF[:, list(dead)] = True
-    y_hats = dictionary.decode_prefixes(encoding.support, x)
-    return Forward(dictionary, x, y, encoding, y_hats, dead_SF, progress, loss_scale)
+    return Forward(dictionary, x, y, encoding, dead_SF, progress, loss_scale)
 
 
 def assert_same(dictionary, ours: torch.Tensor, plain: torch.Tensor) -> None:

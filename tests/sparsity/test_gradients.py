@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dictlearn.dicts.dictionary import Dictionary
-from dictlearn.dicts.encoder import LinearEncoder
+from dictlearn.dicts.encoder import LinearMap
 from dictlearn.sparsity.protocol import threshold_for
 from tests.dictionaries import activations, small_dictionary
 
@@ -32,9 +32,12 @@ def dense_code(sparsity, pre, b_enc) -> torch.Tensor:
             kept = torch.zeros_like(flat).scatter(1, flat.topk(4).indices, 1.0)
             return (flat.relu() * kept).view_as(pre)
         case "batchtopk":
-            kept = torch.zeros(flat.numel(), dtype=flat.dtype)
-            kept[flat.flatten().topk(4 * len(flat)).indices] = 1.0
-            return (flat.relu() * kept.view_as(flat)).view_as(pre)
+            kept = torch.zeros_like(pre)
+            for source in range(pre.shape[1]):
+                mask = torch.zeros(pre[:, source].numel(), dtype=flat.dtype)
+                mask[pre[:, source].flatten().topk(4 * len(pre)).indices] = 1.0
+                kept[:, source] = mask.view_as(pre[:, source])
+            return pre.relu() * kept
         case "jumprelu":
             theta, eps = sparsity.threshold_SF, sparsity.bandwidth
             jump = torch.where(pre > theta, pre, 0)
@@ -153,9 +156,9 @@ def test_a_bfloat16_matmul_selects_the_same_code(sparsity, monkeypatch):
     exact = dictionary.encode(x)
     dictionary.encoder.matmul_dtype = torch.bfloat16
     dtypes = []
-    matmul = LinearEncoder._matmul
+    matmul = LinearMap._matmul
     monkeypatch.setattr(
-        LinearEncoder,
+        LinearMap,
         "_matmul",
         lambda self, x, W, b: dtypes.append(x.dtype) or matmul(self, x, W, b),
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -40,6 +42,18 @@ def batch_top_k(pre_RC: Tensor, budget: int) -> Selection:
     rows = positions // pre_RC.shape[1]
     counts = torch.bincount(rows, minlength=pre_RC.shape[0])
     return _starts(counts), positions % pre_RC.shape[1], values
+
+
+def interleaved(parts: Sequence[Selection]) -> Selection:
+    """Selections over the same rows as one: row r of part p becomes row r * len(parts) + p."""
+    if len(parts) == 1:
+        return parts[0]
+    counts_RP = torch.stack([starts.diff() for starts, _, _ in parts], dim=1)
+    rows = torch.arange(counts_RP.numel(), device=counts_RP.device).view_as(counts_RP)
+    order = torch.cat([rows[:, p].repeat_interleave(counts_RP[:, p]) for p in range(len(parts))])
+    order = order.argsort(stable=True)
+    columns = torch.cat([columns for _, columns, _ in parts])[order]
+    return _starts(counts_RP.flatten()), columns, torch.cat([v for _, _, v in parts])[order]
 
 
 def _candidates(flat: Tensor, budget: int) -> tuple[Tensor, Tensor]:

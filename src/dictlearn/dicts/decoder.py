@@ -1,7 +1,9 @@
-"""The diagonal decoder: every source's features write to the target of the same number."""
+"""What a decoder is, and the simplest: every source's features write to the target of its number."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import final
 
 import torch
@@ -10,15 +12,69 @@ from torch import Tensor, nn
 
 from dictlearn.types import Code
 
+START_NORM = 0.1  # of features whose norm is free (Anthropic, April 2024 update)
+
+
+class Decoder(nn.Module, ABC):
+    """Abstract. From a code to the targets; one final class for each way of linking them.
+
+    With `unit_norm`, `norms()` stays at 1 during training: after the backward pass the gradient
+    loses what would only change a norm, and after the optimiser's step the features are normalised
+    (in this order: see Gao et al. 2024, A.3; momentum brings back a radial part, so both are needed).
+    """
+
+    b_dec: nn.Parameter  # TD
+    unit_norm: bool
+
+    @abstractmethod
+    def without_bias(self, code: Code, x_NSD: Tensor | None = None) -> Tensor:
+        """The reconstruction less b_dec: [N, T, D]. `x_NSD` is the input, for decoders that read it."""
+
+    @abstractmethod
+    def reads(self, target: int) -> range:
+        """The code's sources that this target is decoded from."""
+
+    @abstractmethod
+    def target(self, t: int, codes: Mapping[int, Code], x: Mapping[int, Tensor]) -> Tensor:
+        """One target less its bias, [N, D], from one code of one source each for s in `reads(t)`."""
+
+    @abstractmethod
+    def norms(self) -> Tensor:
+        """Norm of everything a feature writes: [S, F], over the code's sources."""
+
+    @abstractmethod
+    def norms_by_target(self) -> Tensor:
+        """Mean over features of the norm that a source writes to a target: [S, T], 0 without a link."""
+
+    @abstractmethod
+    def reset_parameters(self) -> None:
+        """Random directions: of norm 1, or 0.1 where norms are free."""
+
+    @abstractmethod
+    def project_gradient(self) -> None:
+        """Removes from the gradient what would only change a feature's norm."""
+
+    @abstractmethod
+    def normalise(self) -> None:
+        """Brings every feature's norm to 1."""
+
+    @abstractmethod
+    def rescale(self, code_scale_S: Tensor, output_scale_T: Tensor) -> None:
+        """In place: for codes that are 1 / code_scale as large, outputs 1 / output_scale as large."""
+
+    def forward(self, code: Code, x_NSD: Tensor | None = None) -> Tensor:
+        """The reconstruction [N, T, D], with the bias."""
+        return self.without_bias(code, x_NSD) + self.b_dec
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        if self.unit_norm:
+            self.normalise()
+
 
 @final
-class DiagonalDecoder(nn.Module):
-    """y_hat = f W_dec + b_dec, rows of W_dec being the dictionary's vectors; sources = targets in number.
-
-    `unit_norm` keeps every row at norm 1: after the backward pass the gradient loses its component
-    along the row, and after the optimiser's step the row is normalised (in this order: see Gao et
-    al. 2024, A.3; momentum brings back a radial part, so both are needed).
-    """
+class DiagonalDecoder(Decoder):
+    """y_hat_s = f_s W_dec[s] + b_dec_s: rows of W_dec are the dictionary's vectors."""
 
     def __init__(self, n_sites: int, n_features: int, width: int, unit_norm: bool):
         super().__init__()
@@ -26,26 +82,43 @@ class DiagonalDecoder(nn.Module):
         self.W_dec = nn.Parameter(torch.empty(n_sites, n_features, width))  # SFD
         self.b_dec = nn.Parameter(torch.zeros(n_sites, width))  # TD
 
-    def forward(self, code: Code) -> Tensor:
-        """The reconstruction [N, T, D], with the bias."""
-        return self.without_bias(code) + self.b_dec
-
-    def without_bias(self, code: Code) -> Tensor:
+    def without_bias(self, code: Code, x_NSD: Tensor | None = None) -> Tensor:
         y_RD = sparse_decode(code.pattern, code.values, self.W_dec.flatten(0, 1))
         return y_RD.view(code.n_tokens, *self.b_dec.shape)
 
+    def reads(self, target: int) -> range:
+        return range(target, target + 1)
+
+    def target(self, t: int, codes: Mapping[int, Code], x: Mapping[int, Tensor]) -> Tensor:
+        return sparse_decode(codes[t].pattern, codes[t].values, self.W_dec[t])
+
     def norms(self) -> Tensor:
-        """Norm of everything a feature writes: [S, F]."""
         return torch.linalg.vector_norm(self.W_dec, dim=-1)
+
+    def norms_by_target(self) -> Tensor:
+        return self.norms().detach().mean(1).diag().cpu()
+
+    def vectors(self) -> list[Tensor]:
+        """What features write, [S, F, D] for each of the targets that a code's source reaches."""
+        return [self.W_dec]
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.W_dec)
+        self.normalise()
+        if not self.unit_norm:
+            self.W_dec.data.mul_(START_NORM)
 
     @torch.no_grad()
     def project_gradient(self) -> None:
-        """Removes from the gradient what would only change a row's norm."""
         if self.unit_norm and self.W_dec.grad is not None:
             along_SF = torch.linalg.vecdot(self.W_dec.grad, self.W_dec)
             self.W_dec.grad.addcmul_(self.W_dec, along_SF[..., None], value=-1)
 
     @torch.no_grad()
-    def after_step(self) -> None:
-        if self.unit_norm:
-            self.W_dec.div_(self.norms()[..., None].clamp_min(1e-12))
+    def normalise(self) -> None:
+        self.W_dec.div_(self.norms()[..., None].clamp_min(1e-12))
+
+    @torch.no_grad()
+    def rescale(self, code_scale_S: Tensor, output_scale_T: Tensor) -> None:
+        self.W_dec.mul_((code_scale_S / output_scale_T)[:, None, None])
+        self.b_dec.div_(output_scale_T[:, None])

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
-from dictlearn.dicts.decoder import DiagonalDecoder
+from dictlearn.dicts.decoder import Decoder, DiagonalDecoder
 from dictlearn.dicts.encoder import LinearEncoder
+from dictlearn.dicts.linked import Group, LinkedDecoder
+from dictlearn.dicts.tied import TiedDecoder
+from dictlearn.dicts.transforms import TransformDecoder
 from dictlearn.sparsity import registry as sparsity_registry
 from dictlearn.sparsity.protocol import Sparsity
 from dictlearn.types import Code, Encoding
+
+LINKS = ("diagonal", "lower", "shared", "transforms")
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,18 @@ class Shape:
     skip: bool = False  # a linear path from source to target beside the features
     unit_norm: bool = True  # decoder rows are kept at norm 1 during training
     prefixes: tuple[int, ...] = ()  # nested dictionaries: widths of the inner ones and F itself
+    link: str = (
+        "diagonal"  # source s -> target s; lower: -> targets s, s + 1, ...; shared: one code
+    )
+    window: int | None = None  # lower: how many targets a source reaches; None: all from its own on
+    tied: bool = False  # lower: one decoder vector per feature, the same to all its targets
+    norm: str = "concat"  # shared: what a feature's decoder norm is, concat or sum
+    ranks: tuple[int, ...] = ()  # transforms: of every feature's linear map, equal ones together
+
+    @property
+    def code_sources(self) -> int:
+        """Sources of the code: each site has its own features, or all share them."""
+        return 1 if self.link == "shared" else len(self.sources)
 
 
 @final
@@ -41,6 +58,9 @@ class Dictionary(nn.Module):
         code  = sparsity(pre)
         y_hat = code W_dec + b_dec (+ W_skip x)
 
+    Each source has its own features, which write where `shape.link` says; with `link: shared` there
+    is one code, read from all the sources put side by side.
+
     In training it lives in normalised units; `folded` gives the form in the model's own units, which
     is what is saved and what `dictlearn.load` returns.
     """
@@ -49,13 +69,15 @@ class Dictionary(nn.Module):
         super().__init__()
         check_shape(shape)
         self.shape = shape
-        n_sites = len(shape.sources)
-        self.encoder = LinearEncoder(n_sites, shape.n_features, shape.width)
-        self.sparsity = sparsity(n_sources=n_sites, n_features=shape.n_features)
-        self.decoder = DiagonalDecoder(n_sites, shape.n_features, shape.width, shape.unit_norm)
+        n_codes = shape.code_sources
+        read = shape.width * len(shape.sources) // n_codes
+        self.encoder = LinearEncoder(n_codes, shape.n_features, read)
+        self.sparsity = sparsity(n_sources=n_codes, n_features=shape.n_features)
+        self.decoder = _decoder(shape)
         self.W_skip = None  # T D_out D_in
         if shape.skip:
-            self.W_skip = nn.Parameter(torch.zeros(n_sites, shape.width, shape.width))
+            n_targets = len(shape.targets)
+            self.W_skip = nn.Parameter(torch.zeros(n_targets, shape.width, shape.width))
         self.training_figures: dict[str, Any] = {}
         self.reset_parameters()
 
@@ -89,6 +111,20 @@ class Dictionary(nn.Module):
     def n_targets(self) -> int:
         return len(self.shape.targets)
 
+    @property
+    def code_sources(self) -> int:
+        """Rows of a code per token: as many as sources, or one that all share."""
+        return self.shape.code_sources
+
+    @property
+    def layerwise(self) -> bool:
+        """Whether source s is encoded from site s alone and target t needs none after source t."""
+        return self.shape.link != "shared" and len(self.shape.sources) == len(self.shape.targets)
+
+    def reads(self, t: int) -> range:
+        """The code's sources that target t is decoded from."""
+        return self.decoder.reads(t)
+
     # --- use ----------------------------------------------------------------------------------
 
     def forward(self, x_NSD: Tensor) -> Tensor:
@@ -102,11 +138,77 @@ class Dictionary(nn.Module):
     def encode_training(self, x_NSD: Tensor) -> Encoding:
         """The code and what its gradient estimators and losses read beside it."""
         self._check(x_NSD)
-        return self.sparsity(self.centred(x_NSD), self.encoder)
+        return self.sparsity(self.read(x_NSD), self.encoder.whole())
+
+    def read(self, x_NSD: Tensor) -> Tensor:
+        """What the encoder multiplies: centred; for a shared code all sites as one, [N, 1, S*D]."""
+        x_NSD = self.centred(x_NSD)
+        return x_NSD.flatten(1)[:, None] if self.shape.link == "shared" else x_NSD
 
     def decode(self, code: Code, x_NSD: Tensor | None = None) -> Tensor:
         """y_hat [N, T, D]. A dictionary with a skip needs its input too."""
-        return self.decoder(code) + self.bypass(x_NSD)
+        return self.decoder(code, x_NSD) + self.bypass(x_NSD)
+
+    def encode_source(self, x_ND: Tensor, s: int) -> Encoding:
+        """The encoding of source s alone, a code of one source: for a pass that reads layer by layer.
+
+        `types.joined` puts those of all sources together. Raises ValueError where a source's
+        features are chosen together with the others'.
+        """
+        if not self.layerwise:
+            raise ValueError(
+                f"a {self.kind} has one code for all its sites: encode(x) them together"
+            )
+        if self.shape.centre:
+            x_ND = x_ND - self.decoder.b_dec[s]
+        return self.sparsity(x_ND[:, None], self.encoder.source(s), s)
+
+    def decode_target(self, t: int, codes: Mapping[int, Code], x: Mapping[int, Tensor]) -> Tensor:
+        """y_hat [N, D] of target t, from what `encode_source` gave for every s in `reads(t)`.
+
+        `x[s]` [N, D] are the inputs of those sources, which a skip reads.
+        """
+        y_hat_ND = self.decoder.target(t, codes, x) + self.decoder.b_dec[t]
+        return y_hat_ND if self.W_skip is None else y_hat_ND + x[t] @ self.W_skip[t].T
+
+    @property
+    def streams(self) -> bool:
+        """Whether `squared_error` is there, for targets whose graphs should not exist together."""
+        return isinstance(self.decoder, LinkedDecoder)
+
+    def squared_error(
+        self,
+        code: Code,
+        x_NSD: Tensor,
+        y_NTD: Tensor,
+        weights: Sequence[float],
+        *,
+        only_features: bool = False,
+        into: Tensor | None = None,
+    ) -> Tensor:
+        """sum_g weights[g] ||y - y_hat_g||^2 over the nested prefixes g, a scalar.
+
+        One target's reconstruction exists at a time, forward and backward: memory beyond codes,
+        parameters and their gradients doesn't grow with the number of targets. `only_features`
+        leaves out bias and skip, and prefixes. `into` [N, T, D] takes the reconstruction, detached.
+        """
+        assert isinstance(self.decoder, LinkedDecoder)
+        groups = [(code, slice(None))] if only_features else self._groups(code)
+        skip = None if self.W_skip is None or only_features else (x_NSD, self.W_skip)
+        return self.decoder.squared_error(
+            code.values, groups, y_NTD, weights, skip, with_bias=not only_features, into=into
+        )
+
+    def _groups(self, code: Code) -> list[Group]:
+        """The code's part in each nested prefix but not in those before, and its entries."""
+        if len(self.shape.prefixes) < 2:
+            return [(code, slice(None))]
+        groups, low = [], 0
+        for high in self.shape.prefixes:
+            inside = (code.features >= low) & (code.features < high)
+            groups.append((code.where(inside), inside))
+            low = high
+        return groups
 
     def decode_prefixes(self, code: Code, x_NSD: Tensor | None = None) -> list[Tensor]:
         """One reconstruction for each nested prefix, the whole dictionary last.
@@ -117,12 +219,10 @@ class Dictionary(nn.Module):
         if len(self.shape.prefixes) < 2:
             return [self.decode(code, x_NSD)]
         y_hat = self.decoder.b_dec + self.bypass(x_NSD)
-        outputs, low = [], 0
-        for high in self.shape.prefixes:
-            in_group = code.where((code.features >= low) & (code.features < high))
-            y_hat = y_hat + self.decoder.without_bias(in_group)
+        outputs = []
+        for group, _ in self._groups(code):
+            y_hat = y_hat + self.decoder.without_bias(group, x_NSD)
             outputs.append(y_hat)
-            low = high
         return outputs
 
     def bypass(self, x_NSD: Tensor | None) -> Tensor:
@@ -149,13 +249,11 @@ class Dictionary(nn.Module):
 
     def reset_parameters(self) -> None:
         """Random unit decoder rows; an autoencoder's encoder starts as its decoder's transpose."""
-        nn.init.normal_(self.decoder.W_dec)
+        self.decoder.reset_parameters()
         with torch.no_grad():
-            self.decoder.W_dec.div_(self.decoder.norms()[..., None])
-            if not self.shape.unit_norm:
-                self.decoder.W_dec.mul_(0.1)
-            if self.shape.sources == self.shape.targets:
-                self.encoder.W_enc.copy_(self.decoder.W_dec)
+            autoencoder = self.shape.sources == self.shape.targets
+            if autoencoder and isinstance(self.decoder, DiagonalDecoder | LinkedDecoder):
+                self.encoder.W_enc.copy_(torch.cat(self.decoder.vectors(), dim=-1))
             else:
                 nn.init.normal_(self.encoder.W_enc)
                 norms = torch.linalg.vector_norm(self.encoder.W_enc, dim=-1, keepdim=True)
@@ -182,7 +280,7 @@ class Dictionary(nn.Module):
         """A copy whose sparsity needs no batch; `x_NSD()` yields held-out activations to measure on."""
         frozen = copy.deepcopy(self).eval().requires_grad_(False)
         frozen.sparsity = frozen.sparsity.inference_form(
-            lambda: (self.encoder.pre(self.centred(x)) for x in x_NSD())
+            lambda: (self.encoder.pre(self.read(x)) for x in x_NSD())
         )
         frozen.sparsity.eval().requires_grad_(False)
         return frozen
@@ -192,16 +290,20 @@ class Dictionary(nn.Module):
         """A copy that reads and writes raw activations, where this one reads x * input_scale.
 
         W_enc stays, so a code's values are in raw units; that is valid because every sparsity here
-        is positively homogeneous. Decoder rows carry the ratio of the two scales.
+        is positively homogeneous. Decoder rows carry the ratio of the two scales. A shared code
+        keeps its training units, because its sites may differ in scale.
         """
         folded = copy.deepcopy(self)
-        ratio_S = input_scale_S / output_scale_T
-        folded.encoder.b_enc.div_(input_scale_S[:, None])
-        folded.decoder.W_dec.mul_(ratio_S[:, None, None])
-        folded.decoder.b_dec.div_(output_scale_T[:, None])
+        code_scale_S = input_scale_S
+        if self.shape.link == "shared":  # one code for sites of several scales stays as it is
+            code_scale_S = torch.ones_like(input_scale_S[:1])
+            per_site = input_scale_S.repeat_interleave(self.width)
+            folded.encoder.W_enc.mul_(per_site)
+        folded.encoder.b_enc.div_(code_scale_S[:, None])
+        folded.decoder.rescale(code_scale_S, output_scale_T)
         if folded.W_skip is not None:
-            folded.W_skip.mul_(ratio_S[:, None, None])
-        folded.sparsity = self.sparsity.rescaled(1 / input_scale_S)
+            folded.W_skip.mul_((input_scale_S / output_scale_T)[:, None, None])
+        folded.sparsity = self.sparsity.rescaled(1 / code_scale_S)
         folded.sparsity.eval().requires_grad_(False)
         return folded
 
@@ -221,7 +323,7 @@ def from_json(description: dict[str, Any]) -> Dictionary:
     known = sparsity_registry()
     if name not in known:
         raise ValueError(f"sparsity {name!r} is not one of {sorted(known)}")
-    for key in ("sources", "targets", "prefixes"):
+    for key in ("sources", "targets", "prefixes", "ranks"):
         fields[key] = tuple(fields[key])
     return Dictionary(Shape(**fields), lambda **sizes: known[name](**sizes, **sparsity))
 
@@ -238,3 +340,36 @@ def check_shape(shape: Shape) -> None:
             f"dict.prefixes={list(widths)}: want ascending widths, or fractions of the features, "
             f"that end with all dict.n_features={shape.n_features}"
         )
+    if shape.link not in LINKS:
+        raise ValueError(f"dict.link={shape.link}: want one of {', '.join(LINKS)}")
+    if shape.window is not None and shape.window < 1:
+        raise ValueError(f"dict.window={shape.window}: want at least 1 target, or null for all")
+    if shape.link == "transforms":
+        check_transforms(shape)
+    if shape.skip and shape.link == "shared":
+        raise ValueError("dict.skip=true: sites that share a code have no source of their own")
+
+
+def check_transforms(shape: Shape) -> None:
+    ranks = shape.ranks
+    if len(ranks) != shape.n_features or min(ranks, default=0) < 1:
+        raise ValueError(
+            f"dict.ranks={list(ranks)}: want a rank of 1 or more for each of the "
+            f"{shape.n_features} transforms"
+        )
+    if len(shape.sources) != 1 or len(shape.targets) != 1:
+        raise ValueError(f"a {shape.kind} has one source and one target, not {shape.sources}")
+
+
+def _decoder(shape: Shape) -> Decoder:
+    n_targets = len(shape.targets)
+    if shape.link == "transforms":
+        return TransformDecoder(shape.ranks, shape.width, shape.unit_norm)
+    size = {"n_features": shape.n_features, "width": shape.width, "unit_norm": shape.unit_norm}
+    if shape.link == "diagonal":
+        return DiagonalDecoder(n_targets, **size)
+    if shape.link == "shared":
+        return LinkedDecoder([range(1)] * n_targets, **size, norm=shape.norm)
+    reach = shape.window or n_targets
+    sources_of = [range(max(0, t + 1 - reach), t + 1) for t in range(n_targets)]
+    return TiedDecoder(sources_of, **size) if shape.tied else LinkedDecoder(sources_of, **size)

@@ -1,8 +1,9 @@
-"""The linear encoder: one matrix of feature directions for every source site."""
+"""The linear encoder: one matrix of feature directions for every source of the code."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import final
 
 import torch
@@ -13,20 +14,25 @@ from torch import Tensor, nn
 from dictlearn.types import Code
 
 
-@final
-class LinearEncoder(nn.Module):
-    """pre = W_enc x + b_enc, per source.
+@dataclass(frozen=True, eq=False)
+class LinearMap:
+    """pre = W_enc x + b_enc, per source: what a sparsity selects from.
 
     `pre` computes all of it without a gradient, for selection; `at` gives the few selected entries
     their gradient. So the backward pass costs what the active features cost, not what F costs.
     """
 
-    def __init__(self, n_sources: int, n_features: int, width: int):
-        super().__init__()
-        self.n_sources, self.n_features, self.width = n_sources, n_features, width
-        self.W_enc = nn.Parameter(torch.empty(n_sources, n_features, width))  # SFD
-        self.b_enc = nn.Parameter(torch.zeros(n_sources, n_features))  # SF
-        self.matmul_dtype: torch.dtype | None = None  # of the matmul; None: the parameters' own
+    W_enc: Tensor  # SFD
+    b_enc: Tensor  # SF
+    matmul_dtype: torch.dtype | None = None  # of the matmul; None: the parameters' own
+
+    @property
+    def n_sources(self) -> int:
+        return self.W_enc.shape[0]
+
+    @property
+    def n_features(self) -> int:
+        return self.W_enc.shape[1]
 
     @torch.no_grad()
     def pre(self, x_NSD: Tensor, contenders: Callable[[Tensor], Selection] | None = None) -> Tensor:
@@ -46,8 +52,10 @@ class LinearEncoder(nn.Module):
     def _matmul(self, x_NSD: Tensor, W_SFD: Tensor, b_SF: Tensor) -> Tensor:
         if self.n_sources == 1:
             return torch.addmm(b_SF[0], x_NSD[:, 0], W_SFD[0].T)
-        pre_SNF = torch.baddbmm(b_SF[:, None], x_NSD.transpose(0, 1), W_SFD.transpose(1, 2))
-        return pre_SNF.transpose(0, 1).reshape(-1, self.n_features)
+        pre_NSF = x_NSD.new_empty(len(x_NSD), self.n_sources, self.n_features)
+        for s in range(self.n_sources):  # straight into its place: no copy of the largest tensor
+            torch.mm(x_NSD[:, s], W_SFD[s].T, out=pre_NSF[:, s])
+        return pre_NSF.add_(b_SF).flatten(0, 1)
 
     def at(self, x_NSD: Tensor, selection: Selection) -> Code:
         """The selected pre-activations as a Code whose values carry their gradient."""
@@ -60,3 +68,28 @@ class LinearEncoder(nn.Module):
     def _evaluate(self, code: Code, x_NSD: Tensor, known: Tensor | None = None) -> Tensor:
         W_CD, b_C = self.W_enc.flatten(0, 1), self.b_enc.flatten()
         return sparse_encode(code.pattern, x_NSD.flatten(0, 1), W_CD, b_C, known)
+
+
+@final
+class LinearEncoder(nn.Module):
+    """The parameters of a `LinearMap`, whose methods it has, and the maps of single sources."""
+
+    def __init__(self, n_sources: int, n_features: int, width: int):
+        super().__init__()
+        self.n_sources, self.n_features, self.width = n_sources, n_features, width
+        self.W_enc = nn.Parameter(torch.empty(n_sources, n_features, width))  # SFD
+        self.b_enc = nn.Parameter(torch.zeros(n_sources, n_features))  # SF
+        self.matmul_dtype: torch.dtype | None = None
+
+    def whole(self) -> LinearMap:
+        return LinearMap(self.W_enc, self.b_enc, self.matmul_dtype)
+
+    def source(self, s: int) -> LinearMap:
+        """The map of one source alone; its gradients reach this encoder's parameters."""
+        return LinearMap(self.W_enc[s : s + 1], self.b_enc[s : s + 1], self.matmul_dtype)
+
+    def pre(self, x_NSD: Tensor, contenders: Callable[[Tensor], Selection] | None = None) -> Tensor:
+        return self.whole().pre(x_NSD, contenders)
+
+    def at(self, x_NSD: Tensor, selection: Selection) -> Code:
+        return self.whole().at(x_NSD, selection)

@@ -16,6 +16,28 @@ def layer_or_middle(layer: int | None, info: ModelInfo) -> int:
     return layer
 
 
+def layers_or_all(layers: Sequence[int] | None, info: ModelInfo) -> tuple[int, ...]:
+    """The layers asked for, ascending, or all of the model."""
+    if layers is None:
+        return tuple(range(info.n_layers))
+    numbers = tuple(layers)
+    inside = all(0 <= layer < info.n_layers for layer in numbers)
+    if not numbers or not inside or list(numbers) != sorted(set(numbers)):
+        raise ValueError(
+            f"dict.layers={list(numbers)}: want ascending layers of {info.name}, "
+            f"from 0 to {info.n_layers - 1}"
+        )
+    return numbers
+
+
+def mlp_sites(
+    layers: Sequence[int] | None, info: ModelInfo
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What the MLPs of these layers read, and what they write."""
+    numbers = layers_or_all(layers, info)
+    return tuple(f"mlp_in.{n}" for n in numbers), tuple(f"mlp_out.{n}" for n in numbers)
+
+
 def site_at(site: str, layer: int | None, info: ModelInfo) -> str:
     """`resid_post` and a layer become `resid_post.3`; a full name or module path stays as it is."""
     if "." in site:

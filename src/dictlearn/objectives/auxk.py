@@ -5,13 +5,11 @@ from __future__ import annotations
 from typing import final
 
 import torch
-from dictlearn_kernels.pattern import Pattern
-from dictlearn_kernels.sparse_decode import sparse_decode
-from dictlearn_kernels.sparse_encode import sparse_encode
-from dictlearn_kernels.top_k import row_top_k
+from dictlearn_kernels.top_k import Selection, interleaved, row_top_k
 from torch import Tensor
 
 from dictlearn.objectives.protocol import Forward, Term, zero
+from dictlearn.types import Code
 
 
 @final
@@ -37,26 +35,30 @@ class AuxK(Term):
         n_dead = int(forward.dead_SF.sum())
         if n_dead == 0:
             return zero(forward)
-        residual_NTD = (forward.y_NTD - forward.y_hat_NTD).detach()
-        x_NSD = dictionary.centred(forward.x_NSD)
-        predicted = [
-            self._from_dead(dictionary, source, dead_F, x_NSD[:, source], k_aux)
-            for source, dead_F in enumerate(forward.dead_SF)
-        ]
-        error_NTD = residual_NTD - torch.stack(predicted, dim=1)
-        return min(1.0, n_dead / k_aux) * forward.reduce(error_NTD)
+        residual_NTD = forward.y_NTD - forward.reconstruction_NTD
+        code = self._from_dead(forward, k_aux)
+        fade = min(1.0, n_dead / k_aux)
+        if dictionary.streams:
+            weight = fade / (len(residual_NTD) * forward.loss_scale)
+            return dictionary.squared_error(
+                code, forward.x_NSD, residual_NTD, [weight], only_features=True
+            )
+        e_hat_NTD = dictionary.decoder.without_bias(code, forward.x_NSD)
+        return fade * forward.reduce(residual_NTD - e_hat_NTD)
 
-    def _from_dead(
-        self, dictionary, source: int, dead_F: Tensor, x_ND: Tensor, k_aux: int
-    ) -> Tensor:
-        dead = dead_F.nonzero().squeeze(1)
-        if len(dead) == 0:
-            return torch.zeros_like(x_ND)
-        W_enc = dictionary.encoder.W_enc[source][dead]
-        b_enc = dictionary.encoder.b_enc[source][dead]
-        with torch.no_grad():
-            pre = torch.addmm(b_enc, x_ND, W_enc.T)
+    def _from_dead(self, forward: Forward, k_aux: int) -> Code:
+        """The k_aux strongest dead features of every token and source, as a code with gradients."""
+        x_NSD = forward.dictionary.read(forward.x_NSD)
+        encoder = forward.dictionary.encoder.whole()
+
+        def select(source: int) -> Selection:
+            dead = forward.dead_SF[source].nonzero().squeeze(1)
+            W_enc, b_enc = encoder.W_enc[source][dead], encoder.b_enc[source][dead]
+            pre = torch.addmm(b_enc, x_NSD[:, source], W_enc.T)
             row_starts, columns, values = row_top_k(pre, min(k_aux, len(dead)))
-        pattern = Pattern(row_starts, columns, len(dead))
-        values = sparse_encode(pattern, x_ND, W_enc, b_enc, values)
-        return sparse_decode(pattern, values, dictionary.decoder.W_dec[source][dead])
+            return row_starts, dead[columns], values
+
+        with torch.no_grad():
+            selections = [select(source) for source in range(encoder.n_sources)]
+            selection = interleaved(selections)
+        return encoder.at(x_NSD, selection)

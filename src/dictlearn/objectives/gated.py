@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import final
 
-from dictlearn_kernels.sparse_decode import sparse_decode
 from torch import Tensor
+from torch.func import functional_call
 
 from dictlearn.objectives.protocol import Forward, Term
 
@@ -26,11 +26,11 @@ class GateReconstruction(Term):
     """Squared error of decoding relu(pi) with a frozen decoder: what makes the gate informative."""
 
     def value(self, forward: Forward) -> Tensor:
-        decoder = forward.dictionary.decoder
-        pattern = forward.encoding.support.pattern
-        y_hat = sparse_decode(pattern, forward.encoding.pre, decoder.W_dec.detach().flatten(0, 1))
-        y_hat_NTD = y_hat.view_as(forward.y_NTD) + decoder.b_dec.detach()
-        y_hat_NTD = y_hat_NTD + forward.dictionary.bypass(forward.x_NSD).detach()
+        dictionary = forward.dictionary
+        frozen = {name: p.detach() for name, p in dictionary.decoder.named_parameters()}
+        gates = forward.encoding.support.with_values(forward.encoding.pre)
+        y_hat_NTD = functional_call(dictionary.decoder, frozen, (gates, forward.x_NSD))
+        y_hat_NTD = y_hat_NTD + dictionary.bypass(forward.x_NSD).detach()
         return forward.reduce(forward.y_NTD - y_hat_NTD)
 
     def check(self, dictionary) -> None:

@@ -29,7 +29,7 @@ class PreActivation(Term):
         chosen_SF = forward.dead_SF
         if self.over == "all":
             chosen_SF = torch.ones_like(chosen_SF)
-        x_NSD = dictionary.centred(forward.x_NSD)
+        x_NSD = dictionary.read(forward.x_NSD)
         total = zero(forward)
         for source, chosen_F in enumerate(chosen_SF):
             chosen = chosen_F.nonzero().squeeze(1)

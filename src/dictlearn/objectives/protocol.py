@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -21,14 +22,43 @@ class Forward:
     x_NSD: Tensor
     y_NTD: Tensor
     encoding: Encoding
-    y_hats: Sequence[Tensor]  # one [N, T, D] per nested prefix; the whole dictionary's comes last
     dead_SF: Tensor  # bool: silent for too many tokens
     progress: float  # fraction of the run that is done
     loss_scale: float  # the reduction's divisor, a constant of the run
 
+    @cached_property
+    def y_hats(self) -> Sequence[Tensor]:
+        """One [N, T, D] per nested prefix; the whole dictionary's comes last. With their graphs."""
+        return self.dictionary.decode_prefixes(self.encoding.support, self.x_NSD)
+
     @property
     def y_hat_NTD(self) -> Tensor:
         return self.y_hats[-1]
+
+    @cached_property
+    def reconstruction_NTD(self) -> Tensor:
+        """`y_hat_NTD` without its graph, from wherever it is at hand."""
+        if self.dictionary.streams and "y_hats" not in self.__dict__:
+            with torch.no_grad():
+                return self.dictionary.decode(self.encoding.support, self.x_NSD)
+        return self.y_hat_NTD.detach()
+
+    def squared_error(self, weights: Sequence[float] | None = None) -> Tensor:
+        """sum_g weights[g] reduce(y - y_hat_g) over the nested prefixes g; None: their mean."""
+        if not self.dictionary.streams:
+            errors = torch.stack([self.reduce(self.y_NTD - y_hat) for y_hat in self.y_hats])
+            return errors.mean() if weights is None else errors @ errors.new_tensor(weights)
+        n_prefixes = max(1, len(self.dictionary.shape.prefixes))
+        weights = [1 / n_prefixes] * n_prefixes if weights is None else weights
+        # The dead will ask for what is left: keep it, rather than decode twice.
+        kept = torch.empty_like(self.y_NTD) if bool(self.dead_SF.any()) else None
+        per_token = [weight / (len(self.y_NTD) * self.loss_scale) for weight in weights]
+        value = self.dictionary.squared_error(
+            self.encoding.support, self.x_NSD, self.y_NTD, per_token, into=kept
+        )
+        if kept is not None:
+            self.__dict__["reconstruction_NTD"] = kept
+        return value
 
     def reduce(self, error_NTD: Tensor) -> Tensor:
         """Squared error summed over sites and width, mean over tokens, over the loss scale."""

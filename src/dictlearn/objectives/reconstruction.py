@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import final
 
-import torch
 from torch import Tensor
 
 from dictlearn.objectives.protocol import Forward, Term
@@ -30,10 +29,7 @@ class Reconstruction(Term):
         self.prefix_weights = prefix_weights
 
     def value(self, forward: Forward) -> Tensor:
-        errors = torch.stack([forward.reduce(forward.y_NTD - y_hat) for y_hat in forward.y_hats])
-        if self.prefix_weights is None:
-            return errors.mean()
-        return errors @ errors.new_tensor(self.prefix_weights)
+        return forward.squared_error(self.prefix_weights)
 
     def check(self, dictionary) -> None:
         expected = max(1, len(dictionary.shape.prefixes))

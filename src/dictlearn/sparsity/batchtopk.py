@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import final
 
-from dictlearn_kernels.top_k import batch_top_k
+from dictlearn_kernels.top_k import Selection, batch_top_k
 from torch import Tensor
 
 from dictlearn.sparsity.jumprelu import JumpReLU
@@ -14,6 +14,8 @@ from dictlearn.sparsity.protocol import (
     Options,
     Sparsity,
     annealed,
+    by_layer,
+    refuse_one_layer,
     threshold_for,
     widened,
 )
@@ -26,6 +28,7 @@ class BatchTopK(Sparsity):
 
     There is no batch at inference. `inference_form` finds the one threshold that gives k features
     per token on held-out activations; an average of batch minima would depend on the batch size.
+    With several sources each has its budget and its threshold, or, `across_layers`, all share one.
     """
 
     name = "batchtopk"
@@ -37,24 +40,42 @@ class BatchTopK(Sparsity):
         k: float,
         k_start: float | None = None,
         anneal_for: float = 0.0,
+        across_layers: bool = False,
     ):
         super().__init__()
         self.n_sources, self.n_features = n_sources, n_features
         self.k, self.k_start, self.anneal_for = k, k_start, anneal_for
+        self.across_layers = across_layers
         self.k_now = k
 
     def anneal(self, progress: float) -> None:
         self.k_now = min(annealed(self.k, self.k_start, self.anneal_for, progress), self.n_features)
 
-    def forward(self, x_NSD: Tensor, encoder: Encoder) -> Encoding:
-        budget = round(self.k_now * self.n_sources * len(x_NSD))
-        pre_RF = encoder.pre(x_NSD, lambda rough_RF: batch_top_k(rough_RF, widened(budget)))
-        code = encoder.at(x_NSD, batch_top_k(pre_RF, budget))
+    def forward(self, x_NSD: Tensor, encoder: Encoder, source: int | None = None) -> Encoding:
+        refuse_one_layer(source, self.across_layers)
+        n_sources = encoder.n_sources
+        budget = round(self.k_now * len(x_NSD) * (n_sources if self.across_layers else 1))
+
+        def select(pre_RF: Tensor, budget: int) -> Selection:
+            if self.across_layers:
+                return batch_top_k(pre_RF, budget)
+            return by_layer(lambda rows: batch_top_k(rows, budget), pre_RF, n_sources)
+
+        pre_RF = encoder.pre(x_NSD, lambda rough_RF: select(rough_RF, widened(budget)))
+        code = encoder.at(x_NSD, select(pre_RF, budget))
         return Encoding(code, code, code.values)
 
     def inference_form(self, pre_RF: Callable[[], Iterable[Tensor]]) -> JumpReLU:
-        threshold = threshold_for(pre_RF, self.k)
-        return JumpReLU(self.n_sources, self.n_features, init_threshold=threshold)
+        n = self.n_sources
+        frozen = JumpReLU(n, self.n_features)
+        for source in range(n):
+            rows = slice(None) if self.across_layers else slice(source, None, n)
+            threshold = threshold_for(lambda rows=rows: (pre[rows] for pre in pre_RF()), self.k)
+            if self.across_layers:
+                frozen.raw_threshold_SF.data.fill_(threshold)
+                break
+            frozen.raw_threshold_SF.data[source] = threshold
+        return frozen
 
     def options(self) -> Options:
-        return {"k": self.k}
+        return {"k": self.k, "across_layers": self.across_layers}

@@ -9,7 +9,7 @@ import torch
 from dictlearn_kernels.threshold import select_above
 from torch import Tensor, nn
 
-from dictlearn.sparsity.protocol import ROUGH_MARGIN, Encoder, Options, Sparsity
+from dictlearn.sparsity.protocol import ROUGH_MARGIN, Encoder, Options, Sparsity, of_source
 from dictlearn.types import Encoding
 
 
@@ -29,13 +29,14 @@ class Gated(Sparsity):
         self.r_SF = nn.Parameter(torch.zeros(n_sources, n_features))
         self.b_mag_SF = nn.Parameter(torch.zeros(n_sources, n_features))
 
-    def forward(self, x_NSD: Tensor, encoder: Encoder) -> Encoding:
+    def forward(self, x_NSD: Tensor, encoder: Encoder, source: int | None = None) -> Encoding:
         pre_RF = encoder.pre(x_NSD, lambda rough_RF: select_above(rough_RF, -ROUGH_MARGIN))
         gates = encoder.at(x_NSD, select_above(pre_RF, 0.0))
         feature = gates.pattern.columns
         u = gates.values - encoder.b_enc.flatten()[feature]
         strength = torch.relu(
-            self.r_SF.flatten()[feature].exp() * u + self.b_mag_SF.flatten()[feature]
+            of_source(self.r_SF, source).flatten()[feature].exp() * u
+            + of_source(self.b_mag_SF, source).flatten()[feature]
         )
         support = gates.with_values(strength)
         return Encoding(support.where(strength.detach() > 0), support, gates.values)

@@ -11,7 +11,7 @@ from dictlearn_kernels.threshold import select_above
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from dictlearn.sparsity.protocol import ROUGH_MARGIN, Encoder, Options, Sparsity
+from dictlearn.sparsity.protocol import ROUGH_MARGIN, Encoder, Options, Sparsity, of_source
 from dictlearn.types import Encoding
 
 
@@ -49,25 +49,24 @@ class JumpReLU(Sparsity):
     def threshold_SF(self) -> Tensor:
         return self.raw_threshold_SF.exp() if self.log_threshold else self.raw_threshold_SF
 
-    def forward(self, x_NSD: Tensor, encoder: Encoder) -> Encoding:
+    def forward(self, x_NSD: Tensor, encoder: Encoder, source: int | None = None) -> Encoding:
+        theta_SF = of_source(self.threshold_SF, source)
         margin = self.bandwidth / 2 if self.training else 0.0
-        lowest_RF = (self.threshold_SF.detach() - margin).repeat(len(x_NSD), 1)
+        lowest_RF = (theta_SF.detach() - margin).repeat(len(x_NSD), 1)
         pre_RF = encoder.pre(
             x_NSD, lambda rough_RF: select_above(rough_RF, lowest_RF - ROUGH_MARGIN)
         )
         near = encoder.at(x_NSD, select_above(pre_RF, lowest_RF))
-        values = _Jump.apply(near.values, self._per_entry(near), self.bandwidth)
+        theta = theta_SF.flatten()[near.pattern.columns]
+        values = _Jump.apply(near.values, theta, self.bandwidth)
         support = near.with_values(values)
         code = support.where(values.detach() > 0)
         return Encoding(code, support, near.values)
 
     def fires(self, encoding: Encoding) -> Tensor:
         """1 where an entry of the support is above its threshold, else 0, with the kernel gradient."""
-        theta = self._per_entry(encoding.support)
+        theta = self.threshold_SF.flatten()[encoding.support.pattern.columns]
         return _Step.apply(encoding.pre, theta, self.bandwidth)
-
-    def _per_entry(self, code: Any) -> Tensor:
-        return self.threshold_SF.flatten()[code.pattern.columns]
 
     def after_step(self) -> None:
         if not self.log_threshold:

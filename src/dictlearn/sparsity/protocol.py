@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Protocol
 
 import torch
-from dictlearn_kernels.top_k import Selection
+from dictlearn_kernels.top_k import Selection, interleaved
 from torch import Tensor, nn
 
 from dictlearn.types import Code, Encoding
@@ -42,7 +42,8 @@ class Sparsity(nn.Module, ABC):
     name: str  # how a saved dictionary refers to it
 
     @abstractmethod
-    def forward(self, x_NSD: Tensor, encoder: Encoder) -> Encoding: ...
+    def forward(self, x_NSD: Tensor, encoder: Encoder, source: int | None = None) -> Encoding:
+        """The encoding of all sources; or of `source` alone, whose encoder and x [N, 1, D] they are."""
 
     @abstractmethod
     def options(self) -> Options:
@@ -61,6 +62,38 @@ class Sparsity(nn.Module, ABC):
     def rescaled(self, factor_S: Tensor) -> Sparsity:
         """The same rule for pre-activations that are `factor` times as large."""
         return self
+
+
+def of_source(parameter_SF: Tensor, source: int | None) -> Tensor:
+    """A per-feature parameter of all sources, or of one as [1, F]."""
+    return parameter_SF if source is None else parameter_SF[source : source + 1]
+
+
+def by_layer(select: Callable[[Tensor], Selection], pre_RF: Tensor, n_sources: int) -> Selection:
+    """`select` applied to the rows of each source apart: one selection over all rows."""
+    return interleaved([select(pre_RF[source::n_sources]) for source in range(n_sources)])
+
+
+def across_layers(
+    select: Callable[[Tensor], Selection], pre_RF: Tensor, n_sources: int
+) -> Selection:
+    """`select` applied to each token's features of all sources together, given back per source."""
+    if n_sources == 1:
+        return select(pre_RF)
+    n_features = pre_RF.shape[1]
+    row_starts, columns, values = select(pre_RF.view(-1, n_sources * n_features))
+    token = torch.arange(len(row_starts) - 1, device=columns.device)
+    token = token.repeat_interleave(row_starts.diff(), output_size=len(columns))
+    counts = torch.bincount(token * n_sources + columns // n_features, minlength=len(pre_RF))
+    return torch.nn.functional.pad(counts.cumsum(0), (1, 0)), columns % n_features, values
+
+
+def refuse_one_layer(source: int | None, across: bool) -> None:
+    if across and source is not None:
+        raise ValueError(
+            "sparsity.across_layers=true: a layer's features cannot be chosen before the later "
+            "layers are known, as a free-running replacement must; want false"
+        )
 
 
 def widened(k: float) -> int:

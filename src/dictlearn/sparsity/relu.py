@@ -23,7 +23,7 @@ class ReLU(Sparsity):
     def __init__(self, n_sources: int, n_features: int):
         super().__init__()
 
-    def forward(self, x_NSD: Tensor, encoder: Encoder) -> Encoding:
+    def forward(self, x_NSD: Tensor, encoder: Encoder, source: int | None = None) -> Encoding:
         pre_RF = encoder.pre(x_NSD, lambda rough_RF: select_above(rough_RF, -ROUGH_MARGIN))
         code = encoder.at(x_NSD, select_above(pre_RF, 0.0))
         return Encoding(code, code, code.values)

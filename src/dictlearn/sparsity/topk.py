@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from typing import final
 
-from dictlearn_kernels.top_k import row_top_k
+from dictlearn_kernels.top_k import Selection, row_top_k
 from torch import Tensor
 
-from dictlearn.sparsity.protocol import Encoder, Options, Sparsity, annealed, widened
+from dictlearn.sparsity.protocol import (
+    Encoder,
+    Options,
+    Sparsity,
+    across_layers,
+    annealed,
+    refuse_one_layer,
+    widened,
+)
 from dictlearn.types import Encoding
 
 
@@ -17,7 +25,8 @@ class TopK(Sparsity):
 
     `wide` > 1 also encodes with wide * k features for the multi-TopK loss, which keeps the
     reconstruction good at other k (Gao et al., section 5.3). `k_start` begins with more features and
-    comes down to k linearly over the first `anneal_for` of the run.
+    comes down to k linearly over the first `anneal_for` of the run. With several
+    sources each has k features of every token, or, `across_layers`, all share S * k.
     """
 
     name = "topk"
@@ -30,6 +39,7 @@ class TopK(Sparsity):
         k_start: int | None = None,
         anneal_for: float = 0.0,
         wide: int = 1,
+        across_layers: bool = False,
     ):
         super().__init__()
         if wide < 1 or wide * k > n_features:
@@ -37,22 +47,30 @@ class TopK(Sparsity):
                 f"sparsity.wide={wide}: want 1 (off) to n_features // k = {n_features // k}"
             )
         self.k, self.k_start, self.anneal_for, self.wide = k, k_start, anneal_for, wide
-        self.n_features = n_features
+        self.n_sources, self.n_features = n_sources, n_features
+        self.across_layers = across_layers
         self.k_now = k
 
     def anneal(self, progress: float) -> None:
         self.k_now = round(annealed(self.k, self.k_start, self.anneal_for, progress))
         self.k_now = min(self.k_now, self.n_features)
 
-    def forward(self, x_NSD: Tensor, encoder: Encoder) -> Encoding:
+    def forward(self, x_NSD: Tensor, encoder: Encoder, source: int | None = None) -> Encoding:
+        refuse_one_layer(source, self.across_layers)
         widest = min(self.wide * self.k_now, self.n_features) if self.training else self.k_now
         enough = min(widened(widest), self.n_features)
-        pre_RF = encoder.pre(x_NSD, lambda rough_RF: row_top_k(rough_RF, enough))
-        code = encoder.at(x_NSD, row_top_k(pre_RF, self.k_now))
+        pre_RF = encoder.pre(x_NSD, lambda rough_RF: self._select(rough_RF, enough))
+        code = encoder.at(x_NSD, self._select(pre_RF, self.k_now))
         wide = None
         if widest > self.k_now:
-            wide = encoder.at(x_NSD, row_top_k(pre_RF, widest))
+            wide = encoder.at(x_NSD, self._select(pre_RF, widest))
         return Encoding(code, code, code.values, wide)
 
+    def _select(self, pre_RF: Tensor, k: int) -> Selection:
+        if not self.across_layers:
+            return row_top_k(pre_RF, k)
+        budget = k * self.n_sources
+        return across_layers(lambda pre_NC: row_top_k(pre_NC, budget), pre_RF, self.n_sources)
+
     def options(self) -> Options:
-        return {"k": self.k}
+        return {"k": self.k, "across_layers": self.across_layers}

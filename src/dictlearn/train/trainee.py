@@ -40,7 +40,7 @@ class Trainee(nn.Module):
         objective.check(dictionary)
         self.dictionary, self.objective, self.dead_after = dictionary, objective, dead_after
         self.normaliser = Normaliser(dictionary.n_sources, dictionary.n_targets, normalise)
-        silent_SF = torch.zeros(dictionary.n_sources, dictionary.n_features, dtype=torch.int64)
+        silent_SF = torch.zeros(dictionary.code_sources, dictionary.n_features, dtype=torch.int64)
         self.register_buffer("tokens_since_fired_SF", silent_SF)
         self.register_buffer("loss_scale", torch.ones((), dtype=torch.float64))
         self._fired_SF = torch.zeros_like(silent_SF, dtype=torch.bool)
@@ -78,7 +78,6 @@ class Trainee(nn.Module):
             x_NSD=x_NSD,
             y_NTD=y_NTD,
             encoding=encoding,
-            y_hats=dictionary.decode_prefixes(encoding.support, x_NSD),
             dead_SF=self.dead_SF,
             progress=progress,
             loss_scale=float(self.loss_scale),
@@ -109,7 +108,7 @@ class Trainee(nn.Module):
     def metrics(self, outcome: Outcome) -> dict[str, float]:
         """Training metrics of one batch, in normalised units: they cost a few passes over it."""
         forward = outcome.forward
-        error = (forward.y_NTD - forward.y_hat_NTD).square().sum()
+        error = (forward.y_NTD - forward.reconstruction_NTD).square().sum()
         spread = (forward.y_NTD - forward.y_NTD.mean(0)).square().sum()
         metrics = {
             "loss": outcome.loss,

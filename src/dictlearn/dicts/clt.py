@@ -1,0 +1,48 @@
+"""Cross-layer transcoder (Ameisen et al. 2025): a feature writes to the MLPs of all later layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from dictlearn.dicts.dictionary import Dictionary, Shape
+from dictlearn.dicts.sites import feature_count, mlp_sites, prefix_widths
+from dictlearn.sparsity.protocol import Sparsity
+from dictlearn.types import ModelInfo
+
+
+def clt(
+    info: ModelInfo,
+    sparsity: Callable[..., Sparsity],
+    layers: Sequence[int] | None = None,
+    n_features: int | None = None,
+    expansion: float = 8,
+    k: float = 16,
+    window: int | None = None,
+    tied: bool = False,
+    skip: bool = False,
+    unit_norm: bool = True,
+    prefixes: Sequence[float] = (),
+) -> Dictionary:
+    """mlp_in.l -> mlp_out.l, mlp_out.(l+1), ... for every layer l of `layers` (null: all).
+
+    `n_features` and `k` count per layer; n_features null means expansion * width. `window` is the
+    number of layers that a feature reaches, its own included (null: all later ones; 1: a transcoder
+    per layer). `tied` gives it the same vector for all of them, `skip` each layer a linear path.
+    """
+    sources, targets = mlp_sites(layers, info)
+    count = feature_count(n_features, expansion, info.width)
+    shape = Shape(
+        kind="clt",
+        sources=sources,
+        targets=targets,
+        width=info.width,
+        n_features=count,
+        k=k,
+        skip=skip,
+        unit_norm=unit_norm,
+        prefixes=prefix_widths(prefixes, count),
+        link="lower",
+        window=window,
+        tied=tied,
+    )
+    return Dictionary(shape, sparsity)

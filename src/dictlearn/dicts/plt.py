@@ -1,0 +1,41 @@
+"""Per-layer transcoders: a transcoder for every layer, trained at once on one stream."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from dictlearn.dicts.dictionary import Dictionary, Shape
+from dictlearn.dicts.sites import feature_count, mlp_sites, prefix_widths
+from dictlearn.sparsity.protocol import Sparsity
+from dictlearn.types import ModelInfo
+
+
+def plt(
+    info: ModelInfo,
+    sparsity: Callable[..., Sparsity],
+    layers: Sequence[int] | None = None,
+    n_features: int | None = None,
+    expansion: float = 8,
+    k: float = 16,
+    skip: bool = False,
+    unit_norm: bool = True,
+    prefixes: Sequence[float] = (),
+) -> Dictionary:
+    """mlp_in.l -> mlp_out.l for every layer l of `layers` (null: all), with features of its own.
+
+    `n_features` and `k` count per layer; n_features null means expansion * width.
+    """
+    sources, targets = mlp_sites(layers, info)
+    count = feature_count(n_features, expansion, info.width)
+    shape = Shape(
+        kind="plt",
+        sources=sources,
+        targets=targets,
+        width=info.width,
+        n_features=count,
+        k=k,
+        skip=skip,
+        unit_norm=unit_norm,
+        prefixes=prefix_widths(prefixes, count),
+    )
+    return Dictionary(shape, sparsity)

@@ -1,0 +1,80 @@
+"""The tied decoder: a feature writes one vector, the same to every target it reaches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import final
+
+import torch
+from dictlearn_kernels.sparse_decode import sparse_decode
+from torch import Tensor, nn
+
+from dictlearn.dicts.decoder import START_NORM, Decoder
+from dictlearn.types import Code
+
+
+@final
+class TiedDecoder(Decoder):
+    """y_hat_t = sum over the sources s that t reads of f_s W_dec[s] + b_dec_t.
+
+    Parameters of a transcoder per layer, reach of a cross-layer transcoder. A feature's norm is that
+    of all it writes, sqrt(number of targets) ||w||.
+    """
+
+    links_TS: Tensor  # 1 where a target reads a source; folded: in the target's own units
+
+    def __init__(self, sources_of: Sequence[range], n_features: int, width: int, unit_norm: bool):
+        super().__init__()
+        self.sources_of, self.unit_norm = tuple(sources_of), unit_norm
+        n_sources = max(sources.stop for sources in sources_of)
+        self.W_dec = nn.Parameter(torch.empty(n_sources, n_features, width))  # SFD
+        self.b_dec = nn.Parameter(torch.zeros(len(sources_of), width))  # TD
+        links = [[float(s in sources) for s in range(n_sources)] for sources in sources_of]
+        self.register_buffer("links_TS", torch.tensor(links))
+
+    def without_bias(self, code: Code, x_NSD: Tensor | None = None) -> Tensor:
+        bags_RD = sparse_decode(code.pattern, code.values, self.W_dec.flatten(0, 1))
+        bags_NSD = bags_RD.view(code.n_tokens, code.n_sources, -1)
+        return torch.einsum("ts,nsd->ntd", self.links_TS, bags_NSD)
+
+    def reads(self, target: int) -> range:
+        return self.sources_of[target]
+
+    def target(self, t: int, codes: Mapping[int, Code], x: Mapping[int, Tensor]) -> Tensor:
+        bags = [
+            sparse_decode(codes[s].pattern, codes[s].values, self.W_dec[s]) for s in self.reads(t)
+        ]
+        weights_S = self.links_TS[t, self.reads(t).start : self.reads(t).stop]
+        return torch.einsum("s,snd->nd", weights_S, torch.stack(bags))
+
+    def norms(self) -> Tensor:
+        reach_S = torch.linalg.vector_norm(self.links_TS, dim=0)
+        return reach_S[:, None] * torch.linalg.vector_norm(self.W_dec, dim=-1)
+
+    @torch.no_grad()
+    def norms_by_target(self) -> Tensor:
+        means_S = torch.linalg.vector_norm(self.W_dec, dim=-1).mean(1)
+        return (self.links_TS * means_S).T.cpu()
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.W_dec)
+        self.normalise()
+        if not self.unit_norm:
+            self.W_dec.data.mul_(START_NORM)
+
+    @torch.no_grad()
+    def project_gradient(self) -> None:
+        if self.unit_norm and self.W_dec.grad is not None:
+            unit = nn.functional.normalize(self.W_dec, dim=-1)
+            along_SF = torch.linalg.vecdot(self.W_dec.grad, unit)
+            self.W_dec.grad.addcmul_(unit, along_SF[..., None], value=-1)
+
+    @torch.no_grad()
+    def normalise(self) -> None:
+        self.W_dec.div_(self.norms()[..., None].clamp_min(1e-12))
+
+    @torch.no_grad()
+    def rescale(self, code_scale_S: Tensor, output_scale_T: Tensor) -> None:
+        self.W_dec.mul_(code_scale_S[:, None, None])
+        self.links_TS.div_(output_scale_T[:, None])
+        self.b_dec.div_(output_scale_T[:, None])

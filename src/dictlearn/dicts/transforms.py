@@ -1,0 +1,100 @@
+"""The decoder of a MOLT: every feature gates a low-rank linear map of the input."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from typing import final
+
+import torch
+from dictlearn_kernels.transforms import gram_norms, transform
+from torch import Tensor, nn
+
+from dictlearn.dicts.decoder import Decoder
+from dictlearn.types import Code
+
+
+@final
+class TransformDecoder(Decoder):
+    """y_hat = sum_t f_t U_t V_t x + b_dec over one source and one target (Anthropic 2025).
+
+    Row k of U_t is a direction written, row k of V_t the one it reads; both are stored together with
+    those of equal rank, so that only a token's active transforms are computed. The norm of a feature
+    is ||U_t V_t||_F, from the Gram matrices of its rows.
+
+    The input counts twice, in the gate and in what it gates: where codes are 1 / a as large because
+    their input is, the maps carry a^2.
+    """
+
+    def __init__(self, ranks: Sequence[int], width: int, unit_norm: bool):
+        super().__init__()
+        self.unit_norm, self.width = unit_norm, width
+        groups = [(len(list(same)), rank) for rank, same in groupby(ranks)]
+        self.U = nn.ParameterList(torch.empty(n, rank, width) for n, rank in groups)
+        self.V = nn.ParameterList(torch.empty(n, rank, width) for n, rank in groups)
+        self.b_dec = nn.Parameter(torch.zeros(1, width))  # TD
+
+    def without_bias(self, code: Code, x_NSD: Tensor | None = None) -> Tensor:
+        if x_NSD is None:
+            raise ValueError("a molt decodes from its input too: decode(code, x)")
+        return self._transformed(code, x_NSD[:, 0])[:, None]
+
+    def _transformed(self, code: Code, x_ND: Tensor) -> Tensor:
+        return transform(code.pattern, code.values, x_ND, tuple(self.U), tuple(self.V))
+
+    def reads(self, target: int) -> range:
+        return range(1)
+
+    def target(self, t: int, codes: Mapping[int, Code], x: Mapping[int, Tensor]) -> Tensor:
+        return self._transformed(codes[0], x[0])
+
+    def norms(self) -> Tensor:
+        return gram_norms(tuple(self.U), tuple(self.V))[None]
+
+    def norms_by_target(self) -> Tensor:
+        return self.norms().mean(1, keepdim=True)
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Random maps of norm 1, or START_NORM where norms are free: Kaiming's would explode."""
+        for U_CKD, V_CKD in zip(self.U, self.V, strict=True):
+            for rows in (U_CKD, V_CKD):
+                nn.init.normal_(rows, std=(self.width * rows.shape[1]) ** -0.25)
+        self._scale(1 / self.norms()[0])
+        if not self.unit_norm:
+            self._scale(torch.full_like(self.norms()[0], START_NORM))
+
+    def _scale(self, factor_F: Tensor) -> None:
+        """Maps times a factor, which U and V share."""
+        start = 0
+        for U_CKD, V_CKD in zip(self.U, self.V, strict=True):
+            root = factor_F[start : start + len(U_CKD), None, None].sqrt()
+            U_CKD.mul_(root)
+            V_CKD.mul_(root)
+            start += len(U_CKD)
+
+    @torch.no_grad()
+    def project_gradient(self) -> None:
+        if not self.unit_norm:
+            return
+        for U_CKD, V_CKD in zip(self.U, self.V, strict=True):
+            if U_CKD.grad is None or V_CKD.grad is None:
+                continue
+            along = (U_CKD * U_CKD.grad + V_CKD * V_CKD.grad).sum((1, 2), keepdim=True)
+            along /= (U_CKD.square() + V_CKD.square()).sum((1, 2), keepdim=True)
+            U_CKD.grad.addcmul_(U_CKD, along, value=-1)
+            V_CKD.grad.addcmul_(V_CKD, along, value=-1)
+
+    @torch.no_grad()
+    def normalise(self) -> None:
+        self._scale(1 / self.norms()[0].clamp_min(1e-12))
+
+    @torch.no_grad()
+    def rescale(self, code_scale_S: Tensor, output_scale_T: Tensor) -> None:
+        # One source: its input is as much larger as its codes are.
+        for U_CKD in self.U:
+            U_CKD.mul_(code_scale_S[0].square() / output_scale_T[0])
+        self.b_dec.div_(output_scale_T[:, None])
+
+
+START_NORM = 1.0  # of free norms; many gates open at once share the first reconstruction
