@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from dictlearn.dicts.decoder import Decoder
 from dictlearn.types import Code
 
+START_NORM = 0.3  # of maps whose norm is free: larger, and many open gates at once explode
+
 
 @final
 class TransformDecoder(Decoder):
@@ -60,9 +62,7 @@ class TransformDecoder(Decoder):
         for U_CKD, V_CKD in zip(self.U, self.V, strict=True):
             for rows in (U_CKD, V_CKD):
                 nn.init.normal_(rows, std=(self.width * rows.shape[1]) ** -0.25)
-        self._scale(1 / self.norms()[0])
-        if not self.unit_norm:
-            self._scale(torch.full_like(self.norms()[0], START_NORM))
+        self._scale((1.0 if self.unit_norm else START_NORM) / self.norms()[0])
 
     def _scale(self, factor_F: Tensor) -> None:
         """Maps times a factor, which U and V share."""
@@ -95,6 +95,3 @@ class TransformDecoder(Decoder):
         for U_CKD in self.U:
             U_CKD.mul_(code_scale_S[0].square() / output_scale_T[0])
         self.b_dec.div_(output_scale_T[:, None])
-
-
-START_NORM = 1.0  # of free norms; many gates open at once share the first reconstruction
