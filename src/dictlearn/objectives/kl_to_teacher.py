@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -44,3 +47,38 @@ def kl_to_teacher(
     per_token_N = kl_per_token(teacher_logits_NV, patched_logits_NV)
     total = per_token_N.masked_fill(~valid_N, 0.0).sum()
     return total / valid_N.sum().clamp(min=1)
+
+
+def chunked_sum(
+    value: Callable[[slice, Tensor], Tensor], states_ND: Float[Tensor, "N D"], chunk: int
+) -> Float[Tensor, ""]:
+    """sum over rows of `value(rows, states_ND[rows])`, whose logits exist for one chunk at a time.
+
+    The gradient of a chunk is taken as soon as its value is known, and all that is kept for the
+    backward pass is one [N, D]: no logits are held, and none are computed twice.
+    """
+    return _ChunkedSum.apply(states_ND, value, chunk)  # type: ignore[return-value]
+
+
+class _ChunkedSum(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, states_ND: Tensor, value: Callable[[slice, Tensor], Tensor], chunk: int
+    ) -> Tensor:
+        wanted = ctx.needs_input_grad[0]
+        gradient_ND = torch.empty_like(states_ND) if wanted else None
+        total = torch.zeros((), dtype=torch.float32, device=states_ND.device)
+        for start in range(0, len(states_ND), chunk):
+            rows = slice(start, start + chunk)
+            with torch.set_grad_enabled(wanted):
+                part = states_ND[rows].detach().requires_grad_(wanted)
+                summed = value(rows, part).sum()
+            if gradient_ND is not None:
+                gradient_ND[rows] = torch.autograd.grad(summed, part)[0]
+            total += summed.detach()
+        ctx.gradient_ND = gradient_ND
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, None, None]:
+        return ctx.gradient_ND * upstream[0].to(ctx.gradient_ND.dtype), None, None

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, final
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from dictlearn.lm.language_model import LanguageModel
 from dictlearn.objectives.protocol import Forward, Term
+from dictlearn.objectives.teacher import Teacher
 
 REDUCTIONS = ("sum", "mean", "fvu")
 
 
 @final
-class Objective:
+class Objective(nn.Module):
     """Named terms, added up. Terms that are null in the yaml are off.
 
     `reduction` fixes the unit of every squared error, so that a coefficient means the same in all
@@ -22,11 +24,12 @@ class Objective:
     """
 
     def __init__(self, terms: Mapping[str, Term | None], reduction: str = "sum"):
+        super().__init__()
         if reduction not in REDUCTIONS:
             raise ValueError(
                 f"objective.reduction={reduction}: want one of {', '.join(REDUCTIONS)}"
             )
-        self.terms = {name: term for name, term in terms.items() if term is not None}
+        self.terms = nn.ModuleDict({n: term for n, term in terms.items() if term is not None})
         if not self.terms:
             raise ValueError("objective.terms: want at least one term, all are null")
         self.reduction = reduction
@@ -41,10 +44,30 @@ class Objective:
         centred = y_NTD.double() - y_NTD.double().mean(0)
         return float(centred.square().sum() / len(y_NTD))
 
+    def named_terms(self) -> list[tuple[str, Term]]:
+        return list(self.terms.items())  # type: ignore[arg-type]
+
+    @property
+    def reads_windows(self) -> bool:
+        """Whether a term needs batches of whole windows, the language model and a teacher."""
+        return any(term.reads_windows for _, term in self.named_terms())
+
     def check(self, dictionary: Any) -> None:
-        for term in self.terms.values():
+        for _, term in self.named_terms():
             term.check(dictionary)
 
-    def __call__(self, forward: Forward) -> dict[str, Tensor]:
+    def connect(self, lm: LanguageModel, teacher: Teacher, dictionary: Any) -> None:
+        """Hands the model to the terms that read windows; it becomes no part of them."""
+        for _, term in self.named_terms():
+            term.connect(lm, teacher, dictionary)
+
+    def forward(self, forward: Forward) -> dict[str, Tensor]:
         """Each term's weighted value; the loss is their sum."""
-        return {name: term(forward) for name, term in self.terms.items()}
+        return {name: term(forward) for name, term in self.named_terms()}
+
+    def after_step(self, accepted: bool) -> None:
+        for _, term in self.named_terms():
+            term.after_step(accepted)
+
+    def figures(self) -> dict[str, float]:
+        return {key: v for _, term in self.named_terms() for key, v in term.figures().items()}

@@ -9,9 +9,21 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from dictlearn.lm.language_model import LanguageModel
+from dictlearn.objectives.teacher import Teacher
 from dictlearn.types import Encoding
+
+
+@dataclass(frozen=True)
+class Windows:
+    """The text behind a batch of whole windows, and the way from raw to normalised units."""
+
+    tokens_BP: Tensor  # int64
+    valid_BP: Tensor  # bool; the batch's rows are these positions, in reading order
+    input_scale_S: Tensor
+    output_scale_T: Tensor
 
 
 @dataclass(frozen=True)
@@ -25,6 +37,7 @@ class Forward:
     dead_SF: Tensor  # bool: silent for too many tokens
     progress: float  # fraction of the run that is done
     loss_scale: float  # the reduction's divisor, a constant of the run
+    windows: Windows | None = None  # None for a batch of shuffled tokens
 
     @cached_property
     def y_hats(self) -> Sequence[Tensor]:
@@ -65,13 +78,17 @@ class Forward:
         return error_NTD.square().sum() / (len(error_NTD) * self.loss_scale)
 
 
-class Term(ABC):
+class Term(nn.Module, ABC):
     """Abstract. A term of the loss: its value times `coefficient`.
 
-    The coefficient rises linearly from 0 over the first `warmup` of the run (a fraction).
+    The coefficient rises linearly from 0 over the first `warmup` of the run (a fraction). What a
+    term must remember from step to step is a buffer, and so in every checkpoint.
     """
 
+    reads_windows = False  # of the class: whether it needs batches of whole windows, and the model
+
     def __init__(self, coefficient: float = 1.0, warmup: float = 0.0):
+        super().__init__()
         if not 0 <= warmup <= 1:
             raise ValueError(f"objective: warmup={warmup}: want a fraction of the run, 0 to 1")
         self.coefficient, self.warmup = coefficient, warmup
@@ -80,12 +97,22 @@ class Term(ABC):
     def value(self, forward: Forward) -> Tensor:
         """The unweighted value, a scalar."""
 
-    def __call__(self, forward: Forward) -> Tensor:
+    def forward(self, forward: Forward) -> Tensor:
         ramp = min(1.0, forward.progress / self.warmup) if self.warmup > 0 else 1.0
         return self.coefficient * ramp * self.value(forward)
 
     def check(self, dictionary: Any) -> None:  # noqa: B027 most have a meaning everywhere
         """Raises ValueError before any work if the term has no meaning for this dictionary."""
+
+    def connect(self, lm: LanguageModel, teacher: Teacher, dictionary: Any) -> None:  # noqa: B027
+        """Before the first step, to a term that `reads_windows`."""
+
+    def after_step(self, accepted: bool) -> None:  # noqa: B027
+        """Once an optimiser step; a refused one must leave no trace."""
+
+    def figures(self) -> dict[str, float]:
+        """Of the latest batch, for the record of the run, beside the term's value."""
+        return {}
 
 
 def zero(forward: Forward) -> Tensor:

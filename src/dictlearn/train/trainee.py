@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dictlearn.dicts.dictionary import Dictionary
 from dictlearn.objectives.objective import Objective
-from dictlearn.objectives.protocol import Forward
+from dictlearn.objectives.protocol import Forward, Windows
 from dictlearn.train.normaliser import Normaliser
 from dictlearn.types import Batch
 
@@ -81,10 +81,17 @@ class Trainee(nn.Module):
             dead_SF=self.dead_SF,
             progress=progress,
             loss_scale=float(self.loss_scale),
+            windows=self._windows(batch),
         )
         terms = self.objective(forward)
         self._note_fired(encoding.code.pattern.columns, len(x_NSD))
         return Outcome(torch.stack(list(terms.values())).sum(), terms, forward)
+
+    def _windows(self, batch: Batch) -> Windows | None:
+        if batch.tokens_BP is None or batch.valid_BP is None:
+            return None
+        scales = self.normaliser.input_scale_S, self.normaliser.output_scale_T
+        return Windows(batch.tokens_BP, batch.valid_BP, *scales)
 
     def _note_fired(self, columns: Tensor, n_tokens: int) -> None:
         self._fired_SF = self._fired_SF.to(columns.device)
@@ -101,6 +108,7 @@ class Trainee(nn.Module):
             self.tokens_since_fired_SF += self._tokens * _world_size()
             self.tokens_since_fired_SF.masked_fill_(fired_SF, 0)
             self.dictionary.after_step()
+        self.objective.after_step(accepted)
         self._fired_SF.zero_()
         self._tokens = 0
 
@@ -117,7 +125,8 @@ class Trainee(nn.Module):
             "l0": forward.encoding.code.l0_NS.double().mean(),
             "dead": forward.dead_SF.double().mean(),
         }
-        return {name: float(value.detach()) for name, value in metrics.items()}
+        figures = {name: float(value.detach()) for name, value in metrics.items()}
+        return {**figures, **self.objective.figures()}
 
     def inference_form(self, batches: Callable[[], Iterable[Batch]]) -> Dictionary:
         """The dictionary in the model's own units, calibrated on held-out batches."""

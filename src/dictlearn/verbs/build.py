@@ -12,6 +12,7 @@ from dictlearn.dicts.dictionary import Dictionary
 from dictlearn.lm.language_model import LanguageModel
 from dictlearn.lm.load import read_info
 from dictlearn.objectives.objective import Objective
+from dictlearn.objectives.teacher import Teacher
 from dictlearn.sources.protocol import Source
 from dictlearn.train.module import DictionaryTraining
 from dictlearn.train.trainee import Trainee
@@ -69,7 +70,26 @@ def build_source(
 
 
 def build_objective(cfg: DictConfig) -> Objective:
-    return instantiate(cfg.objective)
+    objective = instantiate(cfg.objective)
+    if objective.reads_windows and not get_class(cfg.source._target_).gives_windows:
+        raise ValueError(
+            "objective.terms: a KL to the teacher runs the model on whole windows of text, and this "
+            "source gives none; want source=windows, or source=staged for the last part of the run"
+        )
+    return objective
+
+
+def build_teacher(cfg: DictConfig, lm: LanguageModel) -> Teacher:
+    return instantiate(cfg.teacher)(lm=lm)
+
+
+def connect(cfg: DictConfig, training: DictionaryTraining, lm: LanguageModel | None) -> None:
+    """Gives the model and its teacher to objectives that run them."""
+    trainees = [t for _, t in training.named_trainees() if t.objective.reads_windows]
+    if trainees and lm is not None:
+        teacher = build_teacher(cfg, lm)
+        for trainee in trainees:
+            trainee.objective.connect(lm, teacher, trainee.dictionary)
 
 
 def build_training(cfg: DictConfig, dictionary: Dictionary) -> DictionaryTraining:

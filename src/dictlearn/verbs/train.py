@@ -20,6 +20,7 @@ from dictlearn.ckpt.dictionary import save_dictionary
 from dictlearn.ckpt.diff import refuse_changes
 from dictlearn.ckpt.lock import run_lock
 from dictlearn.ckpt.resume import CHECKPOINTS, resolve_resume
+from dictlearn.dicts.decoder import DiagonalDecoder
 from dictlearn.dicts.dictionary import Dictionary
 from dictlearn.evals.ground_truth import mcc, mean_max_cosine
 from dictlearn.evals.record import FORMAT, versions, write_record
@@ -57,6 +58,7 @@ def main(cfg: DictConfig) -> int:
         if resume.folder is not None:
             refuse_changes(read_config(resume.folder), build.plain(cfg), resume.folder)
         lm = build.build_model(cfg)
+        build.connect(cfg, training, lm)
         source = build.build_source(cfg, lm, dictionary, "train")
         run.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(cfg, run / "config.yaml", resolve=True)
@@ -140,6 +142,7 @@ def recovery(dictionary: Dictionary, unseen: list[Batch], truth: torch.Tensor) -
     """Figures on activations whose true features [F_true, D] are known."""
     x_NSD = torch.cat([batch.x_NSD for batch in unseen])
     error = (dictionary(x_NSD) - x_NSD).double().square().sum()
+    assert isinstance(dictionary.decoder, DiagonalDecoder)
     W_dec = dictionary.decoder.W_dec[0]
     return {
         "fvu": float(error / (x_NSD.double() - x_NSD.double().mean(0)).square().sum()),

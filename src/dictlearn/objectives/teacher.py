@@ -1,0 +1,87 @@
+"""The fixed model whose next-token distributions are the target: KL(teacher || patched).
+
+Fixed: the target depends neither on the dictionary nor on the token that happens to come next.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, Protocol, final
+
+import torch
+from torch import Tensor
+
+from dictlearn.lm.language_model import LanguageModel
+from dictlearn.lm.readout import Readout, has_head
+from dictlearn.objectives.kl_to_teacher import kl_of_log_probs
+
+
+class Targets(Protocol):
+    """What a teacher says of one batch's N valid tokens, in reading order."""
+
+    def kl(self, rows: slice, logits_NV: Tensor) -> Tensor:
+        """KL(teacher || patched) [n] of some rows from the patched model's logits, in nats.
+
+        Its gradient in the logits is that of the KL, or without bias an estimate of it.
+        """
+        ...
+
+    def figures(self) -> dict[str, float]:
+        """After all rows: what else is worth a line in the record, means over tokens."""
+        ...
+
+
+class Teacher(ABC):
+    """Abstract. Built by the `teacher` group with the model that the dictionary is put into."""
+
+    def __init__(self, lm: LanguageModel, temperature: float = 1.0):
+        if not has_head(lm):
+            raise ValueError(
+                f"model.path={lm.info.name}: predicts no next token, so it has no KL to a teacher; "
+                f"want a causal language model or objective=mse"
+            )
+        if temperature <= 0:
+            raise ValueError(f"teacher.temperature={temperature}: want a positive number")
+        self.lm, self.temperature = lm, temperature
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Teacher:
+        return self  # fixed, so shared
+
+    @abstractmethod
+    def targets(self, tokens_BP: Tensor, valid_BP: Tensor) -> Targets:
+        """The teacher's word on a batch. Runs what it must without a graph."""
+
+
+@final
+class SelfTeacher(Teacher):
+    """The model itself, unpatched: the KL is zero exactly where the dictionary changes nothing."""
+
+    def __init__(self, lm: LanguageModel, temperature: float = 1.0):
+        super().__init__(lm, temperature)
+        self._readout: Readout | None = None
+
+    @torch.no_grad()
+    def targets(self, tokens_BP: Tensor, valid_BP: Tensor) -> Targets:
+        if self._readout is None:
+            self._readout = Readout(self.lm, tokens_BP)
+        states_ND = self._readout.states(tokens_BP)[valid_BP]
+        return _OwnTargets(self._readout, states_ND, self.temperature)
+
+
+@final
+class _OwnTargets:
+    def __init__(self, readout: Readout, states_ND: Tensor, temperature: float):
+        self._readout, self._states_ND, self._temperature = readout, states_ND, temperature
+
+    def kl(self, rows: slice, logits_NV: Tensor) -> Tensor:
+        with torch.no_grad():
+            teacher_NV = _log_probs(self._readout.logits(self._states_ND[rows]), self._temperature)
+        patched_NV = _log_probs(logits_NV, self._temperature)
+        return self._temperature**2 * kl_of_log_probs(teacher_NV, patched_NV)
+
+    def figures(self) -> dict[str, float]:
+        return {}
+
+
+def _log_probs(logits_NV: Tensor, temperature: float) -> Tensor:
+    return (logits_NV / temperature).log_softmax(-1)

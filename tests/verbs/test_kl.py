@@ -1,0 +1,110 @@
+"""`dictlearn train objective=...` where the objective runs the model with the dictionary in place."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import dictlearn
+from dictlearn import cli
+
+SMALL = [
+    "steps=6",
+    "batch_tokens=256",
+    "data.context=64",
+    "data.max_tokens=20000",
+    "dict.n_features=64",
+    "dict.k=8",
+    "eval_tokens=512",
+    "~eval.baselines",
+    "trainer.log_every_n_steps=2",
+    "trainer=cpu",
+    "callbacks.checkpoint.every_steps=3",
+]
+BUFFER = ["source.buffer_tokens=2048", "source.lm_batch_windows=4"]
+STAGED = ["objective=mse_then_kl", *BUFFER]
+
+
+def dictlearn_train(folder: Path, *overrides: str) -> int:
+    """Exit status of `dictlearn train ...` in `folder`."""
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as exit_:
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", ["dictlearn", "train", *SMALL, *overrides])
+        cli.main()
+    return exit_.value.code or 0  # type: ignore[return-value]
+
+
+def rows(run: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def forget_the_end(run: Path) -> None:
+    """Leaves the run as if it had been killed after its checkpoint at step 3."""
+    for file in (run / "checkpoints").glob("step-6/*"):
+        file.unlink()
+    (run / "checkpoints/step-6").rmdir()
+    (run / "checkpoints/LATEST").unlink()
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [*STAGED, "source.last=0.67", "callbacks=ema"],  # cut within the KL stage
+        [*STAGED, "source.last=0.34", "dict=transcoder"],  # cut before it
+        ["objective=e2e", "trainer.accumulate_grad_batches=2"],
+    ],
+    ids=["kl stage, ema", "live stage, transcoder", "e2e, accumulated"],
+)
+def test_a_run_cut_in_two_is_the_run_in_one_piece(tmp_path, overrides):
+    for name in ("whole", "cut"):
+        assert dictlearn_train(tmp_path, f"name={name}", *overrides) == 0
+    whole, cut = (tmp_path / "runs" / name for name in ("whole", "cut"))
+    forget_the_end(cut)
+    assert dictlearn_train(tmp_path, "name=cut", "resume=auto", *overrides) == 0
+    states = [load_file(run / "checkpoints/step-6/tensors.safetensors") for run in (whole, cut)]
+    assert states[0].keys() == states[1].keys()
+    assert any("kl_mean" in name for name in states[0])
+    for name, tensor in states[0].items():
+        assert torch.equal(tensor, states[1][name]), name
+        assert tensor.numel() < 1_000_000  # none of the language model's
+    drop = {"tokens_per_second"}
+    for one, other in zip(rows(whole), rows(cut), strict=True):
+        assert {k: v for k, v in one.items() if k not in drop} == {
+            k: v for k, v in other.items() if k not in drop
+        }
+
+
+def test_kl_begins_with_the_windows(tmp_path):
+    assert dictlearn_train(tmp_path, "name=x", *STAGED, "source.last=0.34") == 0
+    run = tmp_path / "runs/x"
+    first, second, third = rows(run)
+    assert "kl" not in first and "kl" not in second
+    assert first["loss/kl"] == second["loss/kl"] == 0.0
+    assert third["kl"] > 0 and third["loss/kl"] == pytest.approx(third["kl"] * third["kl_ratio"])
+    objective = dictlearn.load(run).training_figures["objective"]
+    assert objective["terms"]["kl"]["mode"] == "teacher_forced"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["objective=kl", "source=live", *BUFFER], "want source=windows, or source=staged"),
+        (["objective=kl", "source=synthetic"], "want source=windows, or source=staged"),
+        (["objective=kl", "batch_tokens=100"], "batch_tokens=100"),
+        ([*STAGED, "source.last=2"], "source.last=2: want a fraction between 0 and 1"),
+        (["objective=e2e", "dict.layer=3"], "pico has no layer after resid_post.3"),
+        (["objective=kl", "teacher.temperature=0"], "teacher.temperature=0: want a positive"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_mistake_is_one_sentence_before_any_work(tmp_path, capsys, overrides, sentence):
+    assert dictlearn_train(tmp_path, "name=wrong", *overrides) == 2
+    error = capsys.readouterr().err.strip()
+    assert sentence in error
+    assert len(error.splitlines()) == 1, error
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
