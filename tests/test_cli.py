@@ -61,6 +61,7 @@ MISTAKES = {
     "dcit=sae": "dcit=sae: no such key; did you mean dict?",
     "dict=saee": "did you mean sae?",
     "model=qwen3_4": "did you mean qwen3_4b?",
+    "teacher=qwen3_4": "did you mean qwen3_4b?",
     "steps=many": "steps=many: want a number, such as ",
     "dict=sae,transcoder": "several values want -m",
     "steps=[1": "want key=value",
@@ -249,6 +250,9 @@ TRANSLATIONS = {
     "model=./my model's": ["model=hf", r"model.path='./my model\'s'"],
     "model=distilgpt2": ["model=hf", "model.path=distilgpt2"],
     "model=gpt2": ["model=gpt2"],
+    "teacher=self": ["teacher=self"],
+    "teacher=qwen3_4b": ["teacher=model", "teacher.path=Qwen/Qwen3-4B"],
+    "teacher=org/name": ["teacher=model", "teacher.path=org/name"],
     "resume=None": ["resume=null"],
     "debug=null": ["~debug"],
 }

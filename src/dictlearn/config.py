@@ -12,6 +12,9 @@ from hydra import initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+# Groups that a folder or hub id can be given to, and the option that takes it.
+TAKES_A_PATH = {"model": "hf", "teacher": "model"}
+
 OmegaConf.register_new_resolver("last", lambda path: Path(str(path)).name, replace=True)
 
 
@@ -70,8 +73,9 @@ def settled(cfg: DictConfig) -> DictConfig:
 def translated(overrides: Iterable[str]) -> list[str]:
     """`overrides` in Hydra's words.
 
-    `model=<folder or hub id>` becomes `model=hf model.path=<folder or hub id>`. Python's None, which
-    a W&B sweep writes for null, becomes null; a group set to null is left out, `~group`.
+    `model=<folder or hub id>` becomes `model=hf model.path=<folder or hub id>`, and a teacher given
+    as a preset of model, a folder or a hub id becomes `teacher=model teacher.path=...`. Python's
+    None, which a W&B sweep writes for null, becomes null; a group set to null is left out, `~group`.
     """
     return [part for override in overrides for part in _translated(override)]
 
@@ -80,22 +84,30 @@ def _translated(override: str) -> list[str]:
     name, _, value = override.partition("=")
     if value in ("None", "null"):
         return [f"~{name}" if (conf_dir() / name).is_dir() else f"{name}=null"]
-    presets = options("model")
-    if name != "model" or not value or value in presets:
+    if name not in TAKES_A_PATH or not value or value in options(name):
         return [override]
+    option, presets = TAKES_A_PATH[name], sorted({*options(name), *_paths()})
     if "," in value:
-        if set(value.split(",")) <= set(presets):
+        if set(value.split(",")) <= set(options(name)):
             return [override]
         raise ValueError(
-            f"{override}: to go through folders or hub ids, use model=hf model.path={value}"
+            f"{override}: to go through folders or hub ids, use {name}={option} {name}.path={value}"
         )
+    if path := _paths().get(value):
+        return [f"{name}={option}", f"{name}.path={path}"]
     if "/" not in value and not Path(value).is_dir() and (near := nearest(value, presets, 0.75)):
         raise ValueError(
             f"{override}: choose from {', '.join(presets)}, or give a folder or a hub id; "
             f"did you mean {near}?"
         )
     path = str(Path(value).expanduser()) if value.startswith("~") else value
-    return ["model=hf", f"model.path={quoted(path)}"]
+    return [f"{name}={option}", f"{name}.path={quoted(path)}"]
+
+
+def _paths() -> dict[str, str]:
+    """Where each preset of the model group finds its model."""
+    found = {o: OmegaConf.load(conf_dir() / "model" / f"{o}.yaml") for o in options("model")}
+    return {o: y["path"] for o, y in found.items() if not OmegaConf.is_missing(y, "path")}
 
 
 def quoted(value: str) -> str:

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 import dictlearn
 from dictlearn import cli
+from dictlearn.lm.load import load_model
 
 SMALL = [
     "steps=6",
@@ -90,6 +91,20 @@ def test_kl_begins_with_the_windows(tmp_path):
     assert objective["terms"]["kl"]["mode"] == "teacher_forced"
 
 
+def test_another_teacher_is_recorded_beside_the_model_itself(tmp_path):
+    lm = load_model("pico")
+    for parameter in lm.model.parameters():
+        parameter.data.add_(0.02 * parameter.std() * torch.randn_like(parameter))
+    lm.model.save_pretrained(tmp_path / "nudged")
+    lm.tokenizer.save_pretrained(tmp_path / "nudged")  # type: ignore[union-attr]
+    options = ["name=x", "objective=kl", "teacher=./nudged", "teacher.weight=0.5", "steps=2"]
+    assert dictlearn_train(tmp_path, *options) == 0
+    (row,) = rows(tmp_path / "runs/x")
+    assert 0 < row["kl_teacher_base"] < row["kl_teacher_patched"]
+    assert row["kl_excess"] == pytest.approx(row["kl_teacher_base"] - row["kl_teacher_patched"])
+    assert row["kl"] < max(row["kl_base_patched"], row["kl_teacher_patched"])  # KL is convex
+
+
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [
@@ -99,6 +114,12 @@ def test_kl_begins_with_the_windows(tmp_path):
         ([*STAGED, "source.last=2"], "source.last=2: want a fraction between 0 and 1"),
         (["objective=e2e", "dict.layer=3"], "pico has no layer after resid_post.3"),
         (["objective=kl", "teacher.temperature=0"], "teacher.temperature=0: want a positive"),
+        (["teacher=pico", *BUFFER], "teacher.path=pico: no term of this objective has a teacher"),
+        (["objective=kl", "teacher=./none"], "teacher.path=./none"),
+        (
+            ["objective=kl", "teacher=pico", "teacher.weight=2"],
+            "teacher.weight=2: want more than 0",
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
