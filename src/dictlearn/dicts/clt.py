@@ -15,22 +15,25 @@ def clt(
     sparsity: Callable[..., Sparsity],
     layers: Sequence[int] | None = None,
     n_features: int | None = None,
-    expansion: float = 8,
+    expansion: float = 12,
     k: float = 16,
     window: int | None = None,
     tied: bool = False,
     skip: bool = False,
     unit_norm: bool = True,
+    encoder_scale: float = 1.0,
     prefixes: Sequence[float] = (),
 ) -> Dictionary:
     """mlp_in.l -> mlp_out.l, mlp_out.(l+1), ... for every layer l of `layers` (null: all).
 
-    `n_features` and `k` count per layer; n_features null means expansion * width. `window` is the
-    number of layers that a feature reaches, its own included (null: all later ones; 1: a transcoder
+    `n_features` and `k` count per layer; n_features null means as many as make the parameters those
+    of transcoders per layer with expansion * width features each. `window` is the number of layers that a feature reaches, its own included (null: all later ones; 1: a transcoder
     per layer). `tied` gives it the same vector for all of them, `skip` each layer a linear path.
     """
     sources, targets = mlp_sites(layers, info)
-    count = feature_count(n_features, expansion, info.width)
+    pairs = sum(min(window or layer, layer) for layer in range(1, len(sources) + 1))
+    vectors = 2 if tied else 1 + pairs / len(sources)  # per feature and layer, its encoder's one
+    count = feature_count(n_features, 2 * expansion / vectors, info.width)
     shape = Shape(
         kind="clt",
         sources=sources,
@@ -40,6 +43,7 @@ def clt(
         k=k,
         skip=skip,
         unit_norm=unit_norm,
+        encoder_scale=encoder_scale,
         prefixes=prefix_widths(prefixes, count),
         link="lower",
         window=window,

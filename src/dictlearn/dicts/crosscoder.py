@@ -21,6 +21,7 @@ def crosscoder(
     k: float = 32,
     norm: str = "concat",
     unit_norm: bool = True,
+    encoder_scale: float = 1.0,
     prefixes: Sequence[float] = (),
 ) -> Dictionary:
     """All of `sites` -> one code -> all of `targets`; null: `site` of every layer, from itself.
@@ -44,6 +45,7 @@ def crosscoder(
         k=k,
         centre=read == write,
         unit_norm=unit_norm,
+        encoder_scale=encoder_scale,
         prefixes=prefix_widths(prefixes, count),
         link="shared",
         norm=norm,

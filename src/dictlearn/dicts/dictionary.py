@@ -35,6 +35,7 @@ class Shape:
     centre: bool = False  # subtract b_dec from the input (autoencoders)
     skip: bool = False  # a linear path from source to target beside the features
     unit_norm: bool = True  # decoder rows are kept at norm 1 during training
+    encoder_scale: float = 1.0  # on the encoder rows that training starts from
     prefixes: tuple[int, ...] = ()  # nested dictionaries: widths of the inner ones and F itself
     link: str = (
         "diagonal"  # source s -> target s; lower: -> targets s, s + 1, ...; shared: one code
@@ -258,6 +259,7 @@ class Dictionary(nn.Module):
                 nn.init.normal_(self.encoder.W_enc)
                 norms = torch.linalg.vector_norm(self.encoder.W_enc, dim=-1, keepdim=True)
                 self.encoder.W_enc.div_(norms)
+            self.encoder.W_enc.mul_(self.shape.encoder_scale)
 
     @torch.no_grad()
     def initialise(self, y_NTD: Tensor) -> None:

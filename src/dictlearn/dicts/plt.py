@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from dictlearn.dicts.dictionary import Dictionary, Shape
 from dictlearn.dicts.sites import feature_count, mlp_sites, prefix_widths
@@ -15,10 +16,11 @@ def plt(
     sparsity: Callable[..., Sparsity],
     layers: Sequence[int] | None = None,
     n_features: int | None = None,
-    expansion: float = 8,
+    expansion: float = 12,
     k: float = 16,
     skip: bool = False,
     unit_norm: bool = True,
+    encoder_scale: float = 1.0,
     prefixes: Sequence[float] = (),
 ) -> Dictionary:
     """mlp_in.l -> mlp_out.l for every layer l of `layers` (null: all), with features of its own.
@@ -36,6 +38,18 @@ def plt(
         k=k,
         skip=skip,
         unit_norm=unit_norm,
+        encoder_scale=encoder_scale,
         prefixes=prefix_widths(prefixes, count),
     )
     return Dictionary(shape, sparsity)
+
+
+def plt_beside(shape: Shape, parameters: int, sparsity: Callable[..., Sparsity]) -> Dictionary:
+    """The per-layer transcoders to compare a CLT with: its sites, its k, as many parameters.
+
+    `parameters` counts the CLT's, its skip apart, which these have too.
+    """
+    per_feature = len(shape.sources) * (2 * shape.width + 1)
+    count = round((parameters - len(shape.targets) * shape.width) / per_feature)
+    same = replace(shape, kind="plt", link="diagonal", window=None, tied=False, prefixes=())
+    return Dictionary(replace(same, n_features=count), sparsity)

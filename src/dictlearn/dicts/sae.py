@@ -19,6 +19,7 @@ def sae(
     expansion: float = 12,
     k: float = 32,
     unit_norm: bool = True,
+    encoder_scale: float = 1.0,
     prefixes: Sequence[float] = (),
 ) -> Dictionary:
     """x -> code -> x. `layer` null means the middle one; `n_features` null means expansion * width.
@@ -37,6 +38,7 @@ def sae(
         k=k,
         centre=True,
         unit_norm=unit_norm,
+        encoder_scale=encoder_scale,
         prefixes=prefix_widths(prefixes, count),
     )
     return Dictionary(shape, sparsity)

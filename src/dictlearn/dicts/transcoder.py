@@ -19,6 +19,7 @@ def transcoder(
     k: float = 32,
     skip: bool = False,
     unit_norm: bool = True,
+    encoder_scale: float = 1.0,
     prefixes: Sequence[float] = (),
 ) -> Dictionary:
     """mlp_in -> code -> mlp_out of one layer; with `skip`, also a linear map (Paulo et al. 2025)."""
@@ -33,6 +34,7 @@ def transcoder(
         k=k,
         skip=skip,
         unit_norm=unit_norm,
+        encoder_scale=encoder_scale,
         prefixes=prefix_widths(prefixes, count),
     )
     return Dictionary(shape, sparsity)

@@ -20,7 +20,7 @@ class AuxK(Term):
     is reduced like the reconstruction, and fades in with the share of k_aux that dead features can
     fill. In that unit a coefficient of 1 does what 1/32 does in the paper, which divides by the
     residual's own variance. Only the dead rows of encoder and decoder are gathered, so it costs what
-    is dead. `k_aux` null means half the width.
+    is dead. `k_aux` counts per token and source; null means half the width, shared by the sources.
     """
 
     def __init__(self, coefficient: float = 1.0, warmup: float = 0.0, k_aux: int | None = None):
@@ -31,7 +31,7 @@ class AuxK(Term):
 
     def value(self, forward: Forward) -> Tensor:
         dictionary = forward.dictionary
-        k_aux = self.k_aux or dictionary.width // 2 or 1
+        k_aux = self.k_aux or dictionary.width // 2 // dictionary.code_sources or 1
         n_dead = int(forward.dead_SF.sum())
         if n_dead == 0:
             return zero(forward)

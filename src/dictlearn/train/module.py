@@ -84,7 +84,7 @@ class DictionaryTraining(lightning.LightningModule):
         step_tokens = batch_tokens * self.trainer.accumulate_grad_batches * self.trainer.world_size
         self.metrics = {"step": float(step), "tokens": float(step * step_tokens)}
         for name, trainee in self.named_trainees():
-            prefix = "" if len(outcomes) == 1 else f"{name}/"
+            prefix = "" if len(outcomes) == 1 or name == "dictionary" else f"{name}/"
             for metric, value in trainee.metrics(outcomes[name]).items():
                 self.metrics[prefix + metric] = value
         self.metrics["lr"] = self.optimizers().param_groups[0]["lr"]  # type: ignore[union-attr]
@@ -97,17 +97,20 @@ class DictionaryTraining(lightning.LightningModule):
         self.log_dict(self.metrics)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        norms = []
         for _, trainee in self.named_trainees():
             trainee.dictionary.project_gradients()
-        gradients = [p.grad for p in self.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        self._accepted = bool(torch.isfinite(norm))
+            gradients = [p.grad for p in trainee.parameters() if p.grad is not None]
+            norms.append((gradients, torch.nn.utils.get_total_norm(gradients)))
+        self._accepted = all(bool(torch.isfinite(norm)) for _, norm in norms)
         if not self._accepted:
             # An optimiser leaves parameters without a gradient alone, moments and step count too.
             optimizer.zero_grad(set_to_none=True)
-        elif self.clip_norm is not None and norm > self.clip_norm:
-            for gradient in gradients:
-                gradient.mul_(self.clip_norm / norm)
+            return
+        for gradients, norm in norms:  # of each dictionary apart: one in company trains as alone
+            if self.clip_norm is not None and norm > self.clip_norm:
+                for gradient in gradients:
+                    gradient.mul_(self.clip_norm / norm)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
