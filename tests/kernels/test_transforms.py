@@ -74,6 +74,17 @@ def test_transforms_without_tokens_get_no_gradient(route):
         assert torch.equal(reached, ~silent)
 
 
+def test_an_input_without_a_gradient_changes_no_other(route):
+    pattern, values, x, U, V = problem(*CASES[2])
+    inputs = (values, *U, *V)
+    gradients = [
+        torch.autograd.grad(op.transform(pattern, values, given, U, V).square().sum(), inputs)
+        for given in (x, x.detach())
+    ]
+    for with_x, without in zip(*gradients, strict=True):
+        assert torch.equal(with_x, without)
+
+
 def test_two_runs_agree_to_the_bit(route):
     pattern, values, x, U, V = problem(64, 24, [(2, 8), (16, 2)], 0.3)
     results = []

@@ -73,8 +73,11 @@ class _Transform(torch.autograd.Function):
         hidden = rest[len(rest) - ctx.n_hidden :]
         U, V = _halves(rest[: len(rest) - ctx.n_hidden])
         backward = _backward_dense if _prefers_dense(ctx.pattern) else _backward_grouped
-        gradients = backward(ctx.pattern, values, x_RD, U, V, hidden, g_RD.contiguous())
-        return None, None, *gradients
+        wants_x = ctx.needs_input_grad[3]
+        g_values, g_x, *g_UV = backward(
+            ctx.pattern, values, x_RD, U, V, hidden, g_RD.contiguous(), wants_x
+        )
+        return None, None, g_values, g_x if wants_x else None, *g_UV
 
 
 def _halves(UV: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
@@ -108,9 +111,9 @@ def _forward_grouped(
     y_RD = torch.zeros_like(x_RD)
     hidden = []  # V x of each transform, at its tokens
     for g, t, entries, rows in _groups(pattern, U):
-        h_MK = x_RD[rows] @ V[g][t].T
+        h_MK = x_RD.index_select(0, rows) @ V[g][t].T
         # A transform has a token once, so this adds without collisions.
-        y_RD.index_add_(0, rows, (values[entries, None] * h_MK) @ U[g][t])
+        y_RD.index_add_(0, rows, (values.index_select(0, entries)[:, None] * h_MK) @ U[g][t])
         hidden.append(h_MK)
     return y_RD, hidden
 
@@ -123,18 +126,21 @@ def _backward_grouped(
     V: Sequence[Tensor],
     hidden: Sequence[Tensor],
     g_RD: Tensor,
+    wants_x: bool,
 ) -> tuple[Tensor, ...]:
     g_values, g_x = torch.zeros_like(values), torch.zeros_like(x_RD)
     g_U, g_V = [torch.zeros_like(t) for t in U], [torch.zeros_like(t) for t in V]
     for place, (g, t, entries, rows) in enumerate(_groups(pattern, U)):
-        x_MD, g_MD, value_M1 = x_RD[rows], g_RD[rows], values[entries, None]
+        x_MD, g_MD = x_RD.index_select(0, rows), g_RD.index_select(0, rows)
+        value_M1 = values.index_select(0, entries)[:, None]
         h_MK = hidden[place] if hidden else x_MD @ V[g][t].T
         read_MK = g_MD @ U[g][t].T
         g_values[entries] = torch.linalg.vecdot(h_MK, read_MK)
         torch.mm((value_M1 * h_MK).T, g_MD, out=g_U[g][t])
         read_MK.mul_(value_M1)
         torch.mm(read_MK.T, x_MD, out=g_V[g][t])
-        g_x.index_add_(0, rows, read_MK @ V[g][t])
+        if wants_x:
+            g_x.index_add_(0, rows, read_MK @ V[g][t])
     return g_values, g_x, *g_U, *g_V
 
 
@@ -167,6 +173,7 @@ def _backward_dense(
     V: Sequence[Tensor],
     hidden: Sequence[Tensor],
     g_RD: Tensor,
+    wants_x: bool,
 ) -> tuple[Tensor, ...]:
     g_x = torch.zeros_like(x_RD)
     g_gates, g_U, g_V = [], [], []
@@ -179,6 +186,7 @@ def _backward_dense(
         g_U.append(((gate_RC1 * h_RCK).flatten(1).T @ g_RD).view_as(U_CKD))
         read_RCK.mul_(gate_RC1)
         g_V.append((read_RCK.flatten(1).T @ x_RD).view_as(V_CKD))
-        g_x.addmm_(read_RCK.flatten(1), V_CKD.flatten(0, 1))
+        if wants_x:
+            g_x.addmm_(read_RCK.flatten(1), V_CKD.flatten(0, 1))
     g_values = torch.cat(g_gates, dim=1)[pattern.rows, pattern.columns]
     return g_values, g_x, *g_U, *g_V
