@@ -14,11 +14,11 @@ import dictlearn
 from dictlearn import cli
 from dictlearn.lm.load import load_model
 
+TEXT = ["data.context=64", "data.max_tokens=20000"]
 SMALL = [
+    *TEXT,
     "steps=6",
     "batch_tokens=256",
-    "data.context=64",
-    "data.max_tokens=20000",
     "dict.n_features=64",
     "dict.k=8",
     "eval_tokens=512",
@@ -33,9 +33,13 @@ STAGED = ["objective=mse_then_kl", *BUFFER]
 
 def dictlearn_train(folder: Path, *overrides: str) -> int:
     """Exit status of `dictlearn train ...` in `folder`."""
+    return command(folder, "train", *SMALL, *overrides)
+
+
+def command(folder: Path, *arguments: str) -> int:
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as exit_:
         patch.chdir(folder)
-        patch.setattr(sys, "argv", ["dictlearn", "train", *SMALL, *overrides])
+        patch.setattr(sys, "argv", ["dictlearn", *arguments])
         cli.main()
     return exit_.value.code or 0  # type: ignore[return-value]
 
@@ -103,6 +107,17 @@ def test_another_teacher_is_recorded_beside_the_model_itself(tmp_path):
     assert 0 < row["kl_teacher_base"] < row["kl_teacher_patched"]
     assert row["kl_excess"] == pytest.approx(row["kl_teacher_base"] - row["kl_teacher_patched"])
     assert row["kl"] < max(row["kl_base_patched"], row["kl_teacher_patched"])  # KL is convex
+
+
+def test_a_teacher_that_ran_once_teaches_as_well(tmp_path):
+    options = ["head=64", "samples=16", "dtype=float32", "output=stored"]
+    assert command(tmp_path, "targets", *TEXT, *options) == 0
+    stored = ["teacher=stored", "teacher.folder=stored"]
+    for name, teacher in {"live": [], "stored": stored}.items():
+        assert dictlearn_train(tmp_path, f"name={name}", "objective=kl", "steps=2", *teacher) == 0
+    live, from_disk = (rows(tmp_path / "runs" / name)[0] for name in ("live", "stored"))
+    assert from_disk["kl"] == pytest.approx(live["kl"], rel=0.1)
+    assert 0 <= from_disk["kl_clipped"] < 0.5 and "kl_clipped" not in live
 
 
 @pytest.mark.parametrize(

@@ -76,9 +76,10 @@ def build_objective(cfg: DictConfig) -> Objective:
             "objective.terms: a KL to the teacher runs the model on whole windows of text, and this "
             "source gives none; want source=windows, or source=staged for the last part of the run"
         )
-    if "path" in cfg.teacher and not objective.reads_windows:
+    given = [f"teacher.{k}={cfg.teacher[k]}" for k in ("path", "folder") if k in cfg.teacher]
+    if given and not objective.reads_windows:
         raise ValueError(
-            f"teacher.path={cfg.teacher.path}: no term of this objective has a teacher; want "
+            f"{given[0]}: no term of this objective has a teacher; want "
             f"objective=kl, mse_then_kl or e2e, or teacher=self"
         )
     return objective

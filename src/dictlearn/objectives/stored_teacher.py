@@ -1,0 +1,231 @@
+"""A teacher that ran once: its targets in safetensors shards, found again by the tokens of a window."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Protocol, final
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from dictlearn.lm.language_model import LanguageModel
+from dictlearn.lm.readout import Readout, has_head
+from dictlearn.objectives.sparse_targets import SparseTargets, draw_targets, sparse_kl
+from dictlearn.objectives.teacher import Targets, Teacher
+
+KEY, HASHES = "targets.json", "hashes.safetensors"
+FORMAT = 1
+DTYPES = {"float16": torch.float16, "float32": torch.float32}
+NAMES = SparseTargets._fields
+
+
+class Windows(Protocol):
+    @property
+    def context(self) -> int: ...
+    def __len__(self) -> int: ...
+    def window_batch(self, indices: Any) -> Tensor: ...
+
+
+@torch.no_grad()
+def store_targets(
+    lm: LanguageModel,
+    windows: Windows,
+    folder: Path,
+    *,
+    head: int = 32,
+    samples: int = 32,
+    temperature: float = 1.0,
+    dtype: str = "float16",
+    shard_windows: int = 1024,
+    batch_windows: int = 8,
+    chunk_tokens: int = 512,
+    seed: int = 0,
+) -> int:
+    """Writes the targets of every position of every window; returns how many bytes they take.
+
+    What is written last is the key, which says what the targets are of: an interrupted folder has
+    none, and is refused. Raises ValueError for settings that don't fit.
+    """
+    vocabulary = lm.info.vocab_size
+    if not has_head(lm):
+        raise ValueError(f"model.path={lm.info.name}: predicts no next token; want a causal model")
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype={dtype}: want {' or '.join(DTYPES)}")
+    if not 1 <= head <= vocabulary:
+        raise ValueError(f"head={head}: want 1 to the vocabulary's {vocabulary}")
+    for key, value in {"samples": samples, "shard_windows": shard_windows}.items():
+        if value < 1:
+            raise ValueError(f"{key}={value}: want at least 1")
+    if temperature <= 0:
+        raise ValueError(f"temperature={temperature}: want a positive number")
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"output={folder}: holds something already; want a folder of its own")
+    folder.mkdir(parents=True, exist_ok=True)
+    generator = torch.Generator(lm.device).manual_seed(seed)
+    readout = Readout(lm, windows.window_batch([0]))
+    hashes: list[int] = []
+    written = 0
+    for number, start in enumerate(range(0, len(windows), shard_windows)):
+        stop = min(start + shard_windows, len(windows))
+        parts: list[SparseTargets] = []
+        for first in range(start, stop, batch_windows):
+            tokens_BP = windows.window_batch(range(first, min(first + batch_windows, stop)))
+            hashes += window_hashes(tokens_BP)
+            states_ND = readout.states(tokens_BP.to(lm.device)).flatten(0, 1)
+            for rows in states_ND.split(chunk_tokens):
+                log_p_NV = (readout.logits(rows) / temperature).log_softmax(-1)
+                parts.append(draw_targets(log_p_NV, head, samples, generator))
+        tensors = {
+            name: torch.cat([part[field] for part in parts]).cpu().contiguous()
+            for field, name in enumerate(NAMES)
+        }
+        tensors = {
+            n: v if v.dtype == torch.int32 else v.to(DTYPES[dtype]) for n, v in tensors.items()
+        }
+        save_file(tensors, folder / _shard(number))
+        written += sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    save_file({"hashes": torch.tensor(hashes, dtype=torch.int64)}, folder / HASHES)
+    key = {
+        "format": FORMAT,
+        "teacher": lm.info.name,
+        "revision": lm.info.revision,
+        "tokenizer": tokenizer_hash(lm.tokenizer),
+        "vocabulary": vocabulary,
+        "temperature": temperature,
+        "dtype": dtype,
+        "context": windows.context,
+        "shard_windows": shard_windows,
+        "tokens": _hash_of(hashes),
+    }
+    (folder / KEY).write_text(json.dumps(key, indent=1) + "\n")
+    return written
+
+
+@final
+class StoredTeacher(Teacher):
+    """Targets that `dictlearn targets` wrote, for the windows of text they were made of.
+
+    Args:
+        folder: of the targets.
+        teacher, revision: whose they must be; None takes whose they are.
+        temperature: at which they must have been taken; None takes theirs.
+        clip: the largest ratio of probabilities that a sample counts with; the share of samples
+            past it is in the record as `kl_clipped`.
+
+    Raises ValueError where the targets are of another tokenizer, vocabulary, teacher, revision or
+    temperature, damaged, or not of the windows that are asked for.
+    """
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        folder: str,
+        teacher: str | None = None,
+        revision: str | None = None,
+        temperature: float | None = None,
+        clip: float = 20.0,
+    ):
+        self.folder = Path(folder)
+        if not (self.folder / KEY).is_file():
+            raise ValueError(
+                f"teacher.folder={folder}: has no finished targets ({KEY}); `dictlearn targets "
+                f"output={folder}` writes them"
+            )
+        key = json.loads((self.folder / KEY).read_text())
+        super().__init__(lm, key["temperature"] if temperature is None else temperature)
+        if clip <= 1:
+            raise ValueError(f"teacher.clip={clip}: want more than 1, the ratio where both agree")
+        wanted = {
+            "format": FORMAT,
+            "tokenizer": tokenizer_hash(lm.tokenizer),
+            "vocabulary": lm.info.vocab_size,
+            "temperature": self.temperature,
+            "teacher": teacher or key["teacher"],
+            "revision": revision or key["revision"],
+        }
+        for name, value in wanted.items():
+            if key[name] != value:
+                raise ValueError(
+                    f"teacher.folder={folder}: its targets are of {name} {key[name]}, this run wants "
+                    f"{value}; want targets made for it"
+                )
+        self.clip = clip
+        hashes = load_file(self.folder / HASHES)["hashes"].tolist()
+        if _hash_of(hashes) != key["tokens"]:
+            raise ValueError(f"teacher.folder={folder}: {HASHES} is not what {KEY} says; damaged")
+        self._place = {hash_: place for place, hash_ in enumerate(hashes)}
+        self._context, self._shard_windows = key["context"], key["shard_windows"]
+        self._load = lru_cache(maxsize=4)(self._load_shard)
+
+    def targets(self, tokens_BP: Tensor, valid_BP: Tensor) -> Targets:
+        found = [self._window(hash_) for hash_ in window_hashes(tokens_BP)]
+        valid_M = valid_BP.flatten().cpu()
+        rows = (torch.cat([w[field] for w in found])[valid_M] for field in range(len(NAMES)))
+        device = valid_BP.device
+        return _StoredTargets(
+            SparseTargets(*(r.to(device) for r in rows)), self.temperature, self.clip
+        )
+
+    def _window(self, hash_: int) -> SparseTargets:
+        if hash_ not in self._place:
+            raise ValueError(
+                f"teacher.folder={self.folder}: has no targets for a window of this run's text; want "
+                f"targets made with the same data, data.context and data.max_tokens"
+            )
+        number, place = divmod(self._place[hash_], self._shard_windows)
+        rows = slice(place * self._context, (place + 1) * self._context)
+        return self._load(number).rows(rows)
+
+    def _load_shard(self, number: int) -> SparseTargets:
+        tensors = load_file(self.folder / _shard(number))
+        return SparseTargets(*(tensors[name] for name in NAMES))
+
+
+@final
+class _StoredTargets:
+    def __init__(self, targets: SparseTargets, temperature: float, clip: float):
+        self._targets, self._temperature, self._clip = targets, temperature, clip
+        self._clipped: list[float] = []
+
+    def kl(self, rows: slice, logits_NV: Tensor) -> Tensor:
+        value_N, clipped = sparse_kl(
+            self._targets.rows(rows), logits_NV / self._temperature, self._clip
+        )
+        self._clipped.append(float(clipped))
+        return self._temperature**2 * value_N
+
+    def figures(self) -> dict[str, float]:
+        return {"kl_clipped": math.fsum(self._clipped) / max(1, len(self._clipped))}
+
+
+def window_hashes(tokens_BP: Tensor) -> list[int]:
+    """One number a window, of its token ids: 63 bits of a SHA-256."""
+    rows = tokens_BP.cpu().to(torch.int64).numpy()
+    return [int.from_bytes(hashlib.sha256(row.tobytes()).digest()[:8], "big") >> 1 for row in rows]
+
+
+def tokenizer_hash(tokenizer: PreTrainedTokenizerBase | None) -> str:
+    """Of vocabulary and rules."""
+    if tokenizer is None:
+        written = "none"
+    elif isinstance(tokenizer, PreTrainedTokenizerFast):
+        parts = json.loads(tokenizer.backend_tokenizer.to_str())
+        written = json.dumps([parts.get(key) for key in ("normalizer", "pre_tokenizer", "model")])
+    else:
+        written = json.dumps([type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())])
+    return hashlib.sha256(written.encode()).hexdigest()[:16]
+
+
+def _hash_of(hashes: Sequence[int]) -> str:
+    return hashlib.sha256(json.dumps(list(hashes)).encode()).hexdigest()
+
+
+def _shard(number: int) -> str:
+    return f"targets-{number:05d}.safetensors"
