@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from dictlearn.ckpt.dictionary import save_dictionary
 from dictlearn.config import compose, conf_dir
 from dictlearn.dicts.sae import sae
-from dictlearn.lm.load import read_info
+from dictlearn.lm.load import load_model, read_info
 from dictlearn.sparsity.topk import TopK
 from dictlearn.verbs import evaluate
 
@@ -59,6 +59,22 @@ def test_a_run_is_evaluated_on_what_it_was_trained_on(tmp_path, capsys):
     assert (tmp_path / "runs/a/report.html").is_file()
     output = capsys.readouterr()
     assert "mean ablation" in output.out and "runs/a/report.html" in output.err
+
+
+def test_another_dictionary_stands_beside_the_first(tmp_path, capsys):
+    """As training does with the PLT that a CLT is compared with."""
+    first, other = saved(tmp_path / "a"), saved(tmp_path / "b")
+    cfg = compose("evaluate", ["dictionary=a", "model=pico", "data=text", "data.paths=text.jsonl"])
+    OmegaConf.update(cfg, "data.held_out", 0.3)
+    cfg.eval = {name: cfg.eval[name] for name in ("reconstruction", "sparsity")}
+    cfg.eval_tokens = 256
+    record = evaluate.evaluate_into(
+        tmp_path / "run", cfg, first, load_model("pico"), {"the other one": other}
+    )
+    assert record["beside"]["the other one"]["figures"].keys() == record["figures"].keys()
+    assert record["beside"]["the other one"]["dictionary"]["parameters"] > 0
+    assert "the other one" in capsys.readouterr().out
+    assert "the other one" in (tmp_path / "run/report.html").read_text()
 
 
 def test_the_same_text_gives_the_same_figures(tmp_path):

@@ -10,7 +10,7 @@ An entry of the `eval` config group is one of three things, told apart by type:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, Self
 
@@ -68,6 +68,8 @@ class EvaluatedDictionary(Protocol):
 
     @property
     def decoder(self) -> Links: ...
+
+    def parameters(self) -> Iterator[Tensor]: ...
 
     def encode(self, x_NSD: Tensor) -> Code: ...
 

@@ -72,14 +72,15 @@ class Cooccurrence:
         self.pilot_tokens, self.max_tokens = pilot_tokens, max_tokens
 
     def __call__(self, context: EvalContext) -> EvalResult:
-        assert context.windows is not None, "co-occurrence is counted on held-out text"
+        windows = context.windows
+        assert windows is not None, "co-occurrence is counted on held-out text"
         context = replace(context, rows={})  # baselines have no features
-        pilot = [firings(seen) for seen in observe(context, context.windows, self.pilot_tokens)]
+        pilot = [firings(seen) for seen in observe(context, windows, self.pilot_tokens)]
         chosen = choose(pilot, self.features, self.pairs, self.classes)
         if chosen is None:
             return EvalResult()
         counts = Counts(chosen)
-        for seen in observe(context, context.windows, self.max_tokens or context.n_tokens):
+        for seen in observe(context, windows, self.max_tokens or context.n_tokens):
             counts.update(firings(seen))
         return EvalResult(figures=figures(counts.tables(), context.seed))
 

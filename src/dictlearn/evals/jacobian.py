@@ -48,7 +48,7 @@ class JacobianCosine:
     For dictionaries from mlp_in sites to the mlp_out of the same layers; nothing for others.
     """
 
-    def __init__(self, tokens: int = 256, windows: int = 16, probes: int = 16) -> None:
+    def __init__(self, tokens: int = 256, windows: int = 16, probes: int = 8) -> None:
         for key, value in (("tokens", tokens), ("windows", windows), ("probes", probes)):
             if value < 1:
                 raise ValueError(f"eval.jacobian.{key}={value}: want at least 1")

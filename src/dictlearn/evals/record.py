@@ -20,7 +20,13 @@ from dictlearn.types import ModelInfo
 
 FORMAT = 1
 # Per-feature series belong to the features themselves; these are small and worth replotting.
-KEPT_SERIES = ("density_histogram", "l0_histogram", "l0_by_position", "error_by_position")
+KEPT_SERIES = (
+    "density_histogram",
+    "l0_histogram",
+    "l0_by_position",
+    "error_by_position",
+    "decoder_norms",
+)
 
 
 def record_of(
@@ -28,29 +34,28 @@ def record_of(
     dictionary: EvaluatedDictionary,
     info: ModelInfo,
     data: Mapping[str, Any],
+    beside: Mapping[str, tuple[EvaluatedDictionary, Evaluation]] | None = None,
 ) -> dict[str, Any]:
-    """Plain JSON values. `data` is what the user asked the text to be; its hash is what it was."""
+    """Plain JSON values. `data` is what the user asked the text to be; its hash is what it was.
+
+    `beside` are other dictionaries, evaluated on the same text, by what to call them.
+    """
+    others = {
+        label: {"dictionary": _described(other), "figures": _plain(found.figures)}
+        for label, (other, found) in (beside or {}).items()
+    }
     return {
         "format": FORMAT,
-        "dictionary": {
-            "kind": dictionary.kind,
-            "sources": list(dictionary.sources),
-            "targets": list(dictionary.targets),
-            "code_sources": dictionary.code_sources,
-            "n_features": dictionary.n_features,
-            "width": dictionary.width,
-        },
+        "dictionary": _described(dictionary),
         "model": dict(vars(info)),
         "text": {
             "tokens": evaluation.tokens,
             "sha256": evaluation.tokens_sha256,
             "data": dict(data),
         },
-        "figures": {name: _finite(value) for name, value in evaluation.figures.items()},
-        "baselines": {
-            row: {name: _finite(value) for name, value in figures.items()}
-            for row, figures in evaluation.rows.items()
-        },
+        "figures": _plain(evaluation.figures),
+        "beside": others,
+        "baselines": {row: _plain(figures) for row, figures in evaluation.rows.items()},
         "series": {
             name: _rounded(evaluation.series[name])
             for name in KEPT_SERIES
@@ -86,9 +91,21 @@ def read_record(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: not a JSON file ({error}); evaluate again") from error
 
 
-def _finite(value: float) -> float | None:
+def _described(dictionary: EvaluatedDictionary) -> dict[str, Any]:
+    return {
+        "kind": dictionary.kind,
+        "sources": list(dictionary.sources),
+        "targets": list(dictionary.targets),
+        "code_sources": dictionary.code_sources,
+        "n_features": dictionary.n_features,
+        "width": dictionary.width,
+        "parameters": sum(parameter.numel() for parameter in dictionary.parameters()),
+    }
+
+
+def _plain(figures: Mapping[str, float]) -> dict[str, float | None]:
     """JSON has no NaN: an undefined figure is null."""
-    return value if math.isfinite(value) else None
+    return {name: value if math.isfinite(value) else None for name, value in figures.items()}
 
 
 def _rounded(series: Tensor) -> list[Any]:

@@ -42,11 +42,17 @@ def cell(column: Column, figures: Mapping[str, float | None]) -> str:
 
 
 def rows(record: Mapping[str, Any]) -> Iterator[tuple[str, list[str], bool]]:
-    """(label, cells, whether it is the dictionary), the dictionary first."""
-    first = label_of(record["dictionary"])
-    yield first, [cell(column, record["figures"]) for column in COLUMNS], True
+    """(label, cells, whether it is the dictionary), the dictionary first, then those beside it."""
+    for label, entry in dictionaries(record).items():
+        cells = [cell(column, entry["figures"]) for column in COLUMNS]
+        yield label, cells, entry["figures"] is record["figures"]
     for label, figures in record["baselines"].items():
         yield label, [cell(column, figures) for column in COLUMNS], False
+
+
+def dictionaries(record: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """label -> {dictionary, figures}: the one evaluated, then those put beside it."""
+    return {label_of(record["dictionary"]): record} | record.get("beside", {})
 
 
 def label_of(dictionary: Mapping[str, Any]) -> str:
@@ -78,6 +84,14 @@ def facts(record: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     if "ce_recovered" in f:
         gap = "of the CE that zero ablation costs"
         found.append(("recovered", f"{f['ce_recovered']:.1%}", gap))
+    if f.get("jacobian_cosine") is not None:
+        meaning = "cosine of the MLPs' Jacobian and the dictionary's"
+        if len(record["dictionary"]["sources"]) > 1:
+            meaning += f"; {f['jacobian_across']:.0%} of its own joins different layers"
+        found.append(("Jacobian", f"{f['jacobian_cosine']:.3f}", meaning))
+    if f.get("cooccurrence/share") is not None:
+        said = "of what co-firing pairs say of the next token, neither says alone"
+        found.append(("pairs", f"{f['cooccurrence/share']:.1%}", said))
     return found
 
 

@@ -15,7 +15,9 @@ from rich.progress import Progress
 from dictlearn.ckpt.dictionary import load_dictionary
 from dictlearn.config import conf_dir
 from dictlearn.dicts.dictionary import Dictionary
-from dictlearn.evals.evaluation import check_fits, evaluate_dictionary
+from dictlearn.evals import layers
+from dictlearn.evals.context import RowSource
+from dictlearn.evals.evaluation import Eval, Evaluation, check_fits, evaluate_dictionary
 from dictlearn.evals.record import record_of, write_record
 from dictlearn.evals.report import write_report
 from dictlearn.evals.table import renderable
@@ -39,12 +41,17 @@ def main(cfg: DictConfig) -> int:
 
 
 def evaluate_into(
-    folder: Path, cfg: DictConfig, dictionary: Dictionary, lm: LanguageModel
+    folder: Path,
+    cfg: DictConfig,
+    dictionary: Dictionary,
+    lm: LanguageModel,
+    beside: Mapping[str, Dictionary] | None = None,
 ) -> dict[str, Any]:
     """Runs `cfg.eval` on held-out text, prints the table, writes figures.json and the report.
 
-    Reads `data`, `eval`, `eval_tokens` and `eval_windows` of the configuration. Returns what
-    figures.json holds.
+    Reads `data`, `eval`, `eval_tokens` and `eval_windows` of the configuration. `beside` are other
+    dictionaries of the same model, by what to call them: the same figures, less the baselines, on
+    the same text, in the same tables. Returns what figures.json holds.
     """
     for key in ("eval_tokens", "eval_windows"):
         if cfg[key] < 1:
@@ -55,23 +62,33 @@ def evaluate_into(
     if not console.is_terminal:
         _say(f"Evaluating on {cfg.eval_tokens:,} held-out tokens.")
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("evaluating", total=None)
-        evaluation = evaluate_dictionary(
-            dictionary,
-            lm,
-            held_out,
-            evals,
-            train_windows=train,
-            n_tokens=cfg.eval_tokens,
-            batch_windows=cfg.eval_windows,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
-        )
+
+        def evaluated(name: str, one: Dictionary, evals: Mapping[str, Eval]) -> Evaluation:
+            task = bar.add_task(f"evaluating {name}".rstrip(), total=None)
+            return evaluate_dictionary(
+                one,
+                lm,
+                held_out,
+                evals,
+                train_windows=train,
+                n_tokens=cfg.eval_tokens,
+                batch_windows=cfg.eval_windows,
+                progress=lambda done, total: bar.update(task, completed=done, total=total),
+            )
+
+        evaluation = evaluated("", dictionary, evals)
+        of_dictionaries = {k: e for k, e in evals.items() if not isinstance(e, RowSource)}
+        others = {
+            label: (other, evaluated(label, other, of_dictionaries))
+            for label, other in (beside or {}).items()
+        }
     data = OmegaConf.to_container(cfg.data, resolve=True)
     assert isinstance(data, dict)
-    record = record_of(evaluation, dictionary, lm.info, {str(k): v for k, v in data.items()})
+    text = {str(key): value for key, value in data.items()}
+    record = record_of(evaluation, dictionary, lm.info, text, others)
     write_record(folder, record)
     write_report(folder)
-    Console().print(renderable(record))
+    Console().print(renderable(record), *layers.renderables(record), sep="\n")
     return record
 
 

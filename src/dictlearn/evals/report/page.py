@@ -9,12 +9,18 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from dictlearn.evals import table
+from dictlearn.evals import layers, table
 from dictlearn.evals.record import read_record
 from dictlearn.evals.report.history import read_history
+from dictlearn.evals.report.layer_plots import layer_plots
 from dictlearn.evals.report.plots import Plot, evaluation_plots, training_plots
 from dictlearn.evals.report.settings import read_settings, summary
 from dictlearn.evals.report.theme import inline_svg, save_png
+
+BY_LAYER = (
+    "Valid tokens only. A cell of the heat map is the mean decoder norm from source to target, times "
+    "the mean value of the source's active features, over the target's standard deviation."
+)
 
 
 def write_report(folder: Path) -> Path:
@@ -26,14 +32,16 @@ def write_report(folder: Path) -> Path:
     record = read_record(folder)
     history = read_history(folder / "metrics.jsonl")
     training, evaluation = training_plots(history), evaluation_plots(record)
+    by_layer = layer_plots(record)
     pictures = folder / "figures"
     pictures.mkdir(exist_ok=True)
-    for plot in (*training, *evaluation):
+    for plot in (*training, *by_layer, *evaluation):
         save_png(plot.draw, pictures / f"{plot.name}.png", plot.title, plot.width)
     path, partial = folder / "report.html", folder / "report.html.partial"
     name = folder.resolve().name
     settings = read_settings(folder / "config.yaml")
-    partial.write_text(page(name, record, settings, training, evaluation), encoding="utf-8")
+    html = page(name, record, settings, training, evaluation, by_layer)
+    partial.write_text(html, encoding="utf-8")
     partial.replace(path)
     return path
 
@@ -44,11 +52,15 @@ def page(
     settings: str,
     training: Iterable[Plot],
     evaluation: Iterable[Plot],
+    by_layer: Iterable[Plot] = (),
 ) -> str:
     """The whole HTML document. `settings` is the run's configuration as YAML, or empty."""
     sections = [
         _key_figures(record),
         _comparison(record),
+        _side_by_side(record),
+        _replacement(record),
+        _plots("By layer", BY_LAYER, by_layer, "plots few"),
         _plots("Training", "As logged during the run, on training text.", training, "plots"),
         _plots("On held-out text", "Valid tokens only.", evaluation, "plots few"),
         _settings(settings),
@@ -109,18 +121,7 @@ def _key_figures(record: Mapping[str, Any]) -> str:
 
 
 def _comparison(record: Mapping[str, Any]) -> str:
-    heads = "".join(
-        f'<th scope="col" title="{escape(column.meaning)}">'
-        + "<br>".join(filter(None, [*map(escape, column.title.split("\n")), column.unit]))
-        + "</th>"
-        for column in table.COLUMNS
-    )
-    body = "\n".join(
-        f'<tr{" class=own" if own else ""}><th scope="row">{escape(label)}</th>'
-        + "".join(f"<td>{value}</td>" for value in cells)
-        + "</tr>"
-        for label, cells, own in table.rows(record)
-    )
+    body = [([label], cells, own) for label, cells, own in table.rows(record)]
     facts = "\n".join(
         f'<tr><th scope="row">{escape(name)}</th><td>{escape(value)}</td>'
         f"<td>{escape(meaning)}</td></tr>"
@@ -131,14 +132,70 @@ def _comparison(record: Mapping[str, Any]) -> str:
 <h2>Beside the baselines</h2>
 <p class="note">FVU is pooled over tokens in float64. CE and KL compare the model with the
 reconstruction in place to the clean model, per token. Baselines are fitted on training text.</p>
-<div class="scroll"><table>
-<thead><tr><th scope="col"><span hidden>Reconstruction</span></th>{heads}</tr></thead>
+{_table(["Reconstruction"], table.COLUMNS, body)}
+{details if facts else ""}
+</section>"""
+
+
+def _side_by_side(record: Mapping[str, Any]) -> str:
+    body = [([label], cells, own) for label, cells, own in layers.side_by_side(record)]
+    if not body:
+        return ""
+    sentences = "\n".join(f"<p>{escape(text)}</p>" for text in layers.verdicts(record))
+    return f"""<section>
+<h2>Side by side</h2>
+<p class="note">The Jacobian cosine compares how outputs change with inputs to how the MLPs' do. What a
+dictionary computes in one layer and writes to another, past its MLP, counts against it.</p>
+{_table(["Dictionary"], layers.SIDE_BY_SIDE, body)}
+{sentences}
+</section>"""
+
+
+def _replacement(record: Mapping[str, Any]) -> str:
+    rows = list(layers.replaced(record))
+    if not rows:
+        return ""
+    several = len(table.dictionaries(record)) > 1
+    body = [
+        ([setting, label] if several else [setting], cells, own and several)
+        for setting, label, cells, own in rows
+    ]
+    heads = ["Layers replaced", "Dictionary"] if several else ["Layers replaced"]
+    return f"""<section>
+<h2>Replacement model</h2>
+<p class="note">Teacher forced, encoders read the clean run; free running, the patched one. One layer is
+the mean over each alone, half the mean over the even and the odd layers. The score is 1 minus KL over
+the KL of zero ablation of the same layers.</p>
+{_table(heads, layers.REPLACED, body)}
+</section>"""
+
+
+def _table(
+    heads: list[str],
+    columns: Iterable[table.Column],
+    rows: Iterable[tuple[list[str], list[str], bool]],
+) -> str:
+    """Rows are (what stands in the heads' columns, cells, whether it is the dictionary's own)."""
+    named = "".join(f'<th scope="col"><span hidden>{escape(head)}</span></th>' for head in heads)
+    titles = "".join(
+        f'<th scope="col" title="{escape(column.meaning)}">'
+        + "<br>".join(filter(None, [*map(escape, column.title.split("\n")), column.unit]))
+        + "</th>"
+        for column in columns
+    )
+    body = "\n".join(
+        f"<tr{' class=own' if own else ''}>"
+        + "".join(f'<th scope="row">{escape(label)}</th>' for label in labels)
+        + "".join(f"<td>{value}</td>" for value in cells)
+        + "</tr>"
+        for labels, cells, own in rows
+    )
+    return f"""<div class="scroll"><table>
+<thead><tr>{named}{titles}</tr></thead>
 <tbody>
 {body}
 </tbody>
-</table></div>
-{details if facts else ""}
-</section>"""
+</table></div>"""
 
 
 def _plots(title: str, note: str, plots: Iterable[Plot], layout: str) -> str:

@@ -81,7 +81,7 @@ def _curves(name: str, title: str, curves: Mapping[str, Series], unit: str) -> P
             scaled = [100 * v for v in y] if unit == PERCENT else y
             axes.plot(x, scaled, color=colour, label=label, linewidth=1.4)
         values = [v for _, y in curves.values() for v in y]
-        _unit_above(axes, _vertical_scale(axes, values, unit), palette)
+        unit_above(axes, _vertical_scale(axes, values, unit), palette)
         axes.set_xlim(left=0)
         axes.set_xlabel("tokens trained on")
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -101,25 +101,25 @@ def _vertical_scale(axes: Axes, values: Sequence[float], unit: str) -> str:
         within = (1.0, 2.0, 5.0) if high < 50 * low else (1.0,)
         axes.yaxis.set_major_locator(LogLocator(subs=within, numticks=8))
         axes.yaxis.set_minor_formatter(NullFormatter())
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: _short(v)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: short(v)))
         return f"{unit}, log scale".removeprefix(", ")
     scale = 100 if unit == PERCENT else 1
     top = 1.08 * max(high, 0.0) * scale or 1.0  # something to look at where all is zero
     axes.set_ylim(bottom=min(0.0, 1.08 * low * scale), top=top)
     axes.yaxis.set_major_locator(MaxNLocator(5, steps=TIDY))
-    plain = FuncFormatter(lambda v, _: _short(v))
+    plain = FuncFormatter(lambda v, _: short(v))
     axes.yaxis.set_major_formatter(EngFormatter(sep="") if high >= 1e4 else plain)
     return unit
 
 
-def _short(value: float) -> str:
+def short(value: float) -> str:
     """0.25, 3e-4: without zeros that say nothing."""
     if value and abs(value) < 1e-3:
         return f"{value:.1e}".replace(".0e", "e").replace("e-0", "e-")
     return f"{value:g}"
 
 
-def _unit_above(axes: Axes, unit: str, palette: Palette) -> None:
+def unit_above(axes: Axes, unit: str, palette: Palette) -> None:
     """The vertical axis' unit, level and at its head, where it is read without turning one's neck."""
     axes.annotate(
         unit, (0, 1), (-LEFT * 72 + 2, 8), xycoords="axes fraction", textcoords="offset points",
@@ -137,7 +137,7 @@ def _density(histogram: Sequence[Sequence[float]], figures: Mapping[str, Any]) -
         axes.xaxis.set_major_locator(MaxNLocator(6, steps=TIDY, integer=True))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: _share(10**v)))
         axes.set_xlabel("share of tokens on which a feature fires")
-        _unit_above(axes, "features", palette)
+        unit_above(axes, "features", palette)
         axes.yaxis.set_major_locator(MaxNLocator(5, steps=TIDY, integer=True))
         axes.axvline(-1, color=palette.muted, linewidth=0.8, linestyle=(0, (2, 2)))
 
@@ -160,7 +160,7 @@ def _l0_histogram(counts: Sequence[float], figures: Mapping[str, Any]) -> Plot:
         axes.set_xlim(-0.5 * stride, max(most * 1.03, 1) + stride)
         axes.set_xlabel("active features on a token")
         axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}%"))
-        _unit_above(axes, "share of tokens", palette)
+        unit_above(axes, "share of tokens", palette)
         axes.yaxis.set_major_locator(MaxNLocator(5, steps=TIDY))
         axes.xaxis.set_major_locator(MaxNLocator(6, steps=TIDY, integer=True))
 
@@ -179,9 +179,9 @@ def _by_position(name: str, title: str, unit: str, table: Sequence[Sequence[floa
         axes.set_ylim(bottom=0, top=1.12 * max(y))
         axes.set_xlim(0, len(table[0]))
         axes.set_xlabel("position in the window, tokens")
-        _unit_above(axes, unit, palette)
+        unit_above(axes, unit, palette)
         axes.yaxis.set_major_locator(MaxNLocator(5, steps=TIDY))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: _short(v)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: short(v)))
         axes.xaxis.set_major_locator(MaxNLocator(6, steps=TIDY, integer=True))
 
     label = f"{title}: {y[0]:.3g} {unit} near position {x[0]:.0f}, {y[-1]:.3g} near {x[-1]:.0f}"
