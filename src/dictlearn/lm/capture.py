@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dictlearn.lm.hooks import attach
-from dictlearn.lm.language_model import LanguageModel
+from dictlearn.lm.language_model import OTHER, LanguageModel
 from dictlearn.lm.sites import Site, resolve
 
 
@@ -32,9 +32,18 @@ def capture(
     observed, so the order of `sites` means nothing. Sites that are one tensor come back as one
     tensor (resid_post.L and resid_pre.(L+1)): don't write into them.
 
+    Sites of another model that reads the same tokens, other/<site>, take a pass of that one.
+
     `tokens_BP` may lie on any device; values come back on the model's. For a vision model it is
     the pixels.
     """
+    if theirs := [name for name in sites if name.startswith(OTHER)]:
+        other = lm.at(theirs[0])[0]
+        bare = [name.removeprefix(OTHER) for name in theirs]
+        found = capture(other, tokens_BP, bare, attention_mask_BP)
+        own = capture(lm, tokens_BP, [n for n in sites if n not in theirs], attention_mask_BP)
+        both = own | {OTHER + name: value.to(lm.device) for name, value in found.items()}
+        return {name: both[name] for name in sites}
     wanted = {name: resolve(lm.model, name, lm.info) for name in sites}
     seen: dict[str, tuple[Tensor, int]] = {}
     if not wanted:

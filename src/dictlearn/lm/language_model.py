@@ -12,6 +12,8 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from dictlearn.types import ModelInfo
 
+OTHER = "other/"
+
 
 @final
 @dataclass(frozen=True, eq=False)
@@ -26,6 +28,15 @@ class LanguageModel:
     tokenizer: PreTrainedTokenizerBase | None
     info: ModelInfo
     special_ids: frozenset[int]  # specials, pads and ids no text makes: never seen by a dictionary
+    other: LanguageModel | None = None  # reads the same tokens; its sites are other/<site>
+
+    def at(self, site: str) -> tuple[LanguageModel, str]:
+        """Whose the site is, and what it is called there."""
+        if not site.startswith(OTHER):
+            return self, site
+        if self.other is None:
+            raise ValueError(f"site {site}: there is no other model; model.other=<path> names it")
+        return self.other, site.removeprefix(OTHER)
 
     @property
     def device(self) -> torch.device:

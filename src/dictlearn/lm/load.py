@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -56,6 +57,7 @@ def load_model(
     device: str = "cpu",
     dtype: str = "auto",
     attn: str = "auto",
+    other: str | None = None,
 ) -> LanguageModel:
     """The model in evaluation mode, without gradients, and its tokenizer if it has one.
 
@@ -65,6 +67,8 @@ def load_model(
         device: cpu, cuda, cuda:N, mps, or auto (this process's GPU where there is one, else cpu).
         dtype: float32, bfloat16, or auto (bfloat16 on a GPU, else float32).
         attn: attention implementation; auto is sdpa for every family that has it, else eager.
+        other: a second model of the same width and tokenizer, such as a fine-tune of the first;
+            its sites are called other/<site>.
 
     Weights are safetensors; pickled ones are refused, and so is code that comes with a model.
     Warns where the family's residual is not the sum of its sites (see check.py).
@@ -87,7 +91,21 @@ def load_model(
     lm = freeze(model, tokenizer, name=path, revision=revision)
     if lm.trunk is not model:
         check_sums(lm)
-    return lm
+    return lm if other is None else _beside(lm, load_model(other, None, device, dtype, attn))
+
+
+def _beside(lm: LanguageModel, other: LanguageModel) -> LanguageModel:
+    """`lm` with the sites of `other` too. ValueError unless tokens and width mean the same to both."""
+    names = f"model.other={other.info.name}"
+    if other.info.width != lm.info.width:
+        raise ValueError(
+            f"{names}: it is {other.info.width} wide and {lm.info.name} {lm.info.width}; a dictionary "
+            "has one width"
+        )
+    ids = [one.tokenizer.get_vocab() if one.tokenizer else None for one in (lm, other)]
+    if ids[0] != ids[1]:
+        raise ValueError(f"{names}: want the tokenizer of {lm.info.name}; theirs differ")
+    return replace(lm, other=other)
 
 
 def load_skeleton(path: str, revision: str | None = None) -> LanguageModel:

@@ -65,7 +65,8 @@ class Reader:
         if len(windows) == 0:
             raise ValueError("data: there is no text to read, not one window of tokens")
         for site in sites:
-            resolve(lm.model, site, lm.info)  # an unknown site is known to be one before any work
+            whose, name = lm.at(site)
+            resolve(whose.model, name, whose.info)  # an unknown site is one before any work
         self.lm = lm
         self.dropped = 0  # tokens that nonfinite=drop left out in this process
         self._windows = windows
