@@ -27,8 +27,9 @@ def clt(
     """mlp_in.l -> mlp_out.l, mlp_out.(l+1), ... for every layer l of `layers` (null: all).
 
     `n_features` and `k` count per layer; n_features null means as many as make the parameters those
-    of transcoders per layer with expansion * width features each. `window` is the number of layers that a feature reaches, its own included (null: all later ones; 1: a transcoder
-    per layer). `tied` gives it the same vector for all of them, `skip` each layer a linear path.
+    of transcoders per layer with expansion * width features each. `window` is the number of layers
+    that a feature reaches, its own included (null: all later ones; 1: a transcoder per layer).
+    `tied` gives it the same vector for all of them, `skip` each layer a linear path.
     """
     sources, targets = mlp_sites(layers, info)
     pairs = sum(min(window or layer, layer) for layer in range(1, len(sources) + 1))

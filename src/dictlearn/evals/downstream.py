@@ -95,6 +95,7 @@ class DownstreamMeter(Meter):
             replacements = {
                 target: replacement(y_hat)
                 for target, y_hat in zip(self.targets, y_hat_TBPD, strict=True)
+                if self.lm.at(target)[0] is self.lm
             }
             with patched(self.lm, replacements, mask_BP=turn.valid_BP):
                 return states()

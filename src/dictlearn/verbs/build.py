@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from dictlearn.dicts.dictionary import Dictionary
+from dictlearn.dicts.plt import plt_beside
 from dictlearn.lm.language_model import LanguageModel
 from dictlearn.lm.load import read_info
 from dictlearn.objectives.objective import Objective
@@ -17,6 +19,8 @@ from dictlearn.sources.protocol import Source
 from dictlearn.train.module import DictionaryTraining
 from dictlearn.train.trainee import Trainee
 from dictlearn.types import ModelInfo
+
+BESIDE_BELOW = 1e8  # parameters: what a laptop trains twice
 
 
 def reads_model(cfg: DictConfig) -> bool:
@@ -98,10 +102,27 @@ def connect(cfg: DictConfig, training: DictionaryTraining, lm: LanguageModel | N
             trainee.objective.connect(lm, teacher, trainee.dictionary)
 
 
-def build_training(cfg: DictConfig, dictionary: Dictionary) -> DictionaryTraining:
-    trainee = Trainee(dictionary, build_objective(cfg), cfg.normalise, dead_after(cfg))
+def build_beside(cfg: DictConfig, dictionary: Dictionary) -> dict[str, Dictionary]:
+    """What is trained on the same stream to be compared with: by name, nothing for most kinds."""
+    if cfg.beside not in (True, False, "auto"):
+        raise ValueError(f"beside={cfg.beside}: want true, false or auto")
+    features = [dictionary.encoder, dictionary.decoder]
+    parameters = sum(p.numel() for part in features for p in part.parameters())
+    wanted = parameters < BESIDE_BELOW if cfg.beside == "auto" else cfg.beside
+    if dictionary.kind != "clt" or not wanted:
+        return {}
+    return {"plt": plt_beside(dictionary.shape, parameters, instantiate(cfg.sparsity))}
+
+
+def build_training(
+    cfg: DictConfig, dictionary: Dictionary, beside: Mapping[str, Dictionary] | None = None
+) -> DictionaryTraining:
+    trained = {"dictionary": dictionary, **(beside or {})}
     return DictionaryTraining(
-        {"dictionary": trainee},
+        {
+            name: Trainee(one, build_objective(cfg), cfg.normalise, dead_after(cfg))
+            for name, one in trained.items()
+        },
         optimiser=instantiate(cfg.optim),
         schedule=instantiate(cfg.schedule),
         steps=cfg.steps,

@@ -44,7 +44,8 @@ def main(cfg: DictConfig) -> int:
     info = build.build_info(cfg)
     lightning.seed_everything(cfg.seed, workers=True, verbose=False)
     dictionary = build.build_dictionary(cfg, info)  # refuses what can't work, before any work
-    training = build.build_training(cfg, dictionary)
+    beside = build.build_beside(cfg, dictionary)
+    training = build.build_training(cfg, dictionary, beside)
     with run_lock(run):
         collect_garbage(run)
         resume = resolve_resume(cfg.resume, run)
@@ -63,7 +64,9 @@ def main(cfg: DictConfig) -> int:
         run.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(cfg, run / "config.yaml", resolve=True)
         if resume.folder is None:
-            training.trainee().begin(source.sample(SAMPLE_TOKENS))
+            sample = source.sample(SAMPLE_TOKENS)
+            for _, trainee in training.named_trainees():
+                trainee.begin(sample)
         try:
             fit(cfg, training, source, resume.folder)
         except Interrupted as interrupted:
@@ -112,12 +115,17 @@ def fit(
 
 def finish(cfg: DictConfig, run: Path, training: DictionaryTraining, lm: LanguageModel) -> None:
     """Saves the inference form, evaluates it on held-out text and writes the report."""
-    trainee = training.trainee().to(lm.device)
-    held_out = build.build_source(cfg, lm, trainee.dictionary, "eval")
+    held_out = build.build_source(cfg, lm, training.trainee().dictionary, "eval")
     sample = held_out.sample(SAMPLE_TOKENS)
-    dictionary = trainee.inference_form(partial(split, sample, cfg.batch_tokens))
-    save_dictionary(dictionary, run / "dictionary", provenance(cfg, lm.info))
-    evaluate_into(run, cfg, dictionary, lm)
+    finished = {}
+    for name, trainee in training.named_trainees():
+        one = trainee.to(lm.device).inference_form(partial(split, sample, cfg.batch_tokens))
+        folder = run / "dictionary" if name == "dictionary" else run / "beside" / name
+        save_dictionary(one, folder, provenance(cfg, lm.info))
+        finished[name] = one
+    dictionary = finished.pop("dictionary")
+    beside = {f"{name}, equal parameters": one for name, one in finished.items()}
+    evaluate_into(run, cfg, dictionary, lm, beside)
     say(f"{run / 'report.html'} shows the run; dictlearn.load('{run}') gives the dictionary")
 
 
