@@ -107,7 +107,8 @@ def _translated(override: str) -> list[str]:
 def _paths() -> dict[str, str]:
     """Where each preset of the model group finds its model."""
     found = {o: OmegaConf.load(conf_dir() / "model" / f"{o}.yaml") for o in options("model")}
-    return {o: y["path"] for o, y in found.items() if not OmegaConf.is_missing(y, "path")}
+    paths = {o: OmegaConf.select(y, "path", throw_on_missing=False) for o, y in found.items()}
+    return {option: path for option, path in paths.items() if path is not None}
 
 
 def quoted(value: str) -> str:

@@ -154,7 +154,8 @@ def test_the_streamed_error_has_every_gradient_of_the_plain_one(options):
     into = torch.empty_like(y)
     streamed = dictionary.squared_error(code, x, y, weights, into=into)
     outputs = dictionary.decode_prefixes(code, x)
-    plain = sum(w * (y - y_hat).square().sum() for w, y_hat in zip(weights, outputs, strict=True))
+    errors = [w * (y - y_hat).square().sum() for w, y_hat in zip(weights, outputs, strict=True)]
+    plain = torch.stack(errors).sum()
     torch.testing.assert_close(streamed, plain)
     torch.testing.assert_close(into, outputs[-1].detach())
     inputs = [code.values, *dictionary.decoder.parameters()]
@@ -213,6 +214,7 @@ def test_unit_norms_stay_and_the_gradient_leaves_them_alone(kind):
         for step in (1e-6, -2e-6, 1e-6):
             with torch.no_grad():
                 for parameter in dictionary.decoder.parameters():
+                    assert parameter.grad is not None
                     parameter.add_(parameter.grad, alpha=step)
             norms.append(dictionary.decoder.norms().detach())
         return float((norms[0] - norms[1]).abs().max() / 2e-6)

@@ -58,7 +58,7 @@ def autoencoder() -> Dictionary:
 
 def transcoders(layers: int = LAYERS) -> Dictionary:
     """Of all layers, side by side."""
-    names = {
+    names: dict[str, Any] = {
         "sources": tuple(f"mlp_in.{i}" for i in range(layers)),
         "targets": tuple(f"mlp_out.{i}" for i in range(layers)),
     }
@@ -333,7 +333,9 @@ def test_later_layers_are_compared_in_one_scale():
             error = scale * (clean[site] - seen[site])[VALID]
             errors.append(error.square().sum(-1).mean())
     torch.testing.assert_close(value.double(), 2 * sum(errors) / 2, rtol=1e-3, atol=1e-6)
-    assert term.figures()["later_error"] == pytest.approx(float(sum(errors).detach()) / 2, rel=1e-3)
+    assert term.figures()["later_error"] == pytest.approx(
+        float(torch.stack(errors).sum().detach()) / 2, rel=1e-3
+    )
     assert "later_scale_L" in term.state_dict()
 
 
@@ -362,6 +364,7 @@ def test_the_model_is_no_part_of_the_objective_and_copies_share_it():
     copied = copy.deepcopy(objective)
     term = copied.terms["kl"]
     assert isinstance(term, KLToTeacher)
+    assert term._lm is not None
     assert term._lm is tiny() and term._lm.model is tiny().model
     assert torch.equal(
         copied(forward_of(dictionary))["kl"], objective(forward_of(dictionary))["kl"]

@@ -25,7 +25,7 @@ PLACE: dict[str, Any] = {
     "batch_tokens": 2 * CONTEXT,
     "seed": 3,
 }
-LIVE = {"buffer_tokens": 64, "lm_batch_windows": 2}
+LIVE: dict[str, Any] = {"buffer_tokens": 64, "lm_batch_windows": 2}
 
 
 @dataclass

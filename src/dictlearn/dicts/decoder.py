@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import final
+from typing import Any, final
 
 import torch
 from dictlearn_kernels.sparse_decode import sparse_decode
@@ -23,6 +23,7 @@ class Decoder(nn.Module, ABC):
     (in this order: see Gao et al. 2024, A.3; momentum brings back a radial part, so both are needed).
     """
 
+    W_dec: Any  # a parameter [S, F, D], or a list of them, one for each target
     b_dec: nn.Parameter  # TD
     unit_norm: bool
 

@@ -25,6 +25,8 @@ from dictlearn.lm.language_model import LanguageModel
 from dictlearn.lm.load import load_model, read_info
 from dictlearn.verbs import build
 
+BESIDE = "beside"  # folder in a run's, of the dictionaries to compare its own with
+
 
 def main(cfg: DictConfig) -> int:
     """Loads, evaluates, prints the table; returns the process's exit status."""
@@ -35,9 +37,20 @@ def main(cfg: DictConfig) -> int:
     if not cfg.get("data"):
         with open_dict(cfg):
             cfg.data = trained_on(trained, path)
-    evaluate_into(folder, cfg, dictionary.to(lm.device), lm)
+    beside = {name: one.to(lm.device) for name, one in load_beside(Path(path)).items()}
+    evaluate_into(folder, cfg, dictionary.to(lm.device), lm, beside)
     _say(f"The report: {folder / 'report.html'}")
     return 0
+
+
+def load_beside(run: Path) -> dict[str, Dictionary]:
+    """What a run trained to be compared with, by what to call it."""
+    folders = sorted(path for path in (run / BESIDE).glob("*") if path.is_dir())
+    return {label_beside(path.name): load_dictionary(path) for path in folders}
+
+
+def label_beside(name: str) -> str:
+    return f"{name}, equal parameters"
 
 
 def evaluate_into(

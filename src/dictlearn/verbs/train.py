@@ -32,7 +32,7 @@ from dictlearn.train.loader import SourceLoader
 from dictlearn.train.module import DictionaryTraining
 from dictlearn.types import Batch, ModelInfo
 from dictlearn.verbs import build
-from dictlearn.verbs.evaluate import evaluate_into
+from dictlearn.verbs.evaluate import BESIDE, evaluate_into, label_beside
 
 SAMPLE_TOKENS = 16_384  # for scales, biases and thresholds
 
@@ -120,11 +120,11 @@ def finish(cfg: DictConfig, run: Path, training: DictionaryTraining, lm: Languag
     finished = {}
     for name, trainee in training.named_trainees():
         one = trainee.to(lm.device).inference_form(partial(split, sample, cfg.batch_tokens))
-        folder = run / "dictionary" if name == "dictionary" else run / "beside" / name
+        folder = run / "dictionary" if name == "dictionary" else run / BESIDE / name
         save_dictionary(one, folder, provenance(cfg, lm.info))
         finished[name] = one
     dictionary = finished.pop("dictionary")
-    beside = {f"{name}, equal parameters": one for name, one in finished.items()}
+    beside = {label_beside(name): one for name, one in finished.items()}
     evaluate_into(run, cfg, dictionary, lm, beside)
     say(f"{run / 'report.html'} shows the run; dictlearn.load('{run}') gives the dictionary")
 
