@@ -20,6 +20,7 @@ from huggingface_hub.errors import (
 )
 
 PICO_PATH = Path(__file__).parent / "pico"
+SHAPES = Path(__file__).parent / "shapes"  # config.json of the presets' models: sizes, no weights
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 REACH_SECONDS = 5.0  # the hub's own client retries for half a minute; one look is enough
@@ -29,18 +30,27 @@ WANTED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 UNWANTED = ["*/*", "consolidated*"]
 
 
-def locate(path: str, revision: str | None, *, weights: bool) -> tuple[Path, str | None]:
+def locate(
+    path: str, revision: str | None, *, weights: bool, shape: bool = False
+) -> tuple[Path, str | None]:
     """The model's folder and its revision: a commit hash for a hub id, as asked for a folder.
 
     A hub id is downloaded into the hub's own cache, or found there when the hub is out of reach;
-    without `weights`, its config alone. ValueError with what to do about it otherwise.
+    without `weights`, its config alone. Where only its `shape` is wanted, the hub does not give it
+    and no copy is here, it is the one that comes with this package, for the models of the presets.
+    ValueError with what to do about it otherwise.
     """
     if path == "pico":
         folder = PICO_PATH
     elif path and Path(path).expanduser().exists():
         folder = Path(path).expanduser()
     elif path and HUB_ID.fullmatch(path):
-        folder = _from_hub(path, revision, weights)
+        try:
+            folder = _from_hub(path, revision, weights)
+        except ValueError:
+            if shape and revision is None and (SHAPES / path / "config.json").is_file():
+                return SHAPES / path, None
+            raise
         return folder, folder.name
     else:
         raise ValueError(f"model.path={path}: no such folder, and not a hub id (owner/name)")

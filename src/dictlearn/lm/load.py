@@ -111,9 +111,10 @@ def _beside(lm: LanguageModel, other: LanguageModel) -> LanguageModel:
 def load_skeleton(path: str, revision: str | None = None) -> LanguageModel:
     """The model of `load_model` on the meta device: shapes, sites and costs, but no weights.
 
-    Reads config.json alone. Raises ValueError as `load_model` does.
+    Reads config.json alone, and for the models of the presets needs no hub: their sizes come with
+    this package. Raises ValueError as `load_model` does.
     """
-    folder, revision = locate(path, revision, weights=False)
+    folder, revision = locate(path, revision, weights=False, shape=True)
     config = _read_config(path, folder)
     loader = AutoModelForCausalLM if _is_causal_lm(config) else AutoModel
     with torch.device("meta"):
