@@ -42,6 +42,13 @@ def test_the_models_flops_stop_at_the_last_site() -> None:
         assert flops == 2 * block * (layer + 1)
 
 
+def test_whole_windows_need_no_shuffle_buffer() -> None:
+    made = {name: planned(f"objective={name}") for name in ("mse", "mse_then_kl", "kl")}
+    assert not any(plan.mistakes for plan in made.values())
+    has = {name: "memory, shuffle buffer" in plan.facts for name, plan in made.items()}
+    assert has == {"mse": True, "mse_then_kl": True, "kl": False}
+
+
 MISTAKES = {
     "dictionary": ["dict.layer=4"],
     "source": ["source.buffer_tokens=1024"],

@@ -113,8 +113,10 @@ def describe(
         "the run": f"{_si((forward + own) * cfg.steps)}FLOP",
         "language model": f"{info.name}: {info.family}, {info.n_layers} layers",
         "memory, language model": _bytes(model_bytes),
-        "memory, shuffle buffer": _bytes(buffer_bytes(cfg, shape.width, len(sites))),
     }
+    if "buffer_tokens" in cfg.source:  # source=windows shuffles nothing
+        buffer = buffer_bytes(cfg, shape.width, len(sites))
+        plan.facts["memory, shuffle buffer"] = _bytes(buffer)
 
 
 def show(plan: Plan, console: Console) -> None:
