@@ -114,6 +114,8 @@ class DictionaryTraining(lightning.LightningModule):
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
+        # Lightning keeps gradients until after the next forward pass, which can make others as large.
+        self.zero_grad(set_to_none=True)
         for _, trainee in self.named_trainees():
             trainee.after_step(self._accepted)
         if self._accepted:
