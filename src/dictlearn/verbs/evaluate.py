@@ -165,7 +165,10 @@ def _model(cfg: DictConfig, dictionary: Dictionary, trained: Mapping[str, Any]) 
     revision = trained.get("revision")
     revision = revision if isinstance(revision, str) else None
     check_fits(dictionary, read_info(name, revision))
-    return load_model(name, revision, device="auto")
+    other = trained.get("other_model")
+    return load_model(
+        name, revision, device="auto", other=other if isinstance(other, str) else None
+    )
 
 
 def _say(text: str) -> None:

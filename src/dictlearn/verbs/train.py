@@ -176,6 +176,7 @@ def provenance(cfg: DictConfig, info: ModelInfo) -> dict[str, Any]:
     return {
         "model": info.name,
         "revision": info.revision,
+        "other_model": cfg.model.other,
         "tokens": build.run_tokens(cfg),
         "normalise": cfg.normalise,
         "data": config["data"],
