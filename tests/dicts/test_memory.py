@@ -2,48 +2,17 @@
 
 from __future__ import annotations
 
-import weakref
-
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from dictlearn.dicts.clt import clt
 from dictlearn.objectives.protocol import Forward
 from dictlearn.objectives.reconstruction import Reconstruction
 from dictlearn.types import ModelInfo
 from tests.dictionaries import SPARSITIES
+from tests.peak import Peak
 
 N, D, F = 1024, 512, 8
 ONE_TARGET = N * D * 4
-
-
-class Peak(TorchDispatchMode):
-    """The most bytes alive at once in storages that operations made while it was on."""
-
-    def __init__(self):
-        super().__init__()
-        self.alive = self.most = 0
-        self.seen: set[int] = set()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        given = {
-            t.untyped_storage()._cdata for t in tree_leaves(args) if isinstance(t, torch.Tensor)
-        }
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, torch.Tensor):
-                storage = tensor.untyped_storage()
-                if storage._cdata not in given | self.seen:
-                    self.seen.add(storage._cdata)
-                    self.alive += storage.nbytes()
-                    weakref.finalize(storage, self._freed, storage._cdata, storage.nbytes())
-        self.most = max(self.most, self.alive)
-        return result
-
-    def _freed(self, key: int, n_bytes: int) -> None:
-        self.seen.discard(key)
-        self.alive -= n_bytes
 
 
 def peak_of_a_step(n_layers: int, streamed: bool) -> int:
@@ -69,3 +38,29 @@ def test_memory_does_not_grow_with_the_number_of_targets():
     assert grown < codes + gradients + ONE_TARGET / 2
     plain = peak_of_a_step(6, streamed=False) - peak_of_a_step(2, streamed=False)
     assert plain > 8 * ONE_TARGET > 2 * grown  # the measure does see activations
+
+
+def test_gradients_of_few_features_take_few_bytes():
+    """AuxK's, beside those of the reconstruction: rows of the dead alone, and the same numbers."""
+    info = ModelInfo("tiny", None, "qwen3", 4, D, 100, 64)
+    many = 256
+    dictionary = clt(info, SPARSITIES["topk"], n_features=many, k=4)
+    x, y = torch.randn(2, 64, 4, D)
+    with torch.no_grad():
+        code = dictionary.encode(x)
+    few = code.where(code.features < many // 8)
+    decoder = dictionary.decoder.W_dec
+    with Peak() as peak:
+        error = dictionary.squared_error(few, x, y, [0.5], only_features=True)
+        held = peak.alive
+    assert held < sum(W.nbytes for W in decoder) / 4
+    whole = dictionary.squared_error(code, x, y, [1.0])
+    (3 * error + whole).backward()
+    found = [W.grad.clone() for W in decoder]
+    dictionary.zero_grad()
+    dense = dictionary.decoder.without_bias(few)
+    plain = 3 * 0.5 * (y - dense).square().sum() + (y - dictionary.decode(code)).square().sum()
+    plain.backward()
+    for one, W in zip(found, decoder, strict=True):
+        assert one.layout == torch.strided
+        torch.testing.assert_close(one, W.grad)

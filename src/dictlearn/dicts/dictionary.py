@@ -197,7 +197,14 @@ class Dictionary(nn.Module):
         groups = [(code, slice(None))] if only_features else self._groups(code)
         skip = None if self.W_skip is None or only_features else (x_NSD, self.W_skip)
         return self.decoder.squared_error(
-            code.values, groups, y_NTD, weights, skip, with_bias=not only_features, into=into
+            code.values,
+            groups,
+            y_NTD,
+            weights,
+            skip,
+            with_bias=not only_features,
+            into=into,
+            few_rows=only_features,
         )
 
     def _groups(self, code: Code) -> list[Group]:

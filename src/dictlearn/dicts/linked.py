@@ -69,10 +69,12 @@ class LinkedDecoder(Decoder):
         *,
         with_bias: bool = True,
         into: Tensor | None = None,
+        few_rows: bool = False,
     ) -> Tensor:
         """sum_g weights[g] ||y - y_hat_g||^2, y_hat_g from the first g groups of a code's entries.
 
-        `skip` is (x [N, T, D], W_skip [T, D, D]). See `Dictionary.squared_error`.
+        `skip` is (x [N, T, D], W_skip [T, D, D]); `few_rows` says that the code is one of few of the
+        features. See `Dictionary.squared_error`.
         """
 
         def piece(t: int, affine: dict[str, Tensor]) -> Piece:
@@ -94,7 +96,8 @@ class LinkedDecoder(Decoder):
         affine = [{"bias": b_D} if with_bias else {} for b_D in self.b_dec.unbind()]
         if skip is not None:
             affine = [own | {"skip": W} for own, W in zip(affine, skip[1].unbind(), strict=True)]
-        return streamed_sum(values, [piece(t, own) for t, own in enumerate(affine)])
+        pieces = [piece(t, own) for t, own in enumerate(affine)]
+        return streamed_sum(values, pieces, few_rows=few_rows)
 
     def reads(self, target: int) -> range:
         return self.sources_of[target]

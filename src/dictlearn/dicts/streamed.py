@@ -12,24 +12,30 @@ from torch.autograd.function import once_differentiable
 Piece = tuple[Callable[..., Tensor], tuple[Tensor, ...]]  # scalar = fn(shared, *own)
 
 
-def streamed_sum(shared: Tensor, pieces: Sequence[Piece]) -> Tensor:
+def streamed_sum(shared: Tensor, pieces: Sequence[Piece], *, few_rows: bool = False) -> Tensor:
     """sum_i fn_i(shared, *own_i), a scalar, differentiable in `shared` and in every own tensor.
 
     Each term's gradients are taken in the forward pass, right after the term, and its graph is let
-    go: what lives on are gradients, never activations. An own tensor belongs to one piece.
+    go: what lives on are gradients, never activations. An own tensor belongs to one piece. With
+    `few_rows`, a gradient that is zero in most rows lives on as a sparse tensor of the others.
     """
     functions = [fn for fn, _ in pieces]
     counts = [len(own) for _, own in pieces]
     flat = [tensor for _, own in pieces for tensor in own]
-    return _StreamedSum.apply(functions, counts, shared, *flat)  # type: ignore[return-value]
+    return _StreamedSum.apply(functions, counts, few_rows, shared, *flat)  # type: ignore[return-value]
 
 
 class _StreamedSum(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, functions: list, counts: list[int], shared: Tensor, *flat: Tensor
+        ctx: Any,
+        functions: list,
+        counts: list[int],
+        few_rows: bool,
+        shared: Tensor,
+        *flat: Tensor,
     ) -> Tensor:
-        wanted = ctx.needs_input_grad[2:]
+        wanted = ctx.needs_input_grad[3:]
         leaf = shared.detach().requires_grad_(wanted[0])
         shared_gradient = torch.zeros_like(shared) if wanted[0] else None
         gradients: list[Tensor | None] = []
@@ -49,7 +55,8 @@ class _StreamedSum(torch.autograd.Function):
             found = iter(torch.autograd.grad(value, inputs, allow_unused=True) if inputs else ())
             if shared_gradient is not None and (gradient := next(found)) is not None:
                 shared_gradient += gradient
-            gradients += [next(found) if tensor.requires_grad else None for tensor in own]
+            new = [next(found) if tensor.requires_grad else None for tensor in own]
+            gradients += [_nonzero_rows(t) if few_rows and t is not None else t for t in new]
         ctx.gradients = [shared_gradient, *gradients]
         return total
 
@@ -59,4 +66,13 @@ class _StreamedSum(torch.autograd.Function):
         gradients, ctx.gradients = ctx.gradients, None  # the largest tensors there are: used once
         if float(g) != 1.0:
             gradients = [None if t is None else t.mul_(g) for t in gradients]
-        return None, None, *gradients
+        return None, None, None, *gradients
+
+
+def _nonzero_rows(gradient: Tensor) -> Tensor:
+    """A sparse tensor of the rows that are not zero, where those are less than half."""
+    used = gradient.any(-1)
+    if 2 * int(used.sum()) >= used.numel() or gradient.ndim < 2:
+        return gradient
+    places = used.nonzero().T
+    return torch.sparse_coo_tensor(places, gradient[used], gradient.shape, check_invariants=False)
