@@ -15,7 +15,8 @@ from dictlearn.lm.language_model import LanguageModel, freeze
 from dictlearn.sources.live import LiveSource
 from dictlearn.sources.protocol import Source
 from dictlearn.sources.staged import StagedSource
-from dictlearn.sources.windows import WindowsSource
+from dictlearn.sources.tokens import TokenWindows
+from dictlearn.sources.windows import Cut, WindowsSource
 from dictlearn.types import Batch
 
 CONTEXT, N_WINDOWS, FIRST_WORD = 8, 12, 10
@@ -117,6 +118,38 @@ def test_backwards_begins_where_live_ends(lm):
     assert set(back.next_batch().tokens_N.tolist()) == set(epoch[-1].tolist())
 
 
+def test_windows_are_cut_into_pieces_that_a_batch_takes_from_all_over(lm):
+    source = windows(lm, window_tokens=4)
+    batches = [source.next_batch() for _ in range(N_WINDOWS // 2)]
+    pieces = torch.cat([batch.tokens_BP for batch in batches])  # an epoch, 4 in a batch
+    assert pieces.shape == (2 * N_WINDOWS, 4)
+    whole = Text().window_batch(torch.arange(N_WINDOWS)).view(-1, 4)
+    assert sorted(pieces.tolist()) == sorted(whole.tolist())
+    assert any(len((b.tokens_N // CONTEXT).unique()) > 2 for b in batches)  # of more windows
+    captured = capture(lm, batches[0].tokens_BP, ["resid_pre.1"])  # the model reads pieces alone
+    assert torch.equal(batches[0].x_NSD[:, 0], captured["resid_pre.1"][batches[0].valid_BP])
+
+
+def test_pieces_are_the_shorter_windows_of_the_text():
+    stream_T = torch.arange(3, 3 + 19, dtype=torch.int32)
+    whole, short = (TokenWindows(stream_T, n, frozenset({0}), 0) for n in (CONTEXT, 2))
+    pieces = Cut(whole, 2)  # the last 5 tokens of the last window are pads
+    assert len(pieces) == len(short) == 10
+    everything = torch.arange(len(short))
+    assert torch.equal(pieces.window_batch(everything), short.window_batch(everything))
+
+
+def test_windows_shorter_than_the_cut_stay_whole(lm):
+    assert equal(windows(lm, window_tokens=64).next_batch(), windows(lm).next_batch())
+
+
+def test_only_the_last_part_is_cut(lm):
+    source, live = staged(lm, window_tokens=2), LiveSource(lm, Text(), **PLACE, **LIVE)
+    for _ in range(7):
+        assert equal(source.next_batch(), live.next_batch())
+    assert source.next_batch().tokens_BP.shape == (8, 2)
+
+
 def test_batches_without_a_token_are_passed_over_and_not_repeated(lm):
     source = windows(lm, batch_tokens=CONTEXT)
     batches = [source.next_batch() for _ in range(N_WINDOWS - 1)]
@@ -172,6 +205,11 @@ def test_the_last_part_has_windows_and_the_rest_is_live(lm):
     ("make", "sentence"),
     [
         (lambda lm: windows(lm, batch_tokens=12), "batch_tokens=12: .* data.context=8"),
+        (lambda lm: windows(lm, window_tokens=3), "source.window_tokens=3: .* data.context=8"),
+        (
+            lambda lm: windows(lm, window_tokens=4, batch_tokens=6),
+            "batch_tokens=6: .* source.window_tokens=4",
+        ),
         (lambda lm: staged(lm, last=0), "source.last=0: want a fraction between 0 and 1"),
         (lambda lm: staged(lm, last=1.0), "source.last=1.0"),
         (lambda lm: windows(lm, seed=-1), "seed=-1: want 0 or more"),

@@ -90,9 +90,10 @@ def test_kl_begins_with_the_windows(tmp_path):
     first, second, third = rows(run)
     assert "kl" not in first and "kl" not in second
     assert first["loss/kl"] == second["loss/kl"] == 0.0
-    assert third["kl"] > 0 and third["loss/kl"] == pytest.approx(third["kl"] * third["kl_ratio"])
-    objective = dictlearn.load(run).training_figures["objective"]
-    assert objective["terms"]["kl"]["mode"] == "teacher_forced"
+    options = dictlearn.load(run).training_figures["objective"]["terms"]["kl"]
+    weighted = options["coefficient"] * third["kl_ratio"] * third["kl"]
+    assert third["kl"] > 0 and third["loss/kl"] == pytest.approx(weighted)
+    assert options["mode"] == "teacher_forced"
 
 
 def test_another_teacher_is_recorded_beside_the_model_itself(tmp_path):

@@ -177,7 +177,8 @@ class StoredTeacher(Teacher):
         if hash_ not in self._place:
             raise ValueError(
                 f"teacher.folder={self.folder}: has no targets for a window of this run's text; want "
-                f"targets made with the same data, data.context and data.max_tokens"
+                f"targets made with the same data and data.max_tokens, and with data.context as long "
+                f"as the windows here (source.window_tokens)"
             )
         number, place = divmod(self._place[hash_], self._shard_windows)
         rows = slice(place * self._context, (place + 1) * self._context)

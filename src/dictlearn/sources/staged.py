@@ -20,6 +20,8 @@ class StagedSource:
     Args:
         steps, accumulate: optimiser steps of the run, and batches in one.
         last: fraction of the steps that get windows, between 0 and 1.
+        window_tokens: length of these windows, cut from the text's, which `live` reads whole; the
+            pieces come from anywhere in the text. None: they are whole too.
         live: the options of `live`; `nonfinite` is that of both.
 
     The state is that of both stages and how many batches were taken.
@@ -40,6 +42,7 @@ class StagedSource:
         steps: int,
         accumulate: int = 1,
         last: float = 0.2,
+        window_tokens: int | None = None,
         buffer_tokens: int = 65536,
         lm_batch_windows: int = 16,
         nonfinite: str = "error",
@@ -67,7 +70,9 @@ class StagedSource:
             store_dtype=store_dtype,
             batch_dtype=batch_dtype,
         )
-        self._windows = WindowsSource(lm, windows, **same, backwards=True)
+        self._windows = WindowsSource(
+            lm, windows, **same, window_tokens=window_tokens, backwards=True
+        )
         self.sources, self.targets = self._live.sources, self._live.targets
         self.batch_tokens = batch_tokens
         self._first_window = (steps - max(1, round(last * steps))) * accumulate

@@ -13,18 +13,53 @@ from dictlearn.types import Batch
 
 
 @final
+class Cut:
+    """Windows of P tokens as P / n pieces of n each, a window's own in a row.
+
+    They are what windows of n tokens would be of the same text: pieces of nothing but the padding of
+    the last window are left out.
+    """
+
+    def __init__(self, windows: Windows, n: int):
+        if n < 1 or windows.context % n:
+            raise ValueError(
+                f"source.window_tokens={n}: windows of data.context={windows.context} tokens are cut "
+                f"into equal pieces; want a divisor of that, or null for whole windows"
+            )
+        self.context = n
+        self._windows, self._per_window = windows, windows.context // n
+        self._len = len(windows) * self._per_window
+        if len(windows):
+            last_P = windows.valid(windows.window_batch(torch.tensor([len(windows) - 1])))[0]
+            padding = last_P.flip(0).long().argmax()  # 0 too where all is: some of that may stay
+            self._len -= int(padding) // n
+
+    def __len__(self) -> int:
+        return self._len
+
+    def window_batch(self, indices: Tensor) -> Tensor:
+        whole_BP = self._windows.window_batch(indices // self._per_window)
+        pieces_BKn = whole_BP.unflatten(1, (self._per_window, self.context))
+        return pieces_BKn[torch.arange(len(indices)), indices % self._per_window]
+
+    def valid(self, tokens_BP: Tensor) -> Tensor:
+        return self._windows.valid(tokens_BP)
+
+
+@final
 class WindowsSource:
     """Batches of `batch_tokens` / P windows: their valid positions as rows, and the windows.
 
     Rows come in reading order, special tokens and pads left out, so a batch has somewhat fewer than
     `batch_tokens`. Its tokens are correlated, which a shuffled batch's are not: to average over as
-    many contexts it must be larger. The order of windows is a pure function of (seed, epoch), and
-    the state is how many batches were taken.
+    many contexts it must be larger, or its windows shorter. The order of windows is a pure function
+    of (seed, epoch), and the state is how many batches were taken.
 
     Args:
         windows: tokenised text.
         sources, targets: sites that x_NSD and y_NTD stack.
-        batch_tokens: positions in a batch, a multiple of the windows' length.
+        batch_tokens: positions in a batch, a multiple of the windows' length P.
+        window_tokens: P, into which longer windows are cut; None: the text's own.
         nonfinite: "error", or "drop" to leave tokens with NaN or Inf at any of the sites as the
             model computes them.
         backwards: from the end of each epoch's order: what `live` with this seed reads last.
@@ -45,13 +80,17 @@ class WindowsSource:
         targets: tuple[str, ...],
         batch_tokens: int,
         seed: int,
+        window_tokens: int | None = None,
         nonfinite: str = "error",
         backwards: bool = False,
     ):
+        key, context = "data.context", windows.context
+        if window_tokens is not None and window_tokens < context:
+            windows, key = Cut(windows, window_tokens), "source.window_tokens"
         if batch_tokens % windows.context:
             raise ValueError(
-                f"batch_tokens={batch_tokens}: its batches are whole windows of data.context="
-                f"{windows.context} tokens; want a multiple of that, or another data.context"
+                f"batch_tokens={batch_tokens}: its batches are whole windows of {key}="
+                f"{windows.context} tokens; want a multiple of that, or another {key}"
             )
         self.sources = tuple(sources)
         self.targets = tuple(targets)
@@ -68,7 +107,8 @@ class WindowsSource:
         self._stream = {
             "seed": seed,
             "data.windows": len(windows),
-            "data.context": windows.context,
+            "data.context": context,
+            "source.window_tokens": windows.context,
             "batch_tokens": batch_tokens,
         }
 
