@@ -38,7 +38,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--quick", action="store_true", help="short: a rehearsal")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--results", type=Path, help="folder for the figures")
