@@ -9,7 +9,7 @@ import torch
 
 from dictlearn import config
 from dictlearn.lm.load import load_skeleton
-from dictlearn.verbs import build, plan
+from dictlearn.verbs import build, costs, plan
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +38,7 @@ def test_the_models_flops_stop_at_the_last_site() -> None:
     attention = 2 * c.hidden_size * c.head_dim * (c.num_attention_heads + c.num_key_value_heads)
     block = attention + 3 * c.hidden_size * c.intermediate_size
     for layer in range(lm.info.n_layers):
-        flops = plan.flops_per_token(lm, lm.info, [f"mlp_in.{layer}"])
+        flops = costs.flops_per_token(lm, lm.info, [f"mlp_in.{layer}"])
         assert flops == 2 * block * (layer + 1)
 
 
@@ -75,6 +75,37 @@ def test_a_gpu_that_is_absent(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "device" in planned("model.device=cuda").mistakes
 
 
+def test_the_flagship_needs_no_weights_no_hub_and_no_gpu(capsys) -> None:
+    cfg = config.compose("plan", ["model=qwen3_4b", "dict=clt", "trainer=ddp", "trainer.devices=8"])
+    made = plan.planned(cfg)
+    assert set(made.mistakes) <= {"device", "disk"}  # of this machine
+    assert made.facts["parameters"] == "5,662,930,716"
+    assert [one.gpu.name for one in made.predictions] == ["H200", "H100 80GB", "A100 80GB"]
+    plan.main(cfg)
+    out = capsys.readouterr().out
+    for words in (
+        "memory, gradients",
+        "memory, peak, each device",
+        "tokens/s at most",
+        "dict.window=",
+    ):
+        assert words in out
+
+
+@pytest.mark.parametrize(
+    ("devices", "count"), [("8", 8), ("'0,1'", 2), ("[0,1,2]", 3), ("auto", 1), ("-1", 1)]
+)
+def test_devices_in_lightnings_words(
+    devices: str, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert plan.n_devices(config.compose("plan", [f"trainer.devices={devices}"])) == count
+
+
+def test_no_devices() -> None:
+    assert "trainer.devices=0" in planned("trainer.devices=0").mistakes["devices"]
+
+
 def test_it_plans_without_a_language_model() -> None:
     made = planned("source=synthetic", "dict.n_features=64", "dict.k=4")
     assert not made.mistakes
@@ -102,4 +133,4 @@ def test_the_model_goes_where_the_trainer_is(
     cfg = config.compose("train", overrides)
     assert build.model_device(cfg) == device
     bytes_a_parameter = 4 if device == "cpu" else 2
-    assert plan.bytes_of_model(cfg) == bytes_a_parameter
+    assert costs.model_bytes(cfg, on_gpu=device != "cpu") == bytes_a_parameter

@@ -10,10 +10,10 @@ from typing import Any, final
 
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
+from torch import Tensor
 
 from dictlearn.ckpt.checkpoint_io import read_config
 from dictlearn.ckpt.diff import refuse_changes
@@ -21,12 +21,8 @@ from dictlearn.ckpt.resume import CHECKPOINTS, resolve_resume
 from dictlearn.dicts.dictionary import Dictionary
 from dictlearn.lm.language_model import LanguageModel
 from dictlearn.lm.load import load_skeleton
-from dictlearn.lm.sites import blocks, resolve
 from dictlearn.sources.text_files import find_files
-from dictlearn.types import ModelInfo
-from dictlearn.verbs import build, train
-
-FLOAT = 4  # bytes: dictionaries and their optimiser are float32 whatever the model's precision
+from dictlearn.verbs import build, costs, train
 
 
 def main(cfg: DictConfig) -> int:
@@ -38,11 +34,12 @@ def main(cfg: DictConfig) -> int:
 
 @dataclass
 class Plan:
-    """Facts by name, in order, and one sentence for each check that failed."""
+    """Facts by name, in order, what GPUs would do, and one sentence for each check that failed."""
 
     facts: dict[str, str] = field(default_factory=dict)
     mistakes: dict[str, str] = field(default_factory=dict)
     passed: list[str] = field(default_factory=list)
+    predictions: list[costs.Prediction] = field(default_factory=list)
 
     def check(self, name: str, made: Callable[[], Any]) -> Any:
         """What `made` returns; None, and its sentence noted, where the user's configuration fails."""
@@ -57,40 +54,42 @@ class Plan:
 
 def planned(cfg: DictConfig) -> Plan:
     plan = Plan()
-    plan.check("configuration", lambda: train.check(cfg))
+    # What a GPU would do can be planned without one.
+    anywhere = OmegaConf.merge(cfg, {"trainer": {"accelerator": "auto"}})
+    plan.check("configuration", lambda: train.check(anywhere))  # type: ignore[arg-type]
+    devices = plan.check("devices", lambda: n_devices(cfg))
     if plan.mistakes:
         return plan
     plan.check("device", lambda: check_device(cfg))
     plan.check("run folder", lambda: check_folder(cfg))
-    reads_model = build.reads_model(cfg)
-    if reads_model and "paths" in cfg.data:
-        plan.check("text files", lambda: find_files(cfg.data.paths))
-    info = plan.check("model", lambda: build.build_info(cfg))
+    if build.reads_model(cfg):
+        if "paths" in cfg.data:
+            plan.check("text files", lambda: find_files(cfg.data.paths))
+        lm = plan.check("model", lambda: load_skeleton(cfg.model.path, cfg.model.revision))
+        info = None if lm is None else lm.info
+    else:
+        lm, info = None, plan.check("model", lambda: build.build_info(cfg))
     if info is None:
         return plan
-    lm = load_skeleton(cfg.model.path, cfg.model.revision) if reads_model else None
     with torch.device("meta"):
         dictionary = plan.check("dictionary", lambda: build.build_dictionary(cfg, info))
         if dictionary is None:
             return plan
         plan.check("objective", lambda: build.build_training(cfg, dictionary))
+        beside = plan.check("beside", lambda: build.build_beside(cfg, dictionary))
     source = plan.check("source", lambda: build_source(cfg, lm, dictionary))
-    if source is not None:
-        describe(plan, cfg, lm, info, dictionary)
-        plan.check("disk", lambda: check_disk(cfg, dictionary))
+    if source is not None and beside is not None:
+        run = costs.Run(cfg, dictionary, tuple(beside.values()), lm, info)
+        describe(plan, run, devices)
+        plan.check("disk", lambda: check_disk(run))
     return plan
 
 
-def describe(
-    plan: Plan, cfg: DictConfig, lm: LanguageModel | None, info: ModelInfo, dictionary: Dictionary
-) -> None:
-    shape, tokens = dictionary.shape, build.run_tokens(cfg)
-    sites = list(dict.fromkeys(shape.sources + shape.targets))
-    count = sum(p.numel() for p in dictionary.parameters())
-    weights = count * FLOAT
-    state = weights * state_tensors(cfg)
-    batch = cfg.batch_tokens * cfg.trainer.accumulate_grad_batches
-    own = batch * dictionary_flops_per_token(dictionary)
+def describe(plan: Plan, run: costs.Run, devices: int) -> None:
+    cfg, shape, tokens = run.cfg, run.dictionary.shape, build.run_tokens(run.cfg) * devices
+    count = costs.count(run.dictionary)
+    batch = run.step_tokens * devices
+    work = costs.work(run)
     plan.facts |= {
         "run folder": str(cfg.run_dir),
         "reads": f"{_listed(shape.sources)}, width {shape.width}",
@@ -99,24 +98,45 @@ def describe(
         "parameters": f"{count:,}",
         "tokens": f"{tokens:,} in {cfg.steps:,} steps of {batch:,}",
         "tokens per parameter": f"{tokens / count:.3g}",
-        "memory, weights and gradients": _bytes(2 * weights),
-        "memory, optimiser": _bytes(state),
-        "a checkpoint": _bytes(weights + state),
-        "a step, dictionary": f"{_si(own)}FLOP, at an L0 of k",
     }
-    if lm is None:
-        return
-    model_bytes = sum(p.numel() for p in lm.model.parameters()) * bytes_of_model(cfg)
-    forward = batch * flops_per_token(lm, info, sites)
-    plan.facts |= {
-        "a step, language model": f"{_si(forward)}FLOP forward, as far as the last site",
-        "the run": f"{_si((forward + own) * cfg.steps)}FLOP",
-        "language model": f"{info.name}: {info.family}, {info.n_layers} layers",
-        "memory, language model": _bytes(model_bytes),
+    for name, one in zip(("per-layer transcoders",), run.beside, strict=False):
+        plan.facts["trained beside it"] = f"{name}, {costs.count(one):,} parameters"
+    if run.lm is not None:
+        info, size = run.info, costs.count(run.lm.model)
+        words = f"{info.name}: {info.family}, {info.n_layers} layers, {_si(size)}parameters"
+        plan.facts["language model"] = words
+    for name, part in work.items():
+        plan.facts[f"a token, {name}"] = f"{_si(part.flops)}FLOP, {_bytes(part.moved)}"
+    total = sum(part.flops for part in work.values())
+    plan.facts["the run"] = f"{_si(total * tokens)}FLOP"
+    describe_memory(plan, run, devices)
+    if build.build_objective(cfg).reads_windows:
+        plan.facts["not counted"] = "the model's own forward and backward pass for KL terms"
+    elif cfg.trainer.accelerator != "cpu" and run.lm is not None:
+        plan.predictions = costs.predictions(run, devices)
+
+
+def describe_memory(plan: Plan, run: costs.Run, devices: int) -> None:
+    """By what takes it: for the machine that trains, or for both kinds where either could be meant."""
+    places = {"cpu": ["a CPU"], "cuda": ["a GPU"], "gpu": ["a GPU"]}
+    here = ["a GPU"] if torch.cuda.is_available() else ["a CPU", "a GPU"]
+    found = {
+        place: costs.memory(run, on_gpu=place == "a GPU", devices=devices)
+        for place in places.get(run.cfg.trainer.accelerator, here)
     }
-    if "buffer_tokens" in cfg.source:  # source=windows shuffles nothing
-        buffer = buffer_bytes(cfg, shape.width, len(sites))
-        plan.facts["memory, shuffle buffer"] = _bytes(buffer)
+    for part in next(iter(found.values())).listed():
+        sizes = {place: _bytes(memory.parts[part]) for place, memory in found.items()}
+        plan.facts[f"memory, {part}"] = _each(sizes)
+    for name, dead in {
+        "memory, peak": costs.DEAD,
+        "memory, peak with all features dead": 1.0,
+    }.items():
+        peaks = {
+            place: costs.memory(run, on_gpu=place == "a GPU", devices=devices, dead=dead)
+            for place in found
+        }
+        words = {place: f"{_bytes(one.peak)} while {one.phase}" for place, one in peaks.items()}
+        plan.facts[name + (", each device" if devices > 1 else "")] = _each(words)
 
 
 def show(plan: Plan, console: Console) -> None:
@@ -127,6 +147,14 @@ def show(plan: Plan, console: Console) -> None:
         table.add_row(name, fact)
     if plan.facts:
         console.print(table)
+    for one in plan.predictions:
+        verdict = "fits" if not one.remedy else f"does not fit; what would: {one.remedy}"
+        console.print(
+            f"{one.gpu.name}: {_si(one.tokens_per_second)}tokens/s at most, {one.share:.0%} of the "
+            f"time in the {one.limit}; {_bytes(one.peak)} of {_bytes(costs.room(one.gpu))}: {verdict}",
+            highlight=False,
+            soft_wrap=True,
+        )
     console.print(f"Checked: {', '.join(plan.passed)}.")
     for name, sentence in plan.mistakes.items():
         console.print(f"[bold red]{name}[/]: ", end="")
@@ -136,11 +164,26 @@ def show(plan: Plan, console: Console) -> None:
 # --- checks -----------------------------------------------------------------------------------
 
 
+def n_devices(cfg: DictConfig) -> int:
+    """Processes that train, from Lightning's ways to say so: 8, "auto", -1, [0, 1], "0,1"."""
+    wanted = cfg.trainer.devices
+    if not isinstance(wanted, int | str):
+        return len(wanted)
+    if str(wanted) in ("auto", "-1"):
+        return max(1, torch.cuda.device_count()) if cfg.trainer.accelerator != "cpu" else 1
+    if "," in str(wanted):
+        return len([one for one in str(wanted).split(",") if one.strip()])
+    if not str(wanted).isdigit() or int(wanted) < 1:
+        raise ValueError(f"trainer.devices={wanted}: want a number of at least 1, or auto")
+    return int(wanted)
+
+
 def check_device(cfg: DictConfig) -> None:
     if str(cfg.model.device).startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(
             f"model.device={cfg.model.device}: no CUDA device here; use model.device=cpu"
         )
+    train.check(cfg)
 
 
 def check_folder(cfg: DictConfig) -> None:
@@ -152,11 +195,12 @@ def check_folder(cfg: DictConfig) -> None:
         refuse_changes(read_config(resume.folder), build.plain(cfg), resume.folder)
 
 
-def check_disk(cfg: DictConfig, dictionary: Dictionary) -> None:
+def check_disk(run: costs.Run) -> None:
     """Room for the checkpoints that are kept and the one being written."""
+    cfg = run.cfg
     keep = cfg.callbacks.checkpoint.keep if "checkpoint" in (cfg.callbacks or {}) else 0
-    count = sum(p.numel() for p in dictionary.parameters())
-    wanted = count * FLOAT * (1 + state_tensors(cfg)) * (keep + 1)
+    one = sum(map(costs.count, run.trained)) * costs.FLOAT * (1 + costs.state_tensors(cfg))
+    wanted = one * (keep + 1)
     folder = next(path for path in Path(cfg.run_dir).absolute().parents if path.is_dir())
     free = shutil.disk_usage(folder).free
     if free < wanted:
@@ -194,63 +238,18 @@ def build_source(cfg: DictConfig, lm: LanguageModel | None, dictionary: Dictiona
     )
 
 
-# --- costs ------------------------------------------------------------------------------------
-
-
-def state_tensors(cfg: DictConfig) -> int:
-    """Tensors of a parameter's size that the optimiser keeps for it, found by one step of it."""
-    parameter = nn.Parameter(torch.zeros(2, 2))
-    optimiser = instantiate(cfg.optim)([parameter])
-    parameter.grad = torch.ones_like(parameter)
-    optimiser.step()
-    return sum(v.shape == parameter.shape for v in optimiser.state[parameter].values())
-
-
-def bytes_of_model(cfg: DictConfig) -> int:
-    """Bytes per parameter of the language model."""
-    device = build.model_device(cfg)
-    on_gpu = device == "auto" or device.startswith("cuda")
-    return 2 if cfg.model.dtype == "bfloat16" or (cfg.model.dtype == "auto" and on_gpu) else FLOAT
-
-
-def buffer_bytes(cfg: DictConfig, width: int, n_sites: int) -> int:
-    stored = bytes_of_model(cfg) if cfg.source.store_dtype == "model" else FLOAT
-    if cfg.source.store_dtype == "bfloat16":
-        stored = 2
-    return cfg.source.buffer_tokens * n_sites * width * stored
-
-
-def flops_per_token(lm: LanguageModel, info: ModelInfo, sites: list[str]) -> float:
-    """Multiply-adds, as two, of the blocks that run before a capture stops; attention scores not.
-
-    A mixture of experts runs some of its experts on each token.
-    """
-    path, layers = blocks(lm.model)
-    last = 0
-    for site in sites:
-        where = resolve(lm.model, site, info).module_path.removeprefix(f"{path}.")
-        number = where.split(".")[0]
-        last = max(last, int(number) if number.isdigit() else len(layers) - 1)
-    text = lm.model.config.get_text_config().to_dict()
-    experts = text.get("num_experts") or text.get("num_local_experts") or 1
-    share = (text.get("num_experts_per_tok") or 1) / experts
-    matrices = [
-        p for layer in layers[: last + 1] for p in layer.named_parameters() if p[1].ndim > 1
-    ]
-    return sum(2.0 * p.numel() * (share if "experts" in name else 1) for name, p in matrices)
-
-
-def dictionary_flops_per_token(dictionary: Dictionary) -> float:
-    """Every feature's pre-activation; then decoding and three gradients over the active ones."""
-    shape = dictionary.shape
-    encode = 2.0 * shape.width * shape.n_features
-    active = 2.0 * shape.width * shape.k
-    skip = 6.0 * shape.width**2 if shape.skip else 0.0
-    return dictionary.n_sources * (encode + 4 * active + skip)
+# --- words ------------------------------------------------------------------------------------
 
 
 def _listed(names: tuple[str, ...]) -> str:
     return ", ".join(names) if len(names) < 4 else f"{names[0]} ... {names[-1]} ({len(names)})"
+
+
+def _each(values: dict[str, str]) -> str:
+    """One value where all are equal; else each with its name."""
+    if len(set(values.values())) == 1:
+        return next(iter(values.values()))
+    return "; ".join(f"{name} {value}" for name, value in values.items())
 
 
 def _bytes(n: float) -> str:

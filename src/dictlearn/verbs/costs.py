@@ -1,0 +1,418 @@
+"""What a training run takes, from sizes alone: bytes on one device, FLOPs and bytes of a token.
+
+Memory is a sum of the tensors that exist together in each part of a step, and held to the measured
+peak by a test. Times are floors: what must be computed and moved, at rates that good kernels reach.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from torch import nn
+
+from dictlearn.dicts.dictionary import Dictionary
+from dictlearn.dicts.transforms import TransformDecoder
+from dictlearn.lm.language_model import LanguageModel
+from dictlearn.lm.sites import blocks, resolve
+from dictlearn.objectives.auxk import AuxK
+from dictlearn.sources.buffer import rows_held
+from dictlearn.types import ModelInfo
+from dictlearn.verbs import build
+
+FLOAT, INT = 4, 8  # bytes: dictionaries and their optimiser are float32, indices int64
+ENTRY = 48  # bytes a code takes per stored entry: its value, ids, rows, sorted order and gradients
+
+# Bytes that an optimiser step moves per parameter: fused Adam reads p, g, m, v and writes p, m, v;
+# the gradient's norm reads g, clipping reads and writes it.
+ADAM, CLIPPING = 28, 12
+UNIT_NORM = 48  # per decoder parameter: projecting its gradient (28) and normalising it again (20)
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """Rates that large kernels reach, below the data sheet's: 80% in matmuls, 90% in memory."""
+
+    name: str
+    memory: float  # bytes that a process can have
+    bfloat16: float  # FLOP/s of dense matmuls
+    float32: float  # FLOP/s, without TF32, which torch leaves off
+    bandwidth: float  # bytes/s of its memory
+    link: float  # bytes/s to other devices, one way
+
+
+GIB = 2.0**30
+GPUS = (
+    # Data sheets (SXM): 989 TFLOP/s, 67 TFLOP/s, 4.8 TB/s, NVLink 450 GB/s each way, 141 GB
+    Gpu("H200", 139 * GIB, 790e12, 54e12, 4.3e12, 360e9),
+    # 989 TFLOP/s, 67 TFLOP/s, 3.35 TB/s, NVLink 450 GB/s each way
+    Gpu("H100 80GB", 79 * GIB, 790e12, 54e12, 3.0e12, 360e9),
+    # 312 TFLOP/s, 19.5 TFLOP/s, 2.04 TB/s, NVLink 300 GB/s each way
+    Gpu("A100 80GB", 79 * GIB, 250e12, 15.6e12, 1.83e12, 240e9),
+)
+DEAD = 0.25  # share of dead features that a plan leaves room for
+RESERVE = 2 * GIB  # the driver's context, libraries' workspaces, what the allocator cannot reuse
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's parts, of which only the sizes count: dictionaries and model may be on meta."""
+
+    cfg: DictConfig
+    dictionary: Dictionary
+    beside: tuple[Dictionary, ...]
+    lm: LanguageModel | None
+    info: ModelInfo
+
+    @property
+    def trained(self) -> tuple[Dictionary, ...]:
+        return (self.dictionary, *self.beside)
+
+    @property
+    def sites(self) -> list[str]:
+        shape = self.dictionary.shape
+        return list(dict.fromkeys(shape.sources + shape.targets))
+
+    @property
+    def batch(self) -> int:
+        return self.cfg.batch_tokens
+
+    @property
+    def step_tokens(self) -> int:
+        """Of one device."""
+        return self.batch * self.cfg.trainer.accumulate_grad_batches
+
+    @property
+    def low_precision(self) -> bool:
+        """Whether the encoder's matmul runs in half the bytes."""
+        return "bf16" in str(self.cfg.trainer.precision)
+
+
+# --- memory -----------------------------------------------------------------------------------
+
+RESIDENT = ("language model", "shuffle buffer", "weights", "optimiser", "reduction buckets")
+NORMALISED, GRADIENTS_OF_DEAD = "normalised batch", "gradients of dead features"
+PHASES = {
+    "reading": ("model's batch", "batch"),
+    "encoding": ("batch", NORMALISED, "pre-activations", "codes"),
+    "decoding": (
+        "batch",
+        NORMALISED,
+        "codes",
+        "reconstructions",
+        "streamed",
+        "streamed, of dead features",
+    ),
+    "reviving": ("batch", NORMALISED, "codes", "reconstructions", "streamed", "dead features"),
+    "differentiating": ("batch", NORMALISED, "codes", "gradients", GRADIENTS_OF_DEAD),
+}
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one device by what they are for; some exist in one part of a step only."""
+
+    parts: Mapping[str, float]
+    keeps_gradients: bool  # from one batch to the next
+
+    def at(self, phase: str) -> float:
+        there = {*RESIDENT, *PHASES[phase]} | ({"gradients"} if self.keeps_gradients else set())
+        return sum(size for part, size in self.parts.items() if part in there)
+
+    @property
+    def phase(self) -> str:
+        """The part of a step that takes the most."""
+        return max(PHASES, key=self.at)
+
+    @property
+    def peak(self) -> float:
+        return self.at(self.phase)
+
+    def listed(self) -> dict[str, float]:
+        """The parts for a reader: gradients once, not also as what a forward pass streams."""
+        return {k: v for k, v in self.parts.items() if not k.startswith(("streamed", "dead"))}
+
+
+def memory(run: Run, on_gpu: bool, devices: int = 1, dead: float = DEAD) -> Memory:
+    """`dead` is the share of features that AuxK revives: it has gradients and a code of its own."""
+    cfg, shape, N = run.cfg, run.dictionary.shape, run.batch
+    stored = model_bytes(cfg, on_gpu)
+    n_stored = len(shape.sources) + (0 if shape.sources == shape.targets else len(shape.targets))
+    stacked = N * shape.width * n_stored
+    terms = build.build_objective(cfg).named_terms()
+    auxk = dead if any(isinstance(term, AuxK) for _, term in terms) else 0.0
+    parts = dict.fromkeys([*RESIDENT, *(p for phase in PHASES.values() for p in phase)], 0.0)
+    for one in run.trained:
+        n, encoder, decoder = count(one), count(one.encoder), count(one.decoder)
+        outputs = N * one.width * one.n_targets * FLOAT
+        pre = N * one.code_sources * one.n_features * (FLOAT + 2 * run.low_precision)
+        if run.low_precision:
+            pre += 2 * encoder
+        parts["weights"] += FLOAT * n
+        parts["optimiser"] += FLOAT * n * state_tensors(cfg)
+        parts[NORMALISED] += stacked * FLOAT * (2 if one.shape.centre else 1)
+        parts["pre-activations"] = max(parts["pre-activations"], pre)
+        parts["codes"] += code_bytes(one, N, shape.k)
+        parts["gradients"] += FLOAT * n
+        if one.streams:  # one target at a time, and what AuxK is left to explain
+            parts["reconstructions"] += 4 * N * one.width * FLOAT + (2 * outputs if auxk else 0)
+        else:
+            parts["reconstructions"] += outputs * (6 if auxk else 4)
+        if auxk:
+            parts["codes"] += code_bytes(one, N, auxk_features(one, auxk))
+            twice = (
+                2 * encoder if one.streams else 2 * max(encoder, decoder)
+            )  # summed, not in place
+            sparse = auxk if auxk < 0.5 else 1.0  # rows of the dead, stored alone if they are few
+            parts[GRADIENTS_OF_DEAD] += FLOAT * max(twice, sparse * decoder * one.streams)
+            looked_at = auxk * (N * one.n_features + encoder / one.code_sources)
+            parts["dead features"] += FLOAT * looked_at
+            parts["streamed, of dead features"] += FLOAT * sparse * decoder * one.streams
+        parts["streamed"] += FLOAT * decoder * one.streams
+    parts["batch"] += stacked * FLOAT
+    if devices > 1:  # DDP's own copy of every gradient, in buckets
+        parts["reduction buckets"] = parts["gradients"]
+    if run.lm is not None:
+        context = cfg.data.context or run.info.context_length
+        windows = cfg.source.get("lm_batch_windows") or -(-N // context)
+        n_sites = len(run.sites)
+        parts["language model"] = stored * count(run.lm.model)
+        parts["model's batch"] = (
+            windows * context * stored * (n_sites * shape.width + layer_width(run.lm))
+        )
+        rows = rows_held(cfg.source.get("buffer_tokens", 0) // 2)
+        kept = {"model": stored, "float32": 4, "bfloat16": 2}[
+            cfg.source.get("store_dtype", "model")
+        ]
+        parts["shuffle buffer"] = rows * (n_stored * shape.width * kept + 2 * INT)
+    return Memory({k: v for k, v in parts.items() if v}, cfg.trainer.accumulate_grad_batches > 1)
+
+
+def auxk_features(dictionary: Dictionary, dead: float) -> float:
+    """Of every token and source, where the number is left to AuxK: half of the dead are positive."""
+    wanted = dictionary.width // 2 // dictionary.code_sources or 1
+    return min(wanted, dead * dictionary.n_features / 2)
+
+
+def code_bytes(dictionary: Dictionary, n_tokens: int, k: float) -> float:
+    """A code of k features of every token and source, with all that is derived from it."""
+    shape = dictionary.shape
+    entries = n_tokens * dictionary.code_sources * k
+    total = ENTRY * entries
+    if dictionary.streams and dictionary.code_sources > 1:  # a pattern for every target
+        per_source = n_tokens * k
+        total += sum(
+            INT * (entries + 4 * per_source * len(dictionary.reads(t)))
+            for t in range(len(shape.targets))
+        )
+    if isinstance(dictionary.decoder, TransformDecoder):
+        ranks = sum(shape.ranks) / len(shape.ranks)
+        total += 2 * FLOAT * entries * ranks
+    return total
+
+
+def count(module: nn.Module) -> int:
+    """Parameters."""
+    return sum(p.numel() for p in module.parameters())
+
+
+def state_tensors(cfg: DictConfig) -> int:
+    """Tensors of a parameter's size that the optimiser keeps for it, found by one step of it."""
+    parameter = nn.Parameter(torch.zeros(2, 2))
+    optimiser = instantiate(cfg.optim)([parameter])
+    parameter.grad = torch.ones_like(parameter)
+    optimiser.step()
+    return sum(v.shape == parameter.shape for v in optimiser.state[parameter].values())
+
+
+def model_bytes(cfg: DictConfig, on_gpu: bool) -> int:
+    """Bytes per parameter of the language model."""
+    return 2 if cfg.model.dtype == "bfloat16" or (cfg.model.dtype == "auto" and on_gpu) else FLOAT
+
+
+def layer_width(lm: LanguageModel) -> int:
+    """Numbers per token that one block of the model holds at once, roughly: residual and MLP."""
+    text = lm.model.config.get_text_config().to_dict()
+    hidden = text.get("hidden_size") or text.get("n_embd") or 0
+    inner = text.get("intermediate_size") or text.get("n_inner") or 4 * hidden
+    experts = text.get("num_experts_per_tok") or 0
+    if experts:
+        inner = experts * (text.get("moe_intermediate_size") or inner)
+    return 4 * hidden + 3 * inner
+
+
+# --- time -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Work:
+    """Of one token: FLOPs in bfloat16 and in float32, and bytes moved. Bytes overlap with FLOPs."""
+
+    bfloat16: float = 0.0
+    float32: float = 0.0
+    moved: float = 0.0
+
+    @property
+    def flops(self) -> float:
+        return self.bfloat16 + self.float32
+
+    def seconds(self, gpu: Gpu) -> float:
+        computing = self.bfloat16 / gpu.bfloat16 + self.float32 / gpu.float32
+        return max(computing, self.moved / gpu.bandwidth)
+
+
+def work(run: Run, on_gpu: bool = True) -> dict[str, Work]:
+    """Of a token, by part. The optimiser's is a step's, over the tokens of the step."""
+    cfg, tokens = run.cfg, run.step_tokens
+    parts: dict[str, Work] = {}
+    if run.lm is not None:
+        flops = flops_per_token(run.lm, run.info, run.sites)
+        context = cfg.data.context or run.info.context_length
+        lm_tokens = (cfg.source.get("lm_batch_windows") or -(-run.batch // context)) * context
+        stored = model_bytes(cfg, on_gpu)
+        parts["language model"] = _at(stored == 2, flops, count(run.lm.model) * stored / lm_tokens)
+    encode = decode = Work()
+    optimiser = 0.0
+    for one in run.trained:
+        encoder = sum(p.numel() for p in one.encoder.parameters())
+        # Pre-activations are written by the matmul and read by the selection, and once more by it.
+        moved = 3 * FLOAT * one.code_sources * one.n_features + FLOAT * encoder / run.batch
+        encode = _sum(encode, _at(run.low_precision, 2.0 * encoder, moved))
+        decode = _sum(decode, decoding(one, run.batch))
+        decoder = sum(p.numel() for p in one.decoder.parameters())
+        optimiser += ADAM * count(one) + (CLIPPING * count(one) if cfg.clip_norm else 0)
+        optimiser += UNIT_NORM * decoder if one.shape.unit_norm else 0
+    return parts | {
+        "encoder": encode,
+        "decode": decode,
+        "optimiser": Work(
+            moved=optimiser / tokens, float32=12.0 * sum(map(count, run.trained)) / tokens
+        ),
+    }
+
+
+def decoding(dictionary: Dictionary, n_tokens: int) -> Work:
+    """Decoding and its backward pass over active features: two gathers of what they write, and the
+    weights' gradients, dense, once for the batch. No feature is dead.
+    """
+    shape = dictionary.shape
+    active = shape.k * sum(len(dictionary.reads(t)) for t in range(len(shape.targets)))
+    numbers = active * shape.width
+    if isinstance(dictionary.decoder, TransformDecoder):
+        numbers = 2 * shape.k * shape.width * sum(shape.ranks) / len(shape.ranks)
+    skip = 6.0 * len(shape.targets) * shape.width**2 if shape.skip else 0.0
+    gathered = FLOAT * 2 * numbers
+    if isinstance(
+        dictionary.decoder, TransformDecoder
+    ):  # a matrix for all its tokens, not for each
+        gathered = FLOAT * 2 * min(numbers, count(dictionary.decoder) / n_tokens)
+    encoder = 2.0 * shape.k * dictionary.code_sources * dictionary.encoder.width
+    return Work(
+        float32=6.0 * numbers + encoder + skip,
+        moved=gathered + FLOAT * count(dictionary) / n_tokens,
+    )
+
+
+def _at(low: bool, flops: float, moved: float) -> Work:
+    return Work(bfloat16=flops, moved=moved) if low else Work(float32=flops, moved=moved)
+
+
+def _sum(a: Work, b: Work) -> Work:
+    return Work(a.bfloat16 + b.bfloat16, a.float32 + b.float32, a.moved + b.moved)
+
+
+def flops_per_token(lm: LanguageModel, info: ModelInfo, sites: Sequence[str]) -> float:
+    """Multiply-adds, as two, of the blocks that run before a capture stops; attention scores not.
+
+    A mixture of experts runs some of its experts on each token.
+    """
+    path, layers = blocks(lm.model)
+    last = 0
+    for site in sites:
+        where = resolve(lm.model, site, info).module_path.removeprefix(f"{path}.")
+        number = where.split(".")[0]
+        last = max(last, int(number) if number.isdigit() else len(layers) - 1)
+    text = lm.model.config.get_text_config().to_dict()
+    experts = text.get("num_experts") or text.get("num_local_experts") or 1
+    share = (text.get("num_experts_per_tok") or 1) / experts
+    matrices = [
+        p for layer in layers[: last + 1] for p in layer.named_parameters() if p[1].ndim > 1
+    ]
+    return sum(2.0 * p.numel() * (share if "experts" in name else 1) for name, p in matrices)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    gpu: Gpu
+    tokens_per_second: float  # of all devices together
+    limit: str  # the part of a step that takes longest
+    share: float  # of a step's time
+    peak: float  # bytes on each device
+    remedy: str  # one line; empty where it fits
+
+
+def predictions(run: Run, devices: int) -> list[Prediction]:
+    parts, peak = work(run), memory(run, on_gpu=True, devices=devices).peak
+    found = []
+    for gpu in GPUS:
+        seconds = {name: part.seconds(gpu) * run.step_tokens for name, part in parts.items()}
+        if devices > 1:  # a ring passes every gradient twice, less a device's own share
+            gradients = FLOAT * sum(map(count, run.trained))
+            seconds["all-reduce"] = 2 * (devices - 1) / devices * gradients / gpu.link
+        whole = sum(seconds.values())
+        limit = max(seconds, key=lambda name: seconds[name])
+        rate = devices * run.step_tokens / whole
+        remedy = "" if peak <= room(gpu) else remedies(run, gpu, devices)
+        found.append(Prediction(gpu, rate, limit, seconds[limit] / whole, peak, remedy))
+    return found
+
+
+def room(gpu: Gpu) -> float:
+    return gpu.memory - RESERVE
+
+
+def remedies(run: Run, gpu: Gpu, devices: int) -> str:
+    """What to change so that it fits, each by itself."""
+    shape, own = run.dictionary.shape, run.cfg.dict
+    sparsity = instantiate(run.cfg.sparsity)
+
+    def fits(**changes: Any) -> bool:
+        with torch.device("meta"):
+            other = Dictionary(replace(shape, prefixes=(), **changes), sparsity)
+        return memory(replace(run, dictionary=other), True, devices).peak <= room(gpu)
+
+    ways = []
+    if "n_features" in own:
+        least = max(1, round(shape.k))
+        if most := _largest(lambda n: fits(n_features=n), least, shape.n_features):
+            ways.append(f"dict.n_features={most}")
+    if shape.link == "lower" and not shape.tied:
+        same = f"dict.n_features={shape.n_features}"
+        if most := _largest(lambda w: fits(window=w), 1, shape.window or len(shape.targets)):
+            ways.append(f"{same} dict.window={most}")
+        if fits(tied=True):
+            ways.append(f"{same} dict.tied=true")
+    for key in ("buffer_tokens",):
+        half = run.cfg.source.get(key, 0) // 2
+        smaller = run.cfg.copy()
+        if half:
+            smaller.source[key] = half
+            if memory(replace(run, cfg=smaller), True, devices).peak <= room(gpu):
+                ways.append(f"source.{key}={half}")
+    if not ways:
+        return "a smaller model or dictionary: no single change makes room"
+    return " | ".join(ways)
+
+
+def _largest(fits: Callable[[int], bool], least: int, most: int) -> int | None:
+    """The largest number in least .. most that fits; None where none does."""
+    if not fits(least):
+        return None
+    while least < most:
+        middle = (least + most + 1) // 2
+        least, most = (middle, most) if fits(middle) else (least, middle - 1)
+    return least

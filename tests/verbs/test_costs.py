@@ -1,0 +1,124 @@
+"""What a plan says of memory and parameters is what a training step has: measured on pico."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import dictlearn
+from dictlearn import config
+from dictlearn.lm.load import load_skeleton
+from dictlearn.verbs import build, costs, train
+from tests.peak import Peak
+
+SMALL = [
+    "steps=3",
+    "source.buffer_tokens=4096",
+    "source.lm_batch_windows=4",
+    "data=text",
+    "trainer=cpu",
+    "callbacks=null",
+    "logger=null",
+]
+
+
+@pytest.mark.parametrize("all_dead", [False, True], ids=["none dead", "all dead"])
+@pytest.mark.parametrize("kind", ["sae", "plt", "clt", "crosscoder", "molt"])
+def test_the_memory_of_a_step(kind: str, all_dead: bool, tmp_path: Path):
+    """Peak bytes of tensors over whole steps, reading included, as a dispatch mode sees them."""
+    text = sorted(Path(dictlearn.__file__).parent.rglob("*.py"))[:20]
+    paths = f"data.paths=[{','.join(map(str, text))}]"
+    cfg = config.compose("train", [*SMALL, f"dict={kind}", f"run_dir={tmp_path}", paths])
+    info = build.build_info(cfg)
+    dictionary = build.build_dictionary(cfg, info)
+    beside = build.build_beside(cfg, dictionary)
+    training = build.build_training(cfg, dictionary, beside)
+    for _, trainee in training.named_trainees():
+        trainee.dead_after = 0 if all_dead else 10**9
+    lm = build.build_model(cfg)
+    assert lm is not None
+    source = build.build_source(cfg, lm, dictionary, "train")
+    before = [*training.parameters(), *training.buffers(), *lm.model.parameters()]
+    storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in before}
+    with Peak() as peak:
+        train.fit(cfg, training, source, None)
+    measured = sum(storages.values()) + peak.most
+
+    skeleton = load_skeleton("pico")
+    with torch.device("meta"):
+        planned = build.build_dictionary(cfg, info)
+        planned_beside = tuple(build.build_beside(cfg, planned).values())
+    run = costs.Run(cfg, planned, planned_beside, skeleton, info)
+    said = costs.memory(run, on_gpu=False, dead=float(all_dead))
+    assert said.peak == pytest.approx(measured, rel=0.1), (said.phase, said.parts)
+    assert costs.count(planned) == sum(p.numel() for p in dictionary.parameters())
+    assert said.parts["weights"] == 4 * sum(p.numel() for p in training.parameters())
+
+
+def planned_run(*overrides: str) -> costs.Run:
+    cfg = config.compose("plan", overrides)
+    lm = load_skeleton(cfg.model.path)
+    with torch.device("meta"):
+        dictionary = build.build_dictionary(cfg, lm.info)
+    return costs.Run(cfg, dictionary, (), lm, lm.info)
+
+
+FLAGSHIP = ("model=qwen3_4b", "dict=clt")
+
+
+def test_the_flagship_fits_one_h200():
+    run = planned_run(*FLAGSHIP)
+    layers, width, features = 36, 2560, 3151
+    maps = layers + layers * (layers + 1) // 2
+    count = features * maps * width + layers * features + layers * width
+    assert costs.count(run.dictionary) == count
+    said = costs.memory(run, on_gpu=True)
+    assert said.parts["weights"] + said.parts["optimiser"] == 12 * count
+    assert said.parts["gradients"] == 4 * count
+    rows = 65536 // 2 * 15 // 8  # what a buffer that refills at half ever holds
+    assert said.parts["shuffle buffer"] == rows * (2 * layers * width * 2 + 16)
+    verdicts = {one.gpu.name: one.remedy for one in costs.predictions(run, devices=1)}
+    assert verdicts["H200"] == ""
+    assert "dict.n_features=" in verdicts["A100 80GB"] and "tied=true" in verdicts["A100 80GB"]
+    assert costs.memory(run, on_gpu=True, dead=1.0).peak < costs.GPUS[0].memory
+
+
+@pytest.mark.parametrize("gpu", costs.GPUS, ids=lambda gpu: gpu.name)
+def test_a_remedy_is_one(gpu: costs.Gpu):
+    """Every way offered makes room, and one feature or target more would not."""
+    run = planned_run(*FLAGSHIP, "batch_tokens=8192")
+    offered = costs.remedies(run, gpu, 1)
+    assert offered.count("|") >= 2
+    for way in offered.split(" | "):
+        changed = planned_run(*FLAGSHIP, "batch_tokens=8192", *way.split())
+        assert costs.memory(changed, on_gpu=True).peak <= costs.room(gpu)
+        *rest, last = way.split()
+        key, _, value = last.partition("=")
+        if key in ("dict.n_features", "dict.window"):
+            more = [*rest, f"{key}={int(value) + 1}"]
+            over = planned_run(*FLAGSHIP, "batch_tokens=8192", *more)
+            assert costs.memory(over, on_gpu=True).peak > costs.room(gpu)
+
+
+def test_every_device_holds_all_and_ddp_a_copy_of_the_gradients():
+    run = planned_run(*FLAGSHIP)
+    one, eight = (costs.memory(run, on_gpu=True, devices=n) for n in (1, 8))
+    assert eight.peak - one.peak == one.parts["gradients"]
+    alone, together = (costs.predictions(run, n)[0] for n in (1, 8))
+    assert 2 < together.tokens_per_second / alone.tokens_per_second < 8
+
+
+def test_the_optimiser_limits_small_batches_and_large_ones_spread_it():
+    small, large = (planned_run(*FLAGSHIP, f"batch_tokens={n}") for n in (1024, 8192))
+    assert costs.predictions(small, 1)[0].limit == "optimiser"
+    ratio = costs.work(small)["optimiser"].moved / costs.work(large)["optimiser"].moved
+    assert ratio == pytest.approx(8)
+
+
+def test_a_mixture_costs_a_token_its_own_experts():
+    run = planned_run("model=gpt_oss_20b", "dict=transcoder", "dict.layer=23")
+    active = costs.work(run)["language model"].flops / 2
+    assert 2.5e9 < active < 3.6e9  # 3.6B active parameters, embeddings among them
+    assert run.lm is not None and costs.count(run.lm.model) > 20e9
