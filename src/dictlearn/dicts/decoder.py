@@ -73,6 +73,12 @@ class Decoder(nn.Module, ABC):
             self.normalise()
 
 
+def row_dots(a_SFD: Tensor, b_SFD: Tensor, rows: int = 1024) -> Tensor:
+    """<a_sf, b_sf> [S, F], a few rows at a time: the products never leave the cache."""
+    pairs = zip(a_SFD.flatten(0, 1).split(rows), b_SFD.flatten(0, 1).split(rows), strict=True)
+    return torch.cat([(a * b).sum(-1) for a, b in pairs]).view(a_SFD.shape[:2])
+
+
 @final
 class DiagonalDecoder(Decoder):
     """y_hat_s = f_s W_dec[s] + b_dec_s: rows of W_dec are the dictionary's vectors."""
@@ -112,7 +118,7 @@ class DiagonalDecoder(Decoder):
     @torch.no_grad()
     def project_gradient(self) -> None:
         if self.unit_norm and self.W_dec.grad is not None:
-            along_SF = torch.linalg.vecdot(self.W_dec.grad, self.W_dec)
+            along_SF = row_dots(self.W_dec.grad, self.W_dec)
             self.W_dec.grad.addcmul_(self.W_dec, along_SF[..., None], value=-1)
 
     @torch.no_grad()

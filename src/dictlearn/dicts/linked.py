@@ -9,7 +9,7 @@ import torch
 from dictlearn_kernels.sparse_decode import sparse_decode
 from torch import Tensor, nn
 
-from dictlearn.dicts.decoder import START_NORM, Decoder
+from dictlearn.dicts.decoder import START_NORM, Decoder, row_dots
 from dictlearn.dicts.streamed import Piece, streamed_sum
 from dictlearn.types import Code
 
@@ -112,10 +112,9 @@ class LinkedDecoder(Decoder):
     def norms(self) -> Tensor:
         norms_SF = self.b_dec.new_zeros(self.n_sources, self.n_features)
         for sources, W_SFD in self._links():
-            if self.norm == "sum":
-                added = torch.linalg.vector_norm(W_SFD, dim=-1)
-            else:
-                added = W_SFD.square().sum(-1)
+            added = torch.linalg.vector_norm(W_SFD, dim=-1)
+            if self.norm == "concat":
+                added = added.square()
             norms_SF = norms_SF + _at(sources, added, self.n_sources)
         return norms_SF if self.norm == "sum" else norms_SF.sqrt()
 
@@ -146,7 +145,7 @@ class LinkedDecoder(Decoder):
             return
         along_SF = self.b_dec.new_zeros(self.n_sources, self.n_features)
         for sources, grad_SFD, up_SFD in self._radial():
-            along_SF[sources.start : sources.stop] += torch.linalg.vecdot(grad_SFD, up_SFD)
+            along_SF[sources.start : sources.stop] += row_dots(grad_SFD, up_SFD)
         if self.norm == "sum":  # whose gradient has norm 1 in every target
             n_targets = [sum(s in read for read in self.sources_of) for s in range(self.n_sources)]
             along_SF /= along_SF.new_tensor(n_targets)[:, None]

@@ -9,7 +9,7 @@ import torch
 from dictlearn_kernels.sparse_decode import sparse_decode
 from torch import Tensor, nn
 
-from dictlearn.dicts.decoder import START_NORM, Decoder
+from dictlearn.dicts.decoder import START_NORM, Decoder, row_dots
 from dictlearn.types import Code
 
 
@@ -66,7 +66,7 @@ class TiedDecoder(Decoder):
     def project_gradient(self) -> None:
         if self.unit_norm and self.W_dec.grad is not None:
             unit = nn.functional.normalize(self.W_dec, dim=-1)
-            along_SF = torch.linalg.vecdot(self.W_dec.grad, unit)
+            along_SF = row_dots(self.W_dec.grad, unit)
             self.W_dec.grad.addcmul_(unit, along_SF[..., None], value=-1)
 
     @torch.no_grad()
