@@ -66,7 +66,7 @@ def main(cfg: DictConfig) -> int:
         if resume.folder is None:
             sample = source.sample(SAMPLE_TOKENS)
             for _, trainee in training.named_trainees():
-                trainee.begin(sample)
+                trainee.to(source.device).begin(sample)
         try:
             fit(cfg, training, source, resume.folder)
         except Interrupted as interrupted:
