@@ -1,0 +1,88 @@
+"""Which implementation an operation runs, decided in one place and told once.
+
+    triton      a kernel of our own, on CUDA tensors
+    cpu         a few calls of torch that are fast on a CPU
+    reference   the plain specification: what an operation means, whatever it costs
+
+`auto` takes the first that serves the tensors at hand. `reference` takes the specification always;
+`triton` takes the kernel always, on CPU tensors too under TRITON_INTERPRET=1, and raises where there
+is none: tests compare with the one and force the other.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import Tensor
+
+MODES = ("auto", "reference", "triton")
+
+_mode = "auto"
+_told: dict[str, dict[str, None]] = {}  # op -> what it has run as, in order, each once
+
+
+def mode() -> str:
+    return _mode
+
+
+def use(mode: str) -> None:
+    """Sets the mode for the whole process. Raises ValueError if it is not one of MODES."""
+    global _mode
+    if mode not in MODES:
+        raise ValueError(f"kernels={mode}: want {', '.join(MODES[:-1])} or {MODES[-1]}")
+    _mode = mode
+
+
+@contextmanager
+def using(mode: str) -> Iterator[None]:
+    """`use` for a while."""
+    before = _mode
+    use(mode)
+    try:
+        yield
+    finally:
+        use(before)
+
+
+def choose(op: str, tensor: Tensor, unserved: str | None = None) -> str:
+    """`triton`, `cpu` or `reference` for this call of `op`, noted for `summary`.
+
+    `unserved` is why no kernel serves these tensors (a dtype, a size), None where one does. On a GPU
+    such a call runs as `cpu` does, a few calls of torch, and the summary gives the reason.
+    """
+    chosen, note = _choose(op, tensor, unserved)
+    _told.setdefault(op, {})[note] = None
+    return chosen
+
+
+def _choose(op: str, tensor: Tensor, unserved: str | None) -> tuple[str, str]:
+    if _mode == "reference":
+        return "reference", "reference"
+    if _mode == "triton":
+        if unserved:
+            raise ValueError(f"kernels=triton: {op} has no kernel for {unserved}")
+        return "triton", "triton"
+    if not tensor.is_cuda:
+        return "cpu", f"torch on {tensor.device.type}"
+    if unserved is None and not has_triton():
+        unserved = "anything: triton is not installed"
+    if unserved:
+        return "cpu", f"torch on {tensor.device.type}, slow: there is no kernel for {unserved}"
+    return "triton", "triton"
+
+
+@functools.cache
+def has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def summary() -> dict[str, str]:
+    """What every operation has run as since the last `forget`, for people."""
+    return {op: "; ".join(notes) for op, notes in sorted(_told.items())}
+
+
+def forget() -> None:
+    _told.clear()
