@@ -64,6 +64,11 @@ class Pattern:
         torch.cumsum(counts, 0, out=starts[1:])
         return order, starts
 
+    @cached_property
+    def sorted_rows(self) -> Tensor:
+        """The row of every entry in the order of `by_column`: int64 [nnz]."""
+        return self.rows[self.by_column[0]]
+
     def merged(self, n: int, low: int, high: int) -> tuple[Pattern, Tensor | slice]:
         """(pattern, entries): every n rows put together in one, with the columns low to high - 1.
 
@@ -95,20 +100,20 @@ class Pattern:
         """A @ W: [R, D]."""
         if self.prefers_dense:
             return self.dense(values) @ W_CD
-        return _bags(self.columns, self.row_starts, values, W_CD)
+        return bags(self.columns, self.row_starts, values, W_CD)
 
     def transposed_matmul(self, values: Tensor, g_RD: Tensor) -> Tensor:
         """A.T @ g: [C, D], summed in a fixed order."""
         if self.prefers_dense:
             return self.dense(values).T @ g_RD
         order, starts = self.by_column
-        return _bags(self.rows[order], starts, values[order], g_RD)
+        return bags(self.sorted_rows, starts, values[order], g_RD)
 
     def column_sums(self, values: Tensor) -> Tensor:
         """A.T @ 1: [C], summed in a fixed order."""
         order, starts = self.by_column
         ones = values.new_ones(self.n_rows, 1)
-        return _bags(self.rows[order], starts, values[order], ones).squeeze(1)
+        return bags(self.sorted_rows, starts, values[order], ones).squeeze(1)
 
     def sampled(self, g_RD: Tensor, W_CD: Tensor) -> Tensor:
         """<g_r, W_c> at every stored (r, c): [nnz]."""
@@ -119,7 +124,7 @@ class Pattern:
         )
 
 
-def _bags(indices: Tensor, starts: Tensor, weights: Tensor, table: Tensor) -> Tensor:
+def bags(indices: Tensor, starts: Tensor, weights: Tensor, table: Tensor) -> Tensor:
     return F.embedding_bag(
         indices, table, starts, mode="sum", per_sample_weights=weights, include_last_offset=True
     )

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from dictlearn_kernels.pattern import Pattern
+from dictlearn_kernels.weight_grad import weight_grad
 
 
 def sparse_decode(pattern: Pattern, values: Tensor, W_CD: Tensor) -> Tensor:
@@ -33,5 +34,5 @@ class _SparseDecode(torch.autograd.Function):
         values, W_CD = ctx.saved_tensors
         g_RD = g_RD.contiguous()
         g_values = ctx.pattern.sampled(g_RD, W_CD) if ctx.needs_input_grad[0] else None
-        g_W = ctx.pattern.transposed_matmul(values, g_RD) if ctx.needs_input_grad[1] else None
+        g_W = weight_grad(ctx.pattern, values, g_RD, W_CD) if ctx.needs_input_grad[1] else None
         return g_values, g_W, None

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from dictlearn_kernels.pattern import Pattern
+from dictlearn_kernels.weight_grad import weight_grad
 
 
 def sparse_encode(
@@ -40,6 +41,6 @@ class _SparseEncode(torch.autograd.Function):
         g = g.contiguous()
         pattern: Pattern = ctx.pattern
         g_x = pattern.matmul(g, W_CD) if ctx.needs_input_grad[0] else None
-        g_W = pattern.transposed_matmul(g, x_RD) if ctx.needs_input_grad[1] else None
+        g_W = weight_grad(pattern, g, x_RD, W_CD) if ctx.needs_input_grad[1] else None
         g_b = pattern.column_sums(g) if ctx.needs_input_grad[2] else None
         return g_x, g_W, g_b, None, None

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, final
 
 import torch
+from dictlearn_kernels.fused_adam import CONCAT, FREE, Features
 from dictlearn_kernels.sparse_decode import sparse_decode
 from torch import Tensor, nn
 
@@ -50,6 +51,10 @@ class Decoder(nn.Module, ABC):
     @abstractmethod
     def reset_parameters(self) -> None:
         """Random directions: of norm 1, or 0.1 where norms are free."""
+
+    def features(self) -> list[Features]:
+        """Which rows of which parameters make a feature, for the fused optimiser; maybe none."""
+        return []
 
     @abstractmethod
     def project_gradient(self) -> None:
@@ -108,6 +113,10 @@ class DiagonalDecoder(Decoder):
     def vectors(self) -> list[Tensor]:
         """What features write, [S, F, D] for each of the targets that a code's source reaches."""
         return [self.W_dec]
+
+    def features(self) -> list[Features]:
+        n_rows = self.W_dec.shape[0] * self.W_dec.shape[1]
+        return [Features(((self.W_dec, 0),), n_rows, CONCAT if self.unit_norm else FREE)]
 
     def reset_parameters(self) -> None:
         nn.init.normal_(self.W_dec)

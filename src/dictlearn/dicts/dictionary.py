@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, final
 
 import torch
+from dictlearn_kernels.fused_adam import Features
 from torch import Tensor, nn
 
 from dictlearn.dicts.decoder import Decoder, DiagonalDecoder
@@ -273,13 +274,23 @@ class Dictionary(nn.Module):
         """Sets the decoder's bias to the mean of the targets, in the units it trains in."""
         self.decoder.b_dec.copy_(y_NTD.mean(0))
 
-    def project_gradients(self) -> None:
-        """After the backward pass, before the optimiser's step."""
-        self.decoder.project_gradient()
+    def features(self) -> list[Features]:
+        """The rows that a fused optimiser takes: those whose gradients are sums over a code."""
+        W_enc = self.encoder.W_enc
+        return [Features(((W_enc, 0),), W_enc.shape[0] * W_enc.shape[1]), *self.decoder.features()]
 
-    def after_step(self) -> None:
+    def project_gradients(self, fused: bool = False) -> None:
+        """After the backward pass, before the optimiser's step.
+
+        `fused` says that the optimiser does what is to be done with the rows of `features()`.
+        """
+        if not (fused and self.decoder.features()):
+            self.decoder.project_gradient()
+
+    def after_step(self, fused: bool = False) -> None:
         """After every optimiser step: puts constrained parameters back where they must be."""
-        self.decoder.after_step()
+        if not (fused and self.decoder.features()):
+            self.decoder.after_step()
         self.sparsity.after_step()
 
     # --- inference form -----------------------------------------------------------------------

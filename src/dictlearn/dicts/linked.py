@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import final
 
 import torch
+from dictlearn_kernels.fused_adam import FREE, Features
 from dictlearn_kernels.sparse_decode import sparse_decode
 from torch import Tensor, nn
 
@@ -129,6 +130,14 @@ class LinkedDecoder(Decoder):
     def vectors(self) -> list[Tensor]:
         """What features write, [S, F, D] for each target, of a code that all targets read."""
         return list(self.W_dec)
+
+    def features(self) -> list[Features]:
+        norm = self.norm if self.unit_norm else FREE
+        parts_S: list[list[tuple[Tensor, int]]] = [[] for _ in range(self.n_sources)]
+        for sources, W_SFD in self._links():
+            for place, s in enumerate(sources):
+                parts_S[s].append((W_SFD, place * self.n_features))
+        return [Features(tuple(parts), self.n_features, norm) for parts in parts_S if parts]
 
     def reset_parameters(self) -> None:
         for W_SFD in self.W_dec:

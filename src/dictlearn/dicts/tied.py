@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import final
 
 import torch
+from dictlearn_kernels.fused_adam import CONCAT, FREE, Features
 from dictlearn_kernels.sparse_decode import sparse_decode
 from torch import Tensor, nn
 
@@ -55,6 +56,14 @@ class TiedDecoder(Decoder):
     def norms_by_target(self) -> Tensor:
         means_S = torch.linalg.vector_norm(self.W_dec, dim=-1).mean(1)
         return (self.links_TS * means_S).T.cpu()
+
+    def features(self) -> list[Features]:
+        n_features, norm = self.W_dec.shape[1], CONCAT if self.unit_norm else FREE
+        reach_S = torch.linalg.vector_norm(self.links_TS, dim=0).tolist()
+        return [
+            Features(((self.W_dec, s * n_features),), n_features, norm, 1 / reach)
+            for s, reach in enumerate(reach_S)
+        ]
 
     def reset_parameters(self) -> None:
         nn.init.normal_(self.W_dec)

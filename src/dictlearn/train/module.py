@@ -10,6 +10,7 @@ import lightning
 import torch
 from torch import Tensor, nn
 
+from dictlearn.train.fused_adam import FusedAdam
 from dictlearn.train.schedules import Trapezoid
 from dictlearn.train.trainee import Outcome, Trainee
 from dictlearn.types import Batch
@@ -52,6 +53,7 @@ class DictionaryTraining(lightning.LightningModule):
         self.register_buffer("refused", torch.zeros((), dtype=torch.int64))
         self.metrics: dict[str, float] = {}  # of the latest logged step, for callbacks
         self._accepted = True
+        self._fused: FusedAdam | None = None  # where gradients are collected, not made
         self._logged_at: tuple[int, float] | None = None  # (step, seconds)
 
     def trainee(self, name: str = "dictionary") -> Trainee:
@@ -63,13 +65,27 @@ class DictionaryTraining(lightning.LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimiser = self.optimiser(parameter_groups(self))
+        if isinstance(optimiser, FusedAdam) and self._alone():
+            rows = {name: one.dictionary.features() for name, one in self.named_trainees()}
+            if optimiser.attach(rows):
+                self._fused = optimiser
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimiser, lambda step: self.schedule(step, self.steps)
         )
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def _alone(self) -> bool:
+        """Whether gradients stay in this process, as they are: not averaged, not scaled."""
+        return self.trainer.world_size == 1 and self.trainer.precision != "16-mixed"
+
+    def teardown(self, stage: str) -> None:
+        if self._fused is not None:
+            self._fused.stop()
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         progress = self.trainer.global_step / self.steps
+        if self._fused is not None:
+            self._fused.collect()
         outcomes = {name: trainee(batch, progress) for name, trainee in self.named_trainees()}
         if self._logs_now():
             self._log(outcomes, len(batch.x_NSD))
@@ -97,27 +113,52 @@ class DictionaryTraining(lightning.LightningModule):
         self.log_dict(self.metrics)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        norms = []
-        for _, trainee in self.named_trainees():
-            trainee.dictionary.project_gradients()
-            gradients = [p.grad for p in trainee.parameters() if p.grad is not None]
-            norms.append((gradients, torch.nn.utils.get_total_norm(gradients)))
-        self._accepted = all(bool(torch.isfinite(norm)) for _, norm in norms)
+        if self._fused is not None:
+            self._fused.stop()
+        norms = {
+            name: self._gradient_norm(name, trainee) for name, trainee in self.named_trainees()
+        }
+        self._accepted = all(bool(torch.isfinite(norm)) for norm in norms.values())
         if not self._accepted:
             # An optimiser leaves parameters without a gradient alone, moments and step count too.
-            optimizer.zero_grad(set_to_none=True)
+            self._drop_gradients()
             return
-        for gradients, norm in norms:  # of each dictionary apart: one in company trains as alone
-            if self.clip_norm is not None and norm > self.clip_norm:
-                for gradient in gradients:
-                    gradient.mul_(self.clip_norm / norm)
+        for name, trainee in self.named_trainees():  # each apart: one in company trains as alone
+            if self.clip_norm is not None and norms[name] > self.clip_norm:
+                scale = self.clip_norm / norms[name]
+                for gradient in self._gradients(trainee):
+                    gradient.mul_(scale)
+                if self._fused is not None:
+                    self._fused.scale[name] = float(scale)
+
+    def _gradient_norm(self, name: str, trainee: Trainee) -> Tensor:
+        """Of all a dictionary's gradients, without what would only change a feature's norm."""
+        trainee.dictionary.project_gradients(fused=self._fused is not None)
+        if self._fused is None:
+            return torch.nn.utils.get_total_norm(self._gradients(trainee))
+        whole = torch.nn.utils.get_total_norm(self._gradients(trainee))
+        return torch.hypot(whole.double(), self._fused.measure(name))
+
+    def _gradients(self, trainee: Trainee) -> list[Tensor]:
+        """The gradients that are there as tensors, and nobody else's to clip."""
+        fused = self._fused
+        return [
+            p.grad
+            for p in trainee.parameters()
+            if p.grad is not None and not (fused is not None and fused.collects(p))
+        ]
+
+    def _drop_gradients(self) -> None:
+        self.zero_grad(set_to_none=True)
+        if self._fused is not None:
+            self._fused.drop()
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
         # Lightning keeps gradients until after the next forward pass, which can make others as large.
-        self.zero_grad(set_to_none=True)
+        self._drop_gradients()
         for _, trainee in self.named_trainees():
-            trainee.after_step(self._accepted)
+            trainee.after_step(self._accepted, fused=self._fused is not None)
         if self._accepted:
             self.refused_in_a_row.zero_()
             return

@@ -98,16 +98,17 @@ class Trainee(nn.Module):
         self._fired_SF.view(-1)[columns] = True
         self._tokens += n_tokens
 
-    def after_step(self, accepted: bool) -> None:
+    def after_step(self, accepted: bool, fused: bool = False) -> None:
         """Once an optimiser step, not once a batch: counts silence, restores constraints.
 
         A step that was refused (a gradient that isn't finite) leaves every counter as it was.
+        `fused`: see `Dictionary.after_step`.
         """
         if accepted:
             fired_SF = _any_rank(self._fired_SF)
             self.tokens_since_fired_SF += self._tokens * _world_size()
             self.tokens_since_fired_SF.masked_fill_(fired_SF, 0)
-            self.dictionary.after_step()
+            self.dictionary.after_step(fused)
         self.objective.after_step(accepted)
         self._fired_SF.zero_()
         self._tokens = 0

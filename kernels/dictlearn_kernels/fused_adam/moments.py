@@ -1,0 +1,132 @@
+"""How Adam's two moments are stored: in full, in bfloat16, or as 8-bit codes with a scale a row.
+
+Low forms are rounded stochastically: with beta2 = 0.999 a second moment moves by a thousandth a
+step, less than half of bfloat16's last place, and would stand still if it were rounded to nearest.
+The draws are fixed by a seed, so that a run which resumes repeats them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol, final
+
+import torch
+from torch import Tensor
+
+
+class Moments(Protocol):
+    """Both moments of one parameter [rows, D], read and written by rows low to high - 1."""
+
+    @staticmethod
+    def zeros(parameter: Tensor) -> dict[str, Tensor]:
+        """What is stored before the first step."""
+        ...
+
+    def __init__(self, stored: Mapping[str, Tensor], width: int, seed: int): ...
+
+    def load(self, low: int, high: int) -> tuple[Tensor, Tensor]:
+        """(first, second) [rows, D] in the parameter's dtype; may be written to."""
+        ...
+
+    def store(self, low: int, high: int, first: Tensor, second: Tensor) -> None: ...
+
+
+@final
+class Full:
+    """In the parameter's own dtype, as torch.optim.Adam has them."""
+
+    @staticmethod
+    def zeros(parameter: Tensor) -> dict[str, Tensor]:
+        return {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+
+    def __init__(self, stored: Mapping[str, Tensor], width: int, seed: int):
+        self.first, self.second = (stored[k].view(-1, width) for k in ("exp_avg", "exp_avg_sq"))
+
+    def load(self, low: int, high: int) -> tuple[Tensor, Tensor]:
+        return self.first[low:high], self.second[low:high]
+
+    def store(self, low: int, high: int, first: Tensor, second: Tensor) -> None:
+        """They were written where they are."""
+
+
+@final
+class BFloat16:
+    """Half of float32's memory; 8 bits of mantissa, stochastically rounded."""
+
+    @staticmethod
+    def zeros(parameter: Tensor) -> dict[str, Tensor]:
+        zeros = torch.zeros_like(parameter, dtype=torch.bfloat16)
+        return {"exp_avg": zeros, "exp_avg_sq": zeros.clone()}
+
+    def __init__(self, stored: Mapping[str, Tensor], width: int, seed: int):
+        self.first, self.second = (stored[k].view(-1, width) for k in ("exp_avg", "exp_avg_sq"))
+        self.draws = torch.Generator(self.first.device).manual_seed(seed)
+
+    def load(self, low: int, high: int) -> tuple[Tensor, Tensor]:
+        return self.first[low:high].float(), self.second[low:high].float()
+
+    def store(self, low: int, high: int, first: Tensor, second: Tensor) -> None:
+        for kept, moment in ((self.first, first), (self.second, second)):
+            noise = torch.randint(
+                2**16, moment.shape, dtype=torch.int32, device=moment.device, generator=self.draws
+            )
+            bits = moment.contiguous().view(torch.int32).add_(noise).bitwise_and_(-(2**16))
+            kept[low:high] = bits.view(torch.float32)
+
+
+@final
+class EightBit:
+    """A quarter of float32's memory: one byte a number and, per row, the largest magnitude.
+
+    Codes are powers of a fraction of that, so that small numbers keep some of their digits: the
+    first moment is +-(c / 127)^2, the second (c / 255)^4, never 0 where a gradient has been: a
+    second moment rounded to zero would make the next step as large as eps allows.
+    """
+
+    @staticmethod
+    def zeros(parameter: Tensor) -> dict[str, Tensor]:
+        scales = parameter.new_zeros(parameter.shape[:-1], dtype=torch.float32)
+        return {
+            "exp_avg": torch.zeros_like(parameter, dtype=torch.int8),
+            "exp_avg_sq": torch.zeros_like(parameter, dtype=torch.uint8),
+            "exp_avg_scale": scales,
+            "exp_avg_sq_scale": scales.clone(),
+        }
+
+    def __init__(self, stored: Mapping[str, Tensor], width: int, seed: int):
+        self.first, self.second = (stored[k].view(-1, width) for k in ("exp_avg", "exp_avg_sq"))
+        names = ("exp_avg_scale", "exp_avg_sq_scale")
+        self.first_scale, self.second_scale = (stored[k].view(-1, 1) for k in names)
+        self.draws = torch.Generator(self.first.device).manual_seed(seed)
+
+    def load(self, low: int, high: int) -> tuple[Tensor, Tensor]:
+        first = self.first[low:high].float().div_(127)
+        first = first * first.abs() * self.first_scale[low:high]
+        second = self.second[low:high].float().div_(255).square_().square_()
+        return first, second.mul_(self.second_scale[low:high])
+
+    def store(self, low: int, high: int, first: Tensor, second: Tensor) -> None:
+        scale = first.abs().amax(-1, keepdim=True)
+        fraction = first / scale.clamp_min(torch.finfo(torch.float32).tiny)
+        codes = self._rounded(fraction.abs().sqrt_().mul_(127), power=2)
+        self.first[low:high] = codes.copysign_(fraction).to(torch.int8)
+        self.first_scale[low:high] = scale
+        scale = second.amax(-1, keepdim=True)
+        fraction = second / scale.clamp_min(torch.finfo(torch.float32).tiny)
+        codes = self._rounded(fraction.sqrt_().sqrt_().mul_(255), power=4)
+        self.second[low:high] = codes.clamp_min_(1).mul_(second > 0).to(torch.uint8)
+        self.second_scale[low:high] = scale
+
+    def _rounded(self, codes: Tensor, power: int) -> Tensor:
+        """One of the two whole codes beside each, so drawn that the mean of the powers is right."""
+        below = codes.floor()
+        low, high = below**power, (below + 1) ** power
+        draws = torch.rand(codes.shape, device=codes.device, generator=self.draws)
+        return below.add_((codes**power - low) > draws * (high - low))
+
+
+FORMS: dict[str, type[Full] | type[BFloat16] | type[EightBit]] = {
+    "float32": Full,
+    "bfloat16": BFloat16,
+    "8bit": EightBit,
+}

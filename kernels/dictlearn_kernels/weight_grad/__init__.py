@@ -1,0 +1,157 @@
+"""The gradient A.T @ g of a weight matrix that a sparse code multiplies: made, or kept in its parts.
+
+As a dense tensor it is as large as the matrix: written once, then read and written again by the
+projection, the norm, the clipping and the optimiser. A `Collector` keeps the three factors instead
+(pattern, values, g: what the batch has, not what the matrix has), and whoever wants the gradient
+sums the rows it is about to use, in a fixed order, from one sort per pattern.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import final
+
+from torch import Tensor
+
+from dictlearn_kernels.pattern import Pattern, bags
+
+_active: Collector | None = None
+
+
+def weight_grad(pattern: Pattern, values: Tensor, g_RD: Tensor, W_CD: Tensor) -> Tensor | None:
+    """A.T @ g: [C, D], the gradient of W in y = A @ W; None where a collector has taken it.
+
+    `W_CD` is the matrix that was multiplied: a parameter, or some of a parameter's rows.
+    """
+    if _active is not None and _active.takes(W_CD) and not pattern.prefers_dense:
+        _active.add(W_CD, pattern, values, g_RD)
+        return None
+    return pattern.transposed_matmul(values, g_RD)
+
+
+@dataclass(eq=False)
+class Product:
+    """A.T @ g for some rows of a parameter."""
+
+    first_row: int  # of the parameter, seen as [rows, D]
+    pattern: Pattern
+    values: Tensor
+    g_RD: Tensor
+
+    @cached_property
+    def by_column(self) -> tuple[Tensor, Tensor, Tensor, list[int]]:
+        """(row of g, value) of every entry in the order of columns, and where columns start."""
+        order, starts = self.pattern.by_column
+        return self.pattern.sorted_rows, self.values[order], starts, starts.tolist()
+
+    def rows(self, low: int, high: int) -> Tensor | None:
+        """Rows low to high - 1 of the product, [high - low, D]; None where they are all zero."""
+        rows, values, starts, at = self.by_column
+        first, last = at[low], at[high]
+        if first == last:
+            return None
+        local = starts[low : high + 1] - first
+        return bags(rows[first:last], local, values[first:last], self.g_RD)
+
+
+@final
+class RowGradient:
+    """The gradient of one parameter, seen as [rows, D]: a sum of products, made where it is read."""
+
+    def __init__(self, dense: Tensor | None, products: list[Product], width: int):
+        self.dense_RD = None if dense is None else dense.reshape(-1, width)
+        self.products, self.width = products, width
+
+    def rows(self, low: int, high: int) -> Tensor | None:
+        """Rows low to high - 1, a tensor of the caller's own; None where they are all zero."""
+        total = None if self.dense_RD is None else self.dense_RD[low:high].clone()
+        for product in self.products:
+            start = max(low, product.first_row)
+            stop = min(high, product.first_row + product.pattern.n_columns)
+            if start >= stop:
+                continue
+            part = product.rows(start - product.first_row, stop - product.first_row)
+            if part is None:
+                continue
+            if total is None and (start, stop) == (low, high):
+                total = part
+                continue
+            if total is None:
+                total = part.new_zeros(high - low, self.width)
+            total[start - low : stop - low] += part
+        return total
+
+
+@final
+class Collector:
+    """Takes the weight gradients of the given parameters while it is active.
+
+    The parameters must be contiguous, their last dimension a row. Gradients that reach them by other
+    ways (a penalty on norms, a nearly dense code) are in `.grad` as always and are added.
+    """
+
+    def __init__(self, parameters: Iterable[Tensor]):
+        self.parameters = list(parameters)
+        self._given = {id(p) for p in self.parameters}
+        self._products: dict[int, list[Product]] = {}
+
+    @contextmanager
+    def held(self) -> Iterator[list[tuple[int, Product]]]:
+        """Puts aside what is collected inside, for `release` to add later, scaled."""
+        outer, self._products = self._products, {p: [] for p in self._products}
+        aside: list[tuple[int, Product]] = []
+        try:
+            yield aside
+        finally:
+            aside += [(key, one) for key, found in self._products.items() for one in found]
+            self._products = outer
+
+    def release(self, aside: list[tuple[int, Product]], scale: float) -> None:
+        for key, product in aside:
+            if scale != 1.0:
+                product.g_RD = product.g_RD * scale
+            self._products[key].append(product)
+
+    def takes(self, W_CD: Tensor) -> bool:
+        return W_CD.untyped_storage().data_ptr() in self._products
+
+    def has(self, parameter: Tensor) -> bool:
+        """Whether this is one of the parameters given, itself."""
+        return id(parameter) in self._given
+
+    def add(self, W_CD: Tensor, pattern: Pattern, values: Tensor, g_RD: Tensor) -> None:
+        key, first_row = W_CD.untyped_storage().data_ptr(), W_CD.storage_offset() // W_CD.shape[1]
+        self._products[key].append(Product(first_row, pattern, values.detach(), g_RD))
+
+    def gradient(self, parameter: Tensor) -> RowGradient | None:
+        """What has come for a parameter, here or in its `.grad`; None where nothing has."""
+        products = self._products.get(parameter.untyped_storage().data_ptr(), [])
+        if parameter.grad is None and not products:
+            return None
+        return RowGradient(parameter.grad, products, parameter.shape[-1] if parameter.ndim else 1)
+
+    def clear(self) -> None:
+        for products in self._products.values():
+            products.clear()
+
+    def start(self) -> None:
+        """Becomes the active collector of the process. Memory may have moved since the last time."""
+        global _active
+        keys = [p.untyped_storage().data_ptr() for p in self.parameters]
+        if list(self._products) != keys:
+            assert not any(self._products.values()), "parameters moved within one step"
+            self._products = {key: [] for key in keys}
+        _active = self
+
+    def stop(self) -> None:
+        global _active
+        if _active is self:
+            _active = None
+
+
+def active() -> Collector | None:
+    """Who collects at the moment."""
+    return _active

@@ -1,0 +1,150 @@
+"""Adam that sums a weight's gradient where it uses it: no dense gradient, one pass over the rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, final
+
+import torch
+from dictlearn_kernels.fused_adam import Features, Step, adam, measure, update
+from dictlearn_kernels.fused_adam.moments import FORMS
+from dictlearn_kernels.weight_grad import Collector, RowGradient
+from torch import Tensor
+
+# Below so many numbers a CPU keeps gradients in its cache, and summing rows twice, once for the norm
+# that clips, costs more than a buffer of them does (scripts/bench.py).
+SMALLEST = 2**23
+
+
+@final
+class FusedAdam(torch.optim.Optimizer):
+    """Adam (Kingma & Ba 2015) without weight decay: the numbers of torch.optim.Adam.
+
+    On `.grad` it works as any optimiser. Where `attach` has given it the feature rows of
+    dictionaries, their gradients stay in factors from the backward pass on (`collect`); `measure`
+    gives the norm of each dictionary's, and `step` projects, clips, updates and normalises row by
+    row. That is for one process: gradients that are averaged over several have to exist.
+
+    Args:
+        moments: how both moments of matrices are stored: float32, bfloat16 (half the memory) or
+            8bit (a quarter).
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        moments: str = "float32",
+    ):
+        if lr < 0:
+            raise ValueError(f"optim.lr={lr}: want 0 or more")
+        if not all(0 <= beta < 1 for beta in betas) or len(betas) != 2:
+            raise ValueError(f"optim.betas={list(betas)}: want two numbers from 0 to below 1")
+        if moments not in FORMS:
+            raise ValueError(f"optim.moments={moments}: want {', '.join(FORMS)}")
+        super().__init__(params, {"lr": lr, "betas": tuple(betas), "eps": eps})
+        self.moments = moments
+        self.scale: dict[str, float] = {}  # of each dictionary's collected gradient, in this step
+        self._features: Mapping[str, list[Features]] = {}
+        self._along: dict[str, list[Tensor | None]] = {}
+        self._collector = Collector([])
+
+    # --- gradients in factors -----------------------------------------------------------------
+
+    def attach(self, features: Mapping[str, list[Features]]) -> bool:
+        """Takes the rows of named dictionaries from now on, if that pays; whether it does."""
+        rows = {id(p): p for several in features.values() for one in several for p, _ in one.parts}
+        numbers = sum(p.numel() for p in rows.values())
+        if numbers < SMALLEST and not any(p.is_cuda for p in rows.values()):
+            return False
+        self._features, self._collector = features, Collector(rows.values())
+        return True
+
+    def collects(self, parameter: Tensor) -> bool:
+        """Whether a parameter's gradient is measured, projected and scaled here."""
+        return self._collector.has(parameter)
+
+    def collect(self) -> None:
+        """From here to `stop`, backward passes leave the gradients of rows in factors."""
+        self._collector.start()
+
+    def stop(self) -> None:
+        self._collector.stop()
+
+    def drop(self) -> None:
+        """Forgets what was collected."""
+        self._collector.clear()
+        self._along.clear()
+        self.scale.clear()
+
+    def measure(self, name: str) -> Tensor:
+        """Norm of the gradient of a dictionary's rows after the projection, float64 scalar."""
+        measured = [measure(one, self._gradients(one)) for one in self._features[name]]
+        self._along[name] = [along for _, along in measured]
+        return torch.stack([square for square, _ in measured]).sum().clamp_min(0).sqrt()
+
+    # --- the step -----------------------------------------------------------------------------
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        loss = closure() if closure is not None else None
+        moved: dict[int, Step] = {}
+        pairs = [(p, group) for group in self.param_groups for p in group["params"]]
+        for index, (p, group) in enumerate(pairs):
+            if self._gradient(p) is None:
+                continue
+            moved[id(p)] = self._begin(p, group, index)
+            if not self.collects(p):
+                self._update_whole(p, moved[id(p)])
+        for name, features in self._features.items():
+            alongs = self._along.get(name, [None] * len(features))
+            for one, along in zip(features, alongs, strict=True):
+                self._update_rows(one, along, moved, self.scale.get(name, 1.0))
+        return loss
+
+    @torch.no_grad()
+    def _update_whole(self, p: Tensor, step: Step) -> None:
+        if p.ndim > 2:
+            features = Features(((p, 0),), p[..., 0].numel())
+            self._update_rows(features, None, {id(p): step}, 1.0)
+        else:
+            assert p.grad is not None
+            adam(p, p.grad, self.state[p]["exp_avg"], self.state[p]["exp_avg_sq"], step)
+
+    def _update_rows(
+        self, features: Features, along_N: Tensor | None, moved: Mapping[int, Step], scale: float
+    ) -> None:
+        form = FORMS[self.moments]
+        steps = [moved.get(id(p)) for p, _ in features.parts]
+        if not any(steps):
+            return  # nothing moves: not even a norm, by a rounding error
+        moments = [
+            None if step is None else form(self.state[p], p.shape[-1], step.seed)
+            for (p, _), step in zip(features.parts, steps, strict=True)
+        ]
+        update(features, self._gradients(features), moments, along_N, steps, scale)
+
+    def _begin(self, p: Tensor, group: Mapping[str, Any], index: int) -> Step:
+        """Makes a parameter's state where there is none, and counts the step."""
+        state = self.state[p]
+        if not state:
+            state["step"] = torch.zeros((), dtype=torch.float32)
+            state.update(FORMS[self.moments if p.ndim > 2 else "float32"].zeros(p))
+        state["step"] += 1
+        seed = int(state["step"]) * 2**16 + index
+        return Step(state["step"], float(group["lr"]), *group["betas"], group["eps"], seed)
+
+    def _gradients(self, features: Features) -> list[RowGradient | None]:
+        return [self._gradient(p) for p, _ in features.parts]
+
+    def _gradient(self, p: Tensor) -> RowGradient | None:
+        return self._collector.gradient(p)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch's, which makes every stored number the parameter's dtype: these keep their own."""
+        super().load_state_dict(state_dict)
+        for p, state in self.state.items():
+            if p.ndim > 2:
+                for name, zeros in FORMS[self.moments].zeros(p).items():
+                    state[name] = state[name].to(zeros.dtype)
