@@ -99,7 +99,7 @@ def test_an_encoders_gradient_is_collected_and_its_bias_is_not(collector):
     sparse_encode(pattern, x, W, b).square().sum().backward()
     gradient = collecting.gradient(W)
     assert W.grad is None and gradient is not None
-    assert torch.equal(b.grad, bias)
+    assert b.grad is not None and torch.equal(b.grad, bias)
     torch.testing.assert_close(gradient.rows(0, 60), expected)
 
 

@@ -143,7 +143,7 @@ def _restore(features: Features, rows: Sequence[Tensor]) -> None:
 
 def adam(w: Tensor, g: Tensor, first: Tensor, second: Tensor, step: Step) -> None:
     """torch's own fused kernel on a few rows: the same bits as torch.optim.Adam(fused=True)."""
-    torch._fused_adam_(
+    torch.ops.aten._fused_adam_(
         [w],
         [g],
         [first],

@@ -133,7 +133,8 @@ class FusedAdam(torch.optim.Optimizer):
             state.update(FORMS[self.moments if p.ndim > 2 else "float32"].zeros(p))
         state["step"] += 1
         seed = int(state["step"]) * 2**16 + index
-        return Step(state["step"], float(group["lr"]), *group["betas"], group["eps"], seed)
+        beta1, beta2 = group["betas"]
+        return Step(state["step"], float(group["lr"]), beta1, beta2, group["eps"], seed)
 
     def _gradients(self, features: Features) -> list[RowGradient | None]:
         return [self._gradient(p) for p, _ in features.parts]
