@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 import torch
-from dictlearn_kernels import fused_adam as kernel
+from dictlearn_kernels.fused_adam import cpu
 from dictlearn_kernels.fused_adam.moments import FORMS
 
 from dictlearn.dicts.dictionary import Dictionary, Shape
@@ -46,7 +46,7 @@ SHAPES = {
 @pytest.fixture(autouse=True)
 def _rows_of_any_size(monkeypatch):
     monkeypatch.setattr(fused_adam, "SMALLEST", 0)
-    monkeypatch.setattr(kernel, "BLOCK", 100)  # 12 rows: blocks that don't fit
+    monkeypatch.setattr(cpu, "BLOCK", 100)  # 12 rows: blocks that don't fit
 
 
 def batches(shape: Shape, n: int, scale: float = 1.0) -> list[Batch]:

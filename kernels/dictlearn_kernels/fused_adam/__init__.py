@@ -11,44 +11,19 @@ On a CPU a pass goes a block of rows at a time; on a GPU one kernel has a progra
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from dictlearn_kernels.fused_adam.moments import Moments
+from dictlearn_kernels import dispatch
+from dictlearn_kernels.fused_adam.cpu import adam
+from dictlearn_kernels.fused_adam.moments import EightBit, Moments
+from dictlearn_kernels.fused_adam.types import CONCAT, FREE, SUM, Features, Step
 from dictlearn_kernels.weight_grad import RowGradient
 
-FREE, CONCAT, SUM = "free", "concat", "sum"
-BLOCK = (
-    2**18
-)  # numbers of one tensor in a block of rows: few calls, and what a block needs stays near
-
-
-@dataclass(frozen=True, eq=False)
-class Features:
-    """Matrix rows that make features: row i of every part belongs to feature i.
-
-    `norm` says what stays fixed: nothing (`free`), the norm of all parts put together (`concat`), or
-    the sum of the norms of the parts (`sum`); `length` is what it is fixed at.
-    """
-
-    parts: tuple[tuple[Tensor, int], ...]  # (parameter, seen as [rows, D]; its first row here)
-    n: int
-    norm: str = FREE
-    length: float = 1.0
-
-
-@dataclass(frozen=True)
-class Step:
-    """What Adam needs beside the tensors."""
-
-    number: Tensor  # steps taken, this one included: float32, a scalar
-    lr: float
-    beta1: float
-    beta2: float
-    eps: float
-    seed: int = 0  # of the stochastic rounding of moments
+__all__ = ["CONCAT", "FREE", "SUM", "Features", "Step", "adam", "measure", "update"]
 
 
 @torch.no_grad()
@@ -57,26 +32,10 @@ def measure(
 ) -> tuple[Tensor, Tensor | None]:
     """(squared norm of the gradient left after the projection, float64 scalar; `along` [n] or None).
 
-    `along` is what the projection takes out, per feature, in units that `update` understands.
+    `gradients` has one for each part. `along` is what the projection takes out, per feature, in
+    units that `update` understands.
     """
-    first = features.parts[0][0]
-    total = torch.zeros((), dtype=torch.float64, device=first.device)
-    along_N = None if features.norm == FREE else first.new_zeros(features.n)
-    for low, high in blocks(features):
-        for (parameter, start), gradient in zip(features.parts, gradients, strict=True):
-            g = None if gradient is None else gradient.rows(start + low, start + high)
-            if g is None:
-                continue
-            total += torch.linalg.vector_norm(g).double().square()
-            if along_N is not None:
-                u = _direction(features, _rows(parameter)[start + low : start + high])
-                along_N[low:high] += (g * u).sum(-1)
-    if along_N is None:
-        return total, None
-    if features.norm == SUM:  # whose gradient has norm 1 in every part
-        along_N /= len(features.parts)
-        return total - len(features.parts) * along_N.double().square().sum(), along_N
-    return total - along_N.double().square().sum(), along_N
+    return _implementation(features, []).measure(features, gradients)
 
 
 @torch.no_grad()
@@ -88,73 +47,21 @@ def update(
     steps: Sequence[Step | None],
     scale: float = 1.0,
 ) -> None:
-    """One step of Adam, in place, of `scale` times the gradient.
+    """One step of Adam, in place, of `scale` times the gradient less what `along_N` says.
 
-    Parts without a gradient keep their weights and moments.
+    `moments` and `steps` have one for each part; parts without a gradient keep theirs and their
+    weights.
     """
-    for low, high in blocks(features):
-        rows = []
-        for (parameter, start), gradient, stored, step in zip(
-            features.parts, gradients, moments, steps, strict=True
-        ):
-            w = _rows(parameter)[start + low : start + high]
-            rows.append(w)
-            if gradient is None or stored is None or step is None:
-                continue
-            g = gradient.rows(start + low, start + high)
-            if g is None:
-                g = torch.zeros_like(w)
-            if along_N is not None:
-                g.addcmul_(_direction(features, w), along_N[low:high, None], value=-1)
-            if scale != 1.0:
-                g.mul_(scale)
-            first, second = stored.load(start + low, start + high)
-            adam(w, g, first, second, step)
-            stored.store(start + low, start + high, first, second)
-        if features.norm != FREE:
-            _restore(features, rows)
+    chosen = _implementation(features, moments)
+    chosen.update(features, gradients, moments, along_N, steps, scale)
 
 
-def blocks(features: Features) -> list[tuple[int, int]]:
-    width = features.parts[0][0].shape[-1]
-    size = max(8, BLOCK // width)
-    return [(low, min(low + size, features.n)) for low in range(0, features.n, size)]
-
-
-def _rows(parameter: Tensor) -> Tensor:
-    return parameter.detach().view(-1, parameter.shape[-1])
-
-
-def _direction(features: Features, w: Tensor) -> Tensor:
-    """The gradient of the feature's norm in these rows: what the projection takes out."""
-    if features.norm == SUM:
-        return torch.nn.functional.normalize(w, dim=-1)
-    return w if features.length == 1.0 else w / features.length
-
-
-def _restore(features: Features, rows: Sequence[Tensor]) -> None:
-    """Brings features back to their norm: all rows of a block, of every part."""
-    norms_PN = torch.stack([torch.linalg.vector_norm(w, dim=-1) for w in rows])
-    norms = norms_PN.sum(0) if features.norm == SUM else torch.linalg.vector_norm(norms_PN, dim=0)
-    norms = (norms / features.length).clamp_min(1e-12)
-    for w in rows:
-        w.div_(norms[:, None])
-
-
-def adam(w: Tensor, g: Tensor, first: Tensor, second: Tensor, step: Step) -> None:
-    """torch's own fused kernel on a few rows: the same bits as torch.optim.Adam(fused=True)."""
-    torch.ops.aten._fused_adam_(
-        [w],
-        [g],
-        [first],
-        [second],
-        [],
-        [step.number],
-        lr=step.lr,
-        beta1=step.beta1,
-        beta2=step.beta2,
-        weight_decay=0.0,
-        eps=step.eps,
-        amsgrad=False,
-        maximize=False,
-    )
+def _implementation(features: Features, moments: Sequence[Moments | None]) -> Any:
+    weights = features.parts[0][0]
+    unserved = None
+    if any(isinstance(stored, EightBit) for stored in moments):
+        unserved = "moments of 8 bits"
+    elif weights.dtype != torch.float32:
+        unserved = f"weights of {weights.dtype}"
+    chosen = dispatch.choose("fused_adam", weights, unserved)
+    return import_module(f"dictlearn_kernels.fused_adam.{chosen}")

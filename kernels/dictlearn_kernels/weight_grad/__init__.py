@@ -12,8 +12,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import final
+from typing import Any, final
 
+import torch
 from torch import Tensor
 
 from dictlearn_kernels.pattern import Pattern, bags
@@ -56,6 +57,11 @@ class Product:
         local = starts[low : high + 1] - first
         return bags(rows[first:last], local, values[first:last], self.g_RD)
 
+    def sorted(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Entries by column: (rows of g, values, columns), each [nnz], and where columns start."""
+        order, starts = self.pattern.by_column
+        return self.pattern.sorted_rows, self.values[order], self.pattern.columns[order], starts
+
 
 @final
 class RowGradient:
@@ -64,6 +70,25 @@ class RowGradient:
     def __init__(self, dense: Tensor | None, products: list[Product], width: int):
         self.dense_RD = None if dense is None else dense.reshape(-1, width)
         self.products, self.width = products, width
+        self.prepared: Any = None  # what an implementation has made of it and will need again
+
+    def whole(self, n_rows: int) -> Product:
+        """All the products as one, over all of the parameter's rows."""
+        if len(self.products) == 1:
+            (only,) = self.products
+            if (only.first_row, only.pattern.n_columns) == (0, n_rows):
+                return only
+        device = self.dense_RD.device if self.dense_RD is not None else self.products[0].g_RD.device
+        starts, offset = [torch.zeros(1, dtype=torch.int64, device=device)], 0
+        for product in self.products:
+            starts.append(product.pattern.row_starts[1:] + offset)
+            offset += len(product.values)
+        columns = [product.pattern.columns + product.first_row for product in self.products]
+        empty = torch.zeros(0, dtype=torch.int64, device=device)
+        pattern = Pattern(torch.cat(starts), torch.cat([empty, *columns]), n_rows)
+        values = torch.cat([torch.zeros(0, device=device), *(p.values for p in self.products)])
+        none = torch.zeros(0, self.width, device=device)
+        return Product(0, pattern, values, torch.cat([none, *(p.g_RD for p in self.products)]))
 
     def rows(self, low: int, high: int) -> Tensor | None:
         """Rows low to high - 1, a tensor of the caller's own; None where they are all zero."""

@@ -49,6 +49,7 @@ class FusedAdam(torch.optim.Optimizer):
         self.scale: dict[str, float] = {}  # of each dictionary's collected gradient, in this step
         self._features: Mapping[str, list[Features]] = {}
         self._along: dict[str, list[Tensor | None]] = {}
+        self._made: dict[int, RowGradient | None] = {}
         self._collector = Collector([])
 
     # --- gradients in factors -----------------------------------------------------------------
@@ -77,6 +78,7 @@ class FusedAdam(torch.optim.Optimizer):
         """Forgets what was collected."""
         self._collector.clear()
         self._along.clear()
+        self._made.clear()
         self.scale.clear()
 
     def measure(self, name: str) -> Tensor:
@@ -101,6 +103,7 @@ class FusedAdam(torch.optim.Optimizer):
             alongs = self._along.get(name, [None] * len(features))
             for one, along in zip(features, alongs, strict=True):
                 self._update_rows(one, along, moved, self.scale.get(name, 1.0))
+        self._made.clear()
         return loss
 
     @torch.no_grad()
@@ -140,7 +143,10 @@ class FusedAdam(torch.optim.Optimizer):
         return [self._gradient(p) for p, _ in features.parts]
 
     def _gradient(self, p: Tensor) -> RowGradient | None:
-        return self._collector.gradient(p)
+        """One object for both passes of a step."""
+        if id(p) not in self._made:
+            self._made[id(p)] = self._collector.gradient(p)
+        return self._made[id(p)]
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's, which makes every stored number the parameter's dtype: these keep their own."""

@@ -1,0 +1,381 @@
+"""One program for every row: its gradient is summed, used and never written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from dictlearn_kernels.fused_adam.moments import BFloat16, Full, Moments
+from dictlearn_kernels.fused_adam.types import FREE, SUM, Features, Step, rows_of
+from dictlearn_kernels.shipped import Variant
+from dictlearn_kernels.weight_grad import RowGradient
+
+CHUNK = 64  # entries that one program sums where a column has many: a feature that always fires
+WIDEST, WARPS = 1024, 8  # numbers of a row at once: 4 of each tensor for a thread
+
+
+@triton.jit
+def _sum_entries(total, g_ptr, rows_ptr, values_ptr, low, high, D, d, inside):
+    for entry in range(low, high):
+        row = tl.load(rows_ptr + entry).to(tl.int64)
+        value = tl.load(values_ptr + entry).to(tl.float32)
+        g = tl.load(g_ptr + row * D + d, mask=inside, other=0.0).to(tl.float32)
+        total += value * g
+    return total
+
+
+@triton.jit
+def _row_gradient(
+    g_ptr,
+    rows_ptr,
+    values_ptr,
+    partial_ptr,
+    dense_ptr,
+    low,
+    high,
+    row,
+    D,
+    d,
+    inside,
+    HAS_DENSE: tl.constexpr,
+    CHUNK: tl.constexpr,
+    SIZE: tl.constexpr,
+):
+    """Entries low to high - 1: those outside whole chunks one by one, the chunks' sums in order."""
+    total = tl.zeros((SIZE,), tl.float32)
+    if HAS_DENSE:
+        total += tl.load(dense_ptr + row * D + d, mask=inside, other=0.0).to(tl.float32)
+    first, last = (low + CHUNK - 1) // CHUNK, high // CHUNK
+    head = tl.minimum(high, first * CHUNK)
+    total = _sum_entries(total, g_ptr, rows_ptr, values_ptr, low, head, D, d, inside)
+    for chunk in range(first, last):
+        total += tl.load(partial_ptr + chunk * D + d, mask=inside, other=0.0)
+    tail = tl.maximum(head, last * CHUNK)
+    return _sum_entries(total, g_ptr, rows_ptr, values_ptr, tail, high, D, d, inside)
+
+
+@triton.jit
+def chunk_sums_kernel(
+    g_ptr,
+    rows_ptr,
+    values_ptr,
+    columns_ptr,
+    partial_ptr,
+    D,
+    CHUNK: tl.constexpr,
+    SIZE: tl.constexpr,
+):
+    """Sums of whole chunks that lie in one column. The others are not read."""
+    chunk = tl.program_id(0)
+    low = chunk * CHUNK
+    if tl.load(columns_ptr + low) == tl.load(columns_ptr + low + CHUNK - 1):
+        d = tl.program_id(1) * SIZE + tl.arange(0, SIZE)
+        inside = d < D
+        total = tl.zeros((SIZE,), tl.float32)
+        total = _sum_entries(total, g_ptr, rows_ptr, values_ptr, low, low + CHUNK, D, d, inside)
+        tl.store(partial_ptr + chunk.to(tl.int64) * D + d, total, mask=inside)
+
+
+@triton.jit(do_not_specialize=["first_row"])
+def measure_kernel(
+    w_ptr,
+    g_ptr,
+    rows_ptr,
+    values_ptr,
+    starts_ptr,
+    partial_ptr,
+    dense_ptr,
+    square_ptr,
+    along_ptr,
+    unit_ptr,
+    first_row,
+    D,
+    HAS_DENSE: tl.constexpr,
+    PROJECT: tl.constexpr,
+    CHUNK: tl.constexpr,
+    SIZE: tl.constexpr,
+):
+    """Adds a row's squared gradient, and its part along the feature's norm, to other parts' sums.
+
+    w / unit is the gradient of the feature's norm in this row.
+    """
+    feature = tl.program_id(0).to(tl.int64)
+    row = first_row + feature
+    low, high = tl.load(starts_ptr + row), tl.load(starts_ptr + row + 1)
+    square, dot = 0.0, 0.0
+    for start in range(0, D, SIZE):
+        d = start + tl.arange(0, SIZE)
+        inside = d < D
+        g = _row_gradient(
+            g_ptr, rows_ptr, values_ptr, partial_ptr, dense_ptr,
+            low, high, row, D, d, inside, HAS_DENSE, CHUNK, SIZE,
+        )  # fmt: skip
+        square += tl.sum(g * g)
+        if PROJECT:
+            w = tl.load(w_ptr + row * D + d, mask=inside, other=0.0).to(tl.float32)
+            dot += tl.sum(g * w)
+    tl.store(square_ptr + feature, tl.load(square_ptr + feature) + square)
+    if PROJECT:
+        dot = dot / tl.load(unit_ptr + feature)
+        tl.store(along_ptr + feature, tl.load(along_ptr + feature) + dot)
+
+
+@triton.jit
+def _to_bfloat16(x, noise):
+    """Rounded up or down by chance, right on average."""
+    noise = (noise & 0xFFFF).to(tl.int32)
+    bits = (x.to(tl.int32, bitcast=True) + noise) & -65536
+    return bits.to(tl.float32, bitcast=True)
+
+
+@triton.jit(do_not_specialize=["first_row", "seed"])
+def update_kernel(
+    w_ptr,
+    first_ptr,
+    second_ptr,
+    shadow_ptr,
+    g_ptr,
+    rows_ptr,
+    values_ptr,
+    starts_ptr,
+    partial_ptr,
+    dense_ptr,
+    along_ptr,
+    unit_ptr,
+    norm_ptr,
+    first_row,
+    D,
+    seed,
+    length,
+    scale,
+    lr,
+    beta1,
+    beta2,
+    eps,
+    root_correction,
+    HAS_DENSE: tl.constexpr,
+    HAS_SHADOW: tl.constexpr,
+    PROJECT: tl.constexpr,
+    RESTORE: tl.constexpr,
+    LOW: tl.constexpr,
+    CHUNK: tl.constexpr,
+    SIZE: tl.constexpr,
+):
+    """Adam on a row. `lr` and `root_correction` hold the corrections of the moments' bias."""
+    feature = tl.program_id(0).to(tl.int64)
+    row = first_row + feature
+    low, high = tl.load(starts_ptr + row), tl.load(starts_ptr + row + 1)
+    along = 0.0
+    if PROJECT:
+        along = tl.load(along_ptr + feature) / tl.load(unit_ptr + feature)
+    after = 0.0
+    for start in range(0, D, SIZE):
+        d = start + tl.arange(0, SIZE)
+        inside = d < D
+        g = _row_gradient(
+            g_ptr, rows_ptr, values_ptr, partial_ptr, dense_ptr,
+            low, high, row, D, d, inside, HAS_DENSE, CHUNK, SIZE,
+        )  # fmt: skip
+        at = row * D + d
+        w = tl.load(w_ptr + at, mask=inside, other=0.0).to(tl.float32)
+        if PROJECT:
+            g -= along * w
+        g *= scale
+        first = tl.load(first_ptr + at, mask=inside, other=0.0).to(tl.float32)
+        second = tl.load(second_ptr + at, mask=inside, other=0.0).to(tl.float32)
+        first += (1 - beta1) * (g - first)
+        second = beta2 * second + (1 - beta2) * g * g
+        w -= lr * first / (tl.sqrt(second) * root_correction + eps)
+        if LOW:
+            noise = tl.randint(seed, at.to(tl.int32))
+            first = _to_bfloat16(first, noise)
+            second = _to_bfloat16(second, noise >> 16)
+        tl.store(first_ptr + at, first.to(first_ptr.dtype.element_ty), mask=inside)
+        tl.store(second_ptr + at, second.to(second_ptr.dtype.element_ty), mask=inside)
+        tl.store(w_ptr + at, w, mask=inside)
+        if HAS_SHADOW and not RESTORE:
+            tl.store(shadow_ptr + at, w.to(shadow_ptr.dtype.element_ty), mask=inside)
+        after += tl.sum(tl.where(inside, w * w, 0.0))
+    tl.store(norm_ptr + feature, tl.sqrt(after))
+    if RESTORE:
+        tl.debug_barrier()  # what one thread wrote, another may read
+        norm = tl.maximum(tl.sqrt(after) / length, 1e-12)
+        for start in range(0, D, SIZE):
+            at = start + tl.arange(0, SIZE)
+            inside = at < D
+            w = tl.load(w_ptr + row * D + at, mask=inside, other=0.0) / norm
+            tl.store(w_ptr + row * D + at, w, mask=inside)
+            if HAS_SHADOW:
+                tl.store(shadow_ptr + row * D + at, w.to(shadow_ptr.dtype.element_ty), mask=inside)
+
+
+class _Factors:
+    """A row gradient as the kernels take it: one product over all rows, and chunk sums."""
+
+    def __init__(self, gradient: RowGradient, n_rows: int):
+        product = gradient.whole(n_rows)
+        self.g_RD = product.g_RD.contiguous()
+        self.rows, self.values, self.columns, self.starts = product.sorted()
+        self.dense = gradient.dense_RD
+        width = gradient.width
+        self.size = min(WIDEST, triton.next_power_of_2(width))
+        n_chunks = len(self.values) // CHUNK
+        self.partial = self.g_RD.new_empty(max(1, n_chunks), width, dtype=torch.float32)
+        if n_chunks:
+            chunk_sums_kernel[(n_chunks, triton.cdiv(width, self.size))](
+                self.g_RD,
+                self.rows,
+                self.values,
+                self.columns,
+                self.partial,
+                width,
+                CHUNK=CHUNK,  # type: ignore[arg-type]
+                SIZE=self.size,
+                num_warps=WARPS,  # type: ignore[call-arg]
+            )
+
+    def arguments(self) -> dict[str, Any]:
+        return {
+            "g_ptr": self.g_RD,
+            "rows_ptr": self.rows,
+            "values_ptr": self.values,
+            "starts_ptr": self.starts,
+            "partial_ptr": self.partial,
+            "dense_ptr": self.dense,
+            "HAS_DENSE": self.dense is not None,
+            "CHUNK": CHUNK,
+            "SIZE": self.size,
+            "num_warps": WARPS,
+        }
+
+
+def _factors(parameter: Tensor, gradient: RowGradient | None) -> _Factors | None:
+    """Made once for all parts that a parameter's rows are in."""
+    if gradient is None:
+        return None
+    if gradient.prepared is None:
+        gradient.prepared = _Factors(gradient, len(rows_of(parameter)))
+    return gradient.prepared
+
+
+def _unit(features: Features, w_ND: Tensor) -> Tensor | None:
+    """What rows are divided by to give the gradient of the feature's norm: [n]."""
+    if features.norm == FREE:
+        return None
+    if features.norm == SUM:
+        return torch.linalg.vector_norm(w_ND, dim=-1).clamp_min_(1e-12)
+    return w_ND.new_full((features.n,), features.length)
+
+
+def measure(
+    features: Features, gradients: Sequence[RowGradient | None]
+) -> tuple[Tensor, Tensor | None]:
+    parameter = features.parts[0][0]
+    square_N = parameter.new_zeros(features.n, dtype=torch.float32)
+    along_N = torch.zeros_like(square_N)
+    for (p, first_row), gradient in zip(features.parts, gradients, strict=True):
+        factors = _factors(p, gradient)
+        if factors is None or features.n == 0:
+            continue
+        measure_kernel[(features.n,)](
+            w_ptr=rows_of(p),
+            square_ptr=square_N,
+            along_ptr=along_N,
+            unit_ptr=_unit(features, rows_of(p)[first_row : first_row + features.n]),
+            first_row=first_row,
+            D=p.shape[-1],
+            PROJECT=features.norm != FREE,
+            **factors.arguments(),
+        )
+    total = square_N.double().sum()
+    if features.norm == FREE:
+        return total, None
+    if features.norm == SUM:
+        along_N /= len(features.parts)
+        return total - len(features.parts) * along_N.double().square().sum(), along_N
+    return total - along_N.double().square().sum(), along_N
+
+
+def update(
+    features: Features,
+    gradients: Sequence[RowGradient | None],
+    moments: Sequence[Moments | None],
+    along_N: Tensor | None,
+    steps: Sequence[Step | None],
+    scale: float,
+) -> None:
+    restored_alone = features.norm != FREE and len(features.parts) == 1
+    norms = []
+    for (p, first_row), gradient, stored, step in zip(
+        features.parts, gradients, moments, steps, strict=True
+    ):
+        w_RD, factors = rows_of(p), _factors(p, gradient)
+        if factors is None or stored is None or step is None:
+            norms.append(torch.linalg.vector_norm(w_RD[first_row : first_row + features.n], dim=-1))
+            continue
+        assert isinstance(stored, Full | BFloat16)
+        norm_N = w_RD.new_empty(features.n, dtype=torch.float32)
+        number = float(step.number)
+        update_kernel[(features.n,)](
+            w_ptr=w_RD,
+            first_ptr=stored.first,
+            second_ptr=stored.second,
+            shadow_ptr=features.shadow,
+            along_ptr=along_N,
+            unit_ptr=_unit(features, w_RD[first_row : first_row + features.n]),
+            norm_ptr=norm_N,
+            first_row=first_row,
+            D=p.shape[-1],
+            seed=step.seed,
+            length=features.length,
+            scale=scale,
+            lr=step.lr / (1 - step.beta1**number),
+            beta1=step.beta1,
+            beta2=step.beta2,
+            eps=step.eps,
+            root_correction=(1 - step.beta2**number) ** -0.5,
+            HAS_SHADOW=features.shadow is not None,
+            PROJECT=along_N is not None,
+            RESTORE=restored_alone,
+            LOW=isinstance(stored, BFloat16),
+            **factors.arguments(),
+        )
+        norms.append(norm_N)
+    if features.norm == FREE or restored_alone:
+        return
+    norms_PN = torch.stack(norms)
+    whole = norms_PN.sum(0) if features.norm == SUM else torch.linalg.vector_norm(norms_PN, dim=0)
+    whole = (whole / features.length).clamp_min(1e-12)
+    for p, first_row in features.parts:
+        rows_of(p)[first_row : first_row + features.n].div_(whole[:, None])
+
+
+def shipped() -> list[Variant]:
+    """Every kernel at a wide row with each option that occurs, and at a narrow one with the most."""
+    entries = {"g_ptr": "*fp32", "rows_ptr": "*i64", "values_ptr": "*fp32", "D": "i32"}
+    chunks = {**entries, "columns_ptr": "*i64", "partial_ptr": "*fp32"}
+    row = {**entries, "w_ptr": "*fp32", "starts_ptr": "*i64", "partial_ptr": "*fp32"}
+    row |= {"along_ptr": "*fp32", "unit_ptr": "*fp32", "first_row": "i32"}
+    measured = {**row, "square_ptr": "*fp32"}
+    updated = {**row, "shadow_ptr": "*bf16", "norm_ptr": "*fp32", "seed": "i32"}
+    numbers = ("length", "scale", "lr", "beta1", "beta2", "eps", "root_correction")
+    updated |= dict.fromkeys(numbers, "fp32")
+    variants = []
+    for size, dense, project in [(WIDEST, False, False), (WIDEST, True, True), (64, True, True)]:
+        fixed = {"CHUNK": CHUNK, "SIZE": size}
+        variants.append(Variant(chunk_sums_kernel, chunks, fixed, WARPS))
+        fixed = {**fixed, "HAS_DENSE": dense, "PROJECT": project}
+        beside: dict[str, str] = {"dense_ptr": "*fp32"} if dense else {}
+        absent = {} if dense else {"dense_ptr": None}
+        constants = {**fixed, **absent}
+        variants.append(Variant(measure_kernel, {**measured, **beside}, constants, WARPS))
+        for moment in ("*fp32", "*bf16"):
+            signature = {**updated, **beside, "first_ptr": moment, "second_ptr": moment}
+            options = {"RESTORE": project, "LOW": moment == "*bf16", "HAS_SHADOW": True}
+            variants.append(Variant(update_kernel, signature, {**constants, **options}, WARPS))
+    return variants

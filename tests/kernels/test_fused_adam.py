@@ -1,0 +1,85 @@
+"""The CPU's fused optimiser against the equations, and against torch's Adam."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from dictlearn_kernels.dispatch import forget, summary, using
+from dictlearn_kernels.fused_adam import Features, Step, cpu, measure, reference, update
+from dictlearn_kernels.fused_adam.moments import FORMS
+from dictlearn_kernels.weight_grad import RowGradient
+
+from tests.kernels.adam_cases import CASES, build
+
+
+@pytest.fixture(autouse=True)
+def _blocks_that_do_not_fit(monkeypatch):
+    monkeypatch.setattr(cpu, "BLOCK", 40)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_measures_what_is_left_after_the_projection(name):
+    case = build(name)
+    square, along = measure(case.features, case.gradients)
+    expected, expected_along = reference.measure(case.features, case.gradients)
+    torch.testing.assert_close(square, expected, rtol=1e-5, atol=1e-9)
+    assert (along is None) == (expected_along is None)
+    if along is not None:
+        torch.testing.assert_close(along, expected_along, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.3])
+@pytest.mark.parametrize("name", CASES)
+def test_takes_the_step_of_the_equations(name, scale):
+    ours, plain = build(name), build(name)
+    _, along = reference.measure(ours.features, ours.gradients)
+    update(ours.features, ours.gradients, ours.moments, along, ours.steps, scale)
+    with using("reference"):
+        update(plain.features, plain.gradients, plain.moments, along, plain.steps, scale)
+    for got, expected in zip(ours.tensors(), plain.tensors(), strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_is_torchs_adam_to_the_bit_where_nothing_is_fixed():
+    p = torch.nn.Parameter(torch.randn(1, 40, 33))
+    q = torch.nn.Parameter(p.detach().clone())
+    theirs = torch.optim.Adam([q], lr=1e-2, fused=True)
+    stored = FORMS["float32"].zeros(p)
+    features = Features(((p, 0),), 40)
+    for number in range(1, 6):
+        gradient = torch.randn(1, 40, 33)
+        q.grad = gradient.clone()
+        theirs.step()
+        step = Step(torch.tensor(float(number)), 1e-2, 0.9, 0.999, 1e-8)
+        moments = FORMS["float32"](stored, 33, 0)
+        update(features, [RowGradient(gradient, [], 33)], [moments], None, [step])
+        assert torch.equal(p, q)
+
+
+def test_a_part_without_a_gradient_stays():
+    case = build("several_targets")
+    case.gradients[1] = None
+    kept = case.features.parts[1][0].clone(), case.state[1]["exp_avg"].clone()
+    _, along = measure(case.features, case.gradients)
+    update(case.features, case.gradients, case.moments, along, case.steps)
+    assert torch.equal(case.state[1]["exp_avg"], kept[1])
+    after = case.features.parts[1][0]
+    assert torch.equal(after[0, :2], kept[0][0, :2])  # rows of others
+    ratio = after[0, 2:-1] / kept[0][0, 2:-1]  # all parts are brought to norm 1 together
+    torch.testing.assert_close(ratio, ratio[:, :1].expand_as(ratio))
+
+
+def test_a_shadow_follows_its_rows():
+    case = build("free")
+    (W, _) = case.features.parts[0]
+    shadow = torch.full_like(W, torch.nan, dtype=torch.bfloat16)
+    whole = Features(((W, 0),), W.shape[1], shadow=shadow)
+    update(whole, case.gradients, case.moments, None, case.steps)
+    assert torch.equal(shadow, W.to(torch.bfloat16))
+
+
+def test_the_choice_is_told():
+    forget()
+    case = build("free")
+    measure(case.features, case.gradients)
+    assert summary()["fused_adam"] == "torch on cpu"
