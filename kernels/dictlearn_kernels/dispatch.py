@@ -84,5 +84,13 @@ def summary() -> dict[str, str]:
     return {op: "; ".join(notes) for op, notes in sorted(_told.items())}
 
 
+def lines() -> list[str]:
+    """The summary for a console: a line for each way of running, and who runs that way."""
+    by_note: dict[str, list[str]] = {}
+    for op, note in summary().items():
+        by_note.setdefault(note, []).append(op)
+    return [f"{note}: {', '.join(ops)}" for note, ops in by_note.items()]
+
+
 def forget() -> None:
     _told.clear()

@@ -289,8 +289,8 @@ def measure(
             unit_ptr=_unit(features, rows_of(p)[first_row : first_row + features.n]),
             first_row=first_row,
             D=p.shape[-1],
-            PROJECT=features.norm != FREE,
             **factors.arguments(),
+            **{"PROJECT": features.norm != FREE},
         )
     total = square_N.double().sum()
     if features.norm == FREE:
@@ -339,11 +339,9 @@ def update(
             beta2=step.beta2,
             eps=step.eps,
             root_correction=(1 - step.beta2**number) ** -0.5,
-            HAS_SHADOW=features.shadow is not None,
-            PROJECT=along_N is not None,
-            RESTORE=restored_alone,
-            LOW=isinstance(stored, BFloat16),
             **factors.arguments(),
+            **{"HAS_SHADOW": features.shadow is not None, "PROJECT": along_N is not None},
+            **{"RESTORE": restored_alone, "LOW": isinstance(stored, BFloat16)},
         )
         norms.append(norm_N)
     if features.norm == FREE or restored_alone:

@@ -10,6 +10,7 @@ from typing import Any
 
 import lightning
 import torch
+from dictlearn_kernels import dispatch
 from hydra.utils import instantiate
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
@@ -46,7 +47,7 @@ def main(cfg: DictConfig) -> int:
     dictionary = build.build_dictionary(cfg, info)  # refuses what can't work, before any work
     beside = build.build_beside(cfg, dictionary)
     training = build.build_training(cfg, dictionary, beside)
-    with run_lock(run):
+    with dispatch.using(cfg.kernels), run_lock(run):
         collect_garbage(run)
         resume = resolve_resume(cfg.resume, run)
         for note in resume.notes:

@@ -51,7 +51,9 @@ def test_moments_in_bfloat16_are_rounded_by_chance_to_a_neighbour(device):
     g = full.gradients[0]
     assert g is not None
     before = full.state[0]["exp_avg"][0, 2:11].float()
-    exact = before + 0.1 * (g.rows(2, 11) - before)
+    gradient = g.rows(2, 11)
+    assert gradient is not None
+    exact = before + 0.1 * (gradient - before)
     error = (low.state[0]["exp_avg"][0, 2:11].float() - exact) / exact.abs().clamp_min(1e-6)
     assert error.abs().max() < 2**-7 + 1e-6
     assert error.max() > 0 > error.min()

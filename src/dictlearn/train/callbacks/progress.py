@@ -6,6 +6,7 @@ import sys
 import time
 from typing import Any, final
 
+from dictlearn_kernels import dispatch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -16,7 +17,8 @@ class TrainingBar(Callback):
     """tokens/s, FVU, L0, dead fraction and time left; plain lines where there is no terminal.
 
     The figures are those of the latest logged step, so that drawing costs nothing. Without a
-    terminal a line is written every `line_seconds` seconds.
+    terminal a line is written every `line_seconds` seconds. After the first step it says, once,
+    which implementation every kernel has run as, and which had no fast one.
     """
 
     def __init__(self, line_seconds: float = 30.0):
@@ -25,6 +27,7 @@ class TrainingBar(Callback):
         self._bar: Progress | None = None
         self._task: Any = None
         self._wrote = 0.0
+        self._told = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._wrote = time.monotonic()
@@ -45,6 +48,10 @@ class TrainingBar(Callback):
     ) -> None:
         if not trainer.is_global_zero:
             return
+        if not self._told:
+            self._told = True
+            for line in dispatch.lines():
+                self.console.print(f"kernels  {line}", highlight=False, soft_wrap=True)
         text = _figures(pl_module.metrics)  # type: ignore[arg-type]
         if self._bar is not None:
             self._bar.update(self._task, completed=trainer.global_step, description=text)
