@@ -21,10 +21,11 @@ appended to benchmarks/results/profile.json.
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -60,7 +61,7 @@ class Clock:
     """Seconds by part; a part that is inside another stops the other's clock."""
 
     def __init__(self) -> None:
-        self.seconds: Counter[str] = Counter()
+        self.seconds: dict[str, float] = defaultdict(float)
         self.running = False
         self._parts = ["other"]
         self._last = 0.0
@@ -144,7 +145,7 @@ def timers(cfg: DictConfig, clock: Clock, window: Window) -> Iterator[None]:
         yield
 
 
-def profile(cfg: DictConfig, warm: int, steps: int) -> Counter[str]:
+def profile(cfg: DictConfig, warm: int, steps: int) -> dict[str, float]:
     """Seconds of each part over `steps` steps of the run that cfg says, after `warm` others."""
     clock = Clock()
     window = Window(clock, warm, steps)
@@ -179,7 +180,7 @@ def described(kind: str, overrides: list[str], steps: int, folder: Path) -> dict
     seconds = profile(cfg, every, measured)
     share = watch.share()
     saved = seconds.pop(CHECKPOINT, 0.0)
-    total = seconds.total()
+    total = sum(seconds.values())
     shares = {part: seconds[part] / total for part in PARTS}
     step = total / measured
     return {
@@ -220,6 +221,7 @@ def main() -> int:
     parser.add_argument("--results", type=Path, help="folder for the figures")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     overrides = list(options.set)
     if options.quick:
         overrides += ["batch_tokens=512", "source.buffer_tokens=4096", "source.lm_batch_windows=1"]

@@ -15,6 +15,7 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from benches.cases import DENSE, OURS, OURS_BF16, SAELENS, SPARSIFY
 from benches.curves import ENCODER
@@ -134,7 +135,7 @@ def lines(records: Sequence[dict[str, Any]], palette: Palette) -> Figure:
             tokens = record["size"]["B"]
             fitted = [1e3 * fit["factor"] * v ** fit["exponent"] / tokens for v in values]
             axes.plot(values, fitted, color=colour[who], linewidth=1.2)
-            label = f"{who}: {fit['exponent']:.2f} ± {fit['error']:.2f}"
+            label = f"{fit['exponent']:.2f} ± {fit['error']:.2f}"
             axes.plot(values, times, "o", color=colour[who], markersize=3.5, label=label)
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
@@ -144,11 +145,14 @@ def lines(records: Sequence[dict[str, Any]], palette: Palette) -> Figure:
         axes.set_ylim(low, high * (high / low) ** 0.35)  # room for the exponents
         axes.margins(x=0.06)
         axes.tick_params(which="minor", left=False)
-        axes.legend(loc="upper left", fontsize=7, handletextpad=0.2, borderaxespad=0.0)
+        axes.tick_params(labelsize=8)
+        axes.legend(loc="upper left", fontsize=8, handletextpad=0.2, borderaxespad=0.0)
         if place == 0:
             axes.set_ylabel("µs a token")
-    title = "Time a token; exponents by least squares of the logarithms"
-    figure.text(0.12 / width, 1 - 0.27 / height, title, fontweight="bold", fontsize=10)
+    top = 1 - 0.27 / height
+    figure.text(0.12 / width, top, "Time a token, and its exponent", fontweight="bold", fontsize=10)
+    names = [Line2D([], [], color=colour[who], label=who) for who in (OURS, DENSE, ENCODER)]
+    figure.legend(handles=names, loc="upper right", ncols=3, fontsize=8.5, borderaxespad=0.4)
     return figure
 
 

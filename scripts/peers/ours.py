@@ -75,6 +75,8 @@ def batch_of(x_ND: Tensor) -> Batch:
 class Recorded:
     """A source that reads batches from an iterator."""
 
+    reads_model, gives_windows = False, False
+
     def __init__(self, batches: Iterator[Batch], dictionary: Dictionary, batch_tokens: int):
         self.sources, self.targets = dictionary.sources, dictionary.targets
         self.width, self.batch_tokens = dictionary.width, batch_tokens
