@@ -6,7 +6,7 @@
     python scripts/bench.py steps --size B=256 D=64 F=1024 k=8 L=3 --anyway
     python scripts/bench.py ops                       # single operations
     python scripts/bench.py curves                    # cost against F, k and layers
-    python scripts/bench.py draw                      # docs/img/*.png from what is on record
+    python scripts/bench.py draw                      # the documents' pictures and tables
     python scripts/bench.py all                       # all of them in that order
     python scripts/bench.py all --quick --anyway      # a rehearsal; its figures mean nothing
 
@@ -33,7 +33,7 @@ from typing import Any
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from benches import curves, draw, machine, ops, steps
+from benches import curves, draw, machine, ops, page, steps
 from benches.cases import LETTERS, QUICK, Case, chosen
 from peers import results
 
@@ -64,7 +64,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--cases", nargs="+", help="of steps or ops, by name; default: all")
     parser.add_argument("--size", nargs="+", default=[], help="another size, as in F=1024 k=8")
-    parser.add_argument("--rounds", type=int, help="samples of everybody; default 7")
+    parser.add_argument(
+        "--rounds", type=int, help="samples of everybody; default 7, fewer of long steps"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--no-memory", action="store_true", help="leave out peaks on a CPU")
     parser.add_argument("--quick", action="store_true", help="tiny and short: a rehearsal")
@@ -75,13 +77,13 @@ def parse() -> argparse.Namespace:
     scratch = Path(tempfile.mkdtemp()) if options.quick else None
     options.results = options.results or scratch or results.RESULTS
     options.pictures = options.pictures or scratch or draw.PICTURES
-    options.rounds = options.rounds or (2 if options.quick else 7)
+    options.rounds = options.rounds or (2 if options.quick else None)
     return options
 
 
 def run(options: argparse.Namespace) -> None:
     parts = PARTS if options.part == "all" else (options.part,)
-    if options.rounds < 2:
+    if options.rounds is not None and options.rounds < 2:
         raise ValueError(f"--rounds {options.rounds}: want at least 2, to tell the spread")
     if options.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: no CUDA device here; want cpu")
@@ -90,8 +92,10 @@ def run(options: argparse.Namespace) -> None:
     timed = {"steps": race_steps, "ops": race_ops, "curves": trace_curves}
     for part in parts:
         if part == "draw":
-            for path in draw.pictures(options.results, options.pictures):
-                print(path)
+            written = draw.pictures(options.results, options.pictures)
+            if options.pictures == draw.PICTURES:
+                written += page.fill(options.results)
+            print(*written, sep="\n")
             continue
         for record in timed[part](options):
             keep(record, options)
@@ -102,19 +106,19 @@ def race_steps(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     rates = machine.measure_rates(options.device, options.quick)
     for case in cases:
         memory = not (options.no_memory or options.quick)
-        record = steps.race_steps(case, options.rounds, rates, memory, options.quick)
+        record = steps.race_steps(case, options.rounds or case.rounds, rates, memory, options.quick)
         print(steps.table(record), end="\n\n", flush=True)
         yield record
 
 
 def race_ops(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    for record in ops.race_ops(options.device, options.cases, options.rounds, options.quick):
+    for record in ops.race_ops(options.device, options.cases, options.rounds or 7, options.quick):
         print(ops.line(record), flush=True)
         yield record
 
 
 def trace_curves(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    for record in curves.trace(options.device, options.rounds, options.quick):
+    for record in curves.trace(options.device, options.rounds or 5, options.quick):
         print(curves.table(record), end="\n\n", flush=True)
         yield record
 

@@ -39,6 +39,7 @@ from omegaconf import DictConfig
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from benches import machine
+from benches.page import PARTS, profile_table
 from peers import results
 from peers.speed import synchronise
 
@@ -51,7 +52,6 @@ from dictlearn.train.trainee import Trainee
 from dictlearn.verbs import build
 from dictlearn.verbs.train import SAMPLE_TOKENS, fit
 
-PARTS = ("model", "forward", "backward", "optimiser", "data", "logging", "other")
 WORK = ("model", "forward", "backward", "optimiser")  # model, dictionary and optimiser
 BAR = 0.1  # of a step, at most, outside WORK
 CHECKPOINT, CHECKPOINT_EVERY = "checkpoint", 1000
@@ -198,16 +198,6 @@ def described(kind: str, overrides: list[str], steps: int, folder: Path) -> dict
     }
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    head = ["dict", "ms a step", *PARTS, "checkpoints", "outside"]
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    for row in rows:
-        shares = [*(row["shares"][part] for part in PARTS), row["checkpoint_share"], row["outside"]]
-        cells = [row["kind"], f"{row['ms_a_step']:.0f}", *(f"{share:.1%}" for share in shares)]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -233,7 +223,7 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as scratch:
             for kind in options.kinds:
                 rows.append(described(kind, overrides, options.steps, Path(scratch) / kind))
-                print(table(rows[-1:]), flush=True)
+                print(profile_table(rows[-1:]), flush=True)
         if not options.anyway and any(row["others"] > machine.QUIET for row in rows):
             raise ValueError(
                 "other processes used the cores meanwhile: not recorded; want "
@@ -242,7 +232,7 @@ def main() -> int:
     except ValueError as mistake:
         print(mistake, file=sys.stderr)
         return 2
-    print(table(rows))
+    print(profile_table(rows))
     folder = options.results or (Path(tempfile.mkdtemp()) if options.quick else results.RESULTS)
     record = {"versions": machine.versions(), "bar": BAR, "rows": rows}
     print(f"appended to {results.append('profile', record, folder)}")

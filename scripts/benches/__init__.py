@@ -6,5 +6,6 @@ floor.py        the time below which no step of a case can come, on a given mach
 dense.py        the same dictionaries as one writes them without sparse kernels
 contestants.py  everybody's whole training step: dictlearn, dense autograd, SAELens, sparsify
 steps.py        races of steps         ops.py     races of single operations
-curves.py       cost against size      draw.py    pictures of what is on record
+curves.py       cost against size
+draw.py         pictures, page.py tables of what is on record, for the documents
 """

@@ -16,7 +16,7 @@ from peers.speed import Lap, Race
 
 from benches import machine
 from benches.cases import DENSE, OURS, Case
-from benches.contestants import random_batch, run
+from benches.contestants import dtype_of, random_batch, run
 from benches.steps import length
 from dictlearn.types import Batch
 
@@ -114,11 +114,14 @@ def _sample(case: Case, who: str, batch: Batch, steps: int, race: Race) -> None:
 
 def encoder_alone(case: Case, batch: Batch) -> Callable[[], object]:
     """The pre-activations of all layers, written into the same memory again and again."""
-    W_SFD = torch.randn(case.layers, case.features, case.width, device=case.device)
-    pre_NF = torch.empty(case.tokens, case.features, device=case.device)
+    dtype = getattr(torch, dtype_of(OURS, case.device))
+    shape = (case.layers, case.features, case.width)
+    W_SFD = torch.randn(shape, device=case.device, dtype=dtype)
+    pre_NF = W_SFD.new_empty(case.tokens, case.features)
+    x_NSD = batch.x_NSD.to(dtype)
 
     def encode() -> None:
-        for x_ND, W_FD in zip(batch.x_NSD.unbind(1), W_SFD, strict=True):
+        for x_ND, W_FD in zip(x_NSD.unbind(1), W_SFD, strict=True):
             torch.mm(x_ND, W_FD.T, out=pre_NF)
 
     return encode

@@ -81,7 +81,8 @@ class DenseMOLT(nn.Module):
 
 def stepper(case: Case, batch: Batch) -> Callable[[], None]:
     """One whole training step, again and again on the same batch."""
-    model = (DenseMOLT(case) if case.kind == "molt" else DenseCLT(case)).to(case.device)
+    with torch.device(case.device):
+        model = DenseMOLT(case) if case.kind == "molt" else DenseCLT(case)
     parameters = list(model.parameters())
     adam = torch.optim.Adam(parameters, lr=1e-4, fused=True)
 

@@ -28,21 +28,18 @@ DARK = Palette(
 )  # fmt: skip
 PALETTES = {"light": LIGHT, "dark": DARK}
 SAES, AXES = ("sae-8k", "sae-24k", "sae-65k", "sae-131k"), ("F", "k", "L")
+NAMES = {"step": "case", "curve": "curve", "op": "op"}
 WORDS = {"F": "features F", "k": "active features k", "L": "layers L of a CLT"}
 
 
 def pictures(results: Path, folder: Path) -> list[Path]:
     """Draws everything that results/bench.json has figures for; returns what was written."""
-    path = results / "bench.json"
-    if not path.exists():
-        raise ValueError(f"{path}: no figures yet; want those of steps or curves first")
-    records = json.loads(path.read_text())
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for device in ("cpu", "cuda"):
-        newest = latest([record for record in records if record.get("device") == device])
-        steps = [newest[name] for name in SAES if name in newest]
-        curves = [newest[name] for name in AXES if name in newest]
+        records = newest(results, device)
+        steps = [records[name] for name in SAES if name in records]
+        curves = [records[name] for name in AXES if name in records]
         for shade, palette in PALETTES.items():
             with matplotlib.rc_context(style(palette)):
                 for what, found, draw in (("steps", steps, bars), ("cost", curves, lines)):
@@ -53,13 +50,13 @@ def pictures(results: Path, folder: Path) -> list[Path]:
     return written
 
 
-def latest(records: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The last record of every case and curve, by its name."""
-    return {
-        record.get("case") or record["curve"]: record
-        for record in records
-        if record["part"] != "op"
-    }
+def newest(results: Path, device: str) -> dict[str, dict[str, Any]]:
+    """The last record of every case, curve and operation of a device, by its name."""
+    path = results / "bench.json"
+    if not path.exists():
+        raise ValueError(f"{path}: no figures yet; want those of steps or curves first")
+    records = [record for record in json.loads(path.read_text()) if record["device"] == device]
+    return {record[NAMES[record["part"]]]: record for record in records}
 
 
 def save(figure: Figure, path: Path) -> None:

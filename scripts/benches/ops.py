@@ -25,6 +25,7 @@ from benches.contestants import OURS_BF16, configuration, random_batch
 from benches.dense import DenseMOLT, active
 from dictlearn.dicts.dictionary import Dictionary
 from dictlearn.sparsity.jumprelu import JumpReLU
+from dictlearn.train.fused_adam import FusedAdam
 from dictlearn.types import ModelInfo
 from dictlearn.verbs import build
 
@@ -152,6 +153,16 @@ def weight_gradients(case: Case) -> Sides:
     return {OURS: ours, TORCH: plain}
 
 
+def adam(case: Case) -> Sides:
+    """A step of Adam on matrices of a dictionary's size whose gradients are there."""
+    matrices = [torch.randn(1, case.features, case.width, device=case.device) for _ in range(2)]
+    parameters = [torch.nn.Parameter(matrix) for matrix in matrices]
+    for parameter in parameters:
+        parameter.grad = torch.randn_like(parameter)
+    own, plain = FusedAdam(parameters), torch.optim.Adam(parameters)
+    return {OURS: own.step, TORCH: plain.step}
+
+
 def transforms(case: Case) -> Sides:
     """A MOLT's active transforms, forward and backward, beside the product over all of them."""
     case = MOLTS[case.device].resized(SMALL if case.tokens == SMALL["B"] else {})
@@ -183,6 +194,7 @@ OPS: dict[str, Callable[[Case], Sides]] = {
         threshold_encode,
         decode,
         weight_gradients,
+        adam,
         transforms,
     )
 }

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from benches import curves, draw, machine, ops, steps
+from benches import curves, draw, machine, ops, page, steps
 from benches.cases import CASES, DENSE, OURS, PER_N, SAELENS, SPARSIFY, Case, chosen
 from benches.contestants import configuration, random_batch, run
 from benches.dense import DenseCLT, DenseMOLT
@@ -147,18 +147,27 @@ def test_a_step_is_raced_and_drawn(tmp_path: Path):
     assert record["a_step"].keys() == {OURS, DENSE}
     assert all(figures["rounds"] == 2 for figures in record["a_step"].values())
     assert f"| {DENSE} |" in steps.table(record)
-    results.append("bench", record, tmp_path)
+    results.append("bench", {"versions": machine.versions(), **record}, tmp_path)
     lines = {OURS: [1.0, 2.0, 4.0], DENSE: [2.0, 8.0, 32.0], curves.ENCODER: [0.5, 1.0, 2.0]}
     curve = {
         "part": "curve",
         "curve": "F",
         "device": "cpu",
+        "kind": "sae",
         "size": case.size,
         "values": [1, 2, 4],
         "microseconds_per_token": lines,
         "fits": {who: curves.fitted([1, 2, 4], line) for who, line in lines.items()},
     }
-    results.append("bench", curve, tmp_path)
+    results.append("bench", {"versions": machine.versions(), **curve}, tmp_path)
+    blocks = page.blocks(tmp_path)
+    assert blocks.keys() == {"steps-cpu", "curves-cpu", "readme"}
+    marked = "before\n<!-- bench: {} -->\nold\n<!-- /bench -->\nafter"
+    filled = page.replaced(marked.format("curves-cpu"), blocks)
+    assert f"{DENSE} | 2.00 | 8.00 | 32.00 | 2.00 ± 0.00 |" in filled and "old" not in filled
+    assert filled.startswith("before\n") and filled.endswith("<!-- /bench -->\nafter")
+    assert page.replaced(filled, blocks) == filled
+    assert page.replaced(marked.format("steps-cuda"), blocks) == marked.format("steps-cuda")
     written = draw.pictures(tmp_path, tmp_path / "img")
     assert {path.name for path in written} == {
         f"{what}-cpu-{shade}.png" for what in ("steps", "cost") for shade in ("light", "dark")

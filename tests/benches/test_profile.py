@@ -7,6 +7,7 @@ from pathlib import Path
 
 import profile_train
 import pytest
+from benches.page import profile_table
 from profile_train import Clock
 
 
@@ -31,4 +32,4 @@ def test_a_run_is_all_accounted_for(tmp_path: Path):
     for part in (*profile_train.WORK, "data"):
         assert row["shares"][part] > 0.001, part
     assert row["checkpoint_ms"] > 0
-    assert "| sae |" in profile_train.table([row])
+    assert "| sae |" in profile_table([row])
