@@ -39,7 +39,7 @@ wheel: .venv/.installed-dev  ## build dist/*.whl
 	@rm -rf dist
 	@$(BIN)/python -m build --outdir dist .
 
-bench: .peers/.installed  ## time steps beside dense autograd and peers, on a quiet CPU: an hour
+bench: .peers/.installed  ## time steps beside dense autograd and peers, on a quiet CPU: 40 minutes
 	@.peers/bin/python scripts/bench.py all
 	@.peers/bin/python scripts/profile_train.py
 
