@@ -8,10 +8,10 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format wheel clean
+.PHONY: help demo test test-gpu check format wheel bench bench-gpu clean
 
 help:  ## this list
-	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 18
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 18
 
 demo: .venv/.installed  ## train an SAE on the embedded model and report on it: about 4 minutes
 	@rm -rf runs/demo
@@ -20,6 +20,10 @@ demo: .venv/.installed  ## train an SAE on the embedded model and report on it: 
 
 test: .venv/.installed  ## run the tests
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4
+
+test-gpu: .venv/.installed  ## run the tests of kernels on a GPU, Triton's for real
+	@$(BIN)/python -c 'import torch; torch.cuda.is_available() or exit("make test-gpu: no CUDA device")'
+	@env -u TRITON_INTERPRET $(BIN)/python -m pytest -q tests/kernels
 
 check: .venv/.installed-dev  ## format, lint, types and the import rule
 	$(BIN)/ruff check .
@@ -35,8 +39,16 @@ wheel: .venv/.installed-dev  ## build dist/*.whl
 	@rm -rf dist
 	@$(BIN)/python -m build --outdir dist .
 
+bench: .peers/.installed  ## time steps beside dense autograd and peers, on a quiet CPU: 40 minutes
+	@.peers/bin/python scripts/bench.py all
+	@.peers/bin/python scripts/profile_train.py
+
+bench-gpu: .peers/.installed  ## the same on a GPU: about half an hour
+	@.peers/bin/python scripts/bench.py all --device cuda
+	@.peers/bin/python scripts/profile_train.py
+
 clean:  ## remove the environment and build outputs; runs/ stays
-	rm -rf .venv dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .peers dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 
 .venv/.python:
 	@test -n "$(PYTHON)" || { echo "dictlearn needs Python 3.11, 3.12 or 3.13 with venv and pip;" \
@@ -52,4 +64,10 @@ clean:  ## remove the environment and build outputs; runs/ stays
 
 .venv/.installed-dev: .venv/.installed
 	@$(INSTALL) -e '.[dev]'
+	@touch $@
+
+# The peers bring their own dependencies: an environment of their own.
+.peers/.installed: .venv/.python pyproject.toml constraints.txt
+	@test -x .peers/bin/python || $(PYTHON) -m venv .peers
+	@.peers/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[peers]'
 	@touch $@

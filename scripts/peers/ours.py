@@ -75,9 +75,11 @@ def batch_of(x_ND: Tensor) -> Batch:
 class Recorded:
     """A source that reads batches from an iterator."""
 
-    def __init__(self, batches: Iterator[Tensor], dictionary: Dictionary, recipe: Recipe):
+    reads_model, gives_windows = False, False
+
+    def __init__(self, batches: Iterator[Batch], dictionary: Dictionary, batch_tokens: int):
         self.sources, self.targets = dictionary.sources, dictionary.targets
-        self.width, self.batch_tokens = recipe.width, recipe.batch_tokens
+        self.width, self.batch_tokens = dictionary.width, batch_tokens
         self.device = torch.device("cpu")
         self._batches = batches
 
@@ -85,7 +87,7 @@ class Recorded:
         assert ranks == 1
 
     def next_batch(self) -> Batch:
-        return batch_of(next(self._batches))
+        return next(self._batches)
 
     def sample(self, n: int) -> Batch:
         raise AssertionError("what is measured before training is measured on the first batches")
@@ -109,7 +111,8 @@ class Ours:
     def train(self, batches: Iterator[Tensor]) -> OursTrained:
         first = list(itertools.islice(batches, -(-SAMPLE_TOKENS // self.recipe.batch_tokens)))
         sample = batch_of(torch.cat(first)[:SAMPLE_TOKENS])
-        source = Recorded(itertools.chain(first, batches), self.dictionary, self.recipe)
+        stream = map(batch_of, itertools.chain(first, batches))
+        source = Recorded(stream, self.dictionary, self.recipe.batch_tokens)
         trainee = self.training.trainee()
         trainee.begin(sample)  # type: ignore[operator]
         fit(self.cfg, self.training, source, None)
@@ -143,4 +146,5 @@ def race_inside_lightning(race: Race, kind: str, recipe: Recipe, x_ND: Tensor, r
     dictionary = build.build_dictionary(cfg, info(recipe))
     training = build.build_training(cfg, dictionary)
     training.trainee().begin(batch_of(x_ND))  # type: ignore[operator]
-    fit(cfg, training, Recorded(race.host(x_ND, rounds), dictionary, recipe), None)
+    stream = map(batch_of, race.host(x_ND, rounds))
+    fit(cfg, training, Recorded(stream, dictionary, recipe.batch_tokens), None)

@@ -23,6 +23,7 @@ class Recipe:
     decay: int  # last steps, linear to zero
     dead_after_tokens: int  # a feature silent for this long gets the auxiliary loss
     prefixes: tuple[int, ...]  # matryoshka: the nested widths, the last one F
+    device: str = "cpu"  # cpu | cuda
 
     def lr_factor(self, step: int) -> float:
         """The share of `lr` that step 0, 1, ... trains with: the schedule SAELens builds."""

@@ -17,19 +17,20 @@ PACKAGES = ("torch", "lightning", "sae-lens", "eai-sparsify", "transformer-lens"
 
 
 def machine() -> dict[str, Any]:
-    """The processor and what of it was used; nothing that names the computer or its owner."""
+    """The processors and what of them was used; nothing that names the computer or its owner."""
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         names = [row for row in cpuinfo.read_text().splitlines() if row.startswith("model name")]
         model = names[0].split(":", 1)[1].strip() if names else model
-    return {
+    found = {
         "cpu": model,
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "system": platform.system(),
         "python": platform.python_version(),
     }
+    return found | ({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {})
 
 
 def versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:

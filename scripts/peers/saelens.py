@@ -4,6 +4,7 @@ Equalised: lr, warm-up, decay, the dead window (in its unit, steps) and the inpu
 SAELens' own convention (mean norm sqrt(D)), applied once to the file and therefore off here.
 Kept as it comes: Adam with betas (0.9, 0.999), clipping at norm 1, decoder rows that start at norm
 0.1 and stay free, aux_loss_coefficient 1, and for jumprelu the bandwidth and first threshold.
+On a GPU its autocast to bf16 is switched on, which makes it faster and which its default leaves off.
 """
 
 # pyright: reportMissingImports=false
@@ -37,7 +38,8 @@ KINDS = ("topk", "batchtopk", "matryoshka", "jumprelu")
 
 
 def _training_sae(kind: str, recipe: Recipe) -> Any:
-    size = {"d_in": recipe.width, "d_sae": recipe.n_features, "device": "cpu", "dtype": "float32"}
+    size = {"d_in": recipe.width, "d_sae": recipe.n_features}
+    size |= {"device": recipe.device, "dtype": "float32"}
     if kind == "topk":
         return TopKTrainingSAE(TopKTrainingSAEConfig(**size, k=recipe.k))
     if kind == "batchtopk":
@@ -71,6 +73,8 @@ class SAELens:
             lr_warm_up_steps=recipe.warmup,
             lr_decay_steps=recipe.decay,
             dead_feature_window=max(1, recipe.dead_after_tokens // recipe.batch_tokens),
+            device=recipe.device,
+            autocast=recipe.device == "cuda",
         )
         self.trainer = SAETrainer(self.config, self.sae, iter(()))
 

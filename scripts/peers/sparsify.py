@@ -6,6 +6,7 @@ the parallel gradient removed before each step.
 Equalised ("adam"): torch Adam with everybody's lr, warm-up and decay, and AuxK at 1/32 with
 everybody's dead window, which its default leaves off. "signum" is its default optimiser with its
 own learning rate, a constant one, and without AuxK.
+On a GPU its decoder is its Triton kernel and its forward pass autocasts to bf16, as it comes.
 """
 
 # pyright: reportMissingImports=false
@@ -16,9 +17,11 @@ import os
 from collections.abc import Iterator
 from typing import final
 
-os.environ["SPARSIFY_DISABLE_TRITON"] = "1"  # its Triton decoder cannot run on a CPU
-
 import torch
+
+if not torch.cuda.is_available():  # its Triton decoder cannot run on a CPU
+    os.environ["SPARSIFY_DISABLE_TRITON"] = "1"
+
 from schedulefree import ScheduleFreeWrapper
 from sparsify import SparseCoder, SparseCoderConfig
 from sparsify.sign_sgd import SignSGD
@@ -35,9 +38,12 @@ class Sparsify:
         self.sae = SparseCoder(
             recipe.width,
             SparseCoderConfig(num_latents=recipe.n_features, k=recipe.k),
+            device=recipe.device,
             dtype=torch.float32,
         )
-        self.tokens_since_fired_F = torch.zeros(recipe.n_features, dtype=torch.long)
+        self.tokens_since_fired_F = torch.zeros(
+            recipe.n_features, dtype=torch.long, device=recipe.device
+        )
         self.n_steps = 0
         if optimiser == "adam":
             self.auxk_alpha = 1 / 32
@@ -69,7 +75,7 @@ class Sparsify:
             dead_F = self.tokens_since_fired_F > self.recipe.dead_after_tokens
         total = (x_ND - x_ND.mean(0)).square().sum()
         out = self.sae(x=x_ND, y=x_ND, dead_mask=dead_F, total_variance=total)
-        fired_F = torch.zeros(self.recipe.n_features, dtype=torch.bool)
+        fired_F = torch.zeros_like(self.tokens_since_fired_F, dtype=torch.bool)
         fired_F[out.latent_indices.flatten()] = True
         (out.fvu + self.auxk_alpha * out.auxk_loss).backward()
         self.sae.remove_gradient_parallel_to_decoder_directions()

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 HOST = "dictlearn"
@@ -82,17 +83,25 @@ class Lap:
         self.race, self.name, self.steps = race, name, steps
 
     def __enter__(self) -> Lap:
-        self.others = _busy_elsewhere()
+        synchronise()
+        self.others = busy_elsewhere()
         self.started = time.perf_counter()
         return self
 
     def __exit__(self, *_: object) -> None:
+        synchronise()
         wall = time.perf_counter() - self.started
-        clean = _busy_elsewhere() - self.others < 0.12 * wall
+        clean = busy_elsewhere() - self.others < 0.12 * wall
         self.race.record(self.name, wall / self.steps, clean)
 
 
-def _busy_elsewhere() -> float:
+def synchronise() -> None:
+    """Waits for what a GPU still has to do."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def busy_elsewhere() -> float:
     """CPU seconds that processes other than this one have used so far, on Linux; else 0."""
     stat = Path("/proc/stat")
     if not stat.exists():

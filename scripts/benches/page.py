@@ -1,0 +1,123 @@
+"""Tables of what is on record, put into the documents between their marks.
+
+    <!-- bench: steps-cpu -->
+    ... rewritten by `python scripts/bench.py draw` ...
+    <!-- /bench -->
+
+A block without figures stays as it is.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benches import curves, steps
+from benches.cases import CASES, OURS, OURS_BF16, PEERS
+from benches.draw import AXES, newest
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENTS = (Path("README.md"), Path("docs/performance.md"))
+PARTS = ("model", "forward", "backward", "optimiser", "data", "logging", "other")
+
+
+def fill(results: Path, root: Path = ROOT) -> list[Path]:
+    """Rewrites the blocks that there are figures for; returns the documents that have any."""
+    found = blocks(results)
+    written = []
+    for name in DOCUMENTS:
+        text = (root / name).read_text()
+        filled = replaced(text, found)
+        if filled != text:
+            (root / name).write_text(filled)
+            written.append(root / name)
+    return written
+
+
+def replaced(text: str, found: Mapping[str, str]) -> str:
+    def block(match: re.Match[str]) -> str:
+        return f"{match[1]}{found[match[2]]}\n{match[4]}" if match[2] in found else match[0]
+
+    return re.sub(r"(<!-- bench: (\S+) -->\n)(.*?)(<!-- /bench -->)", block, text, flags=re.S)
+
+
+def blocks(results: Path) -> dict[str, str]:
+    """Markdown by the block's name."""
+    found = {}
+    for device in ("cpu", "cuda"):
+        records = newest(results, device)
+        cases = [records[name] for name in CASES if name in records]
+        lines = [records[name] for name in AXES if name in records]
+        ops = [record for record in records.values() if record["part"] == "op"]
+        if cases:
+            tables = [f"{taken(record)}\n\n{steps.table(record)}" for record in cases]
+            found[f"steps-{device}"] = "\n\n".join(tables)
+        if ops:
+            found[f"ops-{device}"] = f"{taken(ops[0])}\n\n{ops_table(ops)}"
+        if lines:
+            tables = [f"{taken(lines[0])}\n\n{picture('cost', device, 'img')}"]
+            found[f"curves-{device}"] = "\n\n".join([*tables, *map(curves.table, lines)])
+        if device == "cpu" and any(case["kind"] == "sae" for case in cases):
+            found["readme"] = readme([case for case in cases if case["kind"] == "sae"])
+    if (results / "profile.json").exists():
+        record = json.loads((results / "profile.json").read_text())[-1]
+        found["profile"] = f"{taken(record)}\n\n{profile_table(record['rows'])}"
+    return found
+
+
+def taken(record: Mapping[str, Any]) -> str:
+    """On what and when, in a line."""
+    machine, versions = record["machine"], record["versions"]
+    processor = machine.get("gpu") if record.get("device") == "cuda" else None
+    words = [processor or f"{machine['cpu']}, {machine['threads']} threads"]
+    words += [f"torch {versions['torch']}", record["date"]]
+    if record.get("others", 0) > 0.1:
+        words.append(f"other processes used {record['others']:.0%} of the cores")
+    return ", ".join(words) + ":"
+
+
+def picture(what: str, device: str, folder: str) -> str:
+    dark = (
+        f'<source media="(prefers-color-scheme: dark)" srcset="{folder}/{what}-{device}-dark.png">'
+    )
+    words = {"steps": "Milliseconds of a training step", "cost": "Time a token against size"}[what]
+    light = f'<img alt="{words}" src="{folder}/{what}-{device}-light.png">'
+    return f"<picture>{dark}{light}</picture>"
+
+
+def readme(cases: Sequence[Mapping[str, Any]]) -> str:
+    lines = []
+    for case in cases:
+        for who in (OURS, OURS_BF16):
+            times = case["times_ours"].get(who, {})
+            theirs = [f"{times[rival]:.1f} times in {rival}" for rival in PEERS if rival in times]
+            size = case["size"]
+            if theirs:
+                lines.append(
+                    f"- {who}, {size['B']:,} tokens, width {size['D']:,}, {size['F']:,} features: "
+                    f"a step takes {', '.join(theirs)}"
+                )
+    return "\n".join([picture("steps", "cpu", "docs/img"), "", taken(cases[0]), "", *lines])
+
+
+def ops_table(records: Sequence[Mapping[str, Any]]) -> str:
+    lines = ["| operation | ms | ms, torch | times ours |", "|---|---|---|---|"]
+    for record in records:
+        ms = [record["a_call"][who]["median_ms"] for who in (OURS, "torch")]
+        cells = [record["op"], *(f"{value:.2f}" for value in ms), f"{record['times_ours']:.2f}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def profile_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Shares of a step; `outside` is what model, dictionary and optimiser don't take."""
+    head = ["dict", "ms a step", *PARTS, "checkpoints", "outside"]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for row in rows:
+        shares = [*(row["shares"][part] for part in PARTS), row["checkpoint_share"], row["outside"]]
+        cells = [row["kind"], f"{row['ms_a_step']:.0f}", *(f"{share:.1%}" for share in shares)]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
