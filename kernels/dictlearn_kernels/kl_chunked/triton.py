@@ -40,7 +40,7 @@ def config(dtype: torch.dtype, even: bool, tf32: bool) -> dict[str, Any]:
     return {
         "EVEN": even,
         "BM": 32 if small else 128,
-        "BV": 64 if small else 128,
+        "BV": 32 if small else 64,
         "BK": 32 if small else 64,
         "PRECISION": "tf32" if dtype is torch.float32 and tf32 else "ieee",
     }
@@ -87,7 +87,7 @@ def kl_of_states(
     block = min(max(1, largest), columns) * constants["BV"]
     gap_NB = states_ND.new_empty(N, block)
     lse = lse_s.float(), lse_t.float()
-    product = {**constants, "BD": constants["BV"]}
+    product = {**constants, "BD": 2 * constants["BV"]}
     del product["BV"]
     for first in range(0, V, block):
         grid = rows, triton.cdiv(min(block, V - first), constants["BV"])
@@ -260,7 +260,7 @@ def shipped() -> list[Variant]:
                 continue
             for kernel in (statistics, gap, accumulate):
                 of_launch = config(dtype, even, tf32)
-                of_launch["BD"] = of_launch["BV"]
+                of_launch["BD"] = 2 * of_launch["BV"]
                 constants = {k: of_launch[k] for k in of_launch if k in kernel.arg_names}
                 rest = [k for k in kernel.arg_names if k not in constants]
                 signature = {k: _kind(k, name) for k in rest}
