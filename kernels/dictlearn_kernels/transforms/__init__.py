@@ -8,17 +8,19 @@ tokens together; past a measured density all of them are, in two large matrix pr
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from dictlearn_kernels.dispatch import choose
 from dictlearn_kernels.pattern import Pattern
+from dictlearn_kernels.transforms import cpu, reference
 
 # scripts/bench_transforms.py: above this fraction of stored pairs, computing all of them wins.
 DENSE_ABOVE = 0.3
+SERVED = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def transform(
@@ -36,7 +38,18 @@ def transform(
     pass: memory then doesn't grow with the number of active ranks.
     """
     assert pattern.n_columns == sum(len(U_g) for U_g in U) == sum(len(V_g) for V_g in V)
-    return _Transform.apply(pattern, recompute, values, x_RD, *U, *V)  # type: ignore[return-value]
+    chosen = choose("transforms", x_RD, unserved(values, x_RD, U, V))
+    if chosen == "reference":
+        return reference.transform(pattern, values, x_RD, U, V)
+    order = starts = None
+    if _prefers_dense(pattern):
+        chosen = "dense"
+    else:
+        order, starts = pattern.by_column
+    inputs = [values, x_RD, *U, *V]
+    keep = not recompute and torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
+    place = pattern.row_starts, pattern.columns, order, starts
+    return _forward(values, x_RD, list(U), list(V), *place, chosen, keep)[0]
 
 
 def gram_norms(U: Sequence[Tensor], V: Sequence[Tensor]) -> Tensor:
@@ -52,141 +65,136 @@ def _squared_norms(U_CKD: Tensor, V_CKD: Tensor) -> Tensor:
     return ((U_CKD @ U_CKD.mT) * (V_CKD @ V_CKD.mT)).sum((1, 2))
 
 
-class _Transform(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, pattern: Pattern, recompute: bool, values: Tensor, x_RD: Tensor, *UV: Tensor
-    ) -> Tensor:
-        U, V = _halves(UV)
-        if _prefers_dense(pattern):
-            y_RD, hidden = _forward_dense(pattern, values, x_RD, U, V)
-        else:
-            y_RD, hidden = _forward_grouped(pattern, values, x_RD, U, V)
-        ctx.pattern, ctx.n_hidden = pattern, 0 if recompute else len(hidden)
-        ctx.save_for_backward(values, x_RD, *UV, *hidden[: ctx.n_hidden])
-        return y_RD
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, g_RD: Tensor) -> tuple[Tensor | None, ...]:
-        values, x_RD, *rest = ctx.saved_tensors
-        hidden = rest[len(rest) - ctx.n_hidden :]
-        U, V = _halves(rest[: len(rest) - ctx.n_hidden])
-        backward = _backward_dense if _prefers_dense(ctx.pattern) else _backward_grouped
-        wants_x = ctx.needs_input_grad[3]
-        g_values, g_x, *g_UV = backward(
-            ctx.pattern, values, x_RD, U, V, hidden, g_RD.contiguous(), wants_x
-        )
-        return None, None, g_values, g_x if wants_x else None, *g_UV
-
-
-def _halves(UV: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-    return UV[: len(UV) // 2], UV[len(UV) // 2 :]
+def unserved(values: Tensor, x_RD: Tensor, U: Sequence[Tensor], V: Sequence[Tensor]) -> str | None:
+    """Why no kernel of ours serves these tensors; None where one does."""
+    dtypes = {t.dtype for t in (values, x_RD, *U, *V)}
+    if len(dtypes) > 1:
+        return f"tensors of different dtypes ({', '.join(sorted(map(str, dtypes)))})"
+    return None if x_RD.dtype in SERVED else str(x_RD.dtype)
 
 
 def _prefers_dense(pattern: Pattern) -> bool:
     return len(pattern.columns) > DENSE_ABOVE * pattern.n_rows * pattern.n_columns
 
 
-# --- a transform's tokens together ------------------------------------------------------------
+# --- for autograd and torch.compile -------------------------------------------------------------
 
 
-def _groups(pattern: Pattern, U: Sequence[Tensor]) -> Iterator[tuple[int, int, Tensor, Tensor]]:
-    """(place in the sequence, number there, entries, rows) of every transform that has tokens."""
-    order, starts = pattern.by_column
-    rows = pattern.rows[order]
-    ends = starts.tolist()
-    column = 0
-    for g, U_g in enumerate(U):
-        for t in range(len(U_g)):
-            low, high = ends[column], ends[column + 1]
-            column += 1
-            if high > low:
-                yield g, t, order[low:high], rows[low:high]
-
-
-def _forward_grouped(
-    pattern: Pattern, values: Tensor, x_RD: Tensor, U: Sequence[Tensor], V: Sequence[Tensor]
-) -> tuple[Tensor, list[Tensor]]:
-    y_RD = torch.zeros_like(x_RD)
-    hidden = []  # V x of each transform, at its tokens
-    for g, t, entries, rows in _groups(pattern, U):
-        h_MK = x_RD.index_select(0, rows) @ V[g][t].T
-        # A transform has a token once, so this adds without collisions.
-        y_RD.index_add_(0, rows, (values.index_select(0, entries)[:, None] * h_MK) @ U[g][t])
-        hidden.append(h_MK)
-    return y_RD, hidden
-
-
-def _backward_grouped(
-    pattern: Pattern,
+@torch.library.custom_op("dictlearn::transform", mutates_args=())
+def _forward(
     values: Tensor,
     x_RD: Tensor,
     U: Sequence[Tensor],
     V: Sequence[Tensor],
-    hidden: Sequence[Tensor],
+    row_starts: Tensor,
+    columns: Tensor,
+    order: Tensor | None,
+    column_starts: Tensor | None,
+    chosen: str,
+    keep: bool,
+) -> tuple[Tensor, Tensor]:
+    """(y, V x), the second empty unless it is kept. `chosen`: dense, cpu or triton."""
+    pattern = _pattern(row_starts, columns, order, column_starts, U)
+    match chosen:
+        case "triton":
+            from dictlearn_kernels.transforms import triton
+
+            y_RD, hidden = triton.forward(pattern, values, x_RD, U, V)
+        case "dense":
+            y_RD, hidden = cpu.forward_dense(pattern, values, x_RD, U, V)
+        case _:
+            y_RD, hidden = cpu.forward_grouped(pattern, values, x_RD, U, V)
+    return y_RD, hidden if keep else hidden.new_empty(0)
+
+
+@_forward.register_fake
+def _(values, x_RD, U, V, row_starts, columns, order, column_starts, chosen, keep):
+    if not keep:
+        n_hidden = 0
+    elif chosen == "dense":
+        n_hidden = len(x_RD) * sum(V_g.shape[0] * V_g.shape[1] for V_g in V)
+    else:
+        n_hidden = torch.library.get_ctx().new_dynamic_size()
+    return torch.empty_like(x_RD), x_RD.new_empty(n_hidden)
+
+
+@torch.library.custom_op("dictlearn::transform_backward", mutates_args=())
+def _backward(
     g_RD: Tensor,
-    wants_x: bool,
-) -> tuple[Tensor, ...]:
-    g_values, g_x = torch.zeros_like(values), torch.zeros_like(x_RD)
-    g_U, g_V = [torch.zeros_like(t) for t in U], [torch.zeros_like(t) for t in V]
-    for place, (g, t, entries, rows) in enumerate(_groups(pattern, U)):
-        x_MD, g_MD = x_RD.index_select(0, rows), g_RD.index_select(0, rows)
-        value_M1 = values.index_select(0, entries)[:, None]
-        h_MK = hidden[place] if hidden else x_MD @ V[g][t].T
-        read_MK = g_MD @ U[g][t].T
-        g_values[entries] = torch.linalg.vecdot(h_MK, read_MK)
-        torch.mm((value_M1 * h_MK).T, g_MD, out=g_U[g][t])
-        read_MK.mul_(value_M1)
-        torch.mm(read_MK.T, x_MD, out=g_V[g][t])
-        if wants_x:
-            g_x.index_add_(0, rows, read_MK @ V[g][t])
-    return g_values, g_x, *g_U, *g_V
-
-
-# --- all of them --------------------------------------------------------------------------------
-
-
-def _gates(pattern: Pattern, values: Tensor, U: Sequence[Tensor]) -> list[Tensor]:
-    """The values as dense [R, n, 1], per place of the sequence."""
-    return [g_RC[..., None] for g_RC in pattern.dense(values).split([len(t) for t in U], dim=1)]
-
-
-def _forward_dense(
-    pattern: Pattern, values: Tensor, x_RD: Tensor, U: Sequence[Tensor], V: Sequence[Tensor]
-) -> tuple[Tensor, list[Tensor]]:
-    y_RD = torch.zeros_like(x_RD)
-    hidden = []
-    for gate_RC1, U_CKD, V_CKD in zip(_gates(pattern, values, U), U, V, strict=True):
-        h_RP = x_RD @ V_CKD.flatten(0, 1).T  # P: all ranks of the transforms
-        gated_RCK = gate_RC1 * h_RP.view(len(h_RP), *U_CKD.shape[:2])
-        y_RD.addmm_(gated_RCK.flatten(1), U_CKD.flatten(0, 1))
-        hidden.append(h_RP)
-    return y_RD, hidden
-
-
-def _backward_dense(
-    pattern: Pattern,
     values: Tensor,
     x_RD: Tensor,
     U: Sequence[Tensor],
     V: Sequence[Tensor],
-    hidden: Sequence[Tensor],
-    g_RD: Tensor,
+    row_starts: Tensor,
+    columns: Tensor,
+    order: Tensor | None,
+    column_starts: Tensor | None,
+    hidden: Tensor | None,
+    chosen: str,
     wants_x: bool,
-) -> tuple[Tensor, ...]:
-    g_x = torch.zeros_like(x_RD)
-    g_gates, g_U, g_V = [], [], []
-    gates = _gates(pattern, values, U)
-    for g, (gate_RC1, U_CKD, V_CKD) in enumerate(zip(gates, U, V, strict=True)):
-        h_RP = hidden[g] if hidden else x_RD @ V_CKD.flatten(0, 1).T
-        h_RCK = h_RP.view(len(h_RP), *U_CKD.shape[:2])
-        read_RCK = (g_RD @ U_CKD.flatten(0, 1).T).view_as(h_RCK)
-        g_gates.append(torch.linalg.vecdot(h_RCK, read_RCK))
-        g_U.append(((gate_RC1 * h_RCK).flatten(1).T @ g_RD).view_as(U_CKD))
-        read_RCK.mul_(gate_RC1)
-        g_V.append((read_RCK.flatten(1).T @ x_RD).view_as(V_CKD))
-        if wants_x:
-            g_x.addmm_(read_RCK.flatten(1), V_CKD.flatten(0, 1))
-    g_values = torch.cat(g_gates, dim=1)[pattern.rows, pattern.columns]
-    return g_values, g_x, *g_U, *g_V
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(g_values, g_x or an empty tensor, g_U, g_V), the last two [all ranks, D]."""
+    pattern = _pattern(row_starts, columns, order, column_starts, U)
+    given = pattern, values, x_RD, U, V, hidden, g_RD.contiguous(), wants_x
+    match chosen:
+        case "triton":
+            from dictlearn_kernels.transforms import triton
+
+            g_values, g_x, g_U, g_V = triton.backward(*given)
+        case "dense":
+            g_values, g_x, g_U, g_V = cpu.backward_dense(*given)
+        case _:
+            g_values, g_x, g_U, g_V = cpu.backward_grouped(*given)
+    return g_values, x_RD.new_empty(0) if g_x is None else g_x, g_U, g_V
+
+
+@_backward.register_fake
+def _(g, values, x_RD, U, V, row_starts, columns, order, starts, hidden, chosen, wants_x):
+    g_x = torch.empty_like(x_RD) if wants_x else x_RD.new_empty(0)
+    g_U, g_V = (
+        x_RD.new_empty(sum(m.shape[0] * m.shape[1] for m in maps), x_RD.shape[1]) for maps in (U, V)
+    )
+    return torch.empty_like(values), g_x, g_U, g_V
+
+
+def _pattern(
+    row_starts: Tensor,
+    columns: Tensor,
+    order: Tensor | None,
+    column_starts: Tensor | None,
+    U: Sequence[Tensor],
+) -> Pattern:
+    sort = None
+    if order is not None and column_starts is not None:
+        by_column = order, column_starts
+
+        def sort() -> tuple[Tensor, Tensor]:
+            return by_column
+
+    return Pattern(row_starts, columns, sum(len(U_g) for U_g in U), sort)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    values, x_RD, U, V, row_starts, columns, order, column_starts, chosen, keep = inputs
+    ctx.set_materialize_grads(False)
+    ctx.chosen, ctx.keep, ctx.n_maps, ctx.wants_x = chosen, keep, len(U), x_RD.requires_grad
+    sorted_ = [] if order is None else [order, column_starts]
+    hidden = [output[1]] if keep else []
+    ctx.save_for_backward(values, x_RD, *U, *V, row_starts, columns, *sorted_, *hidden)
+
+
+def _gradients(ctx: Any, g_RD: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
+    if g_RD is None:
+        return (None,) * 10
+    values, x_RD, *rest = ctx.saved_tensors
+    hidden = rest.pop() if ctx.keep else None
+    U, V, rest = rest[: ctx.n_maps], rest[ctx.n_maps : 2 * ctx.n_maps], rest[2 * ctx.n_maps :]
+    place = rest if len(rest) == 4 else [*rest, None, None]
+    g_values, g_x, g_U, g_V = _backward(
+        g_RD, values, x_RD, U, V, *place, hidden, ctx.chosen, ctx.wants_x
+    )
+    maps = cpu.split(g_U, U), cpu.split(g_V, V)
+    return g_values, g_x if ctx.wants_x else None, *maps, *(None,) * 6
+
+
+_forward.register_autograd(_gradients, setup_context=_setup)

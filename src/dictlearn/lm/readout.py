@@ -49,6 +49,11 @@ class Readout:
             return self.lm.logits(tokens_BP)
         return self.lm.trunk(input_ids=tokens_BP).last_hidden_state
 
+    def unembedding(self) -> Tensor | None:
+        """[V, width] where logits are nothing but its product with the states; None elsewhere."""
+        plain = type(self.head) is nn.Linear and self.head.bias is None
+        return self.head.weight if plain else None
+
     def logits(self, states_ND: Tensor) -> Tensor:
         """float32 [N, V]."""
         return (states_ND if self.head is None else self.head(states_ND)).float()

@@ -17,7 +17,6 @@ from dictlearn.lm.capture import capture
 from dictlearn.lm.language_model import LanguageModel
 from dictlearn.lm.patch import Replacement, patched
 from dictlearn.lm.readout import Readout
-from dictlearn.objectives.kl_to_teacher import chunked_sum
 from dictlearn.objectives.protocol import Forward, Term, Windows, zero
 from dictlearn.objectives.stand_in import MODES, FreeRunning, teacher_forced
 from dictlearn.objectives.teacher import Teacher
@@ -135,12 +134,7 @@ class KLToTeacher(Term):
         with patched(self._lm, replacements, reads=reads, mask_BP=valid_BP) as seen:
             states_ND = self._readout.states(windows.tokens_BP)[valid_BP]
             later = {site: seen[site][valid_BP] for site in self._later}
-        readout = self._readout
-
-        def nats(rows: slice, states: Tensor) -> Tensor:
-            return targets.kl(rows, readout.logits(states))
-
-        kl = chunked_sum(nats, states_ND, self.chunk_tokens) / len(states_ND)
+        kl = targets.total(states_ND, self._readout, self.chunk_tokens) / len(states_ND)
         anchor = forward.reduce(forward.y_NTD - forward.reconstruction_NTD)
         loss = kl.new_zeros(())
         self._figures = {"kl": float(kl.detach()), **targets.figures()}

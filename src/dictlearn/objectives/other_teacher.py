@@ -15,7 +15,7 @@ from dictlearn.lm.language_model import LanguageModel, bos_id
 from dictlearn.lm.load import load_model
 from dictlearn.lm.readout import Readout, has_head
 from dictlearn.objectives.kl_to_teacher import kl_of_log_probs
-from dictlearn.objectives.teacher import Targets, Teacher
+from dictlearn.objectives.teacher import Targets, Teacher, total_of_chunks
 
 log = logging.getLogger(__name__)
 
@@ -142,6 +142,10 @@ class _MixedTargets:
         if w == 1:
             return teacher_NV
         return torch.logaddexp(base_NV + math.log1p(-w), teacher_NV + math.log(w))
+
+    def total(self, states_ND: Tensor, readout: Readout, chunk: int) -> Tensor:
+        reason = "a mixture of teachers over the ids that tokens have"
+        return total_of_chunks(self, states_ND, readout, chunk, reason)
 
     def figures(self) -> dict[str, float]:
         base_patched, teacher_patched, teacher_base = (self._sums / max(1, self._n)).tolist()

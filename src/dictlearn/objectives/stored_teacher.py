@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from dictlearn.lm.language_model import LanguageModel
 from dictlearn.lm.readout import Readout, has_head
 from dictlearn.objectives.sparse_targets import SparseTargets, draw_targets, sparse_kl
-from dictlearn.objectives.teacher import Targets, Teacher
+from dictlearn.objectives.teacher import Targets, Teacher, total_of_chunks
 
 KEY, HASHES = "targets.json", "hashes.safetensors"
 FORMAT = 1
@@ -201,6 +201,9 @@ class _StoredTargets:
         )
         self._clipped.append(float(clipped))
         return self._temperature**2 * value_N
+
+    def total(self, states_ND: Tensor, readout: Readout, chunk: int) -> Tensor:
+        return total_of_chunks(self, states_ND, readout, chunk, "targets stored as drawn ids")
 
     def figures(self) -> dict[str, float]:
         return {"kl_clipped": math.fsum(self._clipped) / max(1, len(self._clipped))}

@@ -9,11 +9,13 @@ from abc import ABC, abstractmethod
 from typing import Any, Protocol, final
 
 import torch
+from dictlearn_kernels.dispatch import choose
+from dictlearn_kernels.kl_chunked import kl_of_states
 from torch import Tensor
 
 from dictlearn.lm.language_model import LanguageModel
 from dictlearn.lm.readout import Readout, has_head
-from dictlearn.objectives.kl_to_teacher import kl_of_log_probs
+from dictlearn.objectives.kl_to_teacher import chunked_sum, kl_of_log_probs
 
 
 class Targets(Protocol):
@@ -26,9 +28,28 @@ class Targets(Protocol):
         """
         ...
 
+    def total(self, states_ND: Tensor, readout: Readout, chunk: int) -> Tensor:
+        """The sum of `kl` over all rows, whose logits are `readout`'s of these states.
+
+        `chunk`: rows whose logits exist at once, where any do.
+        """
+        ...
+
     def figures(self) -> dict[str, float]:
         """After all rows: what else is worth a line in the record, means over tokens."""
         ...
+
+
+def total_of_chunks(
+    targets: Targets, states_ND: Tensor, readout: Readout, chunk: int, reason: str
+) -> Tensor:
+    """`Targets.total` by the logits of a chunk of rows at a time, for a reason that people are told."""
+    choose("kl_of_states", states_ND, reason)
+
+    def nats(rows: slice, states: Tensor) -> Tensor:
+        return targets.kl(rows, readout.logits(states))
+
+    return chunked_sum(nats, states_ND, chunk)
 
 
 class Teacher(ABC):
@@ -78,6 +99,16 @@ class _OwnTargets:
             teacher_NV = _log_probs(self._readout.logits(self._states_ND[rows]), self._temperature)
         patched_NV = _log_probs(logits_NV, self._temperature)
         return self._temperature**2 * kl_of_log_probs(teacher_NV, patched_NV)
+
+    def total(self, states_ND: Tensor, readout: Readout, chunk: int) -> Tensor:
+        W_VD, teacher_W_VD = readout.unembedding(), self._readout.unembedding()
+        if W_VD is None or teacher_W_VD is None:
+            reason = "a head that is more than a matrix (a bias, soft-capping)"
+            return total_of_chunks(self, states_ND, readout, chunk, reason)
+        nats_N = kl_of_states(
+            states_ND, W_VD, self._states_ND, teacher_W_VD, self._temperature, chunk
+        )
+        return self._temperature**2 * nats_N.sum()
 
     def figures(self) -> dict[str, float]:
         return {}
