@@ -13,6 +13,8 @@ is rounded, and `accumulate` adds its product with W. That is five products of N
 with whole logits, and no [N, V].
 """
 
+# pyright: reportCallIssue=false, reportArgumentType=false
+# A launch takes numbers where the kernel says constexpr, and options of its own.
 from __future__ import annotations
 
 from typing import Any
