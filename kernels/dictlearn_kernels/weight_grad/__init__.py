@@ -16,7 +16,8 @@ from typing import final
 
 from torch import Tensor
 
-from dictlearn_kernels.pattern import Pattern, bags
+from dictlearn_kernels.bag import bag
+from dictlearn_kernels.pattern import Pattern
 
 _active: Collector | None = None
 
@@ -54,7 +55,7 @@ class Product:
         if first == last:
             return None
         local = starts[low : high + 1] - first
-        return bags(rows[first:last], local, values[first:last], self.g_RD)
+        return bag(rows[first:last], local, values[first:last], self.g_RD)
 
 
 @final
