@@ -141,7 +141,7 @@ class KLToTeacher(Term):
             return targets.kl(rows, readout.logits(states))
 
         kl = chunked_sum(nats, states_ND, self.chunk_tokens) / len(states_ND)
-        anchor = forward.reduce(forward.y_NTD - forward.reconstruction_NTD)
+        anchor = forward.reduce(forward.residual_NTD)
         loss = kl.new_zeros(())
         self._figures = {"kl": float(kl.detach()), **targets.figures()}
         if self._later:
