@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import Any, final
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dictlearn_kernels.bag import bag
@@ -55,7 +56,18 @@ class Product:
         if first == last:
             return None
         local = starts[low : high + 1] - first
-        return bag(rows[first:last], local, values[first:last], self.g_RD)
+        weights = values[first:last]
+        if self.g_RD.is_cuda:
+            return bag(rows[first:last], local, weights, self.g_RD)
+        # What bag comes to on a CPU, without an operator's overhead: there are many small ones.
+        return F.embedding_bag(
+            rows[first:last],
+            self.g_RD,
+            local,
+            mode="sum",
+            per_sample_weights=weights,
+            include_last_offset=True,
+        )
 
     def sorted(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Entries by column: (rows of g, values, columns), each [nnz], and where columns start."""
