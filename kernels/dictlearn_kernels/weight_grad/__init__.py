@@ -17,7 +17,8 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from dictlearn_kernels.pattern import Pattern, bags
+from dictlearn_kernels.bag import bag
+from dictlearn_kernels.pattern import Pattern
 
 _active: Collector | None = None
 
@@ -55,7 +56,7 @@ class Product:
         if first == last:
             return None
         local = starts[low : high + 1] - first
-        return bags(rows[first:last], local, values[first:last], self.g_RD)
+        return bag(rows[first:last], local, values[first:last], self.g_RD)
 
     def sorted(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Entries by column: (rows of g, values, columns), each [nnz], and where columns start."""
