@@ -90,11 +90,6 @@ class Pattern:
         starts = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
         return order, starts.to(self.row_starts.dtype)
 
-    @cached_property
-    def sorted_rows(self) -> Tensor:
-        """The row of every entry in the order of `by_column`: int64 [nnz]."""
-        return self.rows[self.by_column[0]]
-
     def merged(self, n: int, low: int, high: int) -> tuple[Pattern, Tensor | slice]:
         """(pattern, entries): every n rows put together in one, with the columns low to high - 1.
 

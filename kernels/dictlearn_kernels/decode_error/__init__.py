@@ -112,7 +112,10 @@ def _one(
         return triton.decode_error(
             row_starts, columns, values, W_CD, y_RD, bias_SD, wants_values, _dtype(*tensors)
         )
-    e_RD = _without_bias(y_RD, bias_SD) - pattern.matmul(values, W_CD)
+    e_RD = pattern.matmul(values, W_CD)
+    if bias_SD is not None:
+        e_RD.view(-1, *bias_SD.shape).add_(bias_SD)
+    e_RD = torch.sub(y_RD, e_RD, out=e_RD if e_RD.dtype == _dtype(*tensors) else None)
     along = pattern.sampled(e_RD, W_CD) if wants_values else e_RD.new_empty(0)
     return e_RD.square().sum(), e_RD, along
 

@@ -35,16 +35,8 @@ class AuxK(Term):
         n_dead = int(forward.dead_SF.sum())
         if n_dead == 0:
             return zero(forward)
-        residual_NTD = forward.y_NTD - forward.reconstruction_NTD
         code = self._from_dead(forward, k_aux)
-        fade = min(1.0, n_dead / k_aux)
-        if dictionary.streams:
-            weight = fade / (len(residual_NTD) * forward.loss_scale)
-            return dictionary.squared_error(
-                code, forward.x_NSD, residual_NTD, [weight], only_features=True
-            )
-        e_hat_NTD = dictionary.decoder.without_bias(code, forward.x_NSD)
-        return fade * forward.reduce(residual_NTD - e_hat_NTD)
+        return forward.features_error(code, weight=min(1.0, n_dead / k_aux))
 
     def _from_dead(self, forward: Forward, k_aux: int) -> Code:
         """The k_aux strongest dead features of every token and source, as a code with gradients."""
