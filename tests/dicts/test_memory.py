@@ -35,7 +35,7 @@ def test_of_a_target_nothing_lives_on_but_what_is_left_of_it():
     codes = 4 * N * 4 * 12 * 8
     gradients = 4 * (6 * 7 // 2 + 6) * F * D
     grown = peak_of_a_step(6) - peak_of_a_step(2)
-    assert grown < 4 * ONE_TARGET + codes + gradients + ONE_TARGET / 2
+    assert grown < 4 * ONE_TARGET + codes + gradients + ONE_TARGET
     assert peak_of_a_step(6, plain=True) - peak_of_a_step(2, plain=True) > 8 * ONE_TARGET
 
 
