@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import final
 
 import torch
-from dictlearn_kernels.top_k import Selection, interleaved, row_top_k
+from dictlearn_kernels.selection import Selection, interleaved
+from dictlearn_kernels.topk_encode import topk_encode
 from torch import Tensor
 
 from dictlearn.objectives.protocol import Forward, Term, zero
@@ -54,8 +55,9 @@ class AuxK(Term):
         def select(source: int) -> Selection:
             dead = forward.dead_SF[source].nonzero().squeeze(1)
             W_enc, b_enc = encoder.W_enc[source][dead], encoder.b_enc[source][dead]
-            pre = torch.addmm(b_enc, x_NSD[:, source], W_enc.T)
-            row_starts, columns, values = row_top_k(pre, min(k_aux, len(dead)))
+            row_starts, columns, values = topk_encode(
+                x_NSD[:, source], W_enc, b_enc, min(k_aux, len(dead))
+            )
             return row_starts, dead[columns], values
 
         with torch.no_grad():
