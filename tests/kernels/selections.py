@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from dictlearn_kernels.selection import Selection
 
+Operands = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # x, W, b
+
 
 def dense(selection: Selection, n_columns: int) -> torch.Tensor:
     """The selected entries in their places, zero elsewhere."""
@@ -22,12 +24,17 @@ def assert_same(ours: Selection, theirs: Selection) -> None:
     torch.testing.assert_close(ours[2], theirs[2], rtol=1e-4, atol=1e-4)
 
 
-def operands(rows: int, columns: int, width: int, shift: float = 0.0) -> tuple[torch.Tensor, ...]:
+def operands(rows: int, columns: int, width: int, shift: float = 0.0) -> Operands:
     """x, W and b of pre-activations around `shift`."""
     W_CD = torch.nn.functional.normalize(torch.randn(columns, width), dim=1)
     return torch.randn(rows, width), W_CD, 0.1 * torch.randn(columns) + shift
 
 
-def identity(pre_RC: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def identity(pre_RC: torch.Tensor) -> Operands:
     """x, W and b whose pre-activations are these, to the bit."""
     return pre_RC, torch.eye(pre_RC.shape[1]), torch.zeros(pre_RC.shape[1])
+
+
+def on(device: torch.device, given: Operands) -> Operands:
+    x, W, b = given
+    return x.to(device), W.to(device), b.to(device)

@@ -15,7 +15,7 @@ from dictlearn_kernels.topk_encode.groups import LAYOUTS, layout
 from dictlearn import config
 from dictlearn.lm.capture import capture
 from dictlearn.verbs.build import build_model
-from tests.kernels.selections import assert_same, identity, operands
+from tests.kernels.selections import Operands, assert_same, identity, operands
 
 LOW = [torch.bfloat16, torch.float16]
 SHAPES = [(1, 1, 1, 1), (7, 130, 33, 130), (33, 513, 48, 7), (5, 40, 3, 1), (16, 2304, 24, 32)]
@@ -119,11 +119,12 @@ def test_a_batch_that_is_not_a_number_selects_what_full_precision_does():
 
 
 @pytest.fixture(scope="module")
-def pico() -> tuple[torch.Tensor, ...]:
+def pico() -> Operands:
     """x, W and b of pico's middle layer on a file of source; features are directions of its tokens."""
     lm = build_model(config.compose("train", ["trainer=cpu"]))
     assert lm is not None
     text = Path(dispatch.__file__).read_text()
+    assert lm.tokenizer is not None
     tokens = torch.tensor(lm.tokenizer(text)["input_ids"][:512])[None]
     x_ND = capture(lm, tokens, ["resid_post.1"])["resid_post.1"][0, 1:].float()
     x_ND = x_ND - x_ND.mean(0)
@@ -134,7 +135,7 @@ def pico() -> tuple[torch.Tensor, ...]:
 
 
 @pytest.mark.parametrize("dtype", LOW, ids=str)
-def test_on_real_activations_the_set_is_that_of_float32(pico, dtype):
+def test_on_real_activations_the_set_is_that_of_float32(pico: Operands, dtype):
     ours, expected = op.topk_encode(*pico, 32, dtype), op.topk_encode(*pico, 32)
     assert torch.equal(ours[1], expected[1])
     torch.testing.assert_close(ours[2], expected[2], rtol=1e-4, atol=1e-4)

@@ -10,7 +10,7 @@ from dictlearn_kernels import bounds
 # scripts/bench_selection.py: groups of so many columns, and where they pay.
 GROUP = 8
 GROUPED_FROM = 2048  # columns
-GROUPS_PER_PICK = 4  # at least so many groups for each entry that is looked for
+GROUPS_PER_PICK = 2  # at least so many groups for each entry that is looked for
 
 
 def largest(pre_RC: Tensor, k: int) -> tuple[Tensor, Tensor]:

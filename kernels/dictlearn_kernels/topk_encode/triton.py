@@ -31,10 +31,15 @@ def tile_of(pid, R, C, BM: tl.constexpr, BN: tl.constexpr, SWIZZLE: tl.constexpr
 @triton.jit
 def upper_tile(
     x_ptr, w_ptr, over_ptr, reach_ptr, norm_ptr, error_ptr, bias_ptr,
-    rm, rn, R, C, D,
+    rm, rn, R, C, D_16,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """Upper bounds of x W^T + b at rows rm and columns rn, float32 [BM, BN]; inf for no number."""
+    """Upper bounds of x W^T + b at rows rm and columns rn, float32 [BM, BN]; inf for no number.
+
+    The width comes in sixteens, so that the compiler knows that rows are aligned: loaded number by
+    number, 16-bit tiles would not fit in registers.
+    """
+    D = D_16 * 16
     row = rm < R
     column = rn < C
     rk = tl.arange(0, BK)
@@ -55,10 +60,10 @@ def upper_tile(
     return tl.where(upper == upper, upper, float("inf"))
 
 
-@triton.jit(do_not_specialize=["R", "C", "n_groups"])
+@triton.jit(do_not_specialize=["R", "C", "D_16", "n_groups"])
 def top_of_groups_kernel(
     x_ptr, w_ptr, over_ptr, reach_ptr, norm_ptr, error_ptr, bias_ptr, key_ptr,
-    R, C, D, n_groups,
+    R, C, D_16, n_groups,
     GROUP: tl.constexpr, KEPT: tl.constexpr, SWIZZLE: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
@@ -67,11 +72,11 @@ def top_of_groups_kernel(
     A key is the bound's float32 as an integer that is ordered alike; its low bits are replaced by the
     column, counted from the end so that of equal bounds the lowest column is the largest key.
     """
-    tile_m, tile_n = tile_of(tl.program_id(0), R, C, BM, BN, SWIZZLE)
+    tile_m, tile_n = tile_of(tl.program_id(0), R, C, BM, BN, SWIZZLE)  # pyright: ignore
     rm = tile_m * BM + tl.arange(0, BM)
     rn = tile_n * BN + tl.arange(0, BN)
     upper = upper_tile(
-        x_ptr, w_ptr, over_ptr, reach_ptr, norm_ptr, error_ptr, bias_ptr, rm, rn, R, C, D, BM, BN, BK
+        x_ptr, w_ptr, over_ptr, reach_ptr, norm_ptr, error_ptr, bias_ptr, rm, rn, R, C, D_16, BM, BN, BK
     )  # fmt: skip
     bits = upper.to(tl.int32, bitcast=True)
     bits = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
@@ -91,18 +96,32 @@ def candidates(
     x_RD: Tensor, W_CD: Tensor, b_C: Tensor, m: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """(columns [R, m], left_out [R]): likely winners, -1 for none, and a bound of all the others."""
-    R, (C, D) = len(x_RD), W_CD.shape
+    R, C = len(x_RD), len(W_CD)
     found = layout(m, C)
     assert found is not None
-    n_groups = triton.cdiv(C, found.group)
+    n_groups = -(-C // found.group)
     keys = torch.empty(R, n_groups, found.kept, dtype=torch.int32, device=x_RD.device)
     blocks, launch = config(dtype)
+    given = aligned(bounds.terms(x_RD, W_CD, b_C, dtype))
     grid = (triton.cdiv(R, blocks["BM"]) * triton.cdiv(C, blocks["BN"]),)
     top_of_groups_kernel[grid](
-        *bounds.terms(x_RD, W_CD, b_C, dtype), keys, R, C, D, n_groups,
-        GROUP=found.group, KEPT=found.kept, SWIZZLE=SWIZZLE, **blocks, **launch,
+        *given, keys, R, C, width_16(given), n_groups,
+        GROUP=found.group, KEPT=found.kept, SWIZZLE=SWIZZLE, **blocks, **launch,  # pyright: ignore
     )  # fmt: skip
     return _first(keys, m, found.group)
+
+
+def aligned(terms: bounds.Terms) -> bounds.Terms:
+    """The same with zeros at the end of rows, up to a multiple of 16."""
+    pad = (0, -terms.x_RD.shape[1] % 16)
+    if pad == (0, 0):
+        return terms
+    x_RD, W_CD = (torch.nn.functional.pad(t, pad) for t in (terms.x_RD, terms.W_CD))
+    return terms._replace(x_RD=x_RD, W_CD=W_CD)
+
+
+def width_16(terms: bounds.Terms) -> int:
+    return terms.x_RD.shape[1] // 16
 
 
 def _first(keys_RGT: Tensor, m: int, group: int) -> tuple[Tensor, Tensor]:
@@ -143,7 +162,7 @@ def operands(dtype: torch.dtype) -> dict[str, str]:
 
 def shipped() -> list[Variant]:
     variants = []
-    sizes = dict.fromkeys(("R", "C", "D", "n_groups"), "i32")
+    sizes = dict.fromkeys(("R", "C", "D_16", "n_groups"), "i32")
     for dtype in OPERANDS:
         blocks, launch = config(dtype)
         signature = {**operands(dtype), "key_ptr": "*i32", **sizes}

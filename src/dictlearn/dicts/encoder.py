@@ -78,7 +78,7 @@ class LinearMap:
         dtype = self._selection_dtype(x_NSD)
         parts = []
         for s in range(self.n_sources):
-            threshold = threshold_SF if isinstance(threshold_SF, float) else threshold_SF[s]
+            threshold = threshold_SF[s] if isinstance(threshold_SF, Tensor) else threshold_SF
             W_FD, b_F = self.W_enc[s], self.b_enc[s]
             parts.append(threshold_encode(x_NSD[:, s], W_FD, b_F, threshold, dtype))
         return selection.interleaved(parts)

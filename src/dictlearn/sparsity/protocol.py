@@ -32,7 +32,7 @@ class Encoder(Protocol):
         ...
 
     def batch_top_k(self, x_NSD: Tensor, budget: int, across: bool = False) -> Selection:
-        """The largest positive pre-activations of a batch, `budget` of each source; `across`, of all."""
+        """The batch's largest positive pre-activations: `budget` of each source; `across`, of all."""
         ...
 
     def above(self, x_NSD: Tensor, threshold_SF: Tensor | float) -> Selection:

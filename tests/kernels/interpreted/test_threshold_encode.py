@@ -10,7 +10,7 @@ from dictlearn_kernels.batchtopk_encode import batchtopk_encode
 from dictlearn_kernels.batchtopk_encode import reference as batch_reference
 from dictlearn_kernels.threshold_encode import reference, triton
 
-from tests.kernels.selections import assert_same, operands
+from tests.kernels.selections import assert_same, on, operands
 
 DTYPES = [None, torch.float16]
 
@@ -25,7 +25,7 @@ def _forced():
 @pytest.mark.parametrize("threshold", [-10.0, 0.0, 1.5, 100.0, "per column"])
 @pytest.mark.parametrize(("rows", "columns", "width"), [(1, 1, 1), (0, 9, 4), (70, 300, 33)])
 def test_matches_a_comparison(device, rows, columns, width, threshold, dtype):
-    x, W, b = (t.to(device) for t in operands(rows, columns, width))
+    x, W, b = on(device, operands(rows, columns, width))
     if threshold == "per column":
         threshold = torch.randn(columns, device=device)
     expected = reference.threshold_encode(x, W, b, threshold)
@@ -36,7 +36,7 @@ def test_matches_a_comparison(device, rows, columns, width, threshold, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_the_words_hold_the_contenders_and_little_else(device, dtype):
-    x, W, b = (t.to(device) for t in operands(33, 161, 20))
+    x, W, b = on(device, operands(33, 161, 20))
     threshold = torch.zeros(161, device=device)
     ours = triton.contenders(x, W, b, threshold, dtype)
     assert ours.shape == (33, 6)

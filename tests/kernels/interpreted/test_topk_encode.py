@@ -11,10 +11,10 @@ from dictlearn_kernels import topk_encode as op
 from dictlearn_kernels.topk_encode import groups, reference, triton
 from dictlearn_kernels.topk_encode.groups import Layout
 
-from tests.kernels.selections import assert_same, identity, operands
+from tests.kernels.selections import assert_same, identity, on, operands
 
 DTYPES = [None, torch.float16]
-SHAPES = [(1, 1, 1, 1), (1, 90, 1, 3), (7, 513, 33, 8), (130, 300, 20, 5), (70, 1500, 65, 32)]
+SHAPES = [(1, 1, 1, 1), (1, 90, 1, 3), (7, 513, 33, 8), (130, 300, 20, 5), (70, 700, 65, 24)]
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +28,7 @@ def _forced(monkeypatch):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("rows", "columns", "width", "k"), SHAPES, ids=str)
 def test_matches_a_full_sort(device, rows, columns, width, k, dtype):
-    x, W, b = (t.to(device) for t in operands(rows, columns, width))
+    x, W, b = on(device, operands(rows, columns, width))
     expected = reference.topk_encode(x, W, b, k)
     ours = op.topk_encode(x, W, b, k, dtype)
     assert_same(ours, expected)
@@ -39,7 +39,7 @@ def test_matches_a_full_sort(device, rows, columns, width, k, dtype):
 @pytest.mark.parametrize("found", groups.LAYOUTS, ids=str)
 def test_no_entry_left_out_exceeds_the_bound(device, found, monkeypatch):
     monkeypatch.setattr(triton, "layout", lambda m, n_columns: found)
-    x, W, b = (t.to(device) for t in operands(20, 700, 24))
+    x, W, b = on(device, operands(20, 700, 24))
     for dtype in (torch.float32, torch.float16):
         columns, left_out = triton.candidates(x, W, b, 20, dtype)
         pre = torch.addmm(b, x, W.T)
@@ -53,7 +53,7 @@ def test_no_entry_left_out_exceeds_the_bound(device, found, monkeypatch):
 def test_a_group_with_more_winners_than_it_keeps_flags_its_rows(device):
     pre = torch.rand(8, 600, device=device)
     pre[:3, 64 : 64 + 12] += 5  # twelve of the sixteen largest in one group
-    x, W, b = (t.to(device) for t in identity(pre.cpu()))
+    x, W, b = on(device, identity(pre.cpu()))
     ours = op.topk_encode(x, W, b, 16)
     assert_same(ours, reference.topk_encode(x, W, b, 16))
     assert op.flagged()[0] >= 3
@@ -61,7 +61,7 @@ def test_a_group_with_more_winners_than_it_keeps_flags_its_rows(device):
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, of the interpreter
 def test_columns_are_found_where_bounds_are_negative_or_no_numbers(device):
-    x, W, b = (t.to(device) for t in operands(9, 200, 16, shift=-3.0))
+    x, W, b = on(device, operands(9, 200, 16, shift=-3.0))
     x[2, 1], x[4] = math.nan, 1e30
     expected = reference.topk_encode(x, W, b, 6)
     for dtype in DTYPES:
@@ -72,7 +72,7 @@ def test_columns_are_found_where_bounds_are_negative_or_no_numbers(device):
 
 def test_every_key_is_written(device, monkeypatch):
     """The largest integers stand where the kernel has yet to write: left there, they would be chosen."""
-    x, W, b = (t.to(device) for t in operands(3, 65, 5))
+    x, W, b = on(device, operands(3, 65, 5))
     expected = reference.topk_encode(x, W, b, 4)
     empty = torch.empty
 
