@@ -36,10 +36,11 @@ def problem(n: int, d: int, f: int, k: int, n_groups: int, n_bias: int | None, d
 def test_it_is_the_reference_with_every_gradient(n, d, f, k, n_bias, weights, kernels):
     n_bias = min(n_bias or 0, n)
     pattern, inputs = problem(n, d, f, k, len(weights), n_bias)
-    options = {"bias_SD": inputs[3] if n_bias else None, "weights": weights}
+    values, W_CD, y_RD, *rest = inputs
+    bias_SD = rest[0] if rest else None
     with using(kernels):
-        error, e = decode_error(pattern, *inputs[:3], **options)
-        exact, exact_e = reference.decode_error(pattern, *inputs[:3], **options)
+        error, e = decode_error(pattern, values, W_CD, y_RD, bias_SD, weights)
+        exact, exact_e = reference.decode_error(pattern, values, W_CD, y_RD, bias_SD, weights)
         torch.testing.assert_close(error, exact)
         torch.testing.assert_close(e, exact_e)
         assert not e.requires_grad
