@@ -118,9 +118,9 @@ def _add_pieces_kernel(
 def config(D: int) -> dict[str, int]:
     """Slices of the width up to 512, and 8 entries at once: loads in flight for a short bag too.
 
-    16 numbers a thread: of 32, addresses that nothing is known to divide spill registers. Few different widths of slices: a masked lane
-    costs less than a kernel more to compile. A table of one column (sums of weights) takes many
-    entries instead.
+    16 numbers a thread: of 32, addresses that nothing is known to divide spill registers. Few
+    different widths of slices: a masked lane costs less than a kernel more to compile. A table of
+    one column (sums of weights) takes many entries instead.
     """
     block_d = next(size for size in WIDTHS if size >= min(D, WIDTHS[-1]))
     block_k = 8 if block_d > 1 else 64

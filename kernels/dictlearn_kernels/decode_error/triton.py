@@ -91,7 +91,7 @@ def _decode_error_kernel(
 # 64 entries, which is more than most codes have, by 64 of the width, a line of the cache: 16 numbers
 # a thread. Of 32, addresses that nothing is known to divide spill registers.
 SIZES = {"BLOCK_K": 64, "BLOCK_D": 64}
-WARPS = 8
+WARPS = {"num_warps": 8}
 
 
 def decode_error(
@@ -125,7 +125,7 @@ def decode_error(
         D,
         WANTS_VALUES=wants_values,
         **SIZES,
-        num_warps=WARPS,
+        **WARPS,
     )
     return errors_R.sum().to(dtype), e_RD, along.to(dtype)
 
@@ -153,5 +153,5 @@ def shipped() -> list[Variant]:
             if not has_bias:
                 del signature["bias"]
                 constants["bias"] = None
-            variants.append(Variant(_decode_error_kernel, signature, constants, num_warps=WARPS))
+            variants.append(Variant(_decode_error_kernel, signature, constants, **WARPS))
     return variants
