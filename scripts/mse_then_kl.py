@@ -4,8 +4,8 @@
     python scripts/mse_then_kl.py --quick      # a rehearsal; its figures mean nothing
 
 Both run `dictlearn train` as it stands with every default but its length: the same seed, the same
-TopK, so the same L0, and as many tokens (the stretch of windows leaves its special tokens out of the
-count, so mse_then_kl sees slightly fewer). The figure is the increase of the cross-entropy, in nats
+TopK, so the same L0, as many steps on the same shuffled tokens, of the same text. In its last stretch
+mse_then_kl reads windows of that text beside them, for the KL alone. The figure is the increase of the cross-entropy, in nats
 per token on held-out text, with the dictionary in place. Medians over seeds are appended to
 benchmarks/results/mse_then_kl.json.
 """
