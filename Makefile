@@ -5,6 +5,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
 	2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
+INTERPRETED := tests/kernels/interpreted
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
@@ -19,7 +20,8 @@ demo: .venv/.installed  ## train an SAE on the embedded model and report on it: 
 	@echo "The report: runs/demo/report.html   The dictionary: dictlearn.load('runs/demo/dictionary')"
 
 test: .venv/.installed  ## run the tests
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --ignore $(INTERPRETED)
+	@OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 $(INTERPRETED)
 
 test-gpu: .venv/.installed  ## run the tests of kernels on a GPU, Triton's for real
 	@$(BIN)/python -c 'import torch; torch.cuda.is_available() or exit("make test-gpu: no CUDA device")'

@@ -60,8 +60,9 @@ def blocks(results: Path) -> dict[str, str]:
         if lines:
             tables = [f"{taken(lines[0])}\n\n{picture('cost', device, 'img')}"]
             found[f"curves-{device}"] = "\n\n".join([*tables, *map(curves.table, lines)])
-        if device == "cpu" and any(case["kind"] == "sae" for case in cases):
-            found["readme"] = readme([case for case in cases if case["kind"] == "sae"])
+        beside = [case for case in cases if any(peer in case["a_step"] for peer in PEERS)]
+        if device == "cpu" and beside:
+            found["readme"] = readme(beside)
     if (results / "profile.json").exists():
         record = json.loads((results / "profile.json").read_text())[-1]
         found["profile"] = f"{taken(record)}\n\n{profile_table(record['rows'])}"

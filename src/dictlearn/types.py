@@ -73,6 +73,24 @@ class Code:
             self.__dict__[key] = merged
         return self.__dict__[key]
 
+    def nested(
+        self, prefixes: Sequence[int], sources: range | None = None
+    ) -> tuple[Pattern, Tensor | slice]:
+        """A pattern whose rows are those of the first prefix, then what the second adds to it, ...
+
+        The rows of the code, or one a token of the given sources put together; and the pattern's
+        entries here. `prefixes` are ascending numbers of features, all of them last.
+        """
+        pattern, entries = self.pattern, slice(None)
+        if sources is not None:
+            pattern, entries = self.per_token(sources.start, sources.stop)
+        if len(prefixes) < 2:
+            return pattern, entries
+        ends = torch.tensor(prefixes, device=self.features.device)
+        part = torch.bucketize(self.features[entries], ends, right=True)
+        stacked, order = pattern.stacked(part, len(prefixes))
+        return stacked, order if isinstance(entries, slice) else entries[order]
+
     @property
     def rows(self) -> Tensor:
         """The row, token * n_sources + source, of every entry: int64 [nnz]."""

@@ -161,7 +161,7 @@ def test_a_step_is_raced_and_drawn(tmp_path: Path):
     }
     results.append("bench", {"versions": machine.versions(), **curve}, tmp_path)
     blocks = page.blocks(tmp_path)
-    assert blocks.keys() == {"steps-cpu", "curves-cpu", "readme"}
+    assert blocks.keys() == {"steps-cpu", "curves-cpu"}  # no peer: nothing for the README
     marked = "before\n<!-- bench: {} -->\nold\n<!-- /bench -->\nafter"
     filled = page.replaced(marked.format("curves-cpu"), blocks)
     assert f"{DENSE} | 2.00 | 8.00 | 32.00 | 2.00 ± 0.00 |" in filled and "old" not in filled

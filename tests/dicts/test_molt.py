@@ -127,7 +127,7 @@ def test_auxk_teaches_dead_transforms_the_residual():
     gates = pre[:, dead].relu()
     gates = gates * torch.zeros_like(gates).scatter(1, pre[:, dead].topk(2).indices, 1.0)
     e_hat = torch.einsum("nf,fde,ne->nd", gates, maps(forward.dictionary)[dead], x)
-    residual = (forward.y_NTD - forward.reconstruction_NTD)[:, 0]
+    residual = forward.residual_NTD[:, 0]
     plain = (residual - e_hat).square().sum() / len(x)
     same_gradients(forward.dictionary, AuxK(1.0, k_aux=2)(forward), plain)
 

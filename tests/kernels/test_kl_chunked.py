@@ -90,5 +90,7 @@ def test_compiles_whole():
 
 
 def test_reference_is_differentiated_right():
-    states, *rest = problem(3, 5, 2, 2)
-    assert torch.autograd.gradcheck(lambda s: reference.kl_of_states(s, *rest, 1.5), (states,))
+    states, W, other, other_W = problem(3, 5, 2, 2)
+    assert torch.autograd.gradcheck(
+        lambda s: reference.kl_of_states(s, W, other, other_W, 1.5), (states,)
+    )

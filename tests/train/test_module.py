@@ -63,7 +63,7 @@ def module(steps: int, **options) -> DictionaryTraining:
 
 def fit(training: DictionaryTraining, batches: list[Batch], accumulate: int = 1, **options) -> None:
     trainer = lightning.Trainer(
-        accelerator="cpu",
+        accelerator=options.pop("accelerator", "cpu"),
         max_steps=len(batches) // accumulate,
         accumulate_grad_batches=accumulate,
         logger=False,

@@ -1,5 +1,7 @@
 """One program for every row: its gradient is summed, used and never written."""
 
+# pyright: reportCallIssue=false, reportArgumentType=false
+# A launch takes numbers where the kernel says constexpr, and options of its own.
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -239,8 +241,8 @@ class _Factors:
                 num_warps=WARPS,  # type: ignore[call-arg]
             )
 
-    def arguments(self) -> dict[str, Any]:
-        return {
+    def arguments(self, **options: bool) -> Any:
+        return options | {
             "g_ptr": self.g_RD,
             "rows_ptr": self.rows,
             "values_ptr": self.values,
@@ -289,8 +291,7 @@ def measure(
             unit_ptr=_unit(features, rows_of(p)[first_row : first_row + features.n]),
             first_row=first_row,
             D=p.shape[-1],
-            **factors.arguments(),
-            **{"PROJECT": features.norm != FREE},
+            **factors.arguments(PROJECT=features.norm != FREE),
         )
     total = square_N.double().sum()
     if features.norm == FREE:
@@ -339,9 +340,12 @@ def update(
             beta2=step.beta2,
             eps=step.eps,
             root_correction=(1 - step.beta2**number) ** -0.5,
-            **factors.arguments(),
-            **{"HAS_SHADOW": features.shadow is not None, "PROJECT": along_N is not None},
-            **{"RESTORE": restored_alone, "LOW": isinstance(stored, BFloat16)},
+            **factors.arguments(
+                HAS_SHADOW=features.shadow is not None,
+                PROJECT=along_N is not None,
+                RESTORE=restored_alone,
+                LOW=isinstance(stored, BFloat16),
+            ),
         )
         norms.append(norm_N)
     if features.norm == FREE or restored_alone:

@@ -13,6 +13,8 @@ is rounded, and `accumulate` adds its product with W. That is five products of N
 with whole logits, and no [N, V].
 """
 
+# pyright: reportCallIssue=false, reportArgumentType=false
+# A launch takes numbers where the kernel says constexpr, and options of its own.
 from __future__ import annotations
 
 from typing import Any
@@ -46,9 +48,13 @@ def config(dtype: torch.dtype, even: bool, tf32: bool) -> dict[str, Any]:
     }
 
 
-def warps(constants: dict[str, Any]) -> int:
-    """One for every 16 rows of a tile, at least four."""
-    return max(4, constants["BM"] // 16)
+def pipeline(constants: dict[str, Any]) -> dict[str, int]:
+    """Warps, one for every 16 rows of a tile and four at least, and blocks loaded ahead.
+
+    What stays ahead takes registers where numbers are loaded one by one: there nothing does.
+    """
+    stages = 1 if not constants["EVEN"] else 2 if constants["BM"] == 32 else 3
+    return {"num_warps": max(4, constants["BM"] // 16), "num_stages": stages}
 
 
 def kl_of_states(
@@ -68,7 +74,7 @@ def kl_of_states(
     even = D % 16 == 0 and E % 16 == 0
     tf32 = torch.backends.cuda.matmul.allow_tf32
     constants = config(states_ND.dtype, even, tf32)
-    n_warps = warps(constants)
+    ahead = pipeline(constants)
     rows, columns = triton.cdiv(N, constants["BM"]), triton.cdiv(V, constants["BV"])
     n_segments = max(1, min(columns, triton.cdiv(PROGRAMS, rows)))
     length = triton.cdiv(columns, n_segments) * constants["BV"]
@@ -92,10 +98,10 @@ def kl_of_states(
     for first in range(0, V, block):
         grid = rows, triton.cdiv(min(block, V - first), constants["BV"])
         sizes = N, V, D, E, first, block
-        gap[grid](gap_NB, *lse, *states, *teacher, *sizes, scale, **constants, num_warps=n_warps)
+        gap[grid](gap_NB, *lse, *states, *teacher, *sizes, scale, **constants, **ahead)
         grid = rows, triton.cdiv(D, product["BD"])
         sizes = N, V, D, first, block
-        accumulate[grid](gradient, gap_NB, states[1], *sizes, **product, num_warps=n_warps)
+        accumulate[grid](gradient, gap_NB, states[1], *sizes, **product, **ahead)
     return kl_N, (gradient * scale).to(states_ND.dtype)
 
 
@@ -260,11 +266,12 @@ def shipped() -> list[Variant]:
                 continue
             for kernel in (statistics, gap, accumulate):
                 of_launch = config(dtype, even, tf32)
+                ahead = pipeline(of_launch)
                 of_launch["BD"] = 2 * of_launch["BV"]
                 constants = {k: of_launch[k] for k in of_launch if k in kernel.arg_names}
                 rest = [k for k in kernel.arg_names if k not in constants]
                 signature = {k: _kind(k, name) for k in rest}
-                variants.append(Variant(kernel, signature, constants, warps(of_launch)))
+                variants.append(Variant(kernel, signature, constants, **ahead))
     return variants
 
 

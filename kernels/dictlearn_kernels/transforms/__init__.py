@@ -164,14 +164,11 @@ def _pattern(
     column_starts: Tensor | None,
     U: Sequence[Tensor],
 ) -> Pattern:
-    sort = None
-    if order is not None and column_starts is not None:
-        by_column = order, column_starts
-
-        def sort() -> tuple[Tensor, Tensor]:
-            return by_column
-
-    return Pattern(row_starts, columns, sum(len(U_g) for U_g in U), sort)
+    n_columns = sum(len(U_g) for U_g in U)
+    if order is None or column_starts is None:
+        return Pattern(row_starts, columns, n_columns)
+    by_column = order, column_starts
+    return Pattern(row_starts, columns, n_columns, lambda: by_column)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

@@ -14,6 +14,8 @@ The parts of one piece take at most PART_BYTES: few enough to stay in the cache 
 that writing and reading them again costs less than atomics would, and the sum is repeatable.
 """
 
+# pyright: reportCallIssue=false, reportArgumentType=false
+# A launch takes numbers where the kernel says constexpr, and options of its own.
 from __future__ import annotations
 
 import functools

@@ -8,16 +8,17 @@ sums the rows it is about to use, in a fixed order, from one sort per pattern.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, final
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from dictlearn_kernels.pattern import Pattern, bags
+from dictlearn_kernels.bag import bag
+from dictlearn_kernels.pattern import Pattern
 
 _active: Collector | None = None
 
@@ -55,7 +56,18 @@ class Product:
         if first == last:
             return None
         local = starts[low : high + 1] - first
-        return bags(rows[first:last], local, values[first:last], self.g_RD)
+        weights = values[first:last]
+        if self.g_RD.is_cuda:
+            return bag(rows[first:last], local, weights, self.g_RD)
+        # What bag comes to on a CPU, without an operator's overhead: there are many small ones.
+        return F.embedding_bag(
+            rows[first:last],
+            self.g_RD,
+            local,
+            mode="sum",
+            per_sample_weights=weights,
+            include_last_offset=True,
+        )
 
     def sorted(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Entries by column: (rows of g, values, columns), each [nnz], and where columns start."""
@@ -123,23 +135,6 @@ class Collector:
         self._given = {id(p) for p in self.parameters}
         self._products: dict[int, list[Product]] = {}
 
-    @contextmanager
-    def held(self) -> Iterator[list[tuple[int, Product]]]:
-        """Puts aside what is collected inside, for `release` to add later, scaled."""
-        outer, self._products = self._products, {p: [] for p in self._products}
-        aside: list[tuple[int, Product]] = []
-        try:
-            yield aside
-        finally:
-            aside += [(key, one) for key, found in self._products.items() for one in found]
-            self._products = outer
-
-    def release(self, aside: list[tuple[int, Product]], scale: float) -> None:
-        for key, product in aside:
-            if scale != 1.0:
-                product.g_RD = product.g_RD * scale
-            self._products[key].append(product)
-
     def takes(self, W_CD: Tensor) -> bool:
         return W_CD.untyped_storage().data_ptr() in self._products
 
@@ -175,8 +170,3 @@ class Collector:
         global _active
         if _active is self:
             _active = None
-
-
-def active() -> Collector | None:
-    """Who collects at the moment."""
-    return _active

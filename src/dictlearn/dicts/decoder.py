@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, final
 
 import torch
+from dictlearn_kernels.decode_error import decode_error
 from dictlearn_kernels.fused_adam import CONCAT, FREE, Features
 from dictlearn_kernels.sparse_decode import sparse_decode
 from torch import Tensor, nn
@@ -31,6 +32,31 @@ class Decoder(nn.Module, ABC):
     @abstractmethod
     def without_bias(self, code: Code, x_NSD: Tensor | None = None) -> Tensor:
         """The reconstruction less b_dec: [N, T, D]. `x_NSD` is the input, for decoders that read it."""
+
+    def squared_error(
+        self,
+        code: Code,
+        x_NSD: Tensor,
+        y_NTD: Tensor,
+        weights: Sequence[float],
+        prefixes: Sequence[int] = (),
+        *,
+        with_bias: bool = True,
+    ) -> tuple[Tensor, Sequence[Tensor]]:
+        """(sum_g weights[g] ||y - y_hat_g||^2 over nested prefixes, the last y - y_hat detached).
+
+        The latter is [N, D] for every target. Decoders whose targets are sums of rows do it in one
+        pass over them; this is for all others.
+        """
+        y_hat_NTD = self.b_dec if with_bias else y_NTD.new_zeros(())
+        error, low = y_NTD.new_zeros(()), 0
+        for weight, high in zip(weights, prefixes or [code.n_features], strict=True):
+            part = code
+            if len(prefixes) > 1:
+                part = code.where((code.features >= low) & (code.features < high))
+            y_hat_NTD = y_hat_NTD + self.without_bias(part, x_NSD)
+            error, low = error + weight * (y_NTD - y_hat_NTD).square().sum(), high
+        return error, (y_NTD - y_hat_NTD).detach().unbind(1)
 
     @abstractmethod
     def reads(self, target: int) -> range:
@@ -97,6 +123,22 @@ class DiagonalDecoder(Decoder):
     def without_bias(self, code: Code, x_NSD: Tensor | None = None) -> Tensor:
         y_RD = sparse_decode(code.pattern, code.values, self.W_dec.flatten(0, 1))
         return y_RD.view(code.n_tokens, *self.b_dec.shape)
+
+    def squared_error(
+        self,
+        code: Code,
+        x_NSD: Tensor,
+        y_NTD: Tensor,
+        weights: Sequence[float],
+        prefixes: Sequence[int] = (),
+        *,
+        with_bias: bool = True,
+    ) -> tuple[Tensor, Sequence[Tensor]]:
+        pattern, entries = code.nested(prefixes)
+        bias_TD = self.b_dec if with_bias else None
+        W_CD, y_RD = self.W_dec.flatten(0, 1), y_NTD.flatten(0, 1)
+        error, e_RD = decode_error(pattern, code.values[entries], W_CD, y_RD, bias_TD, weights)
+        return error, e_RD.view_as(y_NTD).unbind(1)
 
     def reads(self, target: int) -> range:
         return range(target, target + 1)

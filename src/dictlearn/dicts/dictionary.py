@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dictlearn.dicts.decoder import Decoder, DiagonalDecoder
 from dictlearn.dicts.encoder import LinearEncoder
-from dictlearn.dicts.linked import Group, LinkedDecoder
+from dictlearn.dicts.linked import LinkedDecoder
 from dictlearn.dicts.tied import TiedDecoder
 from dictlearn.dicts.transforms import TransformDecoder
 from dictlearn.sparsity import registry as sparsity_registry
@@ -175,7 +175,7 @@ class Dictionary(nn.Module):
 
     @property
     def streams(self) -> bool:
-        """Whether `squared_error` is there, for targets whose graphs should not exist together."""
+        """Whether `squared_error` goes target by target: y_hat with its graph is much more."""
         return isinstance(self.decoder, LinkedDecoder)
 
     def squared_error(
@@ -186,38 +186,18 @@ class Dictionary(nn.Module):
         weights: Sequence[float],
         *,
         only_features: bool = False,
-        into: Tensor | None = None,
-    ) -> Tensor:
-        """sum_g weights[g] ||y - y_hat_g||^2 over the nested prefixes g, a scalar.
+    ) -> tuple[Tensor, Sequence[Tensor]]:
+        """(sum_g weights[g] ||y - y_hat_g||^2 over the nested prefixes g, y - y_hat detached).
 
-        One target's reconstruction exists at a time, forward and backward: memory beyond codes,
-        parameters and their gradients doesn't grow with the number of targets. `only_features`
-        leaves out bias and skip, and prefixes. `into` [N, T, D] takes the reconstruction, detached.
+        The latter is [N, D] for every target, of the whole dictionary. What lives on for the backward
+        pass is that and a number an entry. `only_features` leaves out bias and skip, and prefixes.
         """
-        assert isinstance(self.decoder, LinkedDecoder)
-        groups = [(code, slice(None))] if only_features else self._groups(code)
-        skip = None if self.W_skip is None or only_features else (x_NSD, self.W_skip)
-        return self.decoder.squared_error(
-            code.values,
-            groups,
-            y_NTD,
-            weights,
-            skip,
-            with_bias=not only_features,
-            into=into,
-            few_rows=only_features,
-        )
-
-    def _groups(self, code: Code) -> list[Group]:
-        """The code's part in each nested prefix but not in those before, and its entries."""
-        if len(self.shape.prefixes) < 2:
-            return [(code, slice(None))]
-        groups, low = [], 0
-        for high in self.shape.prefixes:
-            inside = (code.features >= low) & (code.features < high)
-            groups.append((code.where(inside), inside))
-            low = high
-        return groups
+        if only_features:
+            return self.decoder.squared_error(code, x_NSD, y_NTD, weights, with_bias=False)
+        if self.W_skip is not None:
+            y_NTD = y_NTD - self.bypass(x_NSD)
+        prefixes = self.shape.prefixes if len(self.shape.prefixes) > 1 else ()
+        return self.decoder.squared_error(code, x_NSD, y_NTD, weights, prefixes)
 
     def decode_prefixes(self, code: Code, x_NSD: Tensor | None = None) -> list[Tensor]:
         """One reconstruction for each nested prefix, the whole dictionary last.
@@ -228,9 +208,10 @@ class Dictionary(nn.Module):
         if len(self.shape.prefixes) < 2:
             return [self.decode(code, x_NSD)]
         y_hat = self.decoder.b_dec + self.bypass(x_NSD)
-        outputs = []
-        for group, _ in self._groups(code):
-            y_hat = y_hat + self.decoder.without_bias(group, x_NSD)
+        outputs, low = [], 0
+        for high in self.shape.prefixes:
+            group = code.where((code.features >= low) & (code.features < high))
+            y_hat, low = y_hat + self.decoder.without_bias(group, x_NSD), high
             outputs.append(y_hat)
         return outputs
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import final
 
 import torch
+from dictlearn_kernels import selection
+from dictlearn_kernels.batchtopk_encode import batchtopk_encode
+from dictlearn_kernels.linear import pre_activations
+from dictlearn_kernels.selection import Selection
 from dictlearn_kernels.sparse_encode import sparse_encode
-from dictlearn_kernels.top_k import Selection
+from dictlearn_kernels.threshold_encode import threshold_encode
+from dictlearn_kernels.topk_encode import topk_encode
 from torch import Tensor, nn
 
 from dictlearn.types import Code
@@ -18,8 +22,9 @@ from dictlearn.types import Code
 class LinearMap:
     """pre = W_enc x + b_enc, per source: what a sparsity selects from.
 
-    `pre` computes all of it without a gradient, for selection; `at` gives the few selected entries
-    their gradient. So the backward pass costs what the active features cost, not what F costs.
+    Selection (`top_k`, `batch_top_k`, `above`) runs without a gradient and need not keep what it
+    doesn't select; `at` gives the few selected entries their gradient. So the backward pass costs
+    what the active features cost, not what F costs.
     """
 
     W_enc: Tensor  # SFD
@@ -35,44 +40,77 @@ class LinearMap:
         return self.W_enc.shape[1]
 
     @torch.no_grad()
-    def pre(self, x_NSD: Tensor, contenders: Callable[[Tensor], Selection] | None = None) -> Tensor:
-        """Pre-activations for selection, without gradient: [N*S, F].
+    def pre(self, x_NSD: Tensor) -> Tensor:
+        """Every pre-activation, in the parameters' own precision and without gradient: [N*S, F]."""
+        return pre_activations(x_NSD, self.W_enc, self.b_enc)
 
-        With `matmul_dtype` set, the matmul runs in it, the `contenders` among its rough results are
-        evaluated again in the parameters' precision and all others are -inf.
+    def top_k(self, x_NSD: Tensor, k: int, across: bool = False) -> Selection:
+        """The k largest positive pre-activations of each row; `across`, S * k of all S rows of a token.
+
+        Ties aside, what is selected and its values are those of full precision, whatever the matmul's.
         """
-        if self.matmul_dtype is None or contenders is None:
-            return self._matmul(x_NSD, self.W_enc, self.b_enc)
-        rough = self._matmul(*(t.to(self.matmul_dtype) for t in (x_NSD, self.W_enc, self.b_enc)))
-        chosen = self._code(contenders(rough.to(x_NSD.dtype)))
-        exact = self._evaluate(chosen, x_NSD)
-        pre_RF = torch.full_like(rough, -torch.inf, dtype=x_NSD.dtype)
-        return pre_RF.index_put_((chosen.rows, chosen.features), exact)
+        if not across or self.n_sources == 1:
+            return self._each(x_NSD, k)
+        most = k * self.n_sources
+        return selection.row_largest(
+            self._each(x_NSD, min(most, self.n_features)), most, together=self.n_sources
+        )
 
-    def _matmul(self, x_NSD: Tensor, W_SFD: Tensor, b_SF: Tensor) -> Tensor:
-        if self.n_sources == 1:
-            return torch.addmm(b_SF[0], x_NSD[:, 0], W_SFD[0].T)
-        pre_NSF = x_NSD.new_empty(len(x_NSD), self.n_sources, self.n_features)
-        for s in range(self.n_sources):  # straight into its place: no copy of the largest tensor
-            torch.mm(x_NSD[:, s], W_SFD[s].T, out=pre_NSF[:, s])
-        return pre_NSF.add_(b_SF).flatten(0, 1)
+    def batch_top_k(self, x_NSD: Tensor, budget: int, across: bool = False) -> Selection:
+        """The largest positive pre-activations of the batch, `budget` of each source; `across`, of all.
+
+        Ties aside, what is selected and its values are those of full precision, whatever the matmul's.
+        """
+        dtype = self._selection_dtype(x_NSD)
+        if across:
+            return batchtopk_encode(x_NSD, self.W_enc, self.b_enc, budget, dtype)
+        return selection.interleaved(
+            [
+                batchtopk_encode(
+                    x_NSD[:, s : s + 1], self.W_enc[s : s + 1], self.b_enc[s : s + 1], budget, dtype
+                )
+                for s in range(self.n_sources)
+            ]
+        )
+
+    def above(self, x_NSD: Tensor, threshold_SF: Tensor | float) -> Selection:
+        """Every pre-activation above its feature's threshold, in full precision as `top_k`."""
+        dtype = self._selection_dtype(x_NSD)
+        parts = []
+        for s in range(self.n_sources):
+            threshold = threshold_SF[s] if isinstance(threshold_SF, Tensor) else threshold_SF
+            W_FD, b_F = self.W_enc[s], self.b_enc[s]
+            parts.append(threshold_encode(x_NSD[:, s], W_FD, b_F, threshold, dtype))
+        return selection.interleaved(parts)
+
+    def _each(self, x_NSD: Tensor, k: int) -> Selection:
+        dtype = self._selection_dtype(x_NSD)
+        rows = [
+            topk_encode(x_NSD[:, s], self.W_enc[s], self.b_enc[s], k, dtype)
+            for s in range(self.n_sources)
+        ]
+        return selection.interleaved(rows)
+
+    def _selection_dtype(self, x_NSD: Tensor) -> torch.dtype | None:
+        """bfloat16's range is of no use here: float16 costs a GPU the same and errs an eighth as much.
+
+        What doesn't fit its range is selected in full precision.
+        """
+        if self.matmul_dtype == torch.bfloat16 and x_NSD.is_cuda:
+            return torch.float16
+        return self.matmul_dtype
 
     def at(self, x_NSD: Tensor, selection: Selection) -> Code:
         """The selected pre-activations as a Code whose values carry their gradient."""
-        code = self._code(selection)
-        return code.with_values(self._evaluate(code, x_NSD, known=code.values))
-
-    def _code(self, selection: Selection) -> Code:
-        return Code(*selection, self.n_sources, self.n_features)
-
-    def _evaluate(self, code: Code, x_NSD: Tensor, known: Tensor | None = None) -> Tensor:
+        code = Code(*selection, self.n_sources, self.n_features)
         W_CD, b_C = self.W_enc.flatten(0, 1), self.b_enc.flatten()
-        return sparse_encode(code.pattern, x_NSD.flatten(0, 1), W_CD, b_C, known)
+        values = sparse_encode(code.pattern, x_NSD.flatten(0, 1), W_CD, b_C, code.values)
+        return code.with_values(values)
 
 
 @final
 class LinearEncoder(nn.Module):
-    """The parameters of a `LinearMap`, whose methods it has, and the maps of single sources."""
+    """The parameters of a `LinearMap`, of all sources or of one."""
 
     def __init__(self, n_sources: int, n_features: int, width: int):
         super().__init__()
@@ -88,8 +126,5 @@ class LinearEncoder(nn.Module):
         """The map of one source alone; its gradients reach this encoder's parameters."""
         return LinearMap(self.W_enc[s : s + 1], self.b_enc[s : s + 1], self.matmul_dtype)
 
-    def pre(self, x_NSD: Tensor, contenders: Callable[[Tensor], Selection] | None = None) -> Tensor:
-        return self.whole().pre(x_NSD, contenders)
-
-    def at(self, x_NSD: Tensor, selection: Selection) -> Code:
-        return self.whole().at(x_NSD, selection)
+    def pre(self, x_NSD: Tensor) -> Tensor:
+        return self.whole().pre(x_NSD)

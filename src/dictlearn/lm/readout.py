@@ -51,8 +51,11 @@ class Readout:
 
     def unembedding(self) -> Tensor | None:
         """[V, width] where logits are nothing but its product with the states; None elsewhere."""
-        plain = type(self.head) is nn.Linear and self.head.bias is None
-        return self.head.weight if plain else None
+        head = self.head
+        if not isinstance(head, nn.Linear) or head.bias is not None:
+            return None
+        # A quantised layer is one too, with a weight that is something else.
+        return head.weight if head.__class__ is nn.Linear else None
 
     def logits(self, states_ND: Tensor) -> Tensor:
         """float32 [N, V]."""

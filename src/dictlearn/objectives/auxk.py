@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import final
 
 import torch
-from dictlearn_kernels.top_k import Selection, interleaved, row_top_k
+from dictlearn_kernels.selection import Selection, interleaved
+from dictlearn_kernels.topk_encode import topk_encode
 from torch import Tensor
 
 from dictlearn.objectives.protocol import Forward, Term, zero
@@ -35,16 +36,8 @@ class AuxK(Term):
         n_dead = int(forward.dead_SF.sum())
         if n_dead == 0:
             return zero(forward)
-        residual_NTD = forward.y_NTD - forward.reconstruction_NTD
         code = self._from_dead(forward, k_aux)
-        fade = min(1.0, n_dead / k_aux)
-        if dictionary.streams:
-            weight = fade / (len(residual_NTD) * forward.loss_scale)
-            return dictionary.squared_error(
-                code, forward.x_NSD, residual_NTD, [weight], only_features=True
-            )
-        e_hat_NTD = dictionary.decoder.without_bias(code, forward.x_NSD)
-        return fade * forward.reduce(residual_NTD - e_hat_NTD)
+        return forward.features_error(code, weight=min(1.0, n_dead / k_aux))
 
     def _from_dead(self, forward: Forward, k_aux: int) -> Code:
         """The k_aux strongest dead features of every token and source, as a code with gradients."""
@@ -54,8 +47,9 @@ class AuxK(Term):
         def select(source: int) -> Selection:
             dead = forward.dead_SF[source].nonzero().squeeze(1)
             W_enc, b_enc = encoder.W_enc[source][dead], encoder.b_enc[source][dead]
-            pre = torch.addmm(b_enc, x_NSD[:, source], W_enc.T)
-            row_starts, columns, values = row_top_k(pre, min(k_aux, len(dead)))
+            row_starts, columns, values = topk_encode(
+                x_NSD[:, source], W_enc, b_enc, min(k_aux, len(dead))
+            )
             return row_starts, dead[columns], values
 
         with torch.no_grad():

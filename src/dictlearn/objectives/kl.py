@@ -135,7 +135,7 @@ class KLToTeacher(Term):
             states_ND = self._readout.states(windows.tokens_BP)[valid_BP]
             later = {site: seen[site][valid_BP] for site in self._later}
         kl = targets.total(states_ND, self._readout, self.chunk_tokens) / len(states_ND)
-        anchor = forward.reduce(forward.y_NTD - forward.reconstruction_NTD)
+        anchor = forward.reduce(forward.residual_NTD)
         loss = kl.new_zeros(())
         self._figures = {"kl": float(kl.detach()), **targets.figures()}
         if self._later:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dictlearn.lm.language_model import LanguageModel
 from dictlearn.objectives.teacher import Teacher
-from dictlearn.types import Encoding
+from dictlearn.types import Code, Encoding
 
 
 @dataclass(frozen=True)
@@ -49,29 +49,40 @@ class Forward:
         return self.y_hats[-1]
 
     @cached_property
-    def reconstruction_NTD(self) -> Tensor:
-        """`y_hat_NTD` without its graph, from wherever it is at hand."""
-        if self.dictionary.streams and "y_hats" not in self.__dict__:
-            with torch.no_grad():
-                return self.dictionary.decode(self.encoding.support, self.x_NSD)
-        return self.y_hat_NTD.detach()
+    def residual_NTD(self) -> Tensor:
+        """y - y_hat without its graph, from wherever it is at hand."""
+        if "_left" in self.__dict__:
+            return torch.stack(list(self.__dict__["_left"]), dim=1)
+        if "y_hats" in self.__dict__:
+            return (self.y_NTD - self.y_hat_NTD).detach()
+        with torch.no_grad():
+            return self.y_NTD - self.dictionary.decode(self.encoding.support, self.x_NSD)
 
     def squared_error(self, weights: Sequence[float] | None = None) -> Tensor:
         """sum_g weights[g] reduce(y - y_hat_g) over the nested prefixes g; None: their mean."""
-        if not self.dictionary.streams:
-            errors = torch.stack([self.reduce(self.y_NTD - y_hat) for y_hat in self.y_hats])
-            return errors.mean() if weights is None else errors @ errors.new_tensor(weights)
         n_prefixes = max(1, len(self.dictionary.shape.prefixes))
         weights = [1 / n_prefixes] * n_prefixes if weights is None else weights
-        # The dead will ask for what is left: keep it, rather than decode twice.
-        kept = torch.empty_like(self.y_NTD) if bool(self.dead_SF.any()) else None
-        per_token = [weight / (len(self.y_NTD) * self.loss_scale) for weight in weights]
-        value = self.dictionary.squared_error(
-            self.encoding.support, self.x_NSD, self.y_NTD, per_token, into=kept
+        # Terms that read windows want y_hat with its graph: decode once for all of them.
+        shared = self.windows is not None and not self.dictionary.streams
+        if shared or "y_hats" in self.__dict__:
+            errors = torch.stack([self.reduce(self.y_NTD - y_hat) for y_hat in self.y_hats])
+            return errors @ errors.new_tensor(weights)
+        value, left = self.dictionary.squared_error(
+            self.encoding.support, self.x_NSD, self.y_NTD, self._per_token(weights)
         )
-        if kept is not None:
-            self.__dict__["reconstruction_NTD"] = kept
+        self.__dict__["_left"] = left
         return value
+
+    def _per_token(self, weights: Sequence[float]) -> list[float]:
+        """Weights of summed squares for weights of what `reduce` gives."""
+        return [weight / (len(self.y_NTD) * self.loss_scale) for weight in weights]
+
+    def features_error(self, code: Code, weight: float) -> Tensor:
+        """weight * reduce(residual - what the code decodes to, without a bias); no gradient in y."""
+        weights = self._per_token([weight])
+        return self.dictionary.squared_error(
+            code, self.x_NSD, self.residual_NTD, weights, only_features=True
+        )[0]
 
     def reduce(self, error_NTD: Tensor) -> Tensor:
         """Squared error summed over sites and width, mean over tokens, over the loss scale."""

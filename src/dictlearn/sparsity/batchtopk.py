@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import final
 
-from dictlearn_kernels.top_k import Selection, batch_top_k
 from torch import Tensor
 
 from dictlearn.sparsity.jumprelu import JumpReLU
@@ -14,10 +13,8 @@ from dictlearn.sparsity.protocol import (
     Options,
     Sparsity,
     annealed,
-    by_layer,
     refuse_one_layer,
     threshold_for,
-    widened,
 )
 from dictlearn.types import Encoding
 
@@ -53,16 +50,8 @@ class BatchTopK(Sparsity):
 
     def forward(self, x_NSD: Tensor, encoder: Encoder, source: int | None = None) -> Encoding:
         refuse_one_layer(source, self.across_layers)
-        n_sources = encoder.n_sources
-        budget = round(self.k_now * len(x_NSD) * (n_sources if self.across_layers else 1))
-
-        def select(pre_RF: Tensor, budget: int) -> Selection:
-            if self.across_layers:
-                return batch_top_k(pre_RF, budget)
-            return by_layer(lambda rows: batch_top_k(rows, budget), pre_RF, n_sources)
-
-        pre_RF = encoder.pre(x_NSD, lambda rough_RF: select(rough_RF, widened(budget)))
-        code = encoder.at(x_NSD, select(pre_RF, budget))
+        budget = round(self.k_now * len(x_NSD) * (self.n_sources if self.across_layers else 1))
+        code = encoder.at(x_NSD, encoder.batch_top_k(x_NSD, budget, self.across_layers))
         return Encoding(code, code, code.values)
 
     def inference_form(self, pre_RF: Callable[[], Iterable[Tensor]]) -> JumpReLU:

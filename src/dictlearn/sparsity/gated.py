@@ -6,10 +6,9 @@ import copy
 from typing import final
 
 import torch
-from dictlearn_kernels.threshold import select_above
 from torch import Tensor, nn
 
-from dictlearn.sparsity.protocol import ROUGH_MARGIN, Encoder, Options, Sparsity, of_source
+from dictlearn.sparsity.protocol import Encoder, Options, Sparsity, of_source
 from dictlearn.types import Encoding
 
 
@@ -30,8 +29,7 @@ class Gated(Sparsity):
         self.b_mag_SF = nn.Parameter(torch.zeros(n_sources, n_features))
 
     def forward(self, x_NSD: Tensor, encoder: Encoder, source: int | None = None) -> Encoding:
-        pre_RF = encoder.pre(x_NSD, lambda rough_RF: select_above(rough_RF, -ROUGH_MARGIN))
-        gates = encoder.at(x_NSD, select_above(pre_RF, 0.0))
+        gates = encoder.at(x_NSD, encoder.above(x_NSD, 0.0))
         feature = gates.pattern.columns
         u = gates.values - encoder.b_enc.flatten()[feature]
         strength = torch.relu(

@@ -7,11 +7,10 @@ import math
 from typing import Any, final
 
 import torch
-from dictlearn_kernels.threshold import select_above
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from dictlearn.sparsity.protocol import ROUGH_MARGIN, Encoder, Options, Sparsity, of_source
+from dictlearn.sparsity.protocol import Encoder, Options, Sparsity, of_source
 from dictlearn.types import Encoding
 
 
@@ -52,11 +51,7 @@ class JumpReLU(Sparsity):
     def forward(self, x_NSD: Tensor, encoder: Encoder, source: int | None = None) -> Encoding:
         theta_SF = of_source(self.threshold_SF, source)
         margin = self.bandwidth / 2 if self.training else 0.0
-        lowest_RF = (theta_SF.detach() - margin).repeat(len(x_NSD), 1)
-        pre_RF = encoder.pre(
-            x_NSD, lambda rough_RF: select_above(rough_RF, lowest_RF - ROUGH_MARGIN)
-        )
-        near = encoder.at(x_NSD, select_above(pre_RF, lowest_RF))
+        near = encoder.at(x_NSD, encoder.above(x_NSD, theta_SF.detach() - margin))
         theta = theta_SF.flatten()[near.pattern.columns]
         values = _Jump.apply(near.values, theta, self.bandwidth)
         support = near.with_values(values)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Protocol
 
 import torch
-from dictlearn_kernels.top_k import Selection, interleaved
+from dictlearn_kernels.selection import Selection
 from torch import Tensor, nn
 
 from dictlearn.types import Code, Encoding
@@ -22,13 +22,21 @@ class Encoder(Protocol):
     n_features: int
     b_enc: Tensor  # [S, F]
 
-    def pre(self, x_NSD: Tensor, contenders: Callable[[Tensor], Selection]) -> Tensor:
-        """Pre-activations for selection, without gradient: [N*S, F], float32 or better.
+    def top_k(self, x_NSD: Tensor, k: int, across: bool = False) -> Selection:
+        """The k largest positive pre-activations of each row; `across`, S * k of all S rows of a token.
 
-        Where the matmul runs in low precision, `contenders` says which of its rough results could be
-        selected: those are evaluated again exactly, all others are -inf. So the selected set and its
-        values are those of full precision as long as the contenders hold it.
+        These three select without a gradient, from rows (token, source) in that order, and never need
+        all pre-activations at once. Where the matmul runs in low precision, the selected set and its
+        values are still those of full precision.
         """
+        ...
+
+    def batch_top_k(self, x_NSD: Tensor, budget: int, across: bool = False) -> Selection:
+        """The batch's largest positive pre-activations: `budget` of each source; `across`, of all."""
+        ...
+
+    def above(self, x_NSD: Tensor, threshold_SF: Tensor | float) -> Selection:
+        """Every pre-activation above its feature's threshold."""
         ...
 
     def at(self, x_NSD: Tensor, selection: Selection) -> Code:
@@ -69,42 +77,12 @@ def of_source(parameter_SF: Tensor, source: int | None) -> Tensor:
     return parameter_SF if source is None else parameter_SF[source : source + 1]
 
 
-def by_layer(select: Callable[[Tensor], Selection], pre_RF: Tensor, n_sources: int) -> Selection:
-    """`select` applied to the rows of each source apart: one selection over all rows."""
-    return interleaved([select(pre_RF[source::n_sources]) for source in range(n_sources)])
-
-
-def across_layers(
-    select: Callable[[Tensor], Selection], pre_RF: Tensor, n_sources: int
-) -> Selection:
-    """`select` applied to each token's features of all sources together, given back per source."""
-    if n_sources == 1:
-        return select(pre_RF)
-    n_features = pre_RF.shape[1]
-    row_starts, columns, values = select(pre_RF.view(-1, n_sources * n_features))
-    token = torch.arange(len(row_starts) - 1, device=columns.device)
-    token = token.repeat_interleave(row_starts.diff(), output_size=len(columns))
-    counts = torch.bincount(token * n_sources + columns // n_features, minlength=len(pre_RF))
-    return torch.nn.functional.pad(counts.cumsum(0), (1, 0)), columns % n_features, values
-
-
 def refuse_one_layer(source: int | None, across: bool) -> None:
     if across and source is not None:
         raise ValueError(
             "sparsity.across_layers=true: a layer's features cannot be chosen before the later "
             "layers are known, as a free-running replacement must; want false"
         )
-
-
-def widened(k: float) -> int:
-    """How many to take by rough values so that the k best by exact ones are almost surely there.
-
-    bfloat16 ranks about 1% of the last few wrongly; on real activations 40 for 32 leave out 0.03%.
-    """
-    return round(1.25 * k) + 8
-
-
-ROUGH_MARGIN = 1 / 16  # of a threshold, in normalised units: several times bfloat16's error
 
 
 def annealed(k: float, k_start: float | None, anneal_for: float, progress: float) -> float:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import final
 
-from dictlearn_kernels.threshold import select_above
 from torch import Tensor
 
-from dictlearn.sparsity.protocol import ROUGH_MARGIN, Encoder, Options, Sparsity
+from dictlearn.sparsity.protocol import Encoder, Options, Sparsity
 from dictlearn.types import Encoding
 
 
@@ -24,8 +23,7 @@ class ReLU(Sparsity):
         super().__init__()
 
     def forward(self, x_NSD: Tensor, encoder: Encoder, source: int | None = None) -> Encoding:
-        pre_RF = encoder.pre(x_NSD, lambda rough_RF: select_above(rough_RF, -ROUGH_MARGIN))
-        code = encoder.at(x_NSD, select_above(pre_RF, 0.0))
+        code = encoder.at(x_NSD, encoder.above(x_NSD, 0.0))
         return Encoding(code, code, code.values)
 
     def options(self) -> Options:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from typing import final
 
-from dictlearn_kernels.top_k import Selection, row_top_k
+from dictlearn_kernels.selection import Selection, row_largest
 from torch import Tensor
 
 from dictlearn.sparsity.protocol import (
     Encoder,
     Options,
     Sparsity,
-    across_layers,
     annealed,
     refuse_one_layer,
-    widened,
 )
 from dictlearn.types import Encoding
 
@@ -58,19 +56,18 @@ class TopK(Sparsity):
     def forward(self, x_NSD: Tensor, encoder: Encoder, source: int | None = None) -> Encoding:
         refuse_one_layer(source, self.across_layers)
         widest = min(self.wide * self.k_now, self.n_features) if self.training else self.k_now
-        enough = min(widened(widest), self.n_features)
-        pre_RF = encoder.pre(x_NSD, lambda rough_RF: self._select(rough_RF, enough))
-        code = encoder.at(x_NSD, self._select(pre_RF, self.k_now))
+        selected = encoder.top_k(x_NSD, widest, self.across_layers)
         wide = None
         if widest > self.k_now:
-            wide = encoder.at(x_NSD, self._select(pre_RF, widest))
+            wide = encoder.at(x_NSD, selected)
+            selected = self._narrowed(selected)
+        code = encoder.at(x_NSD, selected)
         return Encoding(code, code, code.values, wide)
 
-    def _select(self, pre_RF: Tensor, k: int) -> Selection:
-        if not self.across_layers:
-            return row_top_k(pre_RF, k)
-        budget = k * self.n_sources
-        return across_layers(lambda pre_NC: row_top_k(pre_NC, budget), pre_RF, self.n_sources)
+    def _narrowed(self, selected: Selection) -> Selection:
+        if self.across_layers:
+            return row_largest(selected, self.k_now * self.n_sources, together=self.n_sources)
+        return row_largest(selected, self.k_now)
 
     def options(self) -> Options:
         return {"k": self.k, "across_layers": self.across_layers}

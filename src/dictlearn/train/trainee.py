@@ -120,7 +120,7 @@ class Trainee(nn.Module):
     def metrics(self, outcome: Outcome) -> dict[str, float]:
         """Training metrics of one batch, in normalised units: they cost a few passes over it."""
         forward = outcome.forward
-        error = (forward.y_NTD - forward.reconstruction_NTD).square().sum()
+        error = forward.residual_NTD.square().sum()
         spread = (forward.y_NTD - forward.y_NTD.mean(0)).square().sum()
         metrics = {
             "loss": outcome.loss,

@@ -15,6 +15,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import nn
 
+from dictlearn.dicts.decoder import DiagonalDecoder
 from dictlearn.dicts.dictionary import Dictionary
 from dictlearn.dicts.transforms import TransformDecoder
 from dictlearn.lm.language_model import LanguageModel
@@ -99,15 +100,8 @@ NORMALISED, GRADIENTS_OF_DEAD = "normalised batch", "gradients of dead features"
 PHASES = {
     "reading": ("model's batch", "batch"),
     "encoding": ("batch", NORMALISED, "pre-activations", "codes"),
-    "decoding": (
-        "batch",
-        NORMALISED,
-        "codes",
-        "reconstructions",
-        "streamed",
-        "streamed, of dead features",
-    ),
-    "reviving": ("batch", NORMALISED, "codes", "reconstructions", "streamed", "dead features"),
+    "decoding": ("batch", NORMALISED, "codes", "reconstructions"),
+    "reviving": ("batch", NORMALISED, "codes", "reconstructions", "dead features"),
     "differentiating": ("batch", NORMALISED, "codes", "gradients", GRADIENTS_OF_DEAD),
 }
 
@@ -133,8 +127,8 @@ class Memory:
         return self.at(self.phase)
 
     def listed(self) -> dict[str, float]:
-        """The parts for a reader: gradients once, not also as what a forward pass streams."""
-        return {k: v for k, v in self.parts.items() if not k.startswith(("streamed", "dead"))}
+        """The parts for a reader."""
+        return {k: v for k, v in self.parts.items() if not k.startswith("dead")}
 
 
 def memory(run: Run, on_gpu: bool, devices: int = 1, dead: float = DEAD) -> Memory:
@@ -147,7 +141,7 @@ def memory(run: Run, on_gpu: bool, devices: int = 1, dead: float = DEAD) -> Memo
     auxk = dead if any(isinstance(term, AuxK) for _, term in terms) else 0.0
     parts = dict.fromkeys([*RESIDENT, *(p for phase in PHASES.values() for p in phase)], 0.0)
     for one in run.trained:
-        n, encoder, decoder = count(one), count(one.encoder), count(one.decoder)
+        n, encoder = count(one), count(one.encoder)
         outputs = N * one.width * one.n_targets * FLOAT
         pre = N * one.code_sources * one.n_features * (FLOAT + 2 * run.low_precision)
         if run.low_precision:
@@ -158,21 +152,20 @@ def memory(run: Run, on_gpu: bool, devices: int = 1, dead: float = DEAD) -> Memo
         parts["pre-activations"] = max(parts["pre-activations"], pre)
         parts["codes"] += code_bytes(one, N, shape.k)
         parts["gradients"] += FLOAT * n
-        if one.streams:  # one target at a time, and what AuxK is left to explain
-            parts["reconstructions"] += 4 * N * one.width * FLOAT + (2 * outputs if auxk else 0)
+        if one.streams:  # what is left of every target, and one target's own
+            parts["reconstructions"] += 4 * N * one.width * FLOAT + outputs * (3 if auxk else 1)
         else:
-            parts["reconstructions"] += outputs * (6 if auxk else 4)
+            passes = 6 if auxk and not isinstance(one.decoder, DiagonalDecoder) else 4
+            parts["reconstructions"] += outputs * passes
         if auxk:
             parts["codes"] += code_bytes(one, N, auxk_features(one, auxk))
-            twice = (
-                2 * encoder if one.streams else 2 * max(encoder, decoder)
-            )  # summed, not in place
-            sparse = auxk if auxk < 0.5 else 1.0  # rows of the dead, stored alone if they are few
-            parts[GRADIENTS_OF_DEAD] += FLOAT * max(twice, sparse * decoder * one.streams)
+            # As dense tensors, one matrix's two before they are one. The backward pass takes the
+            # trained in reverse: the gradients of those before this one do not exist yet.
+            twice = FLOAT * 2 * max(p.numel() for p in one.parameters() if p.ndim > 2)
+            before = parts["gradients"] - FLOAT * n
+            parts[GRADIENTS_OF_DEAD] = max(parts[GRADIENTS_OF_DEAD], twice - before)
             looked_at = auxk * (N * one.n_features + encoder / one.code_sources)
             parts["dead features"] += FLOAT * looked_at
-            parts["streamed, of dead features"] += FLOAT * sparse * decoder * one.streams
-        parts["streamed"] += FLOAT * decoder * one.streams
     parts["batch"] += stacked * FLOAT
     if devices > 1:  # DDP's own copy of every gradient, in buckets
         parts["reduction buckets"] = parts["gradients"]

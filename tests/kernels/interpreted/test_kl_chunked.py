@@ -26,7 +26,7 @@ def test_value_and_gradient_match_the_reference(case, dtype, temperature, device
     # Several segments of the vocabulary, of two blocks each, and differences one block at a time.
     monkeypatch.setattr("dictlearn_kernels.kl_chunked.triton.PROGRAMS", 2)
     monkeypatch.setattr("dictlearn_kernels.kl_chunked.triton.GAP_BYTES", 1)
-    inputs = problem(*case, dtype, device)
+    inputs = problem(*case, dtype=dtype, device=device)
     weights = torch.rand(case[0], device=device)
     exact = [t.detach().double() for t in inputs]
     exact[0].requires_grad_()
@@ -50,9 +50,10 @@ def test_equal_models_have_no_kl_and_no_gradient(device):
 
 
 def test_large_logits_do_not_overflow(device):
-    states, *rest = problem(4, 100, 8, 8, torch.float32, device)
-    kl_N = kl_of_states(1e3 * states, *rest)
-    expected = reference.kl_of_states(1e3 * states.double(), *(t.double() for t in rest))
+    states, W, other, other_W = problem(4, 100, 8, 8, torch.float32, device)
+    kl_N = kl_of_states(1e3 * states, W, other, other_W)
+    exact = (1e3 * states).double(), W.double(), other.double(), other_W.double()
+    expected = reference.kl_of_states(*exact)
     torch.testing.assert_close(kl_N.double(), expected, rtol=1e-5, atol=1e-3)
 
 

@@ -64,7 +64,7 @@ def results(function, pattern, inputs, weights, **kwargs):
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_outputs_and_every_gradient_match_the_reference(case, dtype, device):
-    pattern, inputs = problem(*case, dtype, device)
+    pattern, inputs = problem(*case, dtype=dtype, device=device)
     weights = torch.randn(case[0], case[1], device=device).to(dtype)
     exact = [t.detach().double().requires_grad_() for t in inputs]
     expected = results(reference.transform, pattern, exact, weights)

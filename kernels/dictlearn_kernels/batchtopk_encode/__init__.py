@@ -1,0 +1,80 @@
+"""The largest positive entries of a whole batch, within a budget that all its rows share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dictlearn_kernels import bounds, dispatch, selection
+from dictlearn_kernels.batchtopk_encode import reference
+from dictlearn_kernels.linear import pre_activations
+from dictlearn_kernels.selection import Selection
+from dictlearn_kernels.threshold_encode import threshold_encode
+
+STRIDE = 8  # of the rows, and of the columns, that a bound is estimated from
+
+
+def batchtopk_encode(
+    x_RSD: Tensor,
+    W_SCD: Tensor,
+    b_SC: Tensor,
+    budget: int,
+    matmul_dtype: torch.dtype | None = None,
+) -> Selection:
+    """The `budget` largest positive entries of x_s W_s^T + b_s over all rows and sources, as CSR.
+
+    Row r of source s is row r * S + s. No gradient. Exact: a lower bound on the smallest winner comes
+    from a sample, the few entries above it are then sorted; where the bound proves too high, every
+    positive entry is. Ties go to the first rows. `matmul_dtype` is a lower precision for the matmul;
+    which entries are taken, and their values, are those of x's own.
+    """
+    dtype = matmul_dtype or x_RSD.dtype
+    served = x_RSD.dtype == torch.float32 and dtype in bounds.KERNEL_DTYPES
+    unserved = None if served else f"{dtype} of {x_RSD.dtype}"
+    how = dispatch.choose("batchtopk_encode", x_RSD, unserved)
+    with torch.no_grad():
+        if how == "reference":
+            return reference.batchtopk_encode(x_RSD, W_SCD, b_SC, budget)
+        if how == "cpu" and not bounds.certifies(x_RSD, dtype):
+            return _of_dense(pre_activations(x_RSD, W_SCD, b_SC), budget)
+        sample = pre_activations(x_RSD[::STRIDE], W_SCD[:, ::STRIDE], b_SC[:, ::STRIDE])
+        bound = float(_bound(sample.flatten(), budget * sample.numel() / _size(x_RSD, W_SCD)))
+        found = _above(x_RSD, W_SCD, b_SC, bound, matmul_dtype)
+        if len(found[1]) < budget and bound > 0:
+            found = _above(x_RSD, W_SCD, b_SC, 0.0, matmul_dtype)
+        return selection.largest(found, budget)
+
+
+def _above(
+    x_RSD: Tensor, W_SCD: Tensor, b_SC: Tensor, bound: float, matmul_dtype: torch.dtype | None
+) -> Selection:
+    return selection.interleaved(
+        [
+            threshold_encode(x_RSD[:, s], W_SCD[s], b_SC[s], bound, matmul_dtype)
+            for s in range(len(W_SCD))
+        ]
+    )
+
+
+def _of_dense(pre_RC: Tensor, budget: int) -> Selection:
+    flat = pre_RC.reshape(-1)
+    stride = 67  # a prime, so that the sample doesn't fall on a few columns
+    bound = _bound(flat[::stride], budget / stride)
+    positions = (flat > bound).nonzero().squeeze(1)
+    if len(positions) < budget and bound > 0:
+        positions = (flat > 0).nonzero().squeeze(1)
+    counts = torch.bincount(positions // pre_RC.shape[1], minlength=len(pre_RC))
+    found = selection.starts(counts), positions % pre_RC.shape[1], flat[positions]
+    return selection.largest(found, budget)
+
+
+def _bound(sample: Tensor, winners: float) -> Tensor:
+    """What twice as many of a sample exceed as there should be winners in it; 0 if it is too small."""
+    wanted = int(2 * winners) + 16
+    if wanted >= len(sample):
+        return sample.new_zeros(())
+    return sample.topk(wanted).values[-1].clamp(min=0)
+
+
+def _size(x_RSD: Tensor, W_SCD: Tensor) -> int:
+    return len(x_RSD) * W_SCD.shape[0] * W_SCD.shape[1]

@@ -1,0 +1,78 @@
+"""Every entry of x W^T + b above its column's threshold, without keeping the others.
+
+A matmul in low precision, or a kernel that never writes its results, says by upper bounds which entries
+could be above; these are evaluated again in the operands' own precision and compared. So nothing is
+missed, whatever the threshold, and nothing needs room set aside: the kernel writes one bit an entry.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dictlearn_kernels import bounds, dispatch, selection
+from dictlearn_kernels.selection import Selection
+from dictlearn_kernels.threshold_encode import reference
+
+
+def threshold_encode(
+    x_RD: Tensor,
+    W_CD: Tensor,
+    b_C: Tensor,
+    threshold_C: Tensor | float,
+    matmul_dtype: torch.dtype | None = None,
+) -> Selection:
+    """The entries with x W^T + b > threshold of their column, as CSR. No gradient.
+
+    `matmul_dtype` is a lower precision for the matmul; which entries are taken, and their values, are
+    those of x's own.
+    """
+    dtype = matmul_dtype or x_RD.dtype
+    how = dispatch.choose("threshold_encode", x_RD, _unserved(x_RD, dtype))
+    with torch.no_grad():
+        if how != "triton" and (how == "reference" or not bounds.certifies(x_RD, dtype)):
+            return reference.threshold_encode(x_RD, W_CD, b_C, threshold_C)
+        if len(x_RD) == 0:
+            return reference.threshold_encode(x_RD, W_CD, b_C, threshold_C)
+        threshold_C = torch.as_tensor(threshold_C, dtype=x_RD.dtype, device=x_RD.device)
+        threshold_C = threshold_C.expand(len(W_CD)).contiguous()
+        if how == "triton":
+            rows, columns = _places(contenders(x_RD, W_CD, b_C, threshold_C, dtype, how))
+        else:
+            upper_RC = bounds.upper_bounds(x_RD, W_CD, b_C, dtype)
+            rows, columns = (upper_RC > threshold_C).nonzero(as_tuple=True)
+        row_starts = selection.starts(torch.bincount(rows, minlength=len(x_RD)))
+        values = bounds.at(x_RD, W_CD, b_C, row_starts, columns)
+        return selection.where((row_starts, columns, values), values > threshold_C[columns])
+
+
+def _places(words_RW: Tensor) -> tuple[Tensor, Tensor]:
+    """(rows, columns) of the bits that are set, in order."""
+    rows, words = words_RW.nonzero(as_tuple=True)
+    bits = torch.arange(32, device=words.device, dtype=torch.int32)
+    found, bit = (words_RW[rows, words][:, None] >> bits & 1).nonzero(as_tuple=True)
+    return rows[found], words[found] * 32 + bit
+
+
+@torch.library.custom_op("dictlearn::threshold_contenders", mutates_args=())
+def contenders(
+    x_RD: Tensor, W_CD: Tensor, b_C: Tensor, threshold_C: Tensor, dtype: torch.dtype, how: str
+) -> Tensor:
+    """Which entries could be above their threshold, 32 columns a word: int32 [R, C / 32]."""
+    if how == "triton":
+        from dictlearn_kernels.threshold_encode import triton
+
+        return triton.contenders(x_RD, W_CD, b_C, threshold_C, dtype)
+    return reference.contenders(bounds.upper_bounds(x_RD, W_CD, b_C, dtype), threshold_C)
+
+
+@contenders.register_fake
+def _(
+    x_RD: Tensor, W_CD: Tensor, b_C: Tensor, threshold_C: Tensor, dtype: torch.dtype, how: str
+) -> Tensor:
+    return x_RD.new_empty((len(x_RD), (len(W_CD) + 31) // 32), dtype=torch.int32)
+
+
+def _unserved(x_RD: Tensor, dtype: torch.dtype) -> str | None:
+    served = x_RD.dtype == torch.float32 and dtype in bounds.KERNEL_DTYPES
+    return None if served else f"{dtype} of {x_RD.dtype}"

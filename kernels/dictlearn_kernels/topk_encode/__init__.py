@@ -1,0 +1,112 @@
+"""The k largest positive entries of every row of x W^T + b, without keeping the others.
+
+A matmul in low precision, or a kernel that never writes its results, gives each row's likeliest
+candidates and an upper bound of all that it left out. The candidates are evaluated again in the
+operands' own precision. Where the bound is no larger than the k-th best of them the row is certified:
+its k largest are those of full precision, ties aside. The other rows are computed again in full.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dictlearn_kernels import bounds, dispatch, selection
+from dictlearn_kernels.selection import Selection
+from dictlearn_kernels.topk_encode import cpu, reference
+from dictlearn_kernels.topk_encode.groups import layout
+
+_rows = _flagged = 0
+
+
+def topk_encode(
+    x_RD: Tensor, W_CD: Tensor, b_C: Tensor, k: int, matmul_dtype: torch.dtype | None = None
+) -> Selection:
+    """The k largest positive entries of every row, as CSR, columns ascending. No gradient.
+
+    Entries at or below zero are left out even where a row has fewer than k others. Which of equal
+    entries is taken is not promised. `matmul_dtype` is a lower precision for the matmul; which entries
+    are taken, and their values, are those of x's own.
+    """
+    n_columns = len(W_CD)
+    assert 0 <= k <= n_columns
+    dtype = matmul_dtype or x_RD.dtype
+    with torch.no_grad():
+        if len(x_RD) == 0 or k == 0:
+            return reference.topk_encode(x_RD, W_CD, b_C, k)
+        m = min(taken(k, dtype), n_columns)
+        how = dispatch.choose("topk_encode", x_RD, _unserved(x_RD, dtype, m, n_columns))
+        if how == "reference":
+            return reference.topk_encode(x_RD, W_CD, b_C, k)
+        if how == "cpu" and not bounds.certifies(x_RD, dtype):
+            values_RK, columns_RK = cpu.dense(x_RD, W_CD, b_C, k)
+            return selection.of_positive(columns_RK, values_RK)
+        return _certified(x_RD, W_CD, b_C, k, m, dtype, how)
+
+
+def flagged() -> tuple[int, int]:
+    """(rows that had to be computed again in full, rows that were to be certified), until `forget`."""
+    return _flagged, _rows
+
+
+def forget() -> None:
+    global _rows, _flagged
+    _rows = _flagged = 0
+
+
+def taken(k: int, dtype: torch.dtype) -> int:
+    """How many candidates let nearly every row be certified: the looser the bound, the more.
+
+    scripts/selection_exactness.py measures what share is not, on real activations.
+    """
+    extra = {torch.float16: k // 4, torch.bfloat16: k}
+    return k + 8 + extra.get(dtype, 0)
+
+
+def _certified(
+    x_RD: Tensor, W_CD: Tensor, b_C: Tensor, k: int, m: int, dtype: torch.dtype, how: str
+) -> Selection:
+    global _rows, _flagged
+    columns_RM, left_out_R = candidates(x_RD, W_CD, b_C, m, dtype, how)
+    n_rows = len(x_RD)
+    row_starts = torch.arange(n_rows + 1, device=x_RD.device) * m
+    places = columns_RM.clamp(min=0).flatten()
+    values_RM = bounds.at(x_RD, W_CD, b_C, row_starts, places).view(n_rows, m)
+    values_RM = values_RM.masked_fill(columns_RM < 0, -torch.inf)
+    values_RK, order = values_RM.topk(k, dim=1)
+    columns_RK = columns_RM.gather(1, order)
+
+    # Also true where anything is not a number: such rows are computed in full.
+    flagged_R = ~(left_out_R <= values_RK[:, -1].clamp(min=0))
+    n_flagged, n_positive = torch.stack([flagged_R.sum(), (values_RK > 0).sum()]).tolist()
+    _rows, _flagged = _rows + n_rows, _flagged + n_flagged
+    if n_flagged == 0:
+        return selection.of_positive(columns_RK, values_RK, n_positive)
+    again = flagged_R.nonzero().squeeze(1)
+    values_RK[again], columns_RK[again] = cpu.dense(x_RD[again], W_CD, b_C, k)
+    return selection.of_positive(columns_RK, values_RK)
+
+
+@torch.library.custom_op("dictlearn::topk_candidates", mutates_args=())
+def candidates(
+    x_RD: Tensor, W_CD: Tensor, b_C: Tensor, m: int, dtype: torch.dtype, how: str
+) -> tuple[Tensor, Tensor]:
+    """(columns [R, m], left_out [R]): likely winners, -1 for none, and a bound of all the others."""
+    if how == "triton":
+        from dictlearn_kernels.topk_encode import triton
+
+        return triton.candidates(x_RD, W_CD, b_C, m, dtype)
+    return cpu.candidates(x_RD, W_CD, b_C, m, dtype)
+
+
+@candidates.register_fake
+def _(
+    x_RD: Tensor, W_CD: Tensor, b_C: Tensor, m: int, dtype: torch.dtype, how: str
+) -> tuple[Tensor, Tensor]:
+    return x_RD.new_empty((len(x_RD), m), dtype=torch.int64), x_RD.new_empty(len(x_RD))
+
+
+def _unserved(x_RD: Tensor, dtype: torch.dtype, m: int, n_columns: int) -> str | None:
+    if x_RD.dtype != torch.float32 or dtype not in bounds.KERNEL_DTYPES:
+        return f"{dtype} of {x_RD.dtype}"
+    return None if layout(m, n_columns) else f"{m} candidates of {n_columns} columns"
