@@ -5,9 +5,9 @@
 
 Both run `dictlearn train` as it stands with every default but its length: the same seed, the same
 TopK, so the same L0, as many steps on the same shuffled tokens, of the same text. In its last stretch
-mse_then_kl reads windows of that text beside them, for the KL alone. The figure is the increase of the cross-entropy, in nats
-per token on held-out text, with the dictionary in place. Medians over seeds are appended to
-benchmarks/results/mse_then_kl.json.
+mse_then_kl reads windows of that text beside them, for the KL alone. The figure is the increase of the
+cross-entropy, in nats per token on held-out text, with the dictionary in place. Medians over seeds are
+appended to benchmarks/results/mse_then_kl.json.
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ def test_the_record_has_the_kl_too_and_it_gives_the_ratio():
     clean, ce = (cross_entropy(x) for x in (tiny().logits(TOKENS), with_dictionary(forward)))
     assert figures["kl"] == pytest.approx(kl, rel=1e-4)
     assert figures["ce_increase"] == pytest.approx(float((ce - clean).detach()), rel=1e-3)
-    squared = float(forward.reduce(forward.y_NTD - forward.reconstruction_NTD))
+    squared = float(forward.reduce(forward.residual_NTD))
     assert figures["kl_ratio"] == pytest.approx(squared / kl, rel=1e-4)
     torch.testing.assert_close(value.double(), squared / kl * ce, rtol=1e-3, atol=0)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from dictlearn.lm.language_model import LanguageModel
 from dictlearn.lm.readout import Readout
 from dictlearn.objectives.kl_to_teacher import kl_of_log_probs
-from dictlearn.objectives.teacher import Targets, Teacher
+from dictlearn.objectives.teacher import Targets, Teacher, total_of_chunks
 
 
 @final
@@ -60,6 +60,10 @@ class _NextTokens:
             increase = (ce_N - self._ce(rows, clean_NV)).double().sum()
             self._sums += torch.stack([kl, increase]).cpu()
         return ce_N
+
+    def total(self, states_ND: Tensor, readout: Readout, chunk: int) -> Tensor:
+        reason = "the cross-entropy of the next token"
+        return total_of_chunks(self, states_ND, readout, chunk, reason)
 
     def _ce(self, rows: slice, log_probs_NV: Tensor) -> Tensor:
         next_N1, weight_N = self._next_N[rows, None], self._weight_N[rows].to(log_probs_NV)
