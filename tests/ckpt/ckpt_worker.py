@@ -138,6 +138,8 @@ def run_and_wait(run: Path, wait_at: int, seconds: float, steps: int, **options:
 def run_rank(rank: int, port: int, run: Path, *arguments: Any, **options: Any) -> None:
     """One of two processes that train together; only the first can find its disk full."""
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), LOCAL_RANK=str(rank))
+    # Left by a run in the process of the tests; Lightning would give every rank this seed.
+    os.environ.pop("PL_GLOBAL_SEED", None)
     os.environ.update(WORLD_SIZE="2", NODE_RANK="0")
     full_at = options.pop("full_at", None)
     if full_at is not None and rank == 0:

@@ -12,7 +12,9 @@ from dictlearn_kernels.fused_adam.moments import FORMS
 
 from dictlearn.dicts.dictionary import Dictionary, Shape
 from dictlearn.objectives.auxk import AuxK
+from dictlearn.objectives.gated import GateL1, GateReconstruction
 from dictlearn.objectives.objective import Objective
+from dictlearn.objectives.protocol import Term
 from dictlearn.objectives.reconstruction import Reconstruction
 from dictlearn.train import fused_adam
 from dictlearn.train.fused_adam import FusedAdam
@@ -63,7 +65,10 @@ def batches(shape: Shape, n: int, scale: float = 1.0) -> list[Batch]:
 def training(shape: Shape, optimiser, sparsity: str = "topk", **options) -> DictionaryTraining:
     torch.manual_seed(3)
     dictionary = Dictionary(shape, SPARSITIES[sparsity])
-    objective = Objective({"reconstruction": Reconstruction(0.7), "auxk": AuxK(k_aux=4)})
+    terms: dict[str, Term | None] = {"reconstruction": Reconstruction(0.7), "auxk": AuxK(k_aux=4)}
+    if sparsity == "gated":  # nothing else trains the gate's bias: its gradient would be noise
+        terms |= {"gate_l1": GateL1(0.1), "gate_reconstruction": GateReconstruction(1.0)}
+    objective = Objective(terms)
     trainee = Trainee(dictionary, objective, "sqrt_width", dead_after=256)
     trainee.begin(batches(shape, 1)[0])
     made = {"dictionary": trainee, **options.pop("more", {})}

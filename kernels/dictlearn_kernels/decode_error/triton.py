@@ -88,13 +88,10 @@ def _decode_error_kernel(
         tl.store(along + head, head_along, mask=head < end)
 
 
-def config(D: int) -> dict[str, int]:
-    """64 entries, which is more than most codes have, by 64 of the width, a line of the cache.
-
-    16 numbers a thread: of 32, addresses that nothing is known to divide spill registers.
-    """
-    block_d = 32 if D <= 32 else 64
-    return {"BLOCK_K": 64, "BLOCK_D": block_d, "num_warps": block_d // 8}
+# 64 entries, which is more than most codes have, by 64 of the width, a line of the cache: 16 numbers
+# a thread. Of 32, addresses that nothing is known to divide spill registers.
+SIZES = {"BLOCK_K": 64, "BLOCK_D": 64}
+WARPS = 8
 
 
 def decode_error(
@@ -127,16 +124,15 @@ def decode_error(
         1 if bias_SD is None else len(bias_SD),
         D,
         WANTS_VALUES=wants_values,
-        **config(D),
+        **SIZES,
+        num_warps=WARPS,
     )
     return errors_R.sum().to(dtype), e_RD, along.to(dtype)
 
 
 def shipped() -> list[Variant]:
     variants = []
-    for (value, table, index), D in product(TYPES, (32, 64)):
-        sizes: dict[str, Any] = config(D)
-        warps = sizes.pop("num_warps")
+    for value, table, index in TYPES:
         everything = {
             "errors": "*fp32",
             "e": f"*{value}",
@@ -152,9 +148,10 @@ def shipped() -> list[Variant]:
             "D": "i32",
         }
         for has_bias, wants_values in product((False, True), (False, True)):
-            signature, constants = dict(everything), {"WANTS_VALUES": wants_values, **sizes}
+            signature = dict(everything)
+            constants: dict[str, Any] = {"WANTS_VALUES": wants_values, **SIZES}
             if not has_bias:
                 del signature["bias"]
                 constants["bias"] = None
-            variants.append(Variant(_decode_error_kernel, signature, constants, num_warps=warps))
+            variants.append(Variant(_decode_error_kernel, signature, constants, num_warps=WARPS))
     return variants

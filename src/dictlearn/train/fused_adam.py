@@ -16,6 +16,11 @@ from torch import Tensor
 SMALLEST = 2**23
 
 
+def pays(numbers: int, on_gpu: bool) -> bool:
+    """Whether gradients of so many numbers in rows are better kept in factors than made."""
+    return on_gpu or numbers >= SMALLEST
+
+
 @final
 class FusedAdam(torch.optim.Optimizer):
     """Adam (Kingma & Ba 2015) without weight decay: the numbers of torch.optim.Adam.
@@ -58,7 +63,7 @@ class FusedAdam(torch.optim.Optimizer):
         """Takes the rows of named dictionaries from now on, if that pays; whether it does."""
         rows = {id(p): p for several in features.values() for one in several for p, _ in one.parts}
         numbers = sum(p.numel() for p in rows.values())
-        if numbers < SMALLEST and not any(p.is_cuda for p in rows.values()):
+        if not pays(numbers, any(p.is_cuda for p in rows.values())):
             return False
         self._features, self._collector = features, Collector(rows.values())
         return True

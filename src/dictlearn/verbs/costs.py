@@ -6,32 +6,36 @@ peak by a test. Times are floors: what must be computed and moved, at rates that
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from dictlearn_kernels.topk_encode.cpu import GROUP, GROUPED_FROM
 from hydra.utils import instantiate
-from omegaconf import DictConfig
-from torch import nn
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
 
-from dictlearn.dicts.decoder import DiagonalDecoder
 from dictlearn.dicts.dictionary import Dictionary
 from dictlearn.dicts.transforms import TransformDecoder
 from dictlearn.lm.language_model import LanguageModel
 from dictlearn.lm.sites import blocks, resolve
 from dictlearn.objectives.auxk import AuxK
 from dictlearn.sources.buffer import rows_held
+from dictlearn.train import fused_adam
 from dictlearn.types import ModelInfo
 from dictlearn.verbs import build
 
 FLOAT, INT = 4, 8  # bytes: dictionaries and their optimiser are float32, indices int64
 ENTRY = 48  # bytes a code takes per stored entry: its value, ids, rows, sorted order and gradients
 
-# Bytes that an optimiser step moves per parameter: fused Adam reads p, g, m, v and writes p, m, v;
-# the gradient's norm reads g, clipping reads and writes it.
-ADAM, CLIPPING = 28, 12
-UNIT_NORM = 48  # per decoder parameter: projecting its gradient (28) and normalising it again (20)
+# Bytes that an optimiser step moves per number, beside reading and writing its own state. With
+# gradients: p is read and written, g read; their norm reads g, clipping reads and writes it; decoder
+# rows' gradients are projected (28) and the rows normalised again (20). With gradients in factors one
+# pass does it all; decoder rows are read once more before it, for the projection's share of the norm.
+WEIGHTS, GRADIENTS, CLIPPING, UNIT_NORM = 8, 4, 12, 48
+UNIT_NORM_IN_FACTORS = 4
 
 
 @dataclass(frozen=True)
@@ -95,14 +99,36 @@ class Run:
 
 # --- memory -----------------------------------------------------------------------------------
 
-RESIDENT = ("language model", "shuffle buffer", "weights", "optimiser", "reduction buckets")
+RESIDENT = (
+    "language model",
+    "shuffle buffer",
+    "weights",
+    "optimiser",
+    "reduction buckets",
+    "gradients in factors",
+)
 NORMALISED, GRADIENTS_OF_DEAD = "normalised batch", "gradients of dead features"
+CODES_OF_DEAD, EARLIER_OF_DEAD = "codes of dead features", "all but the last of these"
 PHASES = {
     "reading": ("model's batch", "batch"),
-    "encoding": ("batch", NORMALISED, "pre-activations", "codes"),
+    "encoding": ("batch", NORMALISED, "selection", "codes"),
     "decoding": ("batch", NORMALISED, "codes", "reconstructions"),
-    "reviving": ("batch", NORMALISED, "codes", "reconstructions", "dead features"),
-    "differentiating": ("batch", NORMALISED, "codes", "gradients", GRADIENTS_OF_DEAD),
+    "reviving": (
+        "batch",
+        NORMALISED,
+        "codes",
+        "reconstructions",
+        "dead features",
+        EARLIER_OF_DEAD,
+    ),
+    "differentiating": (
+        "batch",
+        NORMALISED,
+        "codes",
+        "gradients",
+        CODES_OF_DEAD,
+        GRADIENTS_OF_DEAD,
+    ),
 }
 
 
@@ -128,7 +154,8 @@ class Memory:
 
     def listed(self) -> dict[str, float]:
         """The parts for a reader."""
-        return {k: v for k, v in self.parts.items() if not k.startswith("dead")}
+        unlisted = ("dead features", CODES_OF_DEAD, EARLIER_OF_DEAD, GRADIENTS_OF_DEAD)
+        return {k: v for k, v in self.parts.items() if k not in unlisted}
 
 
 def memory(run: Run, on_gpu: bool, devices: int = 1, dead: float = DEAD) -> Memory:
@@ -139,33 +166,41 @@ def memory(run: Run, on_gpu: bool, devices: int = 1, dead: float = DEAD) -> Memo
     stacked = N * shape.width * n_stored
     terms = build.build_objective(cfg).named_terms()
     auxk = dead if any(isinstance(term, AuxK) for _, term in terms) else 0.0
+    factors = in_factors(run, on_gpu, devices)
     parts = dict.fromkeys([*RESIDENT, *(p for phase in PHASES.values() for p in phase)], 0.0)
     for one in run.trained:
-        n, encoder = count(one), count(one.encoder)
+        n, W_enc = count(one), one.n_features * one.encoder.width
         outputs = N * one.width * one.n_targets * FLOAT
-        pre = N * one.code_sources * one.n_features * (FLOAT + 2 * run.low_precision)
-        if run.low_precision:
-            pre += 2 * encoder
+        normalised = stacked * FLOAT * (2 if one.shape.centre else 1)
         parts["weights"] += FLOAT * n
-        parts["optimiser"] += FLOAT * n * state_tensors(cfg)
-        parts[NORMALISED] += stacked * FLOAT * (2 if one.shape.centre else 1)
-        parts["pre-activations"] = max(parts["pre-activations"], pre)
+        parts["optimiser"] += n * state_bytes(cfg)
+        parts[NORMALISED] += normalised
+        # Sources are encoded one after the other, and so are dictionaries.
+        selection = searching(N, one.n_features, shape.k, on_gpu)
+        if run.low_precision:  # W_enc in it, and on a CPU what it gives
+            selection += 2 * W_enc + (0 if on_gpu else 2 * N * one.n_features)
+        parts["selection"] = max(parts["selection"], selection)
         parts["codes"] += code_bytes(one, N, shape.k)
-        parts["gradients"] += FLOAT * n
-        if one.streams:  # what is left of every target, and one target's own
-            parts["reconstructions"] += 4 * N * one.width * FLOAT + outputs * (3 if auxk else 1)
-        else:
-            passes = 6 if auxk and not isinstance(one.decoder, DiagonalDecoder) else 4
-            parts["reconstructions"] += outputs * passes
+        made = n - count_rows(one) if factors else n
+        parts["gradients"] += FLOAT * made
+        parts["reconstructions"] += outputs * ((2 if one.streams else 1) + (1 if auxk else 0))
+        if factors:  # of the batches before this one
+            kept = 2 * outputs + normalised + code_bytes(one, N, shape.k)
+            parts["gradients in factors"] += (cfg.trainer.accumulate_grad_batches - 1) * kept
         if auxk:
-            parts["codes"] += code_bytes(one, N, auxk_features(one, auxk))
-            # As dense tensors, one matrix's two before they are one. The backward pass takes the
-            # trained in reverse: the gradients of those before this one do not exist yet.
-            twice = FLOAT * 2 * max(p.numel() for p in one.parameters() if p.ndim > 2)
-            before = parts["gradients"] - FLOAT * n
-            parts[GRADIENTS_OF_DEAD] = max(parts[GRADIENTS_OF_DEAD], twice - before)
-            looked_at = auxk * (N * one.n_features + encoder / one.code_sources)
-            parts["dead features"] += FLOAT * looked_at
+            k_aux = auxk_features(one, auxk)
+            code = code_bytes(one, N, k_aux)
+            parts[EARLIER_OF_DEAD] = parts[CODES_OF_DEAD]
+            parts[CODES_OF_DEAD] += code
+            if not factors:
+                # As dense tensors, one matrix's two before they are one. The backward pass takes the
+                # trained in reverse: the gradients of those before this one do not exist yet.
+                twice = FLOAT * 2 * max(p.numel() for p in one.parameters() if p.ndim > 2)
+                before = parts["gradients"] - FLOAT * n
+                parts[GRADIENTS_OF_DEAD] = max(parts[GRADIENTS_OF_DEAD], twice - before)
+            looked_at = FLOAT * auxk * W_enc
+            looked_at += searching(N, auxk * one.n_features, k_aux, on_gpu)
+            parts["dead features"] = max(parts["dead features"], looked_at)
     parts["batch"] += stacked * FLOAT
     if devices > 1:  # DDP's own copy of every gradient, in buckets
         parts["reduction buckets"] = parts["gradients"]
@@ -185,6 +220,32 @@ def memory(run: Run, on_gpu: bool, devices: int = 1, dead: float = DEAD) -> Memo
     return Memory({k: v for k, v in parts.items() if v}, cfg.trainer.accumulate_grad_batches > 1)
 
 
+def in_factors(run: Run, on_gpu: bool, devices: int) -> bool:
+    """Whether the gradients of feature rows never exist as tensors: the choice that training makes."""
+    cfg = run.cfg
+    if not isinstance(instantiate(cfg.optim)([nn.Parameter()]), fused_adam.FusedAdam):
+        return False
+    if devices > 1 or str(cfg.trainer.precision) == "16-mixed":
+        return False
+    return fused_adam.pays(sum(map(count_rows, run.trained)), on_gpu)
+
+
+def count_rows(dictionary: Dictionary) -> int:
+    """Numbers in `Dictionary.features()`, whose gradients can stay in factors, also on meta."""
+    rows = [dictionary.encoder.W_enc]
+    if not isinstance(dictionary.decoder, TransformDecoder):
+        rows += [p for p in dictionary.decoder.parameters() if p.ndim > 2]
+    return sum(p.numel() for p in rows)
+
+
+def searching(n_tokens: int, n_features: float, k: float, on_gpu: bool) -> float:
+    """To find the k largest of one source's pre-activations, which a GPU never writes."""
+    if on_gpu:
+        return 16 * n_tokens * 2 * k  # candidates: places, bounds and values
+    groups = GROUP * k * (INT + FLOAT) + n_features / GROUP * FLOAT
+    return n_tokens * (n_features * FLOAT + (groups if n_features >= GROUPED_FROM else 0))
+
+
 def auxk_features(dictionary: Dictionary, dead: float) -> float:
     """Of every token and source, where the number is left to AuxK: half of the dead are positive."""
     wanted = dictionary.width // 2 // dictionary.code_sources or 1
@@ -199,7 +260,7 @@ def code_bytes(dictionary: Dictionary, n_tokens: int, k: float) -> float:
     if dictionary.streams and dictionary.code_sources > 1:  # a pattern for every target
         per_source = n_tokens * k
         total += sum(
-            INT * (entries + 4 * per_source * len(dictionary.reads(t)))
+            INT * (entries + per_source * len(dictionary.reads(t)))
             for t in range(len(shape.targets))
         )
     if isinstance(dictionary.decoder, TransformDecoder):
@@ -213,13 +274,20 @@ def count(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def state_tensors(cfg: DictConfig) -> int:
-    """Tensors of a parameter's size that the optimiser keeps for it, found by one step of it."""
-    parameter = nn.Parameter(torch.zeros(2, 2))
-    optimiser = instantiate(cfg.optim)([parameter])
+@functools.cache
+def _state_bytes(yaml: str) -> float:
+    """One step of it on rows that are long enough for what is kept once a row not to count."""
+    parameter = nn.Parameter(torch.zeros(1, 4, 1024))
+    one = instantiate(OmegaConf.create(yaml))([parameter])
     parameter.grad = torch.ones_like(parameter)
-    optimiser.step()
-    return sum(v.shape == parameter.shape for v in optimiser.state[parameter].values())
+    one.step()
+    kept = [v for v in one.state[parameter].values() if isinstance(v, Tensor) and v.numel() > 1]
+    return sum(v.numel() * v.element_size() for v in kept) / parameter.numel()
+
+
+def state_bytes(cfg: DictConfig) -> float:
+    """Of the optimiser's state for every number of a matrix."""
+    return _state_bytes(OmegaConf.to_yaml(cfg.optim, resolve=True))
 
 
 def model_bytes(cfg: DictConfig, on_gpu: bool) -> int:
@@ -258,7 +326,7 @@ class Work:
         return max(computing, self.moved / gpu.bandwidth)
 
 
-def work(run: Run, on_gpu: bool = True) -> dict[str, Work]:
+def work(run: Run, on_gpu: bool = True, devices: int = 1) -> dict[str, Work]:
     """Of a token, by part. The optimiser's is a step's, over the tokens of the step."""
     cfg, tokens = run.cfg, run.step_tokens
     parts: dict[str, Work] = {}
@@ -268,29 +336,36 @@ def work(run: Run, on_gpu: bool = True) -> dict[str, Work]:
         lm_tokens = (cfg.source.get("lm_batch_windows") or -(-run.batch // context)) * context
         stored = model_bytes(cfg, on_gpu)
         parts["language model"] = _at(stored == 2, flops, count(run.lm.model) * stored / lm_tokens)
+    factors = in_factors(run, on_gpu, devices)
+    own = WEIGHTS + 2 * state_bytes(cfg)
     encode = decode = Work()
-    optimiser = 0.0
+    moved = 0.0
     for one in run.trained:
         encoder = sum(p.numel() for p in one.encoder.parameters())
-        # Pre-activations are written by the matmul and read by the selection, and once more by it.
-        moved = 3 * FLOAT * one.code_sources * one.n_features + FLOAT * encoder / run.batch
-        encode = _sum(encode, _at(run.low_precision, 2.0 * encoder, moved))
-        decode = _sum(decode, decoding(one, run.batch))
+        # A CPU's matmul writes pre-activations, the selection reads them, and once more of itself.
+        written = 0 if on_gpu else 3 * FLOAT * one.code_sources * one.n_features
+        read = (FLOAT + (4 if run.low_precision else 0)) * encoder / run.batch
+        encode = _sum(encode, _at(run.low_precision, 2.0 * encoder, written + read))
+        decode = _sum(decode, decoding(one, run.batch, factors))
         decoder = sum(p.numel() for p in one.decoder.parameters())
-        optimiser += ADAM * count(one) + (CLIPPING * count(one) if cfg.clip_norm else 0)
-        optimiser += UNIT_NORM * decoder if one.shape.unit_norm else 0
+        dense = count(one) - (count_rows(one) if factors else 0)
+        moved += own * count(one) + (GRADIENTS + (CLIPPING if cfg.clip_norm else 0)) * dense
+        if one.shape.unit_norm:
+            moved += (UNIT_NORM_IN_FACTORS if factors else UNIT_NORM) * decoder
     return parts | {
         "encoder": encode,
         "decode": decode,
         "optimiser": Work(
-            moved=optimiser / tokens, float32=12.0 * sum(map(count, run.trained)) / tokens
+            moved=moved / tokens, float32=12.0 * sum(map(count, run.trained)) / tokens
         ),
     }
 
 
-def decoding(dictionary: Dictionary, n_tokens: int) -> Work:
-    """Decoding and its backward pass over active features: two gathers of what they write, and the
-    weights' gradients, dense, once for the batch. No feature is dead.
+def decoding(dictionary: Dictionary, n_tokens: int, factors: bool) -> Work:
+    """Decoding and its backward pass over active features. No feature is dead.
+
+    What they write is gathered once; for the gradients of decoder and encoder rows the errors and the
+    inputs are, either to be written once for the batch or, in factors, to be summed twice.
     """
     shape = dictionary.shape
     active = shape.k * sum(len(dictionary.reads(t)) for t in range(len(shape.targets)))
@@ -298,7 +373,7 @@ def decoding(dictionary: Dictionary, n_tokens: int) -> Work:
     if isinstance(dictionary.decoder, TransformDecoder):
         numbers = 2 * shape.k * shape.width * sum(shape.ranks) / len(shape.ranks)
     skip = 6.0 * len(shape.targets) * shape.width**2 if shape.skip else 0.0
-    gathered = FLOAT * 2 * numbers
+    gathered = FLOAT * (3 if factors else 2) * numbers
     if isinstance(
         dictionary.decoder, TransformDecoder
     ):  # a matrix for all its tokens, not for each
@@ -306,7 +381,7 @@ def decoding(dictionary: Dictionary, n_tokens: int) -> Work:
     encoder = 2.0 * shape.k * dictionary.code_sources * dictionary.encoder.width
     return Work(
         float32=6.0 * numbers + encoder + skip,
-        moved=gathered + FLOAT * count(dictionary) / n_tokens,
+        moved=gathered + (0 if factors else FLOAT * count(dictionary) / n_tokens),
     )
 
 
@@ -349,7 +424,8 @@ class Prediction:
 
 
 def predictions(run: Run, devices: int) -> list[Prediction]:
-    parts, peak = work(run), memory(run, on_gpu=True, devices=devices).peak
+    parts = work(run, devices=devices)
+    peak = memory(run, on_gpu=True, devices=devices).peak
     found = []
     for gpu in GPUS:
         seconds = {name: part.seconds(gpu) * run.step_tokens for name, part in parts.items()}

@@ -89,7 +89,7 @@ def describe(plan: Plan, run: costs.Run, devices: int) -> None:
     cfg, shape, tokens = run.cfg, run.dictionary.shape, build.run_tokens(run.cfg) * devices
     count = costs.count(run.dictionary)
     batch = run.step_tokens * devices
-    work = costs.work(run)
+    work = costs.work(run, devices=devices)
     plan.facts |= {
         "run folder": str(cfg.run_dir),
         "reads": f"{_listed(shape.sources)}, width {shape.width}",
@@ -199,7 +199,7 @@ def check_disk(run: costs.Run) -> None:
     """Room for the checkpoints that are kept and the one being written."""
     cfg = run.cfg
     keep = cfg.callbacks.checkpoint.keep if "checkpoint" in (cfg.callbacks or {}) else 0
-    one = sum(map(costs.count, run.trained)) * costs.FLOAT * (1 + costs.state_tensors(cfg))
+    one = sum(map(costs.count, run.trained)) * (costs.FLOAT + costs.state_bytes(cfg))
     wanted = one * (keep + 1)
     folder = next(path for path in Path(cfg.run_dir).absolute().parents if path.is_dir())
     free = shutil.disk_usage(folder).free
