@@ -24,7 +24,7 @@ class Batch(NamedTuple):
     An autoencoder reads what it writes: there `y_NTD is x_NSD`, the same tensor.
 
     A batch of whole windows has the windows too: its rows are then the valid positions in reading
-    order. In a shuffled batch both are None.
+    order. In a shuffled batch both are None; it may have a batch of windows beside it.
     """
 
     x_NSD: Tensor
@@ -33,6 +33,7 @@ class Batch(NamedTuple):
     positions_N: Tensor  # int64 position within the model's context window
     tokens_BP: Tensor | None = None  # int64
     valid_BP: Tensor | None = None  # bool, N of them true
+    beside: Batch | None = None  # whole windows, for terms that run the model on them
 
 
 @dataclass(frozen=True, eq=False)

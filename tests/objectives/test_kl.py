@@ -291,6 +291,19 @@ def test_the_term_is_worth_as_much_as_the_squared_error():
     assert objective.figures()["kl"] == pytest.approx(float(plain(forward).detach()), rel=1e-4)
 
 
+def test_a_pass_over_windows_beside_shuffled_tokens_is_for_the_kl_alone():
+    dictionary = autoencoder()
+    beside = forward_of(dictionary)
+    shuffled = replace(beside, y_NTD=beside.y_NTD + 1, windows=None)
+    objective = Objective({"reconstruction": Reconstruction(), "kl": KLToTeacher()})
+    objective.connect(tiny(), SelfTeacher(tiny()), dictionary)
+    terms = objective(shuffled, beside)
+    torch.testing.assert_close(terms["reconstruction"], Reconstruction()(shuffled))
+    anchor = Reconstruction()(beside)
+    torch.testing.assert_close(terms["kl"].double(), anchor, rtol=1e-4, atol=0)
+    assert not torch.isclose(terms["reconstruction"], anchor)
+
+
 def test_the_ratio_is_smoothed_over_steps_clamped_and_blind_to_refused_steps():
     term = KLToTeacher(smoothing=0.75)
 

@@ -73,10 +73,13 @@ def staged(lm: LanguageModel, steps: int = 10, **options: Any) -> StagedSource:
 
 
 def equal(a: Batch, b: Batch) -> bool:
-    if [x is None for x in a] != [x is None for x in b]:
-        return False
-    pairs = [(x, y) for x, y in zip(a, b, strict=True) if x is not None and y is not None]
-    return all(torch.equal(x, y) for x, y in pairs)
+    def same(x: object, y: object) -> bool:
+        if isinstance(x, Batch) and isinstance(y, Batch):
+            return equal(x, y)
+        both = isinstance(x, torch.Tensor) and isinstance(y, torch.Tensor)
+        return torch.equal(x, y) if both else x is y
+
+    return all(same(x, y) for x, y in zip(a, b, strict=True))
 
 
 def test_both_are_sources(lm):
@@ -112,10 +115,12 @@ def test_an_epoch_has_every_window_once_in_an_order_of_its_own(lm):
     assert not torch.equal(*orders)
 
 
-def test_backwards_begins_where_live_ends(lm):
-    forward, back = windows(lm), windows(lm, backwards=True)
-    epoch = [forward.next_batch().tokens_N for _ in range(N_WINDOWS // 2)]
-    assert set(back.next_batch().tokens_N.tolist()) == set(epoch[-1].tolist())
+def test_the_windows_beside_are_of_the_text_that_live_reads(lm):
+    source, order = staged(lm, steps=3, last=0.9), windows(lm)  # two windows in a batch, of 12
+    beside = [batch for batch in (source.next_batch().beside for _ in range(3)) if batch]
+    assert len(beside) == 3
+    first = torch.cat([order.next_batch().tokens_N for _ in range(3)])
+    assert torch.cat([batch.tokens_N for batch in beside]).sort().values.equal(first.sort().values)
 
 
 def test_windows_are_cut_into_pieces_that_a_batch_takes_from_all_over(lm):
@@ -148,8 +153,10 @@ def test_only_the_last_part_is_cut(lm):
     source, live = staged(lm, window_tokens=2), LiveSource(lm, Text(), **PLACE, **LIVE)
     for _ in range(7):
         assert equal(source.next_batch(), live.next_batch())
-    tokens_BP = source.next_batch().tokens_BP
-    assert tokens_BP is not None and tokens_BP.shape == (8, 2)
+    batch = source.next_batch()
+    assert batch.tokens_BP is None and equal(batch._replace(beside=None), live.next_batch())
+    assert batch.beside is not None and batch.beside.tokens_BP is not None
+    assert batch.beside.tokens_BP.shape == (8, 2)
 
 
 def test_batches_without_a_token_are_passed_over_and_not_repeated(lm):
@@ -193,13 +200,12 @@ def test_resume_is_bit_exact(lm, build, cut):
     assert resumed.state() == source.state()
 
 
-def test_the_last_part_has_windows_and_the_rest_is_live(lm):
+def test_all_is_live_and_the_last_part_has_windows_beside_it(lm):
     source, live = staged(lm, accumulate=2), LiveSource(lm, Text(), **PLACE, **LIVE)
     for number in range(20):
         batch = source.next_batch()
-        assert (batch.tokens_BP is not None) == (number >= 14)
-        if number < 14:
-            assert equal(batch, live.next_batch())
+        assert (batch.beside is not None) == (number >= 14)
+        assert equal(batch._replace(beside=None), live.next_batch())
     assert equal(source.sample(9), live.sample(9))
 
 

@@ -142,7 +142,8 @@ class KLToTeacher(Term):
             anchor = self._downstream(forward, windows, later)
             loss = self.later_layers * anchor
             self._figures["later_error"] = float(anchor.detach())
-        ratio = self._ratio(anchor.detach(), kl.detach())
+        # The record's KL: where the loss is another figure, that decides nothing here.
+        ratio = self._ratio(anchor.detach(), kl.new_tensor(self._figures["kl"]))
         self._figures["kl_ratio"] = ratio
         return loss + ratio * kl
 

@@ -61,9 +61,15 @@ class Objective(nn.Module):
         for _, term in self.named_terms():
             term.connect(lm, teacher, dictionary)
 
-    def forward(self, forward: Forward) -> dict[str, Tensor]:
-        """Each term's weighted value; the loss is their sum."""
-        return {name: term(forward) for name, term in self.named_terms()}
+    def forward(self, forward: Forward, beside: Forward | None = None) -> dict[str, Tensor]:
+        """Each term's weighted value; the loss is their sum.
+
+        `beside` is the pass over windows that came beside shuffled tokens, for terms that read them.
+        """
+        return {
+            name: term(beside if beside is not None and term.reads_windows else forward)
+            for name, term in self.named_terms()
+        }
 
     def after_step(self, accepted: bool) -> None:
         for _, term in self.named_terms():

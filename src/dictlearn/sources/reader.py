@@ -124,17 +124,13 @@ class Reader:
 
 @final
 class WindowOrder:
-    """Epoch after epoch of windows, each in its own order, a pure function of (seed, epoch).
+    """Epoch after epoch of windows, each in its own order, a pure function of (seed, epoch)."""
 
-    `backwards` goes through the same epochs' windows from their ends.
-    """
-
-    def __init__(self, n_windows: int, seed: int, backwards: bool = False):
+    def __init__(self, n_windows: int, seed: int):
         if seed < 0:
             raise ValueError(f"seed={seed}: want 0 or more")
         self._n = n_windows
         self._seed = seed
-        self._backwards = backwards
         self._epoch = -1
         self._order = torch.empty(0, dtype=torch.int64)  # of `_epoch`, the one in use
 
@@ -144,8 +140,7 @@ class WindowOrder:
         while start < stop:
             epoch, place = divmod(start, self._n)
             if epoch != self._epoch:
-                order = permutation(self._n, self._seed, 2, epoch)
-                self._epoch, self._order = epoch, order.flip(0) if self._backwards else order
+                self._epoch, self._order = epoch, permutation(self._n, self._seed, 2, epoch)
             parts.append(self._order[place : place + stop - start])
             start += len(parts[-1])
         return torch.cat(parts)

@@ -1,27 +1,50 @@
-"""Shuffled tokens first, whole windows for the last part of the run."""
+"""Shuffled tokens, and beside them whole windows for the last part of the run."""
 
 from __future__ import annotations
 
 from typing import Any, final
 
 import torch
+from torch import Tensor
 
 from dictlearn.lm.language_model import LanguageModel
 from dictlearn.sources.live import LiveSource
-from dictlearn.sources.reader import Windows
+from dictlearn.sources.reader import WindowOrder, Windows
 from dictlearn.sources.windows import WindowsSource
 from dictlearn.types import Batch
 
 
 @final
+class Chosen:
+    """Some windows of a text."""
+
+    def __init__(self, windows: Windows, indices: Tensor):
+        self.context = windows.context
+        self._windows, self._indices = windows, indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def window_batch(self, indices: Tensor) -> Tensor:
+        return self._windows.window_batch(self._indices[indices])
+
+    def valid(self, tokens_BP: Tensor) -> Tensor:
+        return self._windows.valid(tokens_BP)
+
+
+@final
 class StagedSource:
-    """`live` for most of a run, then `windows` for its `last` part, from the text that live reads last.
+    """`live`, and for the `last` part of a run a batch of `windows` beside each of its batches.
+
+    Terms that run the model read the windows, all others the shuffled tokens: a batch of windows is
+    correlated, and short windows lack the late positions of long ones, and either costs a squared
+    error more than a KL gains. The windows are of the text that `live` reads in the run, no more.
 
     Args:
         steps, accumulate: optimiser steps of the run, and batches in one.
         last: fraction of the steps that get windows, between 0 and 1.
-        window_tokens: length of these windows, cut from the text's, which `live` reads whole; the
-            pieces come from anywhere in the text. None: they are whole too.
+        window_tokens: length of these windows, cut from the text's, which `live` reads whole.
+            None: they are whole too.
         live: the options of `live`; `nonfinite` is that of both.
 
     The state is that of both stages and how many batches were taken.
@@ -70,9 +93,9 @@ class StagedSource:
             store_dtype=store_dtype,
             batch_dtype=batch_dtype,
         )
-        self._windows = WindowsSource(
-            lm, windows, **same, window_tokens=window_tokens, backwards=True
-        )
+        read = min(len(windows), -(-steps * accumulate * batch_tokens // windows.context))
+        chosen = Chosen(windows, WindowOrder(len(windows), seed).span(0, read))
+        self._windows = WindowsSource(lm, chosen, **same, window_tokens=window_tokens)
         self.sources, self.targets = self._live.sources, self._live.targets
         self.batch_tokens = batch_tokens
         self._first_window = (steps - max(1, round(last * steps))) * accumulate
@@ -91,8 +114,8 @@ class StagedSource:
         self._windows.shard(rank, ranks)
 
     def next_batch(self) -> Batch:
-        stage = self._live if self._taken < self._first_window else self._windows
-        batch = stage.next_batch()
+        beside = None if self._taken < self._first_window else self._windows.next_batch()
+        batch = self._live.next_batch()._replace(beside=beside)
         self._taken += 1
         return batch
 

@@ -62,7 +62,6 @@ class WindowsSource:
         window_tokens: P, into which longer windows are cut; None: the text's own.
         nonfinite: "error", or "drop" to leave tokens with NaN or Inf at any of the sites as the
             model computes them.
-        backwards: from the end of each epoch's order: what `live` with this seed reads last.
 
     Raises:
         ValueError: for sizes that don't fit, NaN or Inf in activations, a state of another stream.
@@ -82,7 +81,6 @@ class WindowsSource:
         seed: int,
         window_tokens: int | None = None,
         nonfinite: str = "error",
-        backwards: bool = False,
     ):
         key, context = "data.context", windows.context
         if window_tokens is not None and window_tokens < context:
@@ -98,7 +96,7 @@ class WindowsSource:
         self._reader = Reader(
             lm, windows, list(dict.fromkeys(self.sources + self.targets)), nonfinite
         )
-        self._order = WindowOrder(len(windows), seed, backwards)
+        self._order = WindowOrder(len(windows), seed)
         self._n_windows = len(windows)
         self._per_batch = batch_tokens // windows.context
         self._taken = 0

@@ -69,12 +69,18 @@ class Trainee(nn.Module):
             return self._forward(batch, progress)
 
     def _forward(self, batch: Batch, progress: float) -> Outcome:
-        dictionary = self.dictionary
-        dictionary.sparsity.anneal(progress)
+        self.dictionary.sparsity.anneal(progress)
+        forward = self._pass(batch, progress)
+        beside = None if batch.beside is None else self._pass(batch.beside, progress)
+        terms = self.objective(forward, beside)
+        return Outcome(torch.stack(list(terms.values())).sum(), terms, forward)
+
+    def _pass(self, batch: Batch, progress: float) -> Forward:
         x_NSD, y_NTD = self.normaliser(batch)
-        encoding = dictionary.encode_training(x_NSD)
-        forward = Forward(
-            dictionary=dictionary,
+        encoding = self.dictionary.encode_training(x_NSD)
+        self._note_fired(encoding.code.pattern.columns, len(x_NSD))
+        return Forward(
+            dictionary=self.dictionary,
             x_NSD=x_NSD,
             y_NTD=y_NTD,
             encoding=encoding,
@@ -83,9 +89,6 @@ class Trainee(nn.Module):
             loss_scale=float(self.loss_scale),
             windows=self._windows(batch),
         )
-        terms = self.objective(forward)
-        self._note_fired(encoding.code.pattern.columns, len(x_NSD))
-        return Outcome(torch.stack(list(terms.values())).sum(), terms, forward)
 
     def _windows(self, batch: Batch) -> Windows | None:
         if batch.tokens_BP is None or batch.valid_BP is None:
