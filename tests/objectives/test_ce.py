@@ -99,5 +99,4 @@ def test_windows_in_which_no_valid_token_follows_another_have_no_loss():
     logits = torch.randn(2, 50, requires_grad=True)
     value = targets.kl(slice(0, 2), logits).sum()
     assert value == 0
-    value.backward()
-    assert torch.equal(logits.grad, torch.zeros_like(logits))
+    assert not torch.autograd.grad(value, logits)[0].any()

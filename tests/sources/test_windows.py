@@ -76,8 +76,9 @@ def equal(a: Batch, b: Batch) -> bool:
     def same(x: object, y: object) -> bool:
         if isinstance(x, Batch) and isinstance(y, Batch):
             return equal(x, y)
-        both = isinstance(x, torch.Tensor) and isinstance(y, torch.Tensor)
-        return torch.equal(x, y) if both else x is y
+        if isinstance(x, torch.Tensor) and isinstance(y, torch.Tensor):
+            return torch.equal(x, y)
+        return x is y
 
     return all(same(x, y) for x, y in zip(a, b, strict=True))
 

@@ -142,7 +142,8 @@ def test_a_gradient_that_is_not_finite_is_refused_even_when_the_loss_is():
 
 def test_accumulated_batches_make_the_gradient_of_one_large_batch():
     whole = batch(192)
-    parts = [Batch(*(t[i : i + 64] for t in whole[:4])) for i in (0, 64, 128)]
+    cut = [[t[i : i + 64] for t in whole[:4]] for i in (0, 64, 128)]
+    parts = [Batch(x, y, tokens, positions) for x, y, tokens, positions in cut]
     one, several = module(1), module(1)
     several.load_state_dict(one.state_dict())
     fit(one, [whole])

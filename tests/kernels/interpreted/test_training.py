@@ -8,16 +8,22 @@ from dictlearn_kernels import dispatch, topk_encode
 from dictlearn_kernels.topk_encode import groups
 
 from dictlearn.train import fused_adam
+from dictlearn.types import Batch
 from tests.train.test_fused_adam import OURS, SHAPES, batches, training
 from tests.train.test_module import fit
 
 KINDS = [kind for kind in SHAPES if kind != "molt"]  # whose few gates no kernel selects from
 
 
+def first(batch: Batch, n: int) -> Batch:
+    x_NSD, y_NTD, tokens_N, positions_N = (t[:n] for t in batch[:4])
+    return Batch(x_NSD, y_NTD, tokens_N, positions_N)
+
+
 def trained(kind: str, mode: str, device: torch.device) -> dict[str, torch.Tensor]:
     shape = SHAPES[kind]
     run = training(shape, OURS, clip_norm=0.5)
-    small = [type(batch)(*(t[:8] for t in batch[:4])) for batch in batches(shape, 2)]
+    small = [first(batch, 8) for batch in batches(shape, 2)]
     dispatch.forget()
     with dispatch.using(mode):
         fit(run, small, accelerator="cuda" if device.type == "cuda" else "cpu")
