@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from dictlearn.train.fused_adam import FusedAdam
 from dictlearn.train.schedules import Trapezoid
+from dictlearn.train.signum import Signum
 from dictlearn.train.trainee import Outcome, Trainee
 from dictlearn.types import Batch
 
@@ -77,6 +78,16 @@ class DictionaryTraining(lightning.LightningModule):
     def _alone(self) -> bool:
         """Whether gradients stay in this process, as they are: not averaged, not scaled."""
         return self.trainer.world_size == 1 and self.trainer.precision != "16-mixed"
+
+    def on_train_start(self) -> None:
+        optimiser = self.optimizers(use_pl_optimizer=False)
+        if isinstance(optimiser, Signum):
+            optimiser.train()
+
+    def on_train_end(self) -> None:
+        optimiser = self.optimizers(use_pl_optimizer=False)
+        if isinstance(optimiser, Signum):
+            optimiser.eval()
 
     def teardown(self, stage: str) -> None:
         if self._fused is not None:

@@ -17,6 +17,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
+from dictlearn.ckpt.codec import leaves
 from dictlearn.dicts.dictionary import Dictionary
 from dictlearn.dicts.transforms import TransformDecoder
 from dictlearn.lm.language_model import LanguageModel
@@ -24,6 +25,7 @@ from dictlearn.lm.sites import blocks, resolve
 from dictlearn.objectives.auxk import AuxK
 from dictlearn.sources.buffer import rows_held
 from dictlearn.train import fused_adam
+from dictlearn.train.signum import Signum
 from dictlearn.types import ModelInfo
 from dictlearn.verbs import build
 
@@ -280,8 +282,11 @@ def _state_bytes(yaml: str) -> float:
     parameter = nn.Parameter(torch.zeros(1, 4, 1024))
     one = instantiate(OmegaConf.create(yaml))([parameter])
     parameter.grad = torch.ones_like(parameter)
+    if isinstance(one, Signum):
+        one.train()
     one.step()
-    kept = [v for v in one.state[parameter].values() if isinstance(v, Tensor) and v.numel() > 1]
+    state = [value for _, value in leaves(one.state_dict())]
+    kept = [v for v in state if isinstance(v, Tensor) and v.numel() > 1]
     return sum(v.numel() * v.element_size() for v in kept) / parameter.numel()
 
 

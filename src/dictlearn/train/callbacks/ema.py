@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import final
 
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
+
+from dictlearn.train.signum import Signum
 
 
 @final
@@ -24,6 +27,13 @@ class EMACallback(WeightAveraging):
             raise ValueError(f"callbacks.ema.decay={decay}: want a number between 0 and 1")
         self.decay = decay
         super().__init__(use_buffers=False, avg_fn=self.mix)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if getattr(pl_module.optimiser, "func", None) is Signum:
+            raise ValueError(
+                "callbacks.ema: optim=signum saves an average of its own; want callbacks=default"
+            )
+        super().setup(trainer, pl_module, stage)
 
     def mix(self, average: Tensor, weights: Tensor, updates: Tensor | int) -> Tensor:
         """One parameter's next average."""
