@@ -89,7 +89,8 @@ CASES = {
     for case in (
         Case("sae-8k", "cpu", "sae", 2048, 512, 8192, 32, contestants=BOTH, bars=SAE_BARS),
         Case("sae-24k", "cpu", "sae", 4096, 768, 24576, 32, contestants=BOTH, bars=SAE_BARS),
-        Case("clt-4", "cpu", "clt", 1024, 256, 2048, 16, 4, bars=TEN_TIMES),
+        Case("clt-4", "cpu", "clt", 1024, 256, 2048, 16, 4, bars={OURS: {DENSE: 5.0}}),
+        Case("clt-4-768", "cpu", "clt", 1024, 768, 8192, 16, 4, bars={OURS: {DENSE: 5.0}}, rounds=5),
         Case("clt-12", "cpu", "clt", 1024, 768, 8192, 16, 12, bars=TEN_TIMES, rounds=3),
         Case("molt", "cpu", "molt", 2048, 768, 8 * PER_N, 16, bars=TEN_TIMES),
         Case("sae-65k", "cuda", "sae", 4096, 2304, 65536, 64, contestants=ALL, bars=GPU_BARS),

@@ -11,9 +11,9 @@ from transformers import Gemma2Config, Gemma2ForCausalLM
 from dictlearn.evals.context import ZERO_ABLATION, EvalContext
 from dictlearn.evals.downstream import Downstream, DownstreamMeter
 from dictlearn.evals.observe import observe_tokens
-from dictlearn.evals.readout import Readout
 from dictlearn.lm.language_model import freeze
 from dictlearn.lm.patch import patched
+from dictlearn.lm.readout import Readout
 from dictlearn.objectives.kl_to_teacher import kl_per_token, kl_to_teacher
 
 

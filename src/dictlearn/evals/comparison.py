@@ -15,8 +15,8 @@ from torch import Tensor
 
 from dictlearn.evals.context import EvalContext, Observation
 from dictlearn.evals.observe import windows_read
-from dictlearn.evals.readout import Readout
 from dictlearn.lm.language_model import LanguageModel
+from dictlearn.lm.readout import Readout
 from dictlearn.objectives.kl_to_teacher import kl_of_log_probs
 
 TOGETHER = 8  # runs whose states exist at once

@@ -28,9 +28,9 @@ from dictlearn.evals.context import (
     Metric,
     Observation,
 )
-from dictlearn.evals.readout import has_head
 from dictlearn.lm.language_model import LanguageModel
 from dictlearn.lm.patch import Replacement, patched
+from dictlearn.lm.readout import has_head
 from dictlearn.types import Code
 
 FORCED, FREE, ZERO = "forced", "free", "zero"
