@@ -91,7 +91,7 @@ def test_a_remedy_is_one(gpu: costs.Gpu):
     large = (*FLAGSHIP, "batch_tokens=8192", "dict.n_features=8192")
     run = planned_run(*large)
     offered = costs.remedies(run, gpu, 1)
-    assert offered.count("|") >= 1
+    assert offered.count("|") >= 2
     for way in offered.split(" | "):
         changed = planned_run(*large, *way.split())
         assert costs.memory(changed, on_gpu=True).peak <= costs.room(gpu)
