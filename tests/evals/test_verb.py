@@ -15,7 +15,7 @@ from dictlearn.config import compose, conf_dir
 from dictlearn.dicts.sae import sae
 from dictlearn.lm.load import load_model, read_info
 from dictlearn.sparsity.topk import TopK
-from dictlearn.verbs import evaluate
+from dictlearn.verbs import evaluate, opened
 
 
 @pytest.fixture(autouse=True)
@@ -93,7 +93,7 @@ def test_model_and_data_can_be_others(tmp_path, capsys):
     overrides = ["dictionary=d", "model=pico", "data=text", "data.paths=text.jsonl"]
     overrides += ["data.context=32", "data.held_out=0.3", "eval=sparsity", "eval_tokens=128"]
     assert evaluate.main(compose("evaluate", overrides)) == 0
-    assert "Trained on somewhere/else, evaluated on pico" in capsys.readouterr().err
+    assert "was trained on somewhere/else; the model is pico" in capsys.readouterr().err
     record = json.loads((tmp_path / "evaluations/d/figures.json").read_text())
     assert record["text"]["data"]["context"] == 32 and "fvu" not in record["figures"]
 
@@ -116,7 +116,7 @@ def test_senseless_requests_are_refused(tmp_path, overrides, message):
 
 def test_a_dictionary_of_another_width_is_refused_before_weights_load(tmp_path, monkeypatch):
     saved(tmp_path / "d", width=128)
-    monkeypatch.setattr(evaluate, "load_model", lambda *_, **__: pytest.fail("weights were loaded"))
+    monkeypatch.setattr(opened, "load_model", lambda *_, **__: pytest.fail("weights were loaded"))
     with pytest.raises(ValueError, match="width 128, but those of pico have width 256"):
         evaluate.main(compose("evaluate", ["dictionary=d"]))
 
@@ -131,12 +131,12 @@ def test_a_site_the_model_lacks_is_refused(tmp_path):
 def test_a_strangers_file_names_no_code_to_run(tmp_path):
     known = "dictlearn.sources.tokens.text_windows"
     theirs = {"_target_": known, "_partial_": False, "paths": {"_target_": "os.abort"}, "evil": 1}
-    ours = evaluate.trained_on({"data": theirs | {"context": 99}}, "d")
+    ours = opened.trained_on({"data": theirs | {"context": 99}}, "d")
     assert ours["_target_"] == known and ours["_partial_"] is True and ours["context"] == 99
     own = OmegaConf.to_container(OmegaConf.load(conf_dir() / "data" / "text.yaml"))
     assert isinstance(own, dict) and ours == {**own, "context": 99}
     with pytest.raises(ValueError, match="does not say which text"):
-        evaluate.trained_on({"data": {"_target_": "os.abort"}}, "d")
+        opened.trained_on({"data": {"_target_": "os.abort"}}, "d")
 
 
 def test_a_dictionary_without_provenance_asks_for_a_model(tmp_path):
