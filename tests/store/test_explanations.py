@@ -1,0 +1,65 @@
+"""explanations.jsonl survives a kill, and later lines win."""
+
+from __future__ import annotations
+
+import pytest
+
+from dictlearn.store.explanations import (
+    FILE,
+    Explanation,
+    Failure,
+    add_explanations,
+    read_explanations,
+)
+
+
+def one(feature: int = 17, text: str = "the token `self` after `(`", **changed) -> Explanation:
+    options = {
+        "scores": {"balanced_accuracy": 0.91, "precision": 0.4},
+        "baselines": {"shuffled": 0.5},
+        "n_examples": 60,
+        "reliable": True,
+        "failing": (Failure("def f(<<self>>)", fired=False, predicted=True),),
+    }
+    return Explanation(0, feature, text, "lexical", **{**options, **changed})
+
+
+def test_what_was_written_is_read_back(tmp_path):
+    folder = tmp_path / "features"
+    both = [one(3), one(17, "«ü»\n a second line\u2028", model="m", prompt_hash="ab")]
+    add_explanations(folder, both)
+    assert read_explanations(folder) == {(0, 3): both[0], (0, 17): both[1]}
+
+
+def test_nothing_there_is_nothing_said(tmp_path):
+    assert read_explanations(tmp_path / "nowhere") == {}
+
+
+def test_later_lines_win(tmp_path):
+    add_explanations(tmp_path, [one(text="first")])
+    add_explanations(tmp_path, [one(text="second")])
+    assert read_explanations(tmp_path)[0, 17].text == "second"
+
+
+def test_half_a_last_line_is_passed_over_and_then_replaced(tmp_path):
+    add_explanations(tmp_path, [one(1), one(2)])
+    path = tmp_path / FILE
+    path.write_bytes(path.read_bytes()[:-30])
+    assert list(read_explanations(tmp_path)) == [(0, 1)]
+    add_explanations(tmp_path, [one(3)])
+    assert list(read_explanations(tmp_path)) == [(0, 1), (0, 3)]
+
+
+@pytest.mark.parametrize("damage", ["{", '{"source": 0}', "[1]", '{"other": 1}'])
+def test_a_damaged_line_further_up_is_an_error(tmp_path, damage):
+    add_explanations(tmp_path, [one(1)])
+    path = tmp_path / FILE
+    path.write_text(damage + "\n" + path.read_text())
+    with pytest.raises(ValueError, match="line 1: not an explanation"):
+        read_explanations(tmp_path)
+
+
+def test_an_undefined_score_is_refused_and_nothing_is_written(tmp_path):
+    with pytest.raises(ValueError, match="feature 17: precision=nan"):
+        add_explanations(tmp_path, [one(1), one(scores={"precision": float("nan")})])
+    assert read_explanations(tmp_path) == {}
