@@ -1,1 +1,1 @@
-"""What a run's features/ folder holds: statistics and examples of features, and what they mean."""
+"""What is known of a dictionary's features, on disk: written by `dictlearn features`, read by all."""

@@ -1,0 +1,87 @@
+"""How features lie on disk: names of files and tensors, and what describes them.
+
+    <run>/features/store/
+        store.json               what `Info` holds
+        windows.safetensors      tokens, documents int32 [W, P], numbers int64 [W]
+        block-<s>-<n>.safetensors   features n * rows to (n + 1) * rows - 1 of source s
+        sample.safetensors       all firings in some of the windows, by feature
+        manifest.json            sizes and SHA-256 of all of these
+
+A row of a block is a feature, an entry of an example is a slot. Examples name a place in
+windows.safetensors: row * P + position of their peak, -1 in an empty slot. Their activations are
+float16 shares of the largest one in the context, which is `example_scales`: no overflow, and 11
+bits of precision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+FORMAT = 1
+FOLDER = "store"  # in <run>/features, beside what others derive from it
+INFO, WINDOWS, SAMPLE = "store.json", "windows.safetensors", "sample.safetensors"
+
+
+@dataclass(frozen=True)
+class Info:
+    """What a store is about; plain JSON on disk."""
+
+    kind: str  # of the dictionary
+    sources: tuple[str, ...]  # site names
+    targets: tuple[str, ...]
+    code_sources: int  # rows of a code per token: the sources, or 1 that all share
+    n_features: int  # F, per row of the code
+    reaches: tuple[tuple[int, ...], ...]  # by row of the code: the targets that it writes to
+    ranks: tuple[int, ...]  # of a MOLT's transforms
+    model: str  # hub id, folder or `pico`
+    revision: str | None
+    data: Mapping[str, Any]  # the settings that its held-out text came from
+    dictionary_sha256: str
+    windows: int  # read
+    context: int  # P, tokens per window
+    documents: int  # whose tokens were seen
+    tokens: int  # valid ones that were seen: neither special nor padding
+    sampled_tokens: int  # of these, in the windows all of whose firings are kept
+    examples: int  # the strongest kept of each feature
+    intervals: int
+    per_interval: int
+    before: int  # tokens of context before an example's peak
+    after: int
+    bins: int  # of histograms
+    quantile_levels: tuple[float, ...]
+    promoted: int  # tokens kept of each feature's effect on the logits
+    unembedding: str  # how effects on logits were computed, or why there are none
+    neighbours: int
+    cofiring: str  # the measure: what the numbers beside co-firing features are
+    directions: int  # singular directions kept of each transform
+    rows: int  # features in a block
+    versions: Mapping[str, str]
+
+    @property
+    def code_names(self) -> tuple[str, ...]:
+        """What to call each row of the code: its site, or that all share it."""
+        return self.sources if self.code_sources == len(self.sources) else ("all sites",)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"format": FORMAT, **asdict(self)}
+
+
+def info_from_json(description: Any, where: str) -> Info:
+    """ValueError, one sentence, where it is not what `to_json` gave."""
+    if not isinstance(description, dict) or description.get("format") != FORMAT:
+        raise ValueError(f"{where}: want a dictlearn feature store of format {FORMAT}")
+    names = {field.name for field in fields(Info)}
+    if odd := sorted(names ^ (description.keys() - {"format"})):
+        raise ValueError(f"{where}: does not describe a feature store; look at {odd[0]}")
+    plain = {name: _frozen(description[name]) for name in names}
+    return Info(**plain)
+
+
+def block_name(source: int, number: int) -> str:
+    return f"block-{source}-{number}.safetensors"
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(_frozen(item) for item in value) if isinstance(value, list) else value

@@ -1,0 +1,61 @@
+"""Token ids as pieces of text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import cache
+
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+_BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # how sentencepiece spells a byte
+
+
+def token_text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
+    r"""One piece of text for each id; put together they are the text.
+
+    A character that is cut in two by its tokens can be shown by neither: of such a token the bytes
+    are given, as \xNN. An id that the vocabulary doesn't have is shown as <id>.
+    """
+    names: list[str | None] = tokenizer.convert_ids_to_tokens(list(ids))  # type: ignore[assignment]
+    added = tokenizer.added_tokens_decoder
+    byte_level = _is_byte_level(tokenizer)
+    pieces = []
+    for number, name in zip(ids, names, strict=True):
+        if number in added:
+            pieces.append(str(added[number]))
+        elif name is None:
+            pieces.append(f"<{number}>")
+        else:
+            pieces.append(_from_bytes(name) if byte_level else _from_pieces(name))
+    return pieces
+
+
+def _is_byte_level(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a token's name spells its bytes in the alphabet of GPT-2."""
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        return False
+    return "ByteLevel" in repr(tokenizer.backend_tokenizer.decoder)
+
+
+def _from_bytes(name: str) -> str:
+    table = _alphabet()
+    if not all(letter in table for letter in name):
+        return name
+    return bytes(table[letter] for letter in name).decode("utf-8", "backslashreplace")
+
+
+def _from_pieces(name: str) -> str:
+    if found := _BYTE.fullmatch(name):
+        return bytes([int(found[1], 16)]).decode("utf-8", "backslashreplace")
+    return name.replace("▁", " ")
+
+
+@cache
+def _alphabet() -> dict[str, int]:
+    """GPT-2's letter for each byte: itself where it prints, else the next free one from 256 on."""
+    printing = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1)]
+    printing += range(ord("®"), ord("ÿ") + 1)
+    table = {chr(byte): byte for byte in printing}
+    others = [byte for byte in range(256) if byte not in printing]
+    return table | {chr(256 + place): byte for place, byte in enumerate(others)}

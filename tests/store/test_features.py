@@ -1,0 +1,125 @@
+"""The store gives back what was harvested, row by row, and refuses what it cannot trust."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from dictlearn.store.features import FeatureStore
+from dictlearn.store.split import split_of
+from tests.store import made
+from tests.store.made import made_store
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
+    return made_store(tmp_path_factory.mktemp("run"))
+
+
+def test_a_feature_is_what_the_activations_say(store: FeatureStore):
+    windows = made.made_windows(made.pico_tokenizer())
+    activations = made.made_activations(windows, made.pico_tokenizer())
+    for feature in store:
+        values = activations[..., feature.index]
+        assert feature.count == int((values > 0).sum()) == sum(feature.histogram)
+        assert feature.density == feature.count / store.info.tokens
+        assert feature.maximum == float(values.max())
+        assert feature.dead == (feature.count == 0)
+        for example in feature.examples:
+            row = windows.numbers.tolist().index(example.window)
+            shown = slice(example.start, example.start + len(example.tokens))
+            assert list(example.tokens) == windows.tokens[row, shown].tolist()
+            assert example.activations == pytest.approx(values[row, shown].tolist(), rel=1e-3)
+            assert example.activation > 0
+            assert example.document == windows.documents[row, example.start + example.peak]
+
+
+def test_examples_come_in_order(store: FeatureStore):
+    for feature in store:
+        strengths = [example.activation for example in feature.top]
+        assert strengths == sorted(strengths, reverse=True)
+        assert len({example.window for example in feature.top}) == len(feature.top)
+        means = [
+            sum(e.activation for e in drawn) / len(drawn) for drawn in feature.by_interval if drawn
+        ]
+        assert means == sorted(means)
+        assert {e.interval for e in feature.top} <= {None}
+    assert len(store.feature(0, 5).examples) == made.TOP + made.INTERVALS * made.PER_INTERVAL
+
+
+def test_statistics_are_those_of_the_features(store: FeatureStore):
+    whole = store.statistics
+    assert whole["count"].shape == (1, len(made.RULES)) and len(store) == len(made.RULES)
+    for feature in store:
+        for name, values in whole.items():
+            assert float(values[feature.source, feature.index]) == vars(feature)[name]
+
+
+def test_sampled_firings_say_where_a_feature_is_silent_too(store: FeatureStore):
+    windows = made.made_windows(made.pico_tokenizer())
+    activations = made.made_activations(windows, made.pico_tokenizer()).flatten(0, 1)
+    assert store.sampled_windows().tolist() == list(range(len(windows)))
+    for index in range(len(made.RULES)):
+        places, values = store.sampled_firings(0, index)
+        assert places.tolist() == activations[:, index].nonzero()[:, 0].tolist()
+        assert torch.equal(values, activations[places, index])
+
+
+def test_a_clt_feature_has_logits_for_every_target_it_reaches(tmp_path: Path):
+    sites = [f"mlp_in.{n}" for n in range(3)], [f"mlp_out.{n}" for n in range(3)]
+    store = made_store(tmp_path, *sites)
+    assert len(store) == 3 * len(made.RULES) and store.site(2) == "mlp_in.2"
+    assert tuple(store.feature(1, 0).promoted) == ("mlp_out.1", "mlp_out.2")
+    assert store.feature(2, 1).neighbours[0][:2] == (0, 0)
+    assert [(f.source, f.index) for f in store][6:8] == [(1, 0), (1, 1)]
+
+
+def test_it_opens_from_the_run_its_features_or_the_store_itself(store: FeatureStore):
+    for folder in (store.folder.parent, store.folder, store.path):
+        assert FeatureStore(folder).info == store.info
+
+
+def test_what_is_not_there_is_named(store: FeatureStore, tmp_path: Path):
+    with pytest.raises(ValueError, match="`dictlearn features run=<run>` makes them"):
+        FeatureStore(tmp_path)
+    with pytest.raises(ValueError, match="feature 1/0: want a source from 0 to 0"):
+        store.feature(1, 0)
+    with pytest.raises(ValueError, match="an index from 0 to 5"):
+        store.feature(0, 6)
+
+
+@pytest.mark.parametrize("name", ["block-0-0.safetensors", "windows.safetensors", "store.json"])
+def test_a_file_cut_short_is_noticed(name: str, tmp_path: Path):
+    store = made_store(tmp_path)
+    whole = (store.path / name).read_bytes()
+    (store.path / name).write_bytes(whole[:-1])
+    with pytest.raises(ValueError, match=f"{name}: is not whole"):
+        FeatureStore(tmp_path)
+
+
+def test_another_format_is_refused(tmp_path: Path):
+    store = made_store(tmp_path)
+    text = (store.path / "store.json").read_text()
+    (store.path / "store.json").write_text(text.replace('"format": 1', '"format": 2'))
+    with pytest.raises(ValueError, match="want a dictlearn feature store of format 1"):
+        FeatureStore(tmp_path)
+    (store.path / "store.json").write_text(text.replace('"kind": "sae"', '"kinf": "sae"'))
+    with pytest.raises(ValueError, match="look at kind"):
+        FeatureStore(tmp_path)
+
+
+def test_a_store_made_anew_leaves_what_others_put_beside_it(tmp_path: Path):
+    store = made_store(tmp_path)
+    (store.folder / "explanations.jsonl").write_text(json.dumps({"source": 0}) + "\n")
+    made_store(tmp_path)
+    assert (store.folder / "explanations.jsonl").is_file()
+    assert sorted(path.name for path in store.folder.iterdir()) == ["explanations.jsonl", "store"]
+
+
+def test_documents_are_split_in_halves_that_never_change():
+    halves = [split_of(document) for document in range(1000)]
+    assert 450 < halves.count("explain") < 550
+    assert "".join(half[0] for half in halves[:16]) == "seessseseesseess"
