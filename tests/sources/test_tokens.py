@@ -139,6 +139,19 @@ def test_documents_come_back_whole_each_on_its_side(lm: LanguageModel, jsonl: st
     assert sides["train"] and sides["eval"]
 
 
+def test_every_token_knows_its_document(lm: LanguageModel, jsonl: str) -> None:
+    windows = text_windows(lm, "eval", jsonl, context=16, held_out=0.3)
+    for _ in range(2):  # the second time from the disk
+        indices = [len(windows) - 1, *range(len(windows) - 1)]
+        documents = windows.documents(indices)
+        places = torch.tensor(indices).argsort()
+        starts = windows.window_batch(indices) == BOS
+        expected = starts[places].flatten().cumsum(0) - 1
+        assert torch.equal(documents[places].flatten(), expected)
+        assert int(documents.max()) + 1 == len(_texts(lm, windows))
+        windows = text_windows(lm, "eval", jsonl, context=16, held_out=0.3)
+
+
 def test_no_text_is_in_both_splits_even_under_two_keys(lm: LanguageModel) -> None:
     """Two files of the library with one content can fall on two sides: only the first counts."""
     keys = [f"module_{i}.py" for i in range(40)]
@@ -191,10 +204,12 @@ def test_what_stands_between_documents(tmp_path: Path) -> None:
         assert document_start(lm) == start
         windows = text_windows(lm, "train", str(tmp_path / "*.txt"), context=5, held_out=0)
         assert windows.valid(_all(windows)).sum() == 5
+        found = windows.documents(range(len(windows))).flatten().tolist()
         if start is None:
-            assert len(windows) == 1
+            assert len(windows) == 1 and found == [0, 0, 1, 1, 1]
         else:
             assert (_all(windows) == start).sum() >= 2
+            assert found == [0, 0, 0, 1, 1] + [1] * 5  # pads are the last one's
 
 
 def test_a_tokenizer_in_python_gives_the_same_windows(jsonl: str) -> None:

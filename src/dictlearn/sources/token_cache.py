@@ -15,7 +15,7 @@ from torch import Tensor
 
 log = logging.getLogger(__name__)
 
-VERSION = "1"  # of how text becomes tokens; another number makes all files anew
+VERSION = "2"  # of how text becomes tokens; another number makes all files anew
 
 
 def cache_folder() -> Path:

@@ -46,14 +46,22 @@ class TokenWindows:
         context: P.
         special_ids: ids that no dictionary sees.
         pad_id: one of them, or None.
+        starts: where in the stream each document begins, ascending from 0; None: it is all one.
     """
 
     def __init__(
-        self, stream_T: Tensor, context: int, special_ids: frozenset[int], pad_id: int | None
+        self,
+        stream_T: Tensor,
+        context: int,
+        special_ids: frozenset[int],
+        pad_id: int | None,
+        starts: Tensor | None = None,
     ):
         assert pad_id is None or pad_id in special_ids
         self.context = context
         self.special_ids = special_ids
+        self._starts = torch.zeros(1, dtype=torch.int64) if starts is None else starts
+        assert len(stream_T) == 0 or int(self._starts[0]) == 0, "a stream begins with a document"
         whole = len(stream_T) // context
         self._whole_WP = stream_T[: whole * context].view(whole, context)
         rest = stream_T[whole * context :]
@@ -80,6 +88,15 @@ class TokenWindows:
         if self._last_P is not None:
             tokens_BP[is_last_B] = self._last_P.long()
         return tokens_BP
+
+    def documents(self, indices: Sequence[int] | range) -> Tensor:
+        """Which document of the split each token belongs to, from 0: int64 [B, P].
+
+        Pads count to the last one.
+        """
+        window_B1 = torch.tensor(list(indices), dtype=torch.int64)[:, None]
+        place_BP = window_B1 * self.context + torch.arange(self.context)
+        return torch.searchsorted(self._starts, place_BP, right=True) - 1
 
     def valid(self, tokens_BP: Tensor) -> Tensor:
         """bool, shaped as the tokens: True where a token is neither special nor a pad."""
@@ -206,8 +223,9 @@ def windows(
     # A run that trains first should not learn only at its end that there is nothing to evaluate on.
     for side in SPLITS if held_out > 0 else dict.fromkeys(["train", split]):
         if not len(streams[side]):
-            raise _empty(side, held_out, sum(map(len, streams.values())))
-    return TokenWindows(streams[split], context, lm.special_ids, _pad_id(lm))
+            raise _empty(side, held_out, sum(len(streams[split]) for split in SPLITS))
+    starts = streams[f"{split}_starts"]
+    return TokenWindows(streams[split], context, lm.special_ids, _pad_id(lm), starts)
 
 
 def document_start(lm: LanguageModel) -> int | None:
@@ -243,7 +261,7 @@ def _tokenise(
     held_out: float,
     max_tokens: int | None,
 ) -> dict[str, Tensor]:
-    """Both splits' streams, int32."""
+    """Both splits' streams, int32, and where in each its documents start, int64."""
     log.info("data: tokenising; later runs find the tokens on disk")
     start = time.monotonic()
     encode = _encoder(tokenizer)
@@ -263,6 +281,9 @@ def _tokenise(
     tokens = {side: torch.cat(parts) for side, parts in streams.items()}
     if max_tokens is not None:
         tokens["train"] = tokens["train"][:max_tokens]
+    for side, parts in streams.items():  # the first part is empty
+        ends = torch.tensor([len(part) for part in parts]).cumsum(0)[:-1]
+        tokens[f"{side}_starts"] = ends[ends < len(tokens[side])]
     log.info(
         "data: tokenised %s tokens to train on and %s held out, in %.0f s",
         *(f"{len(tokens[side]):,}" for side in SPLITS),
