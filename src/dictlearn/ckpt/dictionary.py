@@ -15,6 +15,7 @@ from typing import Any
 
 from dictlearn.ckpt import commit
 from dictlearn.ckpt.files import read_json, read_tensors, write_tensors
+from dictlearn.ckpt.foreign import importers, read_foreign
 from dictlearn.dicts.dictionary import Dictionary, from_json
 
 FORMAT = 1
@@ -36,12 +37,15 @@ def save_dictionary(dictionary: Dictionary, folder: Path, training: dict[str, An
 def load_dictionary(path: str | Path, revision: str | None = None) -> Dictionary:
     """The dictionary of a run's folder, of its `dictionary/`, or of a hub repository.
 
-    It takes and returns raw activations; `.training_figures` says where it came from.
+    A folder that another tool wrote is read by its importer (`ckpt/foreign`). It takes and returns
+    raw activations; `.training_figures` says where it came from.
 
     Raises:
         ValueError: one sentence where there is no dictionary, or where it is damaged.
     """
     folder = _find(path, revision)
+    if not (folder / DESCRIPTION).is_file():
+        return _read_foreign(folder)
     if (folder / commit.MANIFEST).is_file():
         commit.verify(folder)
     description = read_json(folder / DESCRIPTION)
@@ -70,9 +74,17 @@ def _find(path: str | Path, revision: str | None) -> Path:
     for candidate in (folder, folder / "dictionary"):
         if (candidate / DESCRIPTION).is_file():
             return candidate
-    if folder.exists():
-        raise ValueError(f"{path}: holds no {DESCRIPTION}; want a run's folder or its dictionary/")
-    return _from_hub(str(path), revision)
+    return folder if folder.exists() else _from_hub(str(path), revision)
+
+
+def _read_foreign(folder: Path) -> Dictionary:
+    dictionary = read_foreign(folder)
+    if dictionary is None:
+        raise ValueError(
+            f"{folder}: holds no {DESCRIPTION}; want a run's folder, its dictionary/, or what "
+            f"{', '.join(importers())} wrote"
+        )
+    return dictionary
 
 
 def _from_hub(name: str, revision: str | None) -> Path:

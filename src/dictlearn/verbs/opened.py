@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,9 @@ from dictlearn.dicts.dictionary import Dictionary
 from dictlearn.evals.evaluation import check_fits
 from dictlearn.lm.language_model import LanguageModel
 from dictlearn.lm.load import load_model, read_info
+from dictlearn.types import ModelInfo
+
+Check = Callable[[Dictionary, ModelInfo], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,11 +32,14 @@ class Opened:
     lm: LanguageModel
 
 
-def open_dictionary(cfg: DictConfig, verb: str, elsewhere: str) -> Opened:
+def open_dictionary(
+    cfg: DictConfig, verb: str, elsewhere: str, check: Check = check_fits
+) -> Opened:
     """Loads what `run` or `dictionary` names, and `model`, or else the model it was trained on.
 
     Where the configuration names no `data`, it is set to the text that the dictionary was trained
-    on. Output goes to `output`, else into the run's folder, else to `elsewhere`/<name>.
+    on. Output goes to `output`, else into the run's folder, else to `elsewhere`/<name>. `check` is
+    called before the model's weights are read, with what its config says.
 
     Raises:
         ValueError: one sentence where there is nothing to `verb`, or where the two don't fit.
@@ -41,7 +47,7 @@ def open_dictionary(cfg: DictConfig, verb: str, elsewhere: str) -> Opened:
     path, folder = where(cfg, verb, elsewhere)
     dictionary = load_dictionary(path)
     trained = dictionary.training_figures
-    lm = _model(cfg, dictionary, trained)
+    lm = _model(cfg, dictionary, trained, check)
     if not cfg.get("data"):
         with open_dict(cfg):
             cfg.data = trained_on(trained, path)
@@ -95,7 +101,9 @@ def _is_plain(value: object) -> bool:
     return value is None or isinstance(value, str | int | float | bool)
 
 
-def _model(cfg: DictConfig, dictionary: Dictionary, trained: Mapping[str, Any]) -> LanguageModel:
+def _model(
+    cfg: DictConfig, dictionary: Dictionary, trained: Mapping[str, Any], check: Check
+) -> LanguageModel:
     """The model of the configuration, else the one that the dictionary was trained on."""
     name = trained.get("model")
     if cfg.get("model"):
@@ -103,13 +111,13 @@ def _model(cfg: DictConfig, dictionary: Dictionary, trained: Mapping[str, Any]) 
             sys.stderr.write(
                 f"The dictionary was trained on {name}; the model is {cfg.model.path}.\n"
             )
-        check_fits(dictionary, read_info(cfg.model.path, cfg.model.revision))
+        check(dictionary, read_info(cfg.model.path, cfg.model.revision))
         return instantiate(cfg.model)
     if not isinstance(name, str):
         raise ValueError("model: the dictionary does not say which model it reads; pass model=")
     revision = trained.get("revision")
     revision = revision if isinstance(revision, str) else None
-    check_fits(dictionary, read_info(name, revision))
+    check(dictionary, read_info(name, revision))
     other = trained.get("other_model")
     return load_model(
         name, revision, device="auto", other=other if isinstance(other, str) else None

@@ -1,0 +1,166 @@
+"""`dictlearn export`: a dictionary in another tool's format, read back and compared before it counts."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from dictlearn import config
+from dictlearn.ckpt.commit import commit
+from dictlearn.ckpt.dictionary import load_dictionary
+from dictlearn.dicts.dictionary import Dictionary
+from dictlearn.evals.evaluation import check_fits
+from dictlearn.evals.observe import windows_read
+from dictlearn.evals.reconstruction import ReconstructionSums
+from dictlearn.export.calibrate import as_jumprelu
+from dictlearn.export.compare import TOLERANCE, difference
+from dictlearn.export.protocol import Exporter, Job, check_holds
+from dictlearn.sources.reader import Reader
+from dictlearn.types import Batch, ModelInfo
+from dictlearn.verbs import build
+from dictlearn.verbs.opened import Opened, open_dictionary
+
+
+def main(cfg: DictConfig) -> int:
+    """Refuses what the format can't hold, writes, reads back, compares; then the folder is there."""
+    for key in ("tokens", "windows"):
+        if cfg[key] < 1:
+            raise ValueError(f"{key}={cfg[key]}: want at least 1")
+    exporter = build_exporter(cfg)
+
+    def check(dictionary: Dictionary, info: ModelInfo) -> None:
+        check_fits(dictionary, info)
+        check_holds(exporter, dictionary, info)
+
+    opened = open_dictionary(cfg, "export", "exports", check)
+    calibration, unseen = held_out(cfg, opened)
+    dictionary = opened.dictionary
+    if dictionary.sparsity.name not in exporter.sparsities:
+        dictionary, exact = as_jumprelu(dictionary, calibration.inputs)
+        say(conversion(opened.dictionary, dictionary, exact, unseen))
+    job = Job(
+        dictionary,
+        opened.dictionary.training_figures,
+        opened.lm.info,
+        opened.lm.tokenizer,
+        calibration.inputs,
+        figures(opened.path),
+        opened.path if opened.path.is_dir() else None,
+    )
+    folder = opened.folder if cfg.output else opened.folder / "export" / exporter.name
+
+    def write(temporary: Path) -> None:
+        exporter.write(job, temporary)
+        again = load_dictionary(temporary).to(opened.lm.device)
+        found = difference(dictionary, again, unseen.inputs())
+        if not found.small:
+            raise ValueError(
+                f"format={exporter.name}: what was written reads back as something else ({found}; "
+                f"{found.flipped:.1e} of all firings differ), and so it was not kept"
+            )
+        say(f"read back on {unseen.n_tokens:,} held-out tokens: {found}, at most {TOLERANCE:g}")
+
+    commit(folder, write)
+    say(f"{folder}: {exporter.name}, {size(folder) / 1e6:,.1f} MB")
+    return 0
+
+
+def build_exporter(cfg: DictConfig) -> Exporter:
+    if not cfg.get("format"):
+        raise ValueError(
+            f"format: none was given; want format=<{'|'.join(config.options('format'))}>"
+        )
+    return instantiate(cfg.format)
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOut:
+    """Some windows of held-out text as activations, computed anew by every pass over them."""
+
+    reader: Reader
+    dictionary: Dictionary
+    windows: list[int]
+    batch_windows: int
+    context: int
+
+    @property
+    def n_tokens(self) -> int:
+        return len(self.windows) * self.context
+
+    def inputs(self) -> Iterator[torch.Tensor]:
+        return (batch.x_NSD for batch in self.batches())
+
+    def batches(self) -> Iterator[Batch]:
+        """Valid tokens only, in float32, in the model's units."""
+        sites = self.dictionary.sources, self.dictionary.targets
+        for start in range(0, len(self.windows), self.batch_windows):
+            numbers = torch.tensor(self.windows[start : start + self.batch_windows])
+            read = self.reader.read(start, numbers)
+            x_NSD, y_NTD = (
+                torch.stack([read.values[site][read.keep_N].float() for site in names], dim=1)
+                for names in sites
+            )
+            yield Batch(x_NSD, y_NTD, read.tokens_N, read.positions_N)
+
+
+def held_out(cfg: DictConfig, opened: Opened) -> tuple[HeldOut, HeldOut]:
+    """Two halves of the held-out text: to fit thresholds on, and to compare on."""
+    windows = build.build_windows(cfg, opened.lm, "eval")
+    sites = list(dict.fromkeys(opened.dictionary.sources + opened.dictionary.targets))
+    reader = Reader(opened.lm, windows, sites, "error")
+    n = windows_read(windows, cfg.tokens)
+    if n < 2:
+        raise ValueError(
+            f"tokens={cfg.tokens}: the held-out text has {len(windows)} windows of "
+            f"{windows.context} tokens; want at least two to read"
+        )
+    spread = [i * len(windows) // n for i in range(n)]  # neighbours come from the same documents
+
+    def part(numbers: list[int]) -> HeldOut:
+        return HeldOut(reader, opened.dictionary, numbers, cfg.windows, windows.context)
+
+    return part(spread[: n // 2]), part(spread[n // 2 :])
+
+
+def conversion(before: Dictionary, after: Dictionary, exact: bool, unseen: HeldOut) -> str:
+    """What became of L0 and FVU when the sparsity became JumpReLU, in a sentence."""
+    name = before.sparsity.name
+    if exact:
+        return f"{name} as jumprelu: the same function, with other parameters"
+    l0, fvu = zip(*(measured(one, unseen) for one in (before, after)), strict=True)
+    return (
+        f"{name} as jumprelu, thresholds fitted on other text: L0 {l0[0]:.2f} -> {l0[1]:.2f}, "
+        f"FVU {fvu[0]:.4f} -> {fvu[1]:.4f} on {unseen.n_tokens:,} held-out tokens"
+    )
+
+
+@torch.no_grad()
+def measured(dictionary: Dictionary, unseen: HeldOut) -> tuple[float, float]:
+    """(L0 per source, FVU)."""
+    sums, fired, rows = ReconstructionSums(dictionary.n_targets), 0, 0
+    for batch in unseen.batches():
+        code = dictionary.encode(batch.x_NSD)
+        fired, rows = fired + len(code.values), rows + len(code.row_starts) - 1
+        sums.update(batch.y_NTD, dictionary.decode(code, batch.x_NSD))
+    return fired / rows, sums.figures()["fvu"]
+
+
+def figures(run: Path) -> dict[str, float]:
+    """What the run's evaluation found, if it had one."""
+    path = run / "figures.json"
+    return json.loads(path.read_text(encoding="utf-8"))["figures"] if path.is_file() else {}
+
+
+def size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def say(text: str) -> None:
+    sys.stderr.write(text + "\n")
