@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dictlearn.dicts.dictionary import Dictionary
+from dictlearn.dicts.start import start_from
 from dictlearn.objectives.objective import Objective
 from dictlearn.objectives.protocol import Forward, Windows
 from dictlearn.train.normaliser import Normaliser
@@ -47,12 +48,22 @@ class Trainee(nn.Module):
         self._tokens = 0
 
     @torch.no_grad()
-    def begin(self, batch: Batch) -> None:
-        """Measures scales and sets the biases, from activations that the run will train on."""
+    def begin(self, batch: Batch, start: Dictionary | None = None) -> None:
+        """Measures scales and sets the biases, from activations that the run will train on.
+
+        `start` is a dictionary in inference form whose parameters to begin with instead.
+        """
         self.normaliser.fit(batch)
-        _, y_NTD = self.normaliser(batch)
-        self.dictionary.initialise(y_NTD)
+        x_NSD, y_NTD = self.normaliser(batch)
+        if start is None:
+            self.dictionary.initialise(y_NTD)
+        else:
+            start_from(self.dictionary, self._unfolded(start.to(x_NSD.device)), x_NSD)
         self.loss_scale.fill_(self.objective.loss_scale(y_NTD))
+
+    def _unfolded(self, start: Dictionary) -> Dictionary:
+        """In the units of this training: folding with the inverse scales undoes folding."""
+        return start.folded(1 / self.normaliser.input_scale_S, 1 / self.normaliser.output_scale_T)
 
     @property
     def dead_SF(self) -> Tensor:

@@ -9,8 +9,10 @@ import torch
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from dictlearn.ckpt.dictionary import load_dictionary
 from dictlearn.dicts.dictionary import Dictionary
 from dictlearn.dicts.plt import plt_beside
+from dictlearn.dicts.start import check_start
 from dictlearn.lm.language_model import LanguageModel
 from dictlearn.lm.load import read_info
 from dictlearn.objectives.objective import Objective
@@ -53,6 +55,15 @@ def accelerator(cfg: DictConfig) -> str:
 
 def build_dictionary(cfg: DictConfig, info: ModelInfo) -> Dictionary:
     return instantiate(cfg.dict)(info=info, sparsity=instantiate(cfg.sparsity))
+
+
+def build_start(cfg: DictConfig, dictionary: Dictionary) -> Dictionary | None:
+    """The dictionary that training starts from, if one was named; checked against the one to train."""
+    if cfg.init is None:
+        return None
+    start = load_dictionary(cfg.init)
+    check_start(dictionary, start, f"init={cfg.init}")
+    return start
 
 
 def build_windows(cfg: DictConfig, lm: LanguageModel, split: str) -> Any:
@@ -108,7 +119,8 @@ def build_beside(cfg: DictConfig, dictionary: Dictionary) -> dict[str, Dictionar
         raise ValueError(f"beside={cfg.beside}: want true, false or auto")
     features = [dictionary.encoder, dictionary.decoder]
     parameters = sum(p.numel() for part in features for p in part.parameters())
-    wanted = parameters < BESIDE_BELOW if cfg.beside == "auto" else cfg.beside
+    small = parameters < BESIDE_BELOW and cfg.init is None  # a comparison wants equal starts
+    wanted = small if cfg.beside == "auto" else cfg.beside
     if dictionary.kind != "clt" or not wanted:
         return {}
     return {"plt": plt_beside(dictionary.shape, parameters, instantiate(cfg.sparsity))}

@@ -59,6 +59,7 @@ def main(cfg: DictConfig) -> int:
             )
         if resume.folder is not None:
             refuse_changes(read_config(resume.folder), build.plain(cfg), resume.folder)
+        start = build.build_start(cfg, dictionary) if resume.folder is None else None
         lm = build.build_model(cfg)
         build.connect(cfg, training, lm)
         source = build.build_source(cfg, lm, dictionary, "train")
@@ -66,8 +67,8 @@ def main(cfg: DictConfig) -> int:
         OmegaConf.save(cfg, run / "config.yaml", resolve=True)
         if resume.folder is None:
             sample = source.sample(SAMPLE_TOKENS)
-            for _, trainee in training.named_trainees():
-                trainee.to(source.device).begin(sample)
+            for name, trainee in training.named_trainees():
+                trainee.to(source.device).begin(sample, start if name == "dictionary" else None)
         try:
             fit(cfg, training, source, resume.folder)
         except Interrupted as interrupted:
@@ -178,6 +179,7 @@ def provenance(cfg: DictConfig, info: ModelInfo) -> dict[str, Any]:
         "model": info.name,
         "revision": info.revision,
         "other_model": cfg.model.other,
+        "init": cfg.init,
         "tokens": build.run_tokens(cfg),
         "normalise": cfg.normalise,
         "data": config["data"],

@@ -1,0 +1,90 @@
+"""The same function with other parameters: what another format, or another run, wants them to be."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from dictlearn.dicts.dictionary import Dictionary, from_json
+from dictlearn.sparsity.gated import Gated
+from dictlearn.sparsity.jumprelu import JumpReLU
+from dictlearn.sparsity.relu import ReLU
+
+EQUAL = 0.02  # relative: norms that differ by less were 1 in other units; only near ties notice
+
+
+@torch.no_grad()
+def parts(dictionary: Dictionary) -> list[Dictionary]:
+    """A dictionary of one source and one target for every source of a diagonal one."""
+    assert dictionary.shape.link == "diagonal"
+    described, tensors = dictionary.to_json(), dictionary.state_dict()
+    found = []
+    for s, (source, target) in enumerate(zip(dictionary.sources, dictionary.targets, strict=True)):
+        kind = "sae" if source == target else "transcoder"
+        one = from_json(described | {"kind": kind, "sources": [source], "targets": [target]})
+        one = one.to(dictionary.encoder.W_enc)
+        one.load_state_dict({name: tensor[s : s + 1] for name, tensor in tensors.items()})
+        found.append(one.eval().requires_grad_(False))
+    return found
+
+
+@torch.no_grad()
+def together(layers: Sequence[Dictionary], kind: str) -> Dictionary:
+    """The inverse of `parts`: layers of equal shape and sparsity as one dictionary."""
+    described = layers[0].to_json() | {
+        "kind": kind,
+        "sources": [source for layer in layers for source in layer.sources],
+        "targets": [target for layer in layers for target in layer.targets],
+    }
+    whole = from_json(described).to(layers[0].encoder.W_enc)
+    states = [layer.state_dict() for layer in layers]
+    whole.load_state_dict(
+        {name: torch.cat([state[name] for state in states]) for name in states[0]}
+    )
+    return whole.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def recentred(dictionary: Dictionary, centre: bool) -> Dictionary:
+    """A copy that subtracts b_dec from its input, or doesn't: the encoder's biases take it over."""
+    if dictionary.shape.centre == centre:
+        return dictionary
+    moved = copy.deepcopy(dictionary)
+    moved.shape = replace(moved.shape, centre=centre)
+    b_SD = moved.decoder.b_dec.double().reshape(moved.code_sources, -1)
+    shift_SF = torch.einsum("sfd,sd->sf", moved.encoder.W_enc.double(), b_SD)
+    shift_SF = (shift_SF if centre else -shift_SF).to(moved.encoder.b_enc.dtype)
+    moved.encoder.b_enc.add_(shift_SF)
+    if isinstance(moved.sparsity, Gated):
+        moved.sparsity.b_mag_SF.add_(moved.sparsity.r_SF.exp() * shift_SF)
+    return moved
+
+
+@torch.no_grad()
+def renormed(dictionary: Dictionary) -> Dictionary:
+    """A copy whose features have decoder norm 1, their activations being that much larger.
+
+    Raises ValueError where the sparsity compares features of a source, whose norms are not equal:
+    other ones would then be the largest.
+    """
+    norms_SF = dictionary.decoder.norms()
+    if not isinstance(dictionary.sparsity, JumpReLU | Gated | ReLU):
+        low, high = norms_SF.amin(1), norms_SF.amax(1)
+        if bool((high - low > EQUAL * high).any()):
+            raise ValueError(
+                f"decoder norms from {float(low.min()):.3g} to {float(high.max()):.3g} cannot "
+                f"become 1 without changing which features {dictionary.sparsity.name} takes"
+            )
+    scaled = copy.deepcopy(dictionary)
+    scaled.encoder.W_enc.mul_(norms_SF[..., None])
+    scaled.encoder.b_enc.mul_(norms_SF)
+    if isinstance(scaled.sparsity, JumpReLU):
+        assert not scaled.sparsity.log_threshold, "an inference form has its thresholds as they are"
+        scaled.sparsity.raw_threshold_SF.mul_(norms_SF)
+    if isinstance(scaled.sparsity, Gated):
+        scaled.sparsity.b_mag_SF.mul_(norms_SF)
+    scaled.decoder.normalise()
+    return scaled
