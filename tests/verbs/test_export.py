@@ -104,4 +104,4 @@ def test_what_reads_back_otherwise_is_not_kept(run, monkeypatch):
 @pytest.mark.parametrize("name", config.options("format"))
 def test_every_format_is_an_exporter_of_its_name(name):
     exporter = export.build_exporter(compose("export", [f"format={name}"]))
-    assert isinstance(exporter, Exporter) and exporter.name == name and exporter.sparsities
+    assert isinstance(exporter, Exporter) and exporter.name == name

@@ -53,10 +53,12 @@ class CircuitTracer(Exporter):
     """
 
     name = "circuit_tracer"
-    sparsities = frozenset({"jumprelu", "relu"})
 
     def __init__(self, scan: str | None = None, feature_output_hook: str | None = None):
         self.scan, self.feature_output_hook = scan, feature_output_hook
+
+    def holds(self, dictionary: Dictionary) -> frozenset[str]:
+        return frozenset({"jumprelu", "relu"})
 
     def refusal(self, dictionary: Dictionary, info: ModelInfo) -> str | None:
         shape, layers = dictionary.shape, range(info.n_layers)

@@ -33,7 +33,13 @@ class Exporter(ABC):
     """Abstract. One final class a file; conf/format/<name>.yaml holds its options."""
 
     name: str  # of the format, its yaml and its importer in ckpt/foreign
-    sparsities: frozenset[str]  # that the format holds; with jumprelu, others are turned into it
+
+    @abstractmethod
+    def holds(self, dictionary: Dictionary) -> frozenset[str]:
+        """The sparsities that the format has for such a dictionary.
+
+        Where jumprelu is one of them, others are turned into it.
+        """
 
     @abstractmethod
     def refusal(self, dictionary: Dictionary, info: ModelInfo) -> str | None:
@@ -50,7 +56,7 @@ class Exporter(ABC):
 def check_holds(exporter: Exporter, dictionary: Dictionary, info: ModelInfo) -> None:
     """Raises ValueError, in one sentence with the reason, where the format can't hold it."""
     sparsity = dictionary.sparsity.name
-    held = exporter.sparsities
+    held = exporter.holds(dictionary)
     convertible = "jumprelu" in held and sparsity in BECOME_JUMPRELU
     reason = exporter.refusal(dictionary, info)
     if reason is None and sparsity not in held and not convertible:

@@ -42,7 +42,7 @@ def main(cfg: DictConfig) -> int:
     opened = open_dictionary(cfg, "export", "exports", check)
     calibration, unseen = held_out(cfg, opened)
     dictionary = opened.dictionary
-    if dictionary.sparsity.name not in exporter.sparsities:
+    if dictionary.sparsity.name not in exporter.holds(dictionary):
         dictionary, exact = as_jumprelu(dictionary, calibration.inputs)
         say(conversion(opened.dictionary, dictionary, exact, unseen))
     job = Job(

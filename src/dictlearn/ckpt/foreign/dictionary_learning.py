@@ -1,0 +1,134 @@
+"""Reads dictionary_learning's folders; `export/dictionary_learning.py` describes the layout."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dictlearn.ckpt.foreign._layer import (
+    build_layer,
+    entry,
+    layer_folders,
+    read_layers,
+    read_object,
+    sites_said,
+    turned,
+)
+from dictlearn.dicts.dictionary import Dictionary
+from dictlearn.dicts.equivalent import renormed
+
+CONFIG, WEIGHTS = "config.json", "ae.pt"
+
+LINEAR = {"encoder.weight": "W_enc", "encoder.bias": "b_enc", "decoder.weight": "W_dec"}
+MATRICES = {"W_enc": "W_enc", "b_enc": "b_enc", "W_dec": "W_dec", "b_dec": "b_dec"}
+TENSORS = {  # by class: their name of a tensor -> ours
+    "AutoEncoder": LINEAR | {"bias": "b_dec"},
+    "AutoEncoderNew": LINEAR | {"decoder.bias": "b_dec"},
+    "AutoEncoderTopK": LINEAR | {"b_dec": "b_dec"},
+    "BatchTopKSAE": LINEAR | {"b_dec": "b_dec", "threshold": "raw_threshold_SF"},
+    "JumpReluAutoEncoder": MATRICES | {"threshold": "raw_threshold_SF"},
+    "MatryoshkaBatchTopKSAE": MATRICES | {"threshold": "raw_threshold_SF"},
+    "GatedAutoEncoder": {
+        "encoder.weight": "W_enc",
+        "gate_bias": "b_enc",
+        "r_mag": "r_SF",
+        "mag_bias": "b_mag_SF",
+        "decoder.weight": "W_dec",
+        "decoder_bias": "b_dec",
+    },
+}
+SPARSITIES = {
+    "AutoEncoder": "relu",
+    "AutoEncoderNew": "relu",
+    "AutoEncoderTopK": "topk",
+    "BatchTopKSAE": "jumprelu",  # encodes by its threshold, where it isn't training
+    "JumpReluAutoEncoder": "jumprelu",
+    "MatryoshkaBatchTopKSAE": "jumprelu",
+    "GatedAutoEncoder": "gated",
+}
+UNCENTRED = ("AutoEncoderNew", "JumpReluAutoEncoder")  # these don't subtract b_dec from the input
+BESIDE = {"k", "threshold", "group_sizes"}  # buffers that some versions have and others don't
+
+
+def recognises(folder: Path) -> bool:
+    return bool(layer_folders(folder, (CONFIG, WEIGHTS)))
+
+
+def read(folder: Path) -> Dictionary:
+    return read_layers(layer_folders(folder, (CONFIG, WEIGHTS)), _read_one)
+
+
+def _read_one(folder: Path) -> Dictionary:
+    where, path = folder / CONFIG, folder / WEIGHTS
+    cfg = read_object(where)
+    trainer, buffer = entry(cfg, "trainer", dict, where), entry(cfg, "buffer", dict, where, {})
+    name = entry(trainer, "dict_class", str, where)
+    if name not in TENSORS:
+        raise ValueError(f"{where}: dict_class={name}; want one of {', '.join(TENSORS)}")
+    found = _load(path)
+    k = int(found["k"]) if "k" in found else entry(trainer, "k", int, where, None)
+    if name == "AutoEncoderTopK" and k is None:
+        raise ValueError(f"{where}: says no k, and neither does {WEIGHTS}")
+    source, target = sites_said(cfg) or _sites(trainer, buffer, where)
+    dictionary = build_layer(
+        where,
+        _renamed(path, found, name),
+        source=source,
+        target=target,
+        sparsity={"name": SPARSITIES[name]} | ({"k": k} if SPARSITIES[name] == "topk" else {}),
+        k=k,
+        centre=name not in UNCENTRED,
+        prefixes=tuple(found["group_sizes"].cumsum(0).tolist()) if "group_sizes" in found else (),
+        training={"format": "dictionary_learning", "model": entry(trainer, "lm_name", str, where)},
+    )
+    if name != "AutoEncoder":
+        return dictionary
+    scaled = renormed(dictionary)  # as their loader does with this class alone
+    scaled.training_figures = dictionary.training_figures
+    return scaled
+
+
+def _load(path: Path) -> dict[str, Tensor]:
+    """A plain state dict: of a pickle, what torch reads without running any of it."""
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{path}: is not a readable file of tensors: {reason}") from None
+    if not isinstance(found, dict) or not all(isinstance(t, Tensor) for t in found.values()):
+        raise ValueError(f"{path}: want a state dict, names and tensors alone")
+    return found
+
+
+def _renamed(path: Path, found: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    """By our names and the way round that ours are."""
+    names = TENSORS[name]
+    missing, odd = set(names) - set(found), set(found) - set(names) - BESIDE
+    if missing or odd:
+        raise ValueError(
+            f"{path}: {name} has tensors {', '.join(names)}; found {', '.join(sorted(found))}"
+        )
+    ours = {our: found[their].float() for their, our in names.items()}
+    other = "W_dec" if "encoder.weight" in names else "W_enc"
+    ours[other] = turned(path, ours[other])
+    if name in ("BatchTopKSAE", "MatryoshkaBatchTopKSAE"):  # one for all; -1 where it was never set
+        n_features = len(ours["W_enc"])
+        ours["raw_threshold_SF"] = ours["raw_threshold_SF"].clamp_min(0).expand(n_features)
+    return ours
+
+
+def _sites(trainer: dict[str, Any], buffer: dict[str, Any], where: Path) -> tuple[str, str]:
+    """(source, target): what the submodule puts out, where nothing else is said."""
+    layer = entry(trainer, "layer", int, where, 0)
+    module = entry(trainer, "submodule_name", str, where, None) or f"resid_post_layer_{layer}"
+    named = re.fullmatch(r"(resid_pre|resid_mid|resid_post|attn_out|mlp_out)_layer_(\d+)", module)
+    site = f"{named[1]}.{named[2]}" if named else f"{module}:output"
+    io = entry(buffer, "io", str, where, "out")
+    if io == "out":
+        return site, site
+    return f"{module}:input", site if io == "in_and_out" else f"{module}:input"

@@ -1,0 +1,186 @@
+"""Reads SAELens' folders; `export/saelens.py` describes the layout.
+
+Those of SAELens 6 and, with their keys still flat, older ones. A folder whose subfolders are
+transcoders of one shape is read as one dictionary, a layer each.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from dictlearn.ckpt.files import read_tensors
+from dictlearn.ckpt.foreign._layer import (
+    build_layer,
+    entry,
+    layer_folders,
+    read_layers,
+    read_object,
+    sites_said,
+    turned,
+)
+from dictlearn.dicts.dictionary import Dictionary
+
+CONFIG, WEIGHTS, SCALER = "cfg.json", "sae_weights.safetensors", "activation_scaler.json"
+
+# TransformerLens' names of our sites. `mlp.hook_in` is what the MLP module reads, gain and bias of
+# the norm applied; `ln2.hook_normalized` may be without them, so it is no site of ours.
+HOOKS = {
+    "resid_pre": "hook_resid_pre",
+    "attn_out": "hook_attn_out",
+    "resid_mid": "hook_resid_mid",
+    "mlp_in": "mlp.hook_in",
+    "mlp_out": "hook_mlp_out",
+    "resid_post": "hook_resid_post",
+}
+SITES = {hook: site for site, hook in HOOKS.items()} | {"mlp.hook_out": "mlp_out"}
+
+SPARSITIES = {
+    "standard": "relu",
+    "topk": "topk",
+    "jumprelu": "jumprelu",
+    "gated": "gated",
+    "transcoder": "relu",
+    "skip_transcoder": "relu",
+    "jumprelu_transcoder": "jumprelu",
+    "jumprelu_skip_transcoder": "jumprelu",
+}
+REFUSED = {
+    "abstopk": "its features may be negative",
+    "matching_pursuit": "its encoder is a pursuit, not a linear map",
+    "temporal": "its code of a token depends on other tokens",
+    "batchtopk": "it is a training checkpoint; SAELens saves the inference form as jumprelu",
+    "matryoshka_batchtopk": "it is a training checkpoint; SAELens saves the inference form as jumprelu",
+}
+
+
+def recognises(folder: Path) -> bool:
+    return bool(layer_folders(folder, (CONFIG, WEIGHTS)))
+
+
+def read(folder: Path) -> Dictionary:
+    return read_layers(layer_folders(folder, (CONFIG, WEIGHTS)), _read_one)
+
+
+def hook_name(site: str) -> str:
+    """What SAELens calls a site; a module path stays as it is."""
+    kind, _, layer = site.partition(".")
+    return f"blocks.{layer}.{HOOKS[kind]}" if kind in HOOKS and layer.isdigit() else site
+
+
+def site_of(hook: str) -> str:
+    """Our name of a TransformerLens hook; one that is no site of ours keeps its own."""
+    match = re.fullmatch(r"blocks\.(\d+)\.(.+)", hook)
+    return f"{SITES[match[2]]}.{match[1]}" if match and match[2] in SITES else hook
+
+
+def _read_one(folder: Path) -> Dictionary:
+    where = folder / CONFIG
+    cfg, about = _settings(read_object(where), where)
+    architecture = entry(cfg, "architecture", str, where, "standard")
+    if architecture not in SPARSITIES:
+        reason = REFUSED.get(architecture, f"want one of {', '.join(SPARSITIES)}")
+        raise ValueError(f"{where}: architecture={architecture}: {reason}")
+    hook = entry(about, "hook_name", str, where, "unknown:output")
+    if entry(cfg, "reshape_activations", str, where, "none") != "none" or "hook_z" in hook:
+        raise ValueError(
+            f"{where}: {hook} is read with all heads put side by side, which is no site here"
+        )
+    source = target = site_of(hook)
+    if "transcoder" in architecture:
+        target = site_of(entry(about, "hook_name_out", str, where, "unknown_out:output"))
+    k = entry(cfg, "k", int, where, 100) if architecture == "topk" else None
+    source, target = sites_said(about) or (source, target)
+    return build_layer(
+        where,
+        _tensors(folder, cfg, architecture),
+        source=source,
+        target=target,
+        sparsity=_sparsity(architecture, k),
+        k=k,
+        centre=entry(cfg, "apply_b_dec_to_input", bool, where, "transcoder" not in architecture),
+        training={"format": "saelens", "model": entry(about, "model_name", str, where, None)},
+    )
+
+
+def _sparsity(architecture: str, k: int | None) -> dict[str, Any]:
+    options: dict[str, dict[str, Any]] = {"topk": {"k": k}}
+    name = SPARSITIES[architecture]
+    return {"name": name, **options.get(name, {})}
+
+
+def _settings(cfg: dict[str, Any], where: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """(the configuration, what it says of model and site), of SAELens 6 or before."""
+    about = entry(cfg, "metadata", dict, where, {})
+    if "sae_lens_version" in about:
+        return cfg, about
+    old = {"hook_point": "hook_name", "activation_fn_str": "activation_fn"}
+    flat = {old.get(key, key): value for key, value in cfg.items()}
+    chosen = flat.get("activation_fn", "relu")
+    if chosen not in ("relu", "topk"):
+        raise ValueError(f"{where}: activation_fn={chosen!r}; want relu or topk")
+    if chosen == "topk":
+        kwargs = entry(flat, "activation_fn_kwargs", dict, where)
+        flat |= {"architecture": "topk", "k": entry(kwargs, "k", int, where)}
+    if isinstance(flat.get("normalize_activations"), bool):
+        scaled = flat["normalize_activations"]
+        flat["normalize_activations"] = "expected_average_only_in" if scaled else "none"
+    return flat, flat
+
+
+def _tensors(folder: Path, cfg: Mapping[str, Any], architecture: str) -> dict[str, Tensor]:
+    """By our names and the way round that ours are."""
+    path = folder / WEIGHTS
+    found = {name: tensor.float() for name, tensor in read_tensors(path).items()}
+    ones = found.pop("scaling_factor", None)  # of a fine-tuning step of SAELens before 6
+    if ones is not None and not bool((ones == 1).all()):
+        raise ValueError(f"{path}: scaling_factor is not 1; fold it into the decoder first")
+    biases = {"gated": ["b_gate", "b_mag", "r_mag"]}.get(architecture, ["b_enc"])
+    wanted = {"W_enc", "W_dec", "b_dec", *biases}
+    wanted |= {"threshold"} if "jumprelu" in architecture else set()
+    wanted |= {"W_skip"} if "skip" in architecture else set()
+    if set(found) != wanted:
+        raise ValueError(
+            f"{path}: {architecture} has tensors {', '.join(sorted(wanted))}; "
+            f"found {', '.join(sorted(found)) or 'none'}"
+        )
+    names = {
+        "b_gate": "b_enc",
+        "b_mag": "b_mag_SF",
+        "r_mag": "r_SF",
+        "threshold": "raw_threshold_SF",
+    }
+    ours = {names.get(name, name): tensor for name, tensor in found.items()}
+    scale = _input_scale(folder, cfg, architecture)
+    ours["W_enc"] = turned(path, ours["W_enc"]) * scale
+    ours["W_dec"], ours["b_dec"] = ours["W_dec"] / scale, ours["b_dec"] / scale
+    where = folder / CONFIG
+    if architecture == "topk" and entry(cfg, "rescale_acts_by_decoder_norm", bool, where, False):
+        norms_F = ours["W_dec"].norm(dim=-1).clamp_min(1e-8)
+        ours["W_enc"], ours["b_enc"] = ours["W_enc"] * norms_F[:, None], ours["b_enc"] * norms_F
+        ours["W_dec"] = ours["W_dec"] / norms_F[:, None]
+    return ours
+
+
+def _input_scale(folder: Path, cfg: Mapping[str, Any], architecture: str) -> float:
+    """What activations were multiplied by, which SAELens folds in when it saves an inference form."""
+    where = folder / CONFIG
+    convention = entry(cfg, "normalize_activations", str, where, "none")
+    if convention == "none":
+        return 1.0
+    scaler = folder / SCALER
+    if convention == "expected_average_only_in" and "transcoder" not in architecture:
+        if scaler.is_file():
+            return float(entry(read_object(scaler), "scaling_factor", float, scaler))
+        raise ValueError(
+            f"{where}: normalize_activations={convention}, and there is no {SCALER} to say by how "
+            f"much; save it anew with SAELens 6, which folds the scale in"
+        )
+    raise ValueError(
+        f"{where}: normalize_activations={convention} depends on each token and cannot be folded "
+        f"into the weights; want none or expected_average_only_in"
+    )

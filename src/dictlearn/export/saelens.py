@@ -1,0 +1,126 @@
+"""SAELens' folders, as `SAE.load_from_disk` and `SAE.from_pretrained` read them.
+
+Layout of SAELens 6, checked with 6.54:
+
+    cfg.json                     architecture, d_in, d_sae, d_out, dtype, apply_b_dec_to_input,
+                                 normalize_activations, k, metadata
+    sae_weights.safetensors      W_enc [D, F], b_enc [F], W_dec [F, D], b_dec [D], threshold [F],
+                                 W_skip [D, D]; gated: b_gate, b_mag, r_mag [F] for b_enc
+
+`sae_lens_version` must be in the metadata: without it the file counts as one of before 6, and
+the rest of the metadata is dropped without a word. Its transcoders have ReLU or JumpReLU features.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from dictlearn.ckpt.files import write_tensors
+from dictlearn.ckpt.foreign.saelens import CONFIG, WEIGHTS, hook_name
+from dictlearn.dicts.decoder import DiagonalDecoder
+from dictlearn.dicts.dictionary import Dictionary
+from dictlearn.dicts.equivalent import recentred
+from dictlearn.export import _layers
+from dictlearn.export.protocol import Exporter, Job
+from dictlearn.sparsity.gated import Gated
+from dictlearn.sparsity.jumprelu import JumpReLU
+from dictlearn.sparsity.topk import TopK
+from dictlearn.types import ModelInfo
+
+VERSION = "6.54.12"  # whose layout this is
+
+
+@final
+class SAELens(Exporter):
+    """SAEs, transcoders and skip transcoders; of several layers, a folder each."""
+
+    name = "saelens"
+
+    def holds(self, dictionary: Dictionary) -> frozenset[str]:
+        transcoders = frozenset({"jumprelu", "relu"})
+        autoencoder = dictionary.sources == dictionary.targets and not dictionary.shape.skip
+        return transcoders | {"topk", "gated"} if autoencoder else transcoders
+
+    def refusal(self, dictionary: Dictionary, info: ModelInfo) -> str | None:
+        return _layers.refusal("SAELens", dictionary)
+
+    def write(self, job: Job, folder: Path) -> None:
+        for one, inner in _layers.layers(job.dictionary, folder):
+            architecture = _architecture(one)
+            if "transcoder" in architecture:
+                one = recentred(one, centre=False)
+            write_tensors(inner / WEIGHTS, _tensors(one))
+            cfg = _config(one, architecture) | {"metadata": _metadata(one, job)}
+            (inner / CONFIG).write_text(json.dumps(cfg, indent=2, allow_nan=False) + "\n")
+
+
+def _architecture(one: Dictionary) -> str:
+    if one.sources == one.targets and not one.shape.skip:
+        return {"relu": "standard"}.get(one.sparsity.name, one.sparsity.name)
+    jump = "jumprelu_" if isinstance(one.sparsity, JumpReLU) else ""
+    return f"{jump}{'skip_' if one.shape.skip else ''}transcoder"
+
+
+@torch.no_grad()
+def _tensors(one: Dictionary) -> dict[str, Tensor]:
+    assert isinstance(one.decoder, DiagonalDecoder)
+    b_enc, sparsity = one.encoder.b_enc[0], one.sparsity
+    tensors = {
+        "W_enc": one.encoder.W_enc[0].T,
+        "W_dec": one.decoder.W_dec[0],
+        "b_dec": one.decoder.b_dec[0],
+    }
+    if isinstance(sparsity, Gated):
+        tensors |= {"b_gate": b_enc, "b_mag": sparsity.b_mag_SF[0], "r_mag": sparsity.r_SF[0]}
+    else:
+        tensors["b_enc"] = b_enc
+    if isinstance(sparsity, JumpReLU):
+        tensors["threshold"] = sparsity.threshold_SF[0]
+    if one.W_skip is not None:
+        tensors["W_skip"] = one.W_skip[0]
+    return tensors
+
+
+def _config(one: Dictionary, architecture: str) -> dict[str, Any]:
+    cfg: dict[str, Any] = {
+        "architecture": architecture,
+        "d_in": one.width,
+        "d_sae": one.n_features,
+        "dtype": str(one.encoder.W_enc.dtype).removeprefix("torch."),
+        "device": "cpu",
+        "apply_b_dec_to_input": one.shape.centre,
+        "normalize_activations": "none",
+        "reshape_activations": "none",
+    }
+    if "transcoder" in architecture:
+        cfg["d_out"] = one.width
+    if isinstance(one.sparsity, TopK):
+        cfg |= {"k": one.sparsity.k, "rescale_acts_by_decoder_norm": False}
+    return cfg
+
+
+def _metadata(one: Dictionary, job: Job) -> dict[str, Any]:
+    source, target = one.sources[0], one.targets[0]
+    found = {
+        "sae_lens_version": VERSION,
+        "sae_lens_training_version": None,
+        "model_name": job.info.name,
+        "model_class_name": "HookedTransformer",
+        "model_from_pretrained_kwargs": {},
+        "hook_name": hook_name(source),
+        "hook_head_index": None,
+        "prepend_bos": job.tokenizer is not None and job.tokenizer.bos_token_id is not None,
+        "exclude_special_tokens": True,
+        "context_size": _layers.context_of(job.training, job.info.context_length),
+        "seqpos_slice": [None],
+        "dataset_path": _layers.text_of(job.training),
+        "training_tokens": job.training.get("tokens"),
+        "l0": job.figures.get(f"l0/{source}", job.figures.get("l0")),
+        "dictlearn": _layers.said(one),
+    }
+    return found if source == target else found | {"hook_name_out": hook_name(target)}

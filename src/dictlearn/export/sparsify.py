@@ -1,0 +1,105 @@
+"""sparsify's folders, as `SparseCoder.load_from_disk` and `load_many` read them; delphi takes them too.
+
+Layout of eai-sparsify 1.3: a folder for each hookpoint, which is a module's path in the model
+without its head, with
+
+    cfg.json             activation topk, k, num_latents, d_in, transcode, skip_connection
+    sae.safetensors      encoder.weight [F, D], encoder.bias [F], W_dec [F, D], b_dec [D],
+                         W_skip [D, D]
+
+Every token has k features there. Thresholds can't be said, and no k gives what a threshold gives:
+dictionaries of other sparsities are refused rather than changed.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import final
+
+import torch
+from torch import Tensor
+
+from dictlearn.ckpt.files import write_tensors
+from dictlearn.ckpt.foreign.sparsify import CONFIG, WEIGHTS
+from dictlearn.dicts.decoder import DiagonalDecoder
+from dictlearn.dicts.dictionary import Dictionary
+from dictlearn.dicts.equivalent import parts, recentred
+from dictlearn.export import _layers
+from dictlearn.export.protocol import Exporter, Job
+from dictlearn.sparsity.topk import TopK
+from dictlearn.types import ModelInfo
+
+BLOCKS = {"gpt2": "h", "bert": "encoder.layer", "esm": "encoder.layer", "vit": "encoder.layer"}
+# Families where the MLP module's output is what is added to the residual, and blocks have one name
+# for their attention: elsewhere a site is no module's output, and the folder bears the site's name.
+ATTENTION = {"gpt2": "attn", "llama": "self_attn", "mistral": "self_attn", "qwen3": "self_attn"}
+
+
+@final
+class Sparsify(Exporter):
+    """SAEs, transcoders and skip transcoders with TopK features, a folder each."""
+
+    name = "sparsify"
+
+    def holds(self, dictionary: Dictionary) -> frozenset[str]:
+        return frozenset({"topk"})
+
+    def refusal(self, dictionary: Dictionary, info: ModelInfo) -> str | None:
+        sparsity = dictionary.sparsity
+        if not isinstance(sparsity, TopK):
+            return (
+                f"every token has exactly k features there, and the {sparsity.name} features here "
+                f"are as many as pass their thresholds; train with sparsity=topk"
+            )
+        if sparsity.across_layers:
+            return "layers that share their k features have no form there"
+        return _layers.refusal("sparsify", dictionary)
+
+    def write(self, job: Job, folder: Path) -> None:
+        for one in parts(job.dictionary):
+            inner = folder / hookpoint(one.sources[0], one.targets[0], job.info.family)
+            inner.mkdir()
+            transcode = one.sources != one.targets
+            one = recentred(one, centre=not transcode)
+            write_tensors(inner / WEIGHTS, _tensors(one))
+            assert isinstance(one.sparsity, TopK)
+            cfg = {
+                "activation": "topk",
+                "expansion_factor": max(1, one.n_features // one.width),
+                "normalize_decoder": one.shape.unit_norm,
+                "num_latents": one.n_features,
+                "k": one.sparsity.k,
+                "multi_topk": False,
+                "skip_connection": one.shape.skip,
+                "transcode": transcode,
+                "d_in": one.width,
+                "dictlearn": _layers.said(one) | {"model": job.info.name},
+            }
+            (inner / CONFIG).write_text(json.dumps(cfg, indent=2) + "\n")
+
+
+def hookpoint(source: str, target: str, family: str) -> str:
+    """The module that sparsify would hook; where there is none of that output, the site's name."""
+    kind, _, layer = target.partition(".")
+    block = f"{BLOCKS.get(family, 'layers')}.{layer}"
+    if kind == "resid_post" and source == target:
+        return block
+    if family in ATTENTION:
+        if kind == "mlp_out" and source in (target, f"mlp_in.{layer}"):
+            return f"{block}.mlp"
+        if kind == "attn_out" and source == target:
+            return f"{block}.{ATTENTION[family]}"
+    return source
+
+
+@torch.no_grad()
+def _tensors(one: Dictionary) -> dict[str, Tensor]:
+    assert isinstance(one.decoder, DiagonalDecoder)
+    tensors = {
+        "encoder.weight": one.encoder.W_enc[0],
+        "encoder.bias": one.encoder.b_enc[0],
+        "W_dec": one.decoder.W_dec[0],
+        "b_dec": one.decoder.b_dec[0],
+    }
+    return tensors if one.W_skip is None else tensors | {"W_skip": one.W_skip[0]}
