@@ -6,10 +6,11 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
 	2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 INTERPRETED := tests/kernels/interpreted
+BROWSER := tests/browser
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-gpu check format wheel bench bench-gpu clean
+.PHONY: help demo test test-gpu test-pages check format wheel bench bench-gpu clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 18
@@ -20,12 +21,16 @@ demo: .venv/.installed  ## train an SAE on the embedded model and report on it: 
 	@echo "The report: runs/demo/report.html   The dictionary: dictlearn.load('runs/demo/dictionary')"
 
 test: .venv/.installed  ## run the tests
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --ignore $(INTERPRETED)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --ignore $(INTERPRETED) \
+		--ignore $(BROWSER)
 	@OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 $(INTERPRETED)
 
 test-gpu: .venv/.installed  ## run the tests of kernels on a GPU, Triton's for real
 	@$(BIN)/python -c 'import torch; torch.cuda.is_available() or exit("make test-gpu: no CUDA device")'
 	@env -u TRITON_INTERPRET $(BIN)/python -m pytest -q tests/kernels
+
+test-pages: .venv/.installed  ## click through the features' pages in Chromium, which must be installed
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(BROWSER)
 
 check: .venv/.installed-dev  ## format, lint, types and the import rule
 	$(BIN)/ruff check .

@@ -41,7 +41,11 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_holds_what_runs_need(wheel: Path) -> None:
     found = {str(path.relative_to(wheel)) for path in wheel.rglob("*") if path.is_file()}
     for root, prefix in ((ROOT / "conf", "dictlearn/conf/"), (ROOT / "src", "")):
-        wanted = [path for path in root.rglob("*") if path.suffix in (".yaml", ".py", ".html")]
+        wanted = [
+            path
+            for path in root.rglob("*")
+            if path.suffix in (".yaml", ".py", ".html", ".css", ".js")
+        ]
         assert {f"{prefix}{path.relative_to(root)}" for path in wanted} <= found
     assert {
         f"dictlearn/lm/pico/{p.name}" for p in (ROOT / "src/dictlearn/lm/pico").iterdir()

@@ -36,6 +36,7 @@ __all__ = [
     "freeze",
     "load_model",
     "load_skeleton",
+    "load_tokenizer",
     "read_info",
 ]
 
@@ -92,6 +93,15 @@ def load_model(
     if lm.trunk is not model:
         check_sums(lm)
     return lm if other is None else _beside(lm, load_model(other, None, device, dtype, attn))
+
+
+def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenizerBase | None:
+    """The tokenizer of the model at `path`, None where it has none.
+
+    A model of the hub that is not here yet is downloaded. Raises ValueError as `load_model` does.
+    """
+    folder, _ = locate(path, revision, weights=True)
+    return _load_tokenizer(path, folder)
 
 
 def _beside(lm: LanguageModel, other: LanguageModel) -> LanguageModel:

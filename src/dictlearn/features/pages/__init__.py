@@ -1,0 +1,5 @@
+"""A site to browse a feature store with: plain files that a browser opens from the disk."""
+
+from dictlearn.features.pages.write import write_pages
+
+__all__ = ["write_pages"]

@@ -1,0 +1,100 @@
+// What the files beside this one hold. A page opened from a disk may not fetch, so data are scripts
+// that hand themselves over: info.js, then index-*.js (a few columns of every feature), and one of
+// features-*.js when a feature of it is opened.
+//
+// A feature's row is source * n_features + index: its place in every column.
+"use strict";
+
+const data = { info: null, rows: 0, chunks: new Map() };
+
+const KEPT_CHUNKS = 12; // of a few hundred kB each
+
+const dictlearn = {
+  info(info) {
+    const rows = info.code_sources * info.n_features;
+    data.info = info;
+    data.rows = rows;
+    data.density = new Float64Array(rows);
+    data.maximum = new Float64Array(rows);
+    data.score = new Float64Array(rows).fill(NaN);
+    data.status = new Uint8Array(rows); // NONE, RELIABLE or UNRELIABLE
+    data.text = new Array(rows).fill("");
+    data.tokens = new Array(rows).fill("");
+    data.searched = new Array(rows).fill("");
+  },
+
+  // Columns of rows first, first + 1, ...
+  index(first, columns) {
+    for (let i = 0; i < columns.text.length; i++) {
+      const row = first + i;
+      data.density[row] = columns.density[i];
+      data.maximum[row] = columns.maximum[i];
+      data.score[row] = columns.score[i] ?? NaN;
+      data.status[row] = columns.status[i];
+      data.text[row] = columns.text[i];
+      data.tokens[row] = columns.tokens[i];
+      data.searched[row] = `${columns.text[i]}\n${columns.tokens[i]}`.toLowerCase();
+    }
+  },
+
+  features(number, features) {
+    data.chunks.set(number, new Map(features.map((feature) => [feature.row, feature])));
+    if (data.chunks.size > KEPT_CHUNKS) data.chunks.delete(data.chunks.keys().next().value);
+  },
+};
+
+const NONE = 0, RELIABLE = 1, UNRELIABLE = 2;
+
+function load(file) {
+  return new Promise((resolve, reject) => {
+    const script = el("script", { src: `pages/${file}` });
+    script.onload = () => { script.remove(); resolve(); };
+    script.onerror = () => { script.remove(); reject(new Error(`pages/${file} cannot be read`)); };
+    document.head.append(script);
+  });
+}
+
+async function loadInfo() {
+  await load("info.js");
+}
+
+async function loadIndex() {
+  const parts = Array.from({ length: data.info.index_files }, (_, i) => load(numbered("index", i)));
+  await Promise.all(parts);
+}
+
+// The whole record of one feature. Throws where the files no longer belong together.
+async function loadFeature(row) {
+  const firsts = data.info.chunk_rows;
+  let low = 0, high = firsts.length - 1; // the last chunk that starts at or before row
+  while (low < high) {
+    const middle = (low + high + 1) >> 1;
+    if (firsts[middle] <= row) low = middle; else high = middle - 1;
+  }
+  if (!data.chunks.has(low)) await load(numbered("features", low));
+  const feature = data.chunks.get(low)?.get(row);
+  if (!feature) throw new Error("these pages were written anew while they were open: load them again");
+  return feature;
+}
+
+function numbered(name, number) {
+  return `${name}-${String(number).padStart(5, "0")}.js`;
+}
+
+function sourceOf(row) {
+  return Math.floor(row / data.info.n_features);
+}
+
+function indexOf(row) {
+  return row % data.info.n_features;
+}
+
+function rowOf(source, index) {
+  return source * data.info.n_features + index;
+}
+
+// What a feature is called: its number, and its site where there are several.
+function nameOf(row) {
+  const { info } = data;
+  return info.code_sources > 1 ? `${info.sites[sourceOf(row)]}/${indexOf(row)}` : `${indexOf(row)}`;
+}

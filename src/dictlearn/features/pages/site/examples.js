@@ -1,0 +1,52 @@
+// Examples as a concordance: one line each, the token that was picked in one column, so that what
+// they share is seen at a glance. Opened, a line shows its whole context with its line breaks.
+//
+// An example is [document, window, position, peak, pieces]; a piece is silent text, or [text,
+// activation] for a token on which the feature fires; `peak` is the place of the picked one.
+"use strict";
+
+const LEVELS = 10; // shades of a mark, as in style.css
+
+function examplesTable(examples, maximum) {
+  return el("div", { class: "examples" }, examples.map((example) => exampleLine(example, maximum)));
+}
+
+function exampleLine(example, maximum) {
+  const [document, window, position, peak, pieces] = example;
+  const line = el("details", {},
+    el("summary", {},
+      el("span", { class: "value" }, short(pieces[peak][1])),
+      el("span", { class: "left" }, el("span", {}, pieces.slice(0, peak).map((p) => piece(p, maximum, flat)))),
+      el("span", { class: "right" }, pieces.slice(peak).map((p, i) => piece(p, maximum, flat, i === 0)))));
+  line.addEventListener("toggle", () => {
+    if (line.children.length > 1) return;
+    line.append(el("div", { class: "whole" },
+      el("p", {}, pieces.map((p, i) => piece(p, maximum, broken, i === peak))),
+      el("small", {}, `document ${whole(document)}, window ${whole(window)}, token ${whole(position)}`)));
+  });
+  return line;
+}
+
+function piece(content, maximum, shown, picked = false) {
+  if (typeof content === "string") return shown(content, false);
+  const [text, value] = content;
+  const level = value > 0 ? Math.max(1, Math.ceil((LEVELS * value) / (maximum || 1))) : 0;
+  const part = maximum > 0 ? `, ${Math.round((100 * value) / maximum)}% of its maximum` : "";
+  return el("mark", { class: `m${Math.min(LEVELS, level)}${picked ? " picked" : ""}`, "data-tip": `${short(value)}${part}` },
+    shown(text, true));
+}
+
+// On one line: breaks as signs and indentation dropped, but for tokens that fire on it.
+function flat(text, marked) {
+  const parts = marked ? text.split(/([\n\r\t]| (?= )|^ +$)/) : text.replace(/[^\S\n]*\n\s*/g, "\n").replace(/[^\S\n]+/g, " ").split(/(\n)/);
+  return parts.filter((part) => part !== "").map((part) => {
+    if (part in SIGNS) return sign(SIGNS[part]);
+    return marked && /^ +$/.test(part) ? sign("·".repeat(Math.min(8, part.length))) : part;
+  });
+}
+
+// As it was written; a break that fires shows its sign before it breaks.
+function broken(text, marked) {
+  if (!marked) return [text];
+  return text.split(/([\n\t])/).filter((part) => part !== "").flatMap((part) => (part in SIGNS ? [sign(SIGNS[part]), part] : [part]));
+}

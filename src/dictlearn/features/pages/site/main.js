@@ -1,0 +1,173 @@
+// The address says it all: #/<source>/<feature>?q=...&sort=...&show=...&site=..., so that a feature
+// or a search can be linked to and the browser's back button works.
+"use strict";
+
+const DEFAULTS = { query: "", sort: "number", show: "all", site: null };
+const ABOUT = "#/about"; // the overview, which a narrow screen shows only when asked
+const state = { ...DEFAULTS, row: null, about: false };
+
+function readAddress() {
+  const [path, query = ""] = location.hash.replace(/^#/, "").split("?");
+  const asked = new URLSearchParams(query);
+  const place = /^\/(\d+)\/(\d+)$/.exec(path);
+  const known = place && Number(place[1]) < data.info.code_sources && Number(place[2]) < data.info.n_features;
+  const site = asked.get("site");
+  Object.assign(state, {
+    query: asked.get("q") ?? "",
+    sort: asked.get("sort") in SORTS ? asked.get("sort") : DEFAULTS.sort,
+    show: asked.get("show") in SHOWN ? asked.get("show") : DEFAULTS.show,
+    site: /^\d+$/.test(site) && Number(site) < data.info.code_sources ? Number(site) : null,
+    row: known ? rowOf(Number(place[1]), Number(place[2])) : null,
+    about: `#${path}` === ABOUT,
+  });
+}
+
+function address(row) {
+  const asked = new URLSearchParams();
+  if (state.query) asked.set("q", state.query);
+  for (const key of ["sort", "show", "site"]) {
+    if (state[key] !== DEFAULTS[key]) asked.set(key, state[key]);
+  }
+  const query = asked.toString();
+  const path = row === null ? "#" : `#/${sourceOf(row)}/${indexOf(row)}`;
+  return query ? `${path}?${query}` : path;
+}
+
+const wanted = { list: null, row: undefined }; // what is on the screen
+
+// Makes the screen show what `state` says.
+async function show() {
+  const { query, sort, show, site, row } = state;
+  const asked = JSON.stringify([query, sort, show, site]);
+  if (asked !== wanted.list) {
+    wanted.list = asked;
+    fillControls();
+    fillList(search(state));
+    byId("list").scrollTop = 0;
+    drawList();
+  }
+  document.body.dataset.open = row === null && !state.about ? "list" : "view";
+  markOpen(row);
+  await showView(row);
+}
+
+async function showView(row) {
+  const view = byId("view");
+  wanted.row = row;
+  let content;
+  try {
+    content = row === null ? overviewView() : featureView(await loadFeature(row), address);
+  } catch (error) {
+    content = [el("p", { class: "warning" }, `${error.message}.`)];
+  }
+  if (wanted.row !== row) return; // another was asked for while this one was loading
+  hideTip();
+  view.replaceChildren(...content);
+  view.scrollTop = 0;
+  document.title = row === null ? `Features of ${data.info.title}` : `Feature ${nameOf(row)} of ${data.info.title}`;
+  view.dataset.row = row ?? "";
+}
+
+function fillControls() {
+  for (const key of ["sort", "show", "site"]) byId(key).value = state[key] ?? "";
+  if (byId("query").value !== state.query) byId("query").value = state.query;
+}
+
+function makeControls() {
+  byId("title").textContent = data.info.title;
+  const options = (id, entries) => byId(id).append(...entries.map(([value, label]) => el("option", { value }, label)));
+  options("sort", Object.entries(SORTS).map(([key, { label }]) => [key, label]));
+  options("show", Object.entries(SHOWN).map(([key, { label }]) => [key, label]));
+  if (data.info.code_sources > 1) {
+    options("site", [["", "all"], ...data.info.sites.map((site, i) => [String(i), site])]);
+    byId("of-site").hidden = false;
+  }
+  byId("controls").addEventListener("input", () => {
+    Object.assign(state, { query: byId("query").value, sort: byId("sort").value, show: byId("show").value });
+    state.site = byId("site").value === "" ? null : Number(byId("site").value);
+    history.replaceState(null, "", address(state.row));
+    show();
+  });
+  byId("controls").addEventListener("submit", (event) => {
+    event.preventDefault();
+    if (list.rows.length) go(list.rows[0]);
+  });
+}
+
+function go(row) {
+  location.hash = address(row);
+}
+
+function onKey(event) {
+  if (event.ctrlKey || event.metaKey || event.altKey) return;
+  const typing = event.target.closest("input, select");
+  if (event.key === "Escape") {
+    if (state.query && typing) {
+      byId("query").value = "";
+      byId("controls").dispatchEvent(new Event("input"));
+    } else if (typing) typing.blur();
+    else if (state.row !== null || state.about) go(null);
+  } else if (event.key === "ArrowDown" && event.target.id === "query") {
+    byId("rows").querySelector("a")?.focus();
+  } else if (typing) {
+    return;
+  } else if (event.key === "/") {
+    byId("query").focus();
+    byId("query").select();
+  } else if (event.key === "j" || event.key === "k") {
+    const next = beside(state.row, event.key === "j" ? 1 : -1);
+    if (next !== null) go(next);
+  } else if ((event.key === "ArrowDown" || event.key === "ArrowUp") && event.target.closest("#rows")) {
+    walk(event.target.closest(".row"), event.key === "ArrowDown" ? 1 : -1);
+  } else return;
+  event.preventDefault();
+}
+
+// Moves the focus along the list, which draws its rows anew as it scrolls.
+function walk(item, step) {
+  const place = Number(item.getAttribute("aria-posinset")) - 1 + step;
+  if (place < 0) { byId("query").focus(); return; }
+  const box = byId("list");
+  const top = place * ROW_HEIGHT;
+  box.scrollTop = Math.min(Math.max(box.scrollTop, top + ROW_HEIGHT - box.clientHeight), top);
+  drawList();
+  byId("rows").querySelector(`[aria-posinset="${place + 1}"] a`)?.focus({ preventScroll: true });
+}
+
+// What an element says of itself in data-tip, beside the pointer.
+function onPointer(event) {
+  const target = event.target.closest("[data-tip]");
+  if (!target) { hideTip(); return; }
+  const tip = byId("tip");
+  tip.textContent = target.dataset.tip;
+  tip.hidden = false;
+  const { left, top, bottom, width } = target.getBoundingClientRect();
+  const x = Math.min(Math.max(8, left + width / 2 - tip.offsetWidth / 2), innerWidth - tip.offsetWidth - 8);
+  const y = top > tip.offsetHeight + 10 ? top - tip.offsetHeight - 6 : bottom + 6;
+  tip.style.transform = `translate(${Math.round(x)}px, ${Math.round(y)}px)`;
+}
+
+function hideTip() {
+  byId("tip").hidden = true;
+}
+
+async function start() {
+  try {
+    await loadInfo();
+    await loadIndex();
+  } catch (error) {
+    byId("view").replaceChildren(el("p", { class: "warning" }, `${error.message}: write the pages again with dictlearn pages run=<the run's folder>.`));
+    return;
+  }
+  makeList(address);
+  makeControls();
+  readAddress();
+  addEventListener("hashchange", () => { readAddress(); show(); });
+  addEventListener("keydown", onKey);
+  addEventListener("pointerover", onPointer);
+  byId("view").addEventListener("scroll", hideTip, { passive: true });
+  await show();
+  document.documentElement.dataset.ready = "true";
+}
+
+start();

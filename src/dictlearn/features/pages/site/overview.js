@@ -1,0 +1,76 @@
+// What the dictionary's features are, all together: the page before one is opened.
+"use strict";
+
+function overviewView() {
+  const { info } = data;
+  const statuses = [0, 0, 0];
+  let dead = 0;
+  for (let row = 0; row < data.rows; row++) {
+    statuses[data.status[row]] += 1;
+    dead += data.density[row] === 0 ? 1 : 0;
+  }
+  const live = data.rows - dead;
+  const described = statuses[RELIABLE] + statuses[UNRELIABLE];
+  return [
+    el("nav", { class: "narrow" }, el("a", { class: "back", href: address(null) }, "All features")),
+    el("header", {}, el("h1", {}, info.title), el("p", { class: "lede" }, lede(info))),
+    el("dl", { class: "key" },
+      figure("Live features", whole(live), `${share(dead / data.rows)} never fired`),
+      figure("Described", whole(statuses[RELIABLE]), `${share(statuses[RELIABLE] / (live || 1))} of the live`),
+      figure("Unreliable", whole(statuses[UNRELIABLE]), "described, but not to be trusted")),
+    section("Density", "Features by the share of tokens on which they fire.", densityChart()),
+    described ? section("Scores", scoreNote(info), scoreChart()) : null,
+    section("Keys", null, el("dl", { class: "keys" },
+      keyHelp("/", "search"), keyHelp("j k", "next and previous feature of the list"),
+      keyHelp("Enter", "opens the first one found"), keyHelp("Esc", "leaves the search, then the feature"))),
+  ].filter((part) => part !== null);
+}
+
+function lede(info) {
+  return `${whole(data.rows)} features of ${info.what}, seen on ${whole(info.tokens)} tokens of ${whole(info.documents)} held-out documents.`;
+}
+
+function keyHelp(key, what) {
+  return el("div", {}, el("dt", {}, key.split(" ").map((one) => el("kbd", {}, one))), el("dd", {}, what));
+}
+
+const BINS_PER_DECADE = 6;
+
+function densityChart() {
+  const live = data.density.filter((density) => density > 0);
+  const lowest = Math.floor(Math.log10(live.reduce((a, b) => Math.min(a, b), 0.1)));
+  const bars = new Array(-lowest * BINS_PER_DECADE).fill(0);
+  for (const density of live) {
+    const place = Math.floor((Math.log10(density) - lowest) * BINS_PER_DECADE);
+    bars[Math.min(bars.length - 1, place)] += 1;
+  }
+  const edge = (i) => 10 ** (lowest + i / BINS_PER_DECADE);
+  return barChart({
+    bars, xLabel: "share of tokens",
+    ticks: Array.from({ length: 1 - lowest }, (_, i) => [i * BINS_PER_DECADE, share(10 ** (lowest + i))]),
+    label: (i) => `${share(edge(i))} to ${share(edge(i + 1))}: ${whole(bars[i])} features`,
+    says: `Histogram of ${whole(live.length)} live features by density`,
+  });
+}
+
+const SCORE_BINS = 25;
+
+function scoreChart() {
+  const scores = data.score.filter((score) => !isNaN(score));
+  const bars = new Array(SCORE_BINS).fill(0);
+  for (const score of scores) bars[Math.min(SCORE_BINS - 1, Math.max(0, Math.floor(score * SCORE_BINS)))] += 1;
+  const shuffled = new Map(data.info.baselines).get("shuffled");
+  return barChart({
+    bars, xLabel: data.info.score,
+    ticks: [0, 0.2, 0.4, 0.6, 0.8, 1].map((value) => [value * SCORE_BINS, String(value)]),
+    label: (i) => `${short(i / SCORE_BINS)} to ${short((i + 1) / SCORE_BINS)}: ${whole(bars[i])} descriptions`,
+    says: `Histogram of the scores of ${whole(scores.length)} descriptions`,
+    mark: shuffled === undefined ? null : { place: shuffled * SCORE_BINS, label: "shuffled" },
+  });
+}
+
+function scoreNote({ score, baselines }) {
+  const beside = baselines.map(([name, value]) => `${words(name)} ${value.toFixed(2)}`);
+  const means = beside.length ? ` Means of the baselines: ${beside.join(", ")}.` : "";
+  return `Descriptions by ${score}, on documents that their author never saw.${means}`;
+}

@@ -1,0 +1,68 @@
+// Which features are listed, in which order. Orders of all rows are kept, so that a keystroke costs
+// one pass over strings and no sorting.
+"use strict";
+
+const SORTS = {
+  number: { label: "number", by: (row) => row },
+  density: { label: "density, high first", by: (row) => -data.density[row] },
+  rare: { label: "density, low first", by: (row) => data.density[row] || Infinity },
+  score: { label: "score, best first", by: (row) => (isNaN(data.score[row]) ? Infinity : -data.score[row]) },
+  worst: { label: "score, worst first", by: (row) => (isNaN(data.score[row]) ? Infinity : data.score[row]) },
+  maximum: { label: "maximum activation", by: (row) => -data.maximum[row] },
+  text: { label: "description, A to Z", by: null },
+};
+
+const SHOWN = {
+  all: { label: "all", has: () => true },
+  live: { label: "live", has: (row) => data.density[row] > 0 },
+  reliable: { label: "described", has: (row) => data.status[row] === RELIABLE },
+  unreliable: { label: "unreliable", has: (row) => data.status[row] === UNRELIABLE },
+  none: { label: "no description", has: (row) => data.status[row] === NONE },
+  dead: { label: "dead", has: (row) => data.density[row] === 0 },
+};
+
+const orders = new Map();
+
+function ordered(sort) {
+  if (!orders.has(sort)) {
+    const order = Uint32Array.from({ length: data.rows }, (_, row) => row);
+    if (sort === "text") {
+      const { compare } = new Intl.Collator("en", { numeric: true });
+      const keys = data.text.map((text, row) => text || (data.tokens[row] ? "\uffff" : "\uffff\uffff"));
+      order.sort((a, b) => compare(keys[a], keys[b]) || a - b);
+    } else if (sort !== "number") {
+      const keys = Float64Array.from(order, SORTS[sort].by);
+      order.sort((a, b) => keys[a] - keys[b] || a - b);
+    }
+    orders.set(sort, order);
+  }
+  return orders.get(sort);
+}
+
+// Rows that hold every word of `query` in description or tokens; a number alone, or site/number,
+// finds that feature too, and first. `site` is a source, or null for all.
+function search({ query, sort, show, site }) {
+  const asked = query.toLowerCase().split(/\s+/).filter(Boolean);
+  const named = numberedRows(query.trim());
+  const { has } = SHOWN[show];
+  const found = named.filter((row) => inSite(row, site) && has(row));
+  const first = new Set(found);
+  for (const row of ordered(sort)) {
+    if (!inSite(row, site) || !has(row) || first.has(row)) continue;
+    const text = data.searched[row];
+    if (asked.every((word) => text.includes(word))) found.push(row);
+  }
+  return found;
+}
+
+function inSite(row, site) {
+  return site === null || sourceOf(row) === site;
+}
+
+function numberedRows(query) {
+  const match = /^(?:(.+)\/)?(\d+)$/.exec(query);
+  if (!match || Number(match[2]) >= data.info.n_features) return [];
+  const { sites } = data.info;
+  const sources = sites.map((_, i) => i).filter((i) => !match[1] || sites[i] === match[1] || String(i) === match[1]);
+  return sources.map((source) => rowOf(source, Number(match[2])));
+}

@@ -1,0 +1,206 @@
+"""Writes the site: index.html, and beside it a folder of scripts, some of which are the data.
+
+    <run>/features/index.html
+    <run>/features/pages/*.js, style.css     site/ of this package, as it is
+                         info.js             what the store is about
+                         index-*.js          columns over all features: what search and sort read
+                         features-*.js       all of some consecutive features, about CHUNK_BYTES
+
+A browser lets a page that it opened from a disk read no files, but run scripts that lie beside it:
+so data are calls of a function with JSON. Features are read one by one and no more than a file of
+them is in memory.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from dictlearn.ckpt.commit import commit
+from dictlearn.features.pages.record import Pieces, main_score, page_of, short, summary
+from dictlearn.store.explanations import Explanation
+from dictlearn.store.features import FeatureStore
+
+PAGE, FOLDER = "index.html", "pages"
+CHUNK_BYTES = 192 << 10  # a browser reads and parses it in a few milliseconds
+INDEX_ROWS = 16384
+NONE, RELIABLE, UNRELIABLE = 0, 1, 2  # as in site/data.js
+
+Explanations = Mapping[tuple[int, int], Explanation]
+
+
+def write_pages(
+    store: FeatureStore,
+    explanations: Explanations,
+    tokenizer: PreTrainedTokenizerBase | None,
+    folder: Path,
+    progress: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Writes index.html and pages/ into `folder`, usually `store.folder`; returns the page.
+
+    What was there before stays until the new site is whole. `explanations` are by (source, index);
+    `progress` is told (features done, of how many).
+    """
+
+    def write(temporary: Path) -> None:
+        for file in files("dictlearn.features.pages").joinpath("site").iterdir():
+            if file.name != PAGE:
+                (temporary / file.name).write_bytes(file.read_bytes())
+        _write_data(temporary, store, explanations, Pieces(tokenizer), progress)
+
+    commit(folder / FOLDER, write)
+    page = files("dictlearn.features.pages").joinpath("site", PAGE).read_bytes()
+    partial = folder / f"{PAGE}.tmp-{os.getpid()}"
+    partial.write_bytes(page)
+    partial.replace(folder / PAGE)
+    return folder / PAGE
+
+
+def _write_data(
+    folder: Path,
+    store: FeatureStore,
+    explanations: Explanations,
+    pieces: Pieces,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    index, chunks = _Index(folder), _Chunks(folder)
+    for done, feature in enumerate(store, start=1):
+        explanation = explanations.get((feature.source, feature.index))
+        page = page_of(feature, explanation, pieces, store.info.n_features)
+        chunks.add(page)
+        index.add(page, summary(feature, pieces), explanation)
+        if progress is not None:
+            progress(done, len(store))
+    index.flush()
+    chunks.flush()
+    info = _about(store, explanations) | {
+        "index_files": index.files,
+        "chunk_rows": chunks.first_rows,
+    }
+    _script(folder / "info.js", "info", info)
+
+
+class _Index:
+    """Columns over all features, INDEX_ROWS of them a file."""
+
+    def __init__(self, folder: Path):
+        self.files = 0
+        self._folder = folder
+        self._first = 0
+        self._columns: defaultdict[str, list[Any]] = defaultdict(list)
+
+    def add(self, page: Mapping[str, Any], tokens: str, explanation: Explanation | None) -> None:
+        said = status(explanation)
+        score = main_score(explanation) if explanation is not None and said != NONE else None
+        row = {
+            "density": page["density"],
+            "maximum": page["maximum"],
+            "score": None if score is None else short(score[1]),
+            "status": said,
+            "text": "" if explanation is None else explanation.text,
+            "tokens": tokens,
+        }
+        for name, value in row.items():
+            self._columns[name].append(value)
+        if len(self._columns["text"]) == INDEX_ROWS:
+            self.flush()
+
+    def flush(self) -> None:
+        if rows := len(self._columns["text"]):
+            _script(
+                _numbered(self._folder, "index", self.files), "index", self._first, self._columns
+            )
+            self._first += rows
+            self.files += 1
+            self._columns.clear()
+
+
+class _Chunks:
+    """Whole records, CHUNK_BYTES of them a file, or one that is larger."""
+
+    def __init__(self, folder: Path):
+        self.first_rows: list[int] = []  # of each file
+        self._folder = folder
+        self._waiting: list[str] = []
+        self._bytes = 0
+
+    def add(self, page: Mapping[str, Any]) -> None:
+        text = _json(page)
+        if self._waiting and self._bytes + len(text) > CHUNK_BYTES:
+            self.flush()
+        if not self._waiting:
+            self.first_rows.append(page["row"])
+        self._waiting.append(text)
+        self._bytes += len(text)
+
+    def flush(self) -> None:
+        number = len(self.first_rows) - 1
+        lines = ",\n".join(self._waiting)
+        path = _numbered(self._folder, "features", number)
+        _save(path, f"dictlearn.features({number},[\n{lines}\n]);\n")
+        self._waiting, self._bytes = [], 0
+
+
+def status(explanation: Explanation | None) -> int:
+    """An explanation without text is a search that found nothing."""
+    if explanation is None or not explanation.text:
+        return NONE
+    return RELIABLE if explanation.reliable else UNRELIABLE
+
+
+def _about(store: FeatureStore, explanations: Explanations) -> dict[str, Any]:
+    info = store.info
+    sources, targets = (_sites(names) for names in (info.sources, info.targets))
+    sites = sources if sources == targets else f"{sources} \N{RIGHTWARDS ARROW} {targets}"
+    scores = [main_score(one) for one in explanations.values() if one.text]
+    names = {score[0].replace("_", " ") for score in scores if score is not None}
+    return {
+        "title": store.folder.resolve().parent.name,
+        "what": f"{info.kind} on {sites} of {info.model}",
+        "code_sources": info.code_sources,
+        "n_features": info.n_features,
+        "sites": list(info.code_names),
+        "tokens": info.tokens,
+        "documents": info.documents,
+        "quantile_levels": list(info.quantile_levels),
+        "cofiring": info.cofiring,
+        "score": names.pop() if len(names) == 1 else "score",
+        "baselines": _means(explanations),
+    }
+
+
+def _means(explanations: Explanations) -> list[list[Any]]:
+    """(name, mean) of each baseline, over the explanations that have it."""
+    found: defaultdict[str, list[float]] = defaultdict(list)
+    for explanation in explanations.values():
+        for name, value in explanation.baselines.items():
+            found[name].append(value)
+    return [[name, short(sum(values) / len(values))] for name, values in found.items()]
+
+
+def _sites(names: tuple[str, ...]) -> str:
+    return ", ".join(names) if len(names) <= 2 else f"{names[0]} to {names[-1]}"
+
+
+def _numbered(folder: Path, name: str, number: int) -> Path:
+    return folder / f"{name}-{number:05}.js"
+
+
+def _script(path: Path, call: str, *arguments: object) -> None:
+    _save(path, f"dictlearn.{call}({','.join(map(_json, arguments))});\n")
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
+def _save(path: Path, text: str) -> None:
+    # Half a surrogate pair, which JSON can spell and a model may write, has no UTF-8.
+    path.write_bytes(text.encode("utf-8", "replace"))

@@ -1,0 +1,37 @@
+"""`dictlearn pages`: writes the site over a run's features anew."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.progress import Progress
+
+from dictlearn.features.pages import write_pages
+from dictlearn.lm.load import load_tokenizer
+from dictlearn.store.explanations import read_explanations
+from dictlearn.store.features import FeatureStore
+
+
+def main(cfg: DictConfig) -> int:
+    store = FeatureStore(cfg.run)
+    if cfg.tokenizer is None:
+        tokenizer = load_tokenizer(store.info.model, store.info.revision)
+    else:
+        tokenizer = load_tokenizer(cfg.tokenizer)
+    explanations = read_explanations(store.folder)
+    folder = store.folder if cfg.output is None else Path(cfg.output)
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("writing pages", total=len(store))
+        page = write_pages(
+            store,
+            explanations,
+            tokenizer,
+            folder,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    sys.stderr.write(f"{len(store):,} features: open {page} in a browser\n")
+    return 0
