@@ -67,6 +67,13 @@ class Decoder(nn.Module, ABC):
         """One target less its bias, [N, D], from one code of one source each for s in `reads(t)`."""
 
     @abstractmethod
+    def written(self, t: int, s: int, rows: slice) -> Tensor:
+        """What features `rows` of source s, one of `reads(t)`, write to target t: [n, D].
+
+        ValueError for features that write no fixed direction.
+        """
+
+    @abstractmethod
     def norms(self) -> Tensor:
         """Norm of everything a feature writes: [S, F], over the code's sources."""
 
@@ -145,6 +152,9 @@ class DiagonalDecoder(Decoder):
 
     def target(self, t: int, codes: Mapping[int, Code], x: Mapping[int, Tensor]) -> Tensor:
         return sparse_decode(codes[t].pattern, codes[t].values, self.W_dec[t])
+
+    def written(self, t: int, s: int, rows: slice) -> Tensor:
+        return self.W_dec[s, rows]
 
     def norms(self) -> Tensor:
         return torch.linalg.vector_norm(self.W_dec, dim=-1)

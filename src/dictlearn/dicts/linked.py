@@ -92,6 +92,9 @@ class LinkedDecoder(Decoder):
         ]
         return torch.stack(bags).sum(0)
 
+    def written(self, t: int, s: int, rows: slice) -> Tensor:
+        return self.W_dec[t][s - self.reads(t).start, rows]
+
     def norms(self) -> Tensor:
         norms_SF = self.b_dec.new_zeros(self.n_sources, self.n_features)
         for sources, W_SFD in self._links():

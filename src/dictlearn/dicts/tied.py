@@ -48,6 +48,9 @@ class TiedDecoder(Decoder):
         weights_S = self.links_TS[t, self.reads(t).start : self.reads(t).stop]
         return torch.einsum("s,snd->nd", weights_S, torch.stack(bags))
 
+    def written(self, t: int, s: int, rows: slice) -> Tensor:
+        return self.links_TS[t, s] * self.W_dec[s, rows]
+
     def norms(self) -> Tensor:
         reach_S = torch.linalg.vector_norm(self.links_TS, dim=0)
         return reach_S[:, None] * torch.linalg.vector_norm(self.W_dec, dim=-1)

@@ -50,6 +50,20 @@ class TransformDecoder(Decoder):
     def target(self, t: int, codes: Mapping[int, Code], x: Mapping[int, Tensor]) -> Tensor:
         return self._transformed(codes[0], x[0])
 
+    def written(self, t: int, s: int, rows: slice) -> Tensor:
+        raise ValueError(
+            "a transform writes no fixed direction: what it writes depends on its input"
+        )
+
+    def stacked(self, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
+        """(U, V) [R, D] of these transforms, one below the other, and whose each row is: [R].
+
+        A transform maps x to U^T V x.
+        """
+        U, V = ([pair for group in side for pair in group][rows] for side in (self.U, self.V))
+        ranks = torch.tensor([len(u) for u in U])
+        return torch.cat(U), torch.cat(V), torch.repeat_interleave(torch.arange(len(U)), ranks)
+
     def norms(self) -> Tensor:
         return gram_norms(tuple(self.U), tuple(self.V))[None]
 

@@ -143,33 +143,45 @@ class FeatureStore:
     def _examples(
         self, row: Mapping[str, Tensor]
     ) -> tuple[tuple[Example, ...], tuple[tuple[Example, ...], ...]]:
+        kept = (row["examples"] >= 0).nonzero()[:, 0]
+        intervals = row["example_intervals"][kept].tolist()
         top: list[Example] = []
         drawn: list[list[Example]] = [[] for _ in range(self.info.intervals)]
-        values = row["example_activations"].float() * row["example_scales"][:, None]
-        slots = zip(
-            row["examples"].tolist(), row["example_intervals"].tolist(), values, strict=True
-        )
-        for place, interval, activations in slots:
-            if place < 0:
-                continue
-            example = self._example(place, activations, None if interval < 0 else interval)
+        for interval, example in zip(intervals, self._shown(row, kept, intervals), strict=True):
             (top if interval < 0 else drawn[interval]).append(example)
         return tuple(top), tuple(map(tuple, drawn))
 
-    def _example(self, place: int, activations: Tensor, interval: int | None) -> Example:
-        window, position = divmod(place, self.info.context)
-        start = max(position - self.info.before, 0)
-        stop = min(position + self.info.after + 1, self.info.context)
-        first = start - (position - self.info.before)  # where the context begins in the slot
-        return Example(
-            tokens=tuple(self.windows.tokens[window, start:stop].tolist()),
-            activations=tuple(activations[first : first + stop - start].tolist()),
-            peak=position - start,
-            document=int(self.windows.documents[window, position]),
-            window=int(self.windows.numbers[window]),
-            start=start,
-            interval=interval,
+    def _shown(
+        self, row: Mapping[str, Tensor], kept: Tensor, intervals: list[int]
+    ) -> Iterator[Example]:
+        """The examples in slots `kept`, cut off where their windows begin and end."""
+        context, before = self.info.context, self.info.before
+        place = row["examples"][kept]
+        window, position = place // context, place % context
+        offset = torch.arange(-before, self.info.after + 1)
+        near = (position[:, None] + offset).clamp(0, context - 1)
+        values = row["example_activations"][kept].float() * row["example_scales"][kept, None]
+        columns = (
+            intervals,
+            position.tolist(),
+            self.windows.tokens[window[:, None], near].tolist(),
+            values.tolist(),
+            self.windows.documents[window, position].tolist(),
+            self.windows.numbers[window].tolist(),
         )
+        for interval, position, tokens, activations, document, number in zip(*columns, strict=True):
+            start = max(position - before, 0)
+            stop = min(position + self.info.after + 1, context)
+            shown = slice(start - position + before, stop - position + before)
+            yield Example(
+                tokens=tuple(tokens[shown]),
+                activations=tuple(activations[shown]),
+                peak=position - start,
+                document=document,
+                window=number,
+                start=start,
+                interval=None if interval < 0 else interval,
+            )
 
     def _by_target(
         self, source: int, row: Mapping[str, Tensor], name: str

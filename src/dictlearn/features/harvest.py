@@ -1,0 +1,217 @@
+"""From a dictionary and text to a store: the pass, then what the weights say, block by block."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from dictlearn import __version__
+from dictlearn.dicts.dictionary import Dictionary
+from dictlearn.dicts.transforms import TransformDecoder
+from dictlearn.features import histogram, transforms
+from dictlearn.features.cofiring import TOGETHER, Cofiring
+from dictlearn.features.logits import Unembedding, effects
+from dictlearn.features.neighbours import Neighbours
+from dictlearn.features.reading import Reading, fingerprint, sha256_of
+from dictlearn.features.sample import Sampled
+from dictlearn.features.settings import Settings
+from dictlearn.features.state import State
+from dictlearn.features.text import Text
+from dictlearn.lm.language_model import LanguageModel
+from dictlearn.store.layout import Info
+from dictlearn.store.windows import StoredWindows
+from dictlearn.store.writer import INTERVAL_OF_TOP, NOTHING, Block, write_store
+
+PROBE_TOKENS = 256  # to fit norms on
+PARTIAL = "partial"  # in <run>/features: states of a pass that is under way
+
+Progress = Callable[[str, int, int], None]  # (what, done, in all)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Harvest:
+    """One harvest; `folder` is `<run>/features`. `data` are the settings the text came from."""
+
+    dictionary: Dictionary
+    lm: LanguageModel
+    text: Text
+    settings: Settings
+    folder: Path
+    data: Mapping[str, Any]
+
+    def read(self, rank: int, processes: int, progress: Progress = lambda *_: None) -> Reading:
+        """Reads a share of the text, going on where a process before it was killed."""
+        sha256 = sha256_of(self.dictionary)
+        what = fingerprint(sha256, self.lm, self.text, self.settings)
+        share = self.folder / PARTIAL / f"{rank}-of-{processes}"
+        reading = Reading(
+            self.dictionary, self.lm, self.text, self.settings, share, what, rank, processes
+        )
+        reading.run(lambda done, total: progress("reading", done, total))
+        return reading
+
+    @torch.no_grad()
+    def finish(self, readings: Sequence[Reading], progress: Progress = lambda *_: None) -> None:
+        """Merges what all processes have read, adds what the weights say, commits the store."""
+        tokens = sum(reading.tokens for reading in readings)
+        if tokens == 0:
+            raise ValueError(
+                "data: the held-out windows hold special tokens alone; give more text or raise "
+                "data.held_out"
+            )
+        sampled = readings[0].sampled
+        for reading in readings[1:]:
+            sampled.merge(reading.sampled)
+        windows = self.text.stored()
+        cofiring = Cofiring(sampled, readings[0].n_columns)
+        unembedding = Unembedding.of(self.lm, self._probe())
+        info = self._info(windows, tokens, sampled, unembedding)
+        blocks = self._blocks(readings, info, cofiring, unembedding, progress)
+        write_store(self.folder, info, windows, cofiring.sample, blocks)
+        shutil.rmtree(self.folder / PARTIAL, ignore_errors=True)
+
+    def _blocks(
+        self,
+        readings: Sequence[Reading],
+        info: Info,
+        cofiring: Cofiring,
+        unembedding: Unembedding | None,
+        progress: Progress,
+    ) -> Iterator[Block]:
+        dictionary, k = self.dictionary, self.settings.promoted
+        neighbours = Neighbours(dictionary, info.reaches)
+        decoder, directions, read_VD = dictionary.decoder, None, None
+        if isinstance(decoder, TransformDecoder):
+            directions = transforms.Directions.of(decoder, self.settings.directions)
+            read_VD = transforms.read_tokens(self.lm, dictionary.sources[0], self._probe())
+        blocks = list(readings[0].blocks())
+        for number, column, n in blocks:
+            source, first = divmod(column, dictionary.n_features)
+            rows = slice(first, first + n)
+            state = readings[0].block(number, n)
+            for reading in readings[1:]:
+                state.merge(reading.block(number, n))
+            tensors = of_state(state, self.settings)
+            found = neighbours.nearest(source, rows, self.settings.neighbours)
+            tensors |= {"neighbours": found[0], "neighbour_cosines": found[1]}
+            found = cofiring.of(column, n, self.settings.cofiring)
+            tensors |= {"cofiring": found[0], "cofiring_jaccard": found[1]}
+            if directions is None:
+                reaches = info.reaches[source]
+                tensors |= effects(unembedding, dictionary, source, reaches, rows, k)
+            elif read_VD is not None:
+                tensors |= transforms.described(
+                    directions, rows, read_VD, unembedding, dictionary.targets[0], k
+                )
+            yield Block(source, first, tensors)
+            progress("writing", number + 1, len(blocks))
+
+    def _probe(self) -> Tensor:
+        """A little of the text."""
+        windows = self.text.windows
+        n = min(-(-PROBE_TOKENS // windows.context), len(self.text))
+        return windows.window_batch(self.text.numbers(range(n)))
+
+    def _info(
+        self, windows: StoredWindows, tokens: int, sampled: Sampled, unembedding: Unembedding | None
+    ) -> Info:
+        dictionary, settings = self.dictionary, self.settings
+        in_sample = self.text.windows.valid(windows.tokens[sampled.rows()])
+        return Info(
+            kind=dictionary.kind,
+            sources=dictionary.sources,
+            targets=dictionary.targets,
+            code_sources=dictionary.code_sources,
+            n_features=dictionary.n_features,
+            reaches=reaches(dictionary),
+            ranks=dictionary.shape.ranks,
+            model=self.lm.info.name,
+            revision=self.lm.info.revision,
+            data=self.data,
+            dictionary_sha256=sha256_of(dictionary),
+            windows=len(windows),
+            context=self.text.context,
+            documents=len(windows.documents.unique()),
+            tokens=tokens,
+            sampled_tokens=int(in_sample.sum()),
+            examples=settings.examples,
+            intervals=settings.intervals,
+            per_interval=settings.per_interval,
+            before=settings.before,
+            after=settings.after,
+            bins=settings.bins,
+            quantile_levels=settings.quantiles,
+            promoted=settings.promoted,
+            unembedding="none: the model has none"
+            if unembedding is None
+            else unembedding.described,
+            neighbours=settings.neighbours,
+            cofiring=f"Jaccard index of firing tokens; pairs seen together {TOGETHER} times or more",
+            directions=settings.directions,
+            rows=settings.block,
+            versions={name: version(name) for name in ("torch", "transformers")}
+            | {"dictlearn": __version__},
+        )
+
+
+def reaches(dictionary: Dictionary) -> tuple[tuple[int, ...], ...]:
+    """By row of the code: the targets that its features write to."""
+    targets = range(dictionary.n_targets)
+    return tuple(
+        tuple(t for t in targets if s in dictionary.reads(t))
+        for s in range(dictionary.code_sources)
+    )
+
+
+def of_state(state: State, settings: Settings) -> dict[str, Tensor]:
+    """The tensors of a block that the pass alone gives."""
+    counted = state.histogram, state.octave, state.maximum
+    slots, intervals = _examples(state, settings)
+    every = {
+        name: torch.cat([vars(state.top)[name], vars(state.drawn)[name]], 1)
+        for name in ("place", "scale", "shares")
+    }
+    n, e = slots.shape
+    place = every["place"].gather(1, slots).masked_fill_(intervals < INTERVAL_OF_TOP, NOTHING)
+    shape = (n, e, settings.length)
+    return {
+        "count": state.count,
+        "maximum": state.maximum,
+        "mean": (state.total / state.count.clamp_min(1)).float(),
+        "quantiles": histogram.quantiles(*counted, torch.tensor(settings.quantiles)),
+        "histogram": histogram.equal_bins(*counted, settings.bins),
+        "examples": place,
+        "example_intervals": intervals.clamp_min(INTERVAL_OF_TOP).to(torch.int8),
+        "example_scales": every["scale"].gather(1, slots),
+        "example_activations": every["shares"].gather(1, slots[..., None].expand(shape)),
+    }
+
+
+def _examples(state: State, settings: Settings) -> tuple[Tensor, Tensor]:
+    """(which slot of top and drawn, in order, its interval): each [n, K + R]; -2 for an empty one.
+
+    Those drawn that are not among the strongest, from the weakest up, fall into intervals that hold
+    equally many. Drawn uniformly, they are a fair sample of that part of the activations.
+    """
+    top, drawn = state.top, state.drawn
+    n, k = top.place.shape
+    again = (drawn.place[:, :, None] == top.place[:, None]).any(2)
+    there = (drawn.place >= 0) & ~again
+    strength = torch.where(there, drawn.value, torch.inf)
+    order = drawn.place.argsort(dim=1, stable=True)
+    order = order.gather(1, strength.gather(1, order).argsort(dim=1, stable=True))
+    total_n1 = there.sum(1, keepdim=True)
+    number = torch.arange(drawn.place.shape[1]).expand(n, -1)
+    interval = number * settings.intervals // total_n1.clamp_min(1)
+    interval = torch.where(number < total_n1, interval, INTERVAL_OF_TOP - 1)
+    of_top = torch.where(top.place >= 0, INTERVAL_OF_TOP, INTERVAL_OF_TOP - 1)
+    slots = torch.cat([torch.arange(k).expand(n, -1), k + order], 1)
+    return slots, torch.cat([of_top, interval], 1)

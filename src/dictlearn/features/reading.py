@@ -1,0 +1,196 @@
+"""The pass over text: activations, firings, and states on disk that a killed pass goes on from.
+
+Firings are gathered in a buffer. When it is full, or some minutes have gone by, it is sorted by
+feature and the states of all features are read, updated and written anew, one block at a time, into
+a folder that is committed whole: so what is in memory is the buffer and one block, and what is on
+disk is at every moment the state after some whole batches of windows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from dictlearn.ckpt import commit
+from dictlearn.ckpt.files import read_tensors, write_tensors
+from dictlearn.dicts.dictionary import Dictionary
+from dictlearn.features.ragged import Firings
+from dictlearn.features.sample import Sampled
+from dictlearn.features.settings import Settings
+from dictlearn.features.state import State
+from dictlearn.features.text import Text
+from dictlearn.lm.capture import capture
+from dictlearn.lm.language_model import LanguageModel
+
+ENCODED_AT_ONCE = 1 << 26  # pre-activations in memory
+Progress = Callable[[int, int], None]  # (batches done, batches in all)
+
+
+@final
+@dataclass(eq=False)
+class Reading:
+    """One process's share of the pass: batches `rank`, `rank` + `processes`, ...
+
+    Args:
+        folder: its own; the state is in `folder`/state.
+        what: fingerprint of all that the state depends on; a state of something else is dropped.
+    """
+
+    dictionary: Dictionary
+    lm: LanguageModel
+    text: Text
+    settings: Settings
+    folder: Path
+    what: str
+    rank: int = 0
+    processes: int = 1
+
+    def __post_init__(self) -> None:
+        self.n_columns = self.dictionary.code_sources * self.dictionary.n_features
+        self.n_places = len(self.text) * self.text.context
+        self.batches = range(self.rank, self.text.n_batches, self.processes)
+        self.keys: list[Tensor] = []
+        self.values: list[Tensor] = []
+        self.buffered = 0
+        self.done, self.tokens, self.sampled = self._found()
+
+    def run(self, progress: Progress = lambda done, total: None) -> None:
+        """Reads what is left. The state on disk is then that of the whole share."""
+        last = time.monotonic()
+        for number in range(self.done, len(self.batches)):
+            self._read(self.batches[number])
+            self.done = number + 1
+            late = time.monotonic() - last > 60 * self.settings.checkpoint_minutes
+            if self.buffered >= self.settings.buffer or late:
+                self._flush()
+                last = time.monotonic()
+            progress(self.done, len(self.batches))
+        if self.buffered or not self._state.is_dir():
+            self._flush()
+
+    @torch.no_grad()
+    def _read(self, batch: int) -> None:
+        rows = self.text.rows(batch)
+        tokens_BP = self.text.windows.window_batch(self.text.numbers(rows))
+        valid_BP = self.text.windows.valid(tokens_BP)
+        places_N = (rows.start * self.text.context + valid_BP.flatten().nonzero()[:, 0]).cpu()
+        self.tokens += len(places_N)
+        acts = capture(self.lm, tokens_BP, self.dictionary.sources)
+        keep_BP = valid_BP.to(self.lm.device)
+        x_NSD = torch.stack([acts[s][keep_BP].float() for s in self.dictionary.sources], 1)
+        n_at_once = max(1, ENCODED_AT_ONCE // self.n_columns)
+        chunks = zip(x_NSD.split(n_at_once), places_N.split(n_at_once), strict=True)
+        for x_CSD, places_C in chunks:
+            code = self.dictionary.encode(x_CSD)
+            token, source = code.rows // code.n_sources, code.rows % code.n_sources
+            column = (code.features + source * code.n_features).cpu()
+            self.keys.append(column * self.n_places + places_C[token.cpu()])
+            self.values.append(code.values.float().cpu())
+            self.buffered += len(column)
+
+    def _flush(self) -> None:
+        """Takes the buffer into the state and commits it."""
+        keys, order = torch.cat([torch.zeros(0, dtype=torch.int64), *self.keys]).sort()
+        values = torch.cat([torch.zeros(0), *self.values])[order]
+        self.keys, self.values, self.buffered = [], [], 0
+        self.sampled.update(keys, values)
+        old = self._state if self._state.is_dir() else None
+
+        def write(temporary: Path) -> None:
+            for number, first, n in self.blocks():
+                state = self._block(old, number, n)
+                state.update(
+                    self._firings(keys, values, first, n), first, self.text.context, self.settings
+                )
+                write_tensors(temporary / block_file(number), state.tensors())
+            sample = {"keys": self.sampled.keys, "values": self.sampled.values}
+            write_tensors(temporary / "sample.safetensors", sample)
+
+        details = {
+            "what": self.what,
+            "done": self.done,
+            "tokens": self.tokens,
+            "stride": self.sampled.stride,
+        }
+        commit.commit(self._state, write, details=details)
+
+    def blocks(self) -> Iterator[tuple[int, int, int]]:
+        """(number, first column, features) of every block; none spans two sources."""
+        number, n_features = 0, self.dictionary.n_features
+        for source in range(self.dictionary.code_sources):
+            for first in range(0, n_features, self.settings.block):
+                n = min(self.settings.block, n_features - first)
+                yield number, source * n_features + first, n
+                number += 1
+
+    def block(self, number: int, n: int) -> State:
+        """A block's state after what is on disk."""
+        return self._block(self._state, number, n)
+
+    def _block(self, folder: Path | None, number: int, n: int) -> State:
+        if folder is None:
+            return State.empty(n, self.settings)
+        return State.from_tensors(read_tensors(folder / block_file(number)))
+
+    def _firings(self, keys: Tensor, values: Tensor, first: int, n: int) -> Firings:
+        ends = torch.tensor([first * self.n_places, (first + n) * self.n_places])
+        low, high = torch.searchsorted(keys, ends).tolist()
+        keys = keys[low:high]
+        return Firings(keys // self.n_places - first, keys % self.n_places, values[low:high])
+
+    @property
+    def _state(self) -> Path:
+        return self.folder / "state"
+
+    def _found(self) -> tuple[int, int, Sampled]:
+        """(batches done, tokens seen, firings sampled) of the state on disk, or of none."""
+        commit.collect_garbage(self.folder)
+        windows = max(1, self.settings.sample_tokens // self.text.context)
+        stride = -(-len(self.text) // windows)
+        most = self.settings.sample_firings
+        sampled = Sampled.empty(stride, most, self.text.context, self.n_places)
+        if not self._state.is_dir():
+            return 0, 0, sampled
+        try:
+            found = commit.verify(self._state)
+        except ValueError:  # damaged: read again
+            found = {}
+        if found.get("what") != self.what:
+            commit.delete(self._state)
+            return 0, 0, sampled
+        sampled.stride = int(found["stride"])
+        tensors = read_tensors(self._state / "sample.safetensors")
+        sampled.keys, sampled.values = tensors["keys"], tensors["values"]
+        return int(found["done"]), int(found["tokens"]), sampled
+
+
+def block_file(number: int) -> str:
+    return f"block-{number}.safetensors"
+
+
+def fingerprint(dictionary_sha256: str, lm: LanguageModel, text: Text, settings: Settings) -> str:
+    """Of what the state depends on: weights, model, the very tokens, and what is kept of them."""
+    tokens = hashlib.sha256()
+    for batch in range(text.n_batches):
+        ids = text.windows.window_batch(text.numbers(text.rows(batch)))
+        tokens.update(ids.numpy().tobytes())
+    parts: list[Any] = [dictionary_sha256, lm.info.name, lm.info.revision, tokens.hexdigest()]
+    described = json.dumps([*parts, settings.of_the_pass()])
+    return hashlib.sha256(described.encode()).hexdigest()
+
+
+def sha256_of(dictionary: Dictionary) -> str:
+    """Of a dictionary's description and weights."""
+    digest = hashlib.sha256(json.dumps(dictionary.to_json(), sort_keys=True).encode())
+    for name, tensor in sorted(dictionary.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,83 @@
+"""What a harvest keeps, and how much memory it may take."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+AT_LEAST_ONE = (
+    "tokens",
+    "batch_windows",
+    "examples",
+    "bins",
+    "buffer",
+    "block",
+    "sample_tokens",
+    "sample_firings",
+)
+AT_LEAST_ZERO = (
+    "intervals",
+    "per_interval",
+    "before",
+    "after",
+    "promoted",
+    "neighbours",
+    "cofiring",
+    "directions",
+    "checkpoint_minutes",
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The keys of conf/features.yaml that say what is kept. ValueError for a senseless one.
+
+    Memory is bounded by `buffer` (about 50 bytes for each of its firings), `block` (features that
+    are in memory at a time), `sample_firings` (about 40 bytes each) and a batch of windows.
+    """
+
+    tokens: int
+    batch_windows: int
+    examples: int
+    intervals: int
+    per_interval: int
+    before: int
+    after: int
+    bins: int
+    quantiles: tuple[float, ...]
+    promoted: int
+    neighbours: int
+    cofiring: int
+    sample_tokens: int
+    sample_firings: int
+    directions: int
+    buffer: int
+    block: int
+    checkpoint_minutes: float
+
+    def __post_init__(self) -> None:
+        for least, keys in ((1, AT_LEAST_ONE), (0, AT_LEAST_ZERO)):
+            for key in keys:
+                if getattr(self, key) < least:
+                    raise ValueError(f"{key}={getattr(self, key)}: want at least {least}")
+        ascending = list(self.quantiles) == sorted(set(self.quantiles))
+        if not ascending or not all(0 < level < 1 for level in self.quantiles):
+            raise ValueError(
+                f"quantiles={list(self.quantiles)}: want ascending numbers between 0 and 1"
+            )
+
+    @property
+    def drawn(self) -> int:
+        """Firings kept of each feature beside the strongest: a uniform sample of them all."""
+        return self.intervals * self.per_interval
+
+    @property
+    def length(self) -> int:
+        """Tokens in an example's context."""
+        return self.before + 1 + self.after
+
+    def of_the_pass(self) -> dict[str, Any]:
+        """Those that a pass depends on: with others, its state on disk is of no use."""
+        of_the_end = ("quantiles", "bins", "promoted", "neighbours", "cofiring", "directions")
+        free = (*of_the_end, "buffer", "checkpoint_minutes")
+        return {key: value for key, value in asdict(self).items() if key not in free}

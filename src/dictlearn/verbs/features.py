@@ -1,0 +1,119 @@
+"""`dictlearn features`: one pass over held-out text that says what every feature does."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from rich.console import Console
+from rich.progress import Progress, TaskID
+
+from dictlearn.ckpt.dictionary import load_dictionary
+from dictlearn.features.harvest import Harvest
+from dictlearn.features.settings import Settings
+from dictlearn.features.text import Text
+from dictlearn.sources.synthetic import SITE as SYNTHETIC
+from dictlearn.store.features import FeatureStore
+from dictlearn.verbs import build
+from dictlearn.verbs.opened import open_dictionary, where
+
+FOLDER = "features"
+
+
+def main(cfg: DictConfig) -> int:
+    """Reads, writes `features/`, says what was found; returns the process's exit status."""
+    if cfg.processes < 1:
+        raise ValueError(f"processes={cfg.processes}: want at least 1")
+    harvest = opened(cfg)
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        _say(f"Reading {len(harvest.text) * harvest.text.context:,} held-out tokens.")
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def progress(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=total)
+            bar.update(tasks[what], completed=done)
+
+        with _others(cfg) as others:
+            readings = [harvest.read(0, cfg.processes, progress)]
+            for process in others:
+                process.join()
+                if process.exitcode:
+                    return process.exitcode
+        readings += [harvest.read(rank, cfg.processes) for rank in range(1, cfg.processes)]
+        harvest.finish(readings, progress)
+    _report(harvest.folder)
+    return 0
+
+
+def opened(cfg: DictConfig) -> Harvest:
+    """What the configuration asks for, before anything is read. Raises ValueError."""
+    settings = Settings(**{f.name: _plain(cfg[f.name]) for f in fields(Settings)})
+    path, _ = where(cfg, "describe", FOLDER)
+    if load_dictionary(path).training_figures.get("model") == SYNTHETIC:
+        raise ValueError(f"{path}: its activations are synthetic: there is no text to look at")
+    found = open_dictionary(cfg, "describe", FOLDER)
+    text = Text(build.build_windows(cfg, found.lm, "eval"), settings)
+    data = OmegaConf.to_container(cfg.data, resolve=True)
+    assert isinstance(data, dict)
+    plain = {str(key): value for key, value in data.items()}
+    return Harvest(found.dictionary, found.lm, text, settings, found.folder / FOLDER, plain)
+
+
+@contextmanager
+def _others(cfg: DictConfig) -> Iterator[list[SpawnProcess]]:
+    """The processes beside this one; none outlives it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, threads // cfg.processes))
+    context = multiprocessing.get_context("spawn")
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    started = [
+        context.Process(target=_read, args=(plain, rank), daemon=True)
+        for rank in range(1, cfg.processes)
+    ]
+    try:
+        for process in started:
+            process.start()
+        yield started
+    finally:
+        for process in started:
+            if process.is_alive():
+                process.terminate()
+            process.join()
+        torch.set_num_threads(threads)
+
+
+def _read(plain: dict[str, Any], rank: int) -> None:
+    """What another process does: its share, on its own device where there are several."""
+    cfg = OmegaConf.create(plain)
+    os.environ["LOCAL_RANK"] = str(rank)
+    torch.set_num_threads(max(1, torch.get_num_threads() // cfg.processes))
+    opened(cfg).read(rank, cfg.processes)
+
+
+def _report(folder: Path) -> None:
+    store = FeatureStore(folder)
+    info, dead = store.info, store.statistics["dead"]
+    _say(
+        f"{folder}: {len(store):,} features on {info.tokens:,} tokens of {info.documents:,} "
+        f"documents; {int(dead.sum()):,} never fired"
+    )
+
+
+def _plain(value: Any) -> Any:
+    return tuple(value) if isinstance(value, ListConfig) else value
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(text + "\n")

@@ -1,0 +1,112 @@
+"""`dictlearn features`: what it reads, where it writes, how it refuses, and that it goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from dictlearn.ckpt.dictionary import save_dictionary
+from dictlearn.config import compose
+from dictlearn.dicts.sae import sae
+from dictlearn.lm.load import read_info
+from dictlearn.sparsity.topk import TopK
+from dictlearn.store.features import FeatureStore
+from dictlearn.verbs import features
+
+SMALL = ["tokens=2000", "batch_windows=2", "block=40", "before=4", "after=3"]
+
+
+@pytest.fixture(autouse=True)
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Text for pico, a cache of its own, and an SAE."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    lines = [{"text": f"def f{i}(x):\n    return x + {i}\n" * 5} for i in range(60)]
+    (tmp_path / "text.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    dictionary = sae(
+        read_info("pico"), partial(TopK, k=4), "resid_post.1", n_features=64, k=4
+    ).eval()
+    data = {"_target_": "dictlearn.sources.tokens.text_windows", "_partial_": True}
+    data |= {"paths": ["text.jsonl"], "context": 64, "held_out": 0.3}
+    training = {"model": "pico", "revision": None, "data": data}
+    save_dictionary(dictionary, tmp_path / "runs/a/dictionary", training)
+    return tmp_path / "runs/a"
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    names = (path for path in FeatureStore(folder).path.iterdir() if path.name != "manifest.json")
+    return {path.name: path.read_bytes() for path in names}
+
+
+def test_a_run_gets_its_features(run: Path, capsys: pytest.CaptureFixture[str]):
+    assert features.main(compose("features", ["run=runs/a", *SMALL])) == 0
+    store = FeatureStore(run)
+    assert len(store) == 64 and store.info.data["context"] == 64 and store.info.before == 4
+    assert "64 features on" in capsys.readouterr().err
+    assert [path.name for path in (run / "features").iterdir()] == ["store"]
+
+
+def test_processes_share_the_text(run: Path):
+    features.main(compose("features", ["run=runs/a", *SMALL]))
+    one = contents(run)
+    features.main(compose("features", ["run=runs/a", "processes=2", *SMALL]))
+    assert contents(run) == one
+
+
+def test_a_killed_pass_goes_on(run: Path):
+    """kill -9 after some states were committed; what comes out is that of a pass left alone."""
+    overrides = ["run=runs/a", "buffer=1", "batch_windows=1", *SMALL[2:]]
+    slow = (
+        "import time; from dictlearn.features.reading import Reading as R; read = R._read;"
+        "R._read = lambda *a: (time.sleep(0.2), read(*a));"
+        "from dictlearn.config import compose; from dictlearn.verbs.features import main;"
+        f"main(compose('features', {overrides}))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", slow], env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    )
+    manifest = run / "features/partial/0-of-1/state/manifest.json"
+    while not (manifest.is_file() and json.loads(manifest.read_bytes())["done"] >= 3):
+        assert process.poll() is None, "it must not end before it is killed"
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (run / "features/store").exists()
+    features.main(compose("features", overrides))
+    resumed = contents(run)
+    features.main(compose("features", [*overrides, "output=other"]))
+    assert contents(Path("other")) == resumed
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ([], "nothing to describe; want run="),
+        (["run=runs/a", "processes=0"], "processes=0: want at least 1"),
+        (["run=runs/a", "examples=0"], "examples=0: want at least 1"),
+        (["run=runs/a", "quantiles=[1.5]"], "want ascending numbers between 0 and 1"),
+    ],
+    ids=str,
+)
+def test_senseless_requests_are_refused(run: Path, overrides: list[str], message: str):
+    with pytest.raises(ValueError, match=message):
+        features.main(compose("features", overrides))
+    assert not (run / "features").exists()
+
+
+def test_a_dictionary_of_made_up_activations_is_refused(run: Path):
+    path = run / "dictionary/dictionary.json"
+    description = json.loads(path.read_text())
+    description["training"]["model"] = "synthetic"
+    path.write_text(json.dumps(description))
+    (path.parent / "manifest.json").unlink()
+    with pytest.raises(ValueError, match="its activations are synthetic: there is no text"):
+        features.main(compose("features", ["run=runs/a"]))
