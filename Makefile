@@ -10,7 +10,7 @@ BROWSER := tests/browser
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-gpu test-pages check format wheel bench bench-gpu clean
+.PHONY: help demo test test-gpu test-peers test-pages check format wheel bench bench-gpu clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 18
@@ -28,6 +28,9 @@ test: .venv/.installed  ## run the tests
 test-gpu: .venv/.installed  ## run the tests of kernels on a GPU, Triton's for real
 	@$(BIN)/python -c 'import torch; torch.cuda.is_available() or exit("make test-gpu: no CUDA device")'
 	@env -u TRITON_INTERPRET $(BIN)/python -m pytest -q tests/kernels
+
+test-peers: .peers/.installed  ## load exports with SAELens, sparsify and dictionary_learning, and theirs here: about 3 minutes
+	@OMP_NUM_THREADS=1 .peers/bin/python -m pytest -q -n auto --maxprocesses 4 tests/peers
 
 test-pages: .venv/.installed  ## click through the features' pages in Chromium, which must be installed
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(BROWSER)
@@ -73,8 +76,10 @@ clean:  ## remove the environment and build outputs; runs/ stays
 	@$(INSTALL) -e '.[dev]'
 	@touch $@
 
-# The peers bring their own dependencies: an environment of their own.
+# The peers bring their own dependencies: an environment of their own. dictionary-learning asks for
+# an nnsight that no other can live with, and works with the newer one: its dependencies are left out.
 .peers/.installed: .venv/.python pyproject.toml constraints.txt
 	@test -x .peers/bin/python || $(PYTHON) -m venv .peers
-	@.peers/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[peers]'
+	@.peers/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[peers,test]'
+	@.peers/bin/python -m pip install --quiet --disable-pip-version-check --no-deps dictionary-learning==0.1.0
 	@touch $@

@@ -13,12 +13,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "peers: needs pip install '.[peers]'")
+    config.addinivalue_line("markers", "peers: needs make test-peers")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if find_spec("sae_lens") and find_spec("sparsify"):
+    needing = [item for item in items if item.get_closest_marker("peers")]
+    for item in needing:
+        item.add_marker(pytest.mark.filterwarnings("ignore"))  # theirs, when they are imported
+    if all(map(find_spec, ("sae_lens", "sparsify", "dictionary_learning"))):
         return
-    unwanted = [item for item in items if item.get_closest_marker("peers")]
-    items[:] = [item for item in items if item not in unwanted]
-    config.hook.pytest_deselected(items=unwanted)
+    items[:] = [item for item in items if item not in needing]
+    config.hook.pytest_deselected(items=needing)

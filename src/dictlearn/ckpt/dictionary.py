@@ -10,6 +10,7 @@ stranger can describe a dictionary and can't run anything.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +25,20 @@ TENSORS, DESCRIPTION = "dictionary.safetensors", "dictionary.json"
 
 def save_dictionary(dictionary: Dictionary, folder: Path, training: dict[str, Any]) -> None:
     """Writes the folder whole or not at all. `training` is plain JSON about where it came from."""
-    description = {"format": FORMAT, "dictionary": dictionary.to_json(), "training": training}
+    commit.commit(folder, lambda temporary: write_dictionary(dictionary, temporary, training))
+
+
+def write_dictionary(dictionary: Dictionary, folder: Path, training: Mapping[str, Any]) -> None:
+    """The two files alone, into a folder that is there."""
+    description = {"format": FORMAT, "dictionary": dictionary.to_json(), "training": dict(training)}
     text = json.dumps(description, indent=2, allow_nan=False)
-
-    def write(temporary: Path) -> None:
-        write_tensors(temporary / TENSORS, dictionary.state_dict())
-        (temporary / DESCRIPTION).write_text(text + "\n")
-
-    commit.commit(folder, write)
+    write_tensors(folder / TENSORS, dictionary.state_dict())
+    (folder / DESCRIPTION).write_text(text + "\n", encoding="utf-8")
 
 
 def load_dictionary(path: str | Path, revision: str | None = None) -> Dictionary:
-    """The dictionary of a run's folder, of its `dictionary/`, or of a hub repository.
+    """The dictionary of a run's folder, of its `dictionary/`, or of a hub repository (owner/name, or
+    owner/name/folder for one in a folder of it).
 
     A folder that another tool wrote is read by its importer (`ckpt/foreign`). It takes and returns
     raw activations; `.training_figures` says where it came from.
@@ -88,13 +91,15 @@ def _read_foreign(folder: Path) -> Dictionary:
 
 
 def _from_hub(name: str, revision: str | None) -> Path:
+    """The snapshot of a repository, or of one folder in it: owner/name/folder."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    pieces = name.split("/")
+    repo, inner = "/".join(pieces[:2]), "/".join(pieces[2:])
+    wanted = [f"{inner}/*"] if inner else [TENSORS, DESCRIPTION]
     try:
-        return Path(
-            snapshot_download(name, revision=revision, allow_patterns=[TENSORS, DESCRIPTION])
-        )
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=wanted)) / inner
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise ValueError(
             f"{name}: no such folder, and no such dictionary on the hub could be reached"

@@ -33,6 +33,11 @@ def layers(dictionary: Dictionary, folder: Path) -> Iterator[tuple[Dictionary, P
         yield one, inner
 
 
+def first(dictionary: Dictionary, folder: str) -> str:
+    """The folder of the first layer, of those that `layers` writes under `folder`."""
+    return folder if dictionary.n_sources == 1 else f"{folder}/{dictionary.sources[0]}"
+
+
 def said(one: Dictionary) -> dict[str, Any]:
     """What our own importers read back, beside what the format asks for."""
     return {

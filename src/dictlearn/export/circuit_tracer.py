@@ -102,6 +102,15 @@ class CircuitTracer(Exporter):
         text = yaml.safe_dump(settings, sort_keys=False)
         (folder / "config.yaml").write_text(text, encoding="utf-8")
 
+    def usage(self, dictionary: Dictionary, repo: str, inner: str) -> str:
+        return f"""import torch
+from circuit_tracer.utils.hf_utils import load_transcoder_from_hub
+from huggingface_hub import snapshot_download
+
+folder = snapshot_download("{repo}", allow_patterns="{inner}/*")
+transcoders, config = load_transcoder_from_hub(f"{{folder}}/{inner}", device=torch.device("cpu"))
+"""
+
 
 def write_transcoders(dictionary: Dictionary, folder: Path) -> None:
     for i in range(dictionary.n_sources):

@@ -78,6 +78,15 @@ class DictionaryLearning(Exporter):
             }
             (inner / CONFIG).write_text(json.dumps(cfg, indent=2, allow_nan=False) + "\n")
 
+    def usage(self, dictionary: Dictionary, repo: str, inner: str) -> str:
+        inner = _layers.first(dictionary, inner)
+        return f"""from dictionary_learning.utils import load_dictionary
+from huggingface_hub import snapshot_download
+
+folder = snapshot_download("{repo}", allow_patterns="{inner}/*")
+dictionary, config = load_dictionary(f"{{folder}}/{inner}", device="cpu")
+"""
+
 
 @torch.no_grad()
 def _tensors(one: Dictionary) -> dict[str, Tensor]:

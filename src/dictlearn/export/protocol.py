@@ -52,14 +52,27 @@ class Exporter(ABC):
     def write(self, job: Job, folder: Path) -> None:
         """Fills an empty folder, which `dictlearn.load` then reads back to compare."""
 
+    @abstractmethod
+    def usage(self, dictionary: Dictionary, repo: str, inner: str) -> str:
+        """Python that loads it with the tool it is for, from the folder `inner` of a hub repository."""
+
+    def finish(self, folder: Path) -> str | None:  # noqa: B027 most are done
+        """Called with the folder in its place, read back and compared; returns what to say of it."""
+
 
 def check_holds(exporter: Exporter, dictionary: Dictionary, info: ModelInfo) -> None:
     """Raises ValueError, in one sentence with the reason, where the format can't hold it."""
+    reason = why_not(exporter, dictionary, info)
+    if reason is not None:
+        raise ValueError(f"format={exporter.name}: {reason}")
+
+
+def why_not(exporter: Exporter, dictionary: Dictionary, info: ModelInfo) -> str | None:
+    """The reason why the format can't hold it, not even with JumpReLU features; None where it can."""
     sparsity = dictionary.sparsity.name
     held = exporter.holds(dictionary)
     convertible = "jumprelu" in held and sparsity in BECOME_JUMPRELU
     reason = exporter.refusal(dictionary, info)
     if reason is None and sparsity not in held and not convertible:
         reason = f"it holds {' and '.join(sorted(held))} features, and these are {sparsity}"
-    if reason is not None:
-        raise ValueError(f"format={exporter.name}: {reason}")
+    return reason

@@ -58,6 +58,13 @@ class SAELens(Exporter):
             cfg = _config(one, architecture) | {"metadata": _metadata(one, job)}
             (inner / CONFIG).write_text(json.dumps(cfg, indent=2, allow_nan=False) + "\n")
 
+    def usage(self, dictionary: Dictionary, repo: str, inner: str) -> str:
+        inner = _layers.first(dictionary, inner)
+        return f"""from sae_lens import SAE
+
+sae = SAE.from_pretrained("{repo}", "{inner}")
+"""
+
 
 def _architecture(one: Dictionary) -> str:
     if one.sources == one.targets and not one.shape.skip:

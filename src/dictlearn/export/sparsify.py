@@ -78,6 +78,14 @@ class Sparsify(Exporter):
             }
             (inner / CONFIG).write_text(json.dumps(cfg, indent=2) + "\n")
 
+    def usage(self, dictionary: Dictionary, repo: str, inner: str) -> str:
+        return f"""from huggingface_hub import snapshot_download
+from sparsify import SparseCoder
+
+folder = snapshot_download("{repo}", allow_patterns="{inner}/*")
+coders = SparseCoder.load_many(f"{{folder}}/{inner}", local=True)  # by hookpoint
+"""
+
 
 def hookpoint(source: str, target: str, family: str) -> str:
     """The module that sparsify would hook; where there is none of that output, the site's name."""

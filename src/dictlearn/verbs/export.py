@@ -69,6 +69,9 @@ def main(cfg: DictConfig) -> int:
 
     commit(folder, write)
     say(f"{folder}: {exporter.name}, {size(folder) / 1e6:,.1f} MB")
+    done = exporter.finish(folder)
+    if done is not None:
+        say(done)
     return 0
 
 
