@@ -1,0 +1,68 @@
+"""What an explainer is given and what it gives back: one file here and one yaml in conf/explainer."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dictlearn.explain.sample import Firings, Sample
+from dictlearn.store.explanations import Explanation
+from dictlearn.store.features import FeatureStore
+
+Feature = tuple[int, int]  # (source, index)
+Progress = Callable[[str, int, int], None]  # (what, done, of)
+
+
+@dataclass(frozen=True, eq=False)
+class Material:
+    """The text, what fires in it, and when a description counts."""
+
+    sample: Sample
+    firings: Firings
+    untrained: Firings  # of a random dictionary of the same shape and L0, on the same text
+    pieces: Sequence[str]  # text of every token id; empty for special ones
+    threshold: float  # balanced accuracy, and
+    precision: float  # precision, under which a description is unreliable
+    at_least: int  # firings in each half, under which a feature is left out
+    baseline_features: int  # of the random dictionary, to be explained
+    folder: Path  # features/, where an explainer may keep what it has paid for
+    store: FeatureStore | None = None  # promoted and suppressed tokens, if they are known
+    seed: int = 0
+
+    def explainable(self, features: Sequence[Feature], firings: Firings) -> list[Feature]:
+        """Those with enough firings to learn from and enough others to be scored on."""
+        found = []
+        for feature in features:
+            tokens, _ = firings.of(*feature)
+            to_score = int(self.sample.to_score_N[tokens].sum())
+            if min(to_score, len(tokens) - to_score) >= self.at_least:
+                found.append(feature)
+        return found
+
+
+@dataclass(frozen=True)
+class Explained:
+    """What an explainer found: the explanations, and figures of the run as plain JSON.
+
+    `baselines` has the same scores of descriptions that were swapped among the features
+    ("shuffled") and of a random dictionary's own ("random_dictionary"), one number a feature.
+    """
+
+    explanations: list[Explanation] = field(default_factory=list)
+    baselines: dict[str, list[float]] = field(default_factory=dict)
+    figures: dict[str, Any] = field(default_factory=dict)
+
+
+class Explainer(ABC):
+    """Describes features from documents of the "explain" half and scores that on the other."""
+
+    name: str
+
+    @abstractmethod
+    def explain(
+        self, material: Material, features: Sequence[Feature], progress: Progress
+    ) -> Explained:
+        """Of features that are explainable."""

@@ -1,0 +1,191 @@
+"""The text that descriptions come from and are scored on, and where each feature fires in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import Protocol, final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dictlearn.dicts.dictionary import Dictionary
+from dictlearn.lm.capture import capture
+from dictlearn.lm.language_model import LanguageModel
+from dictlearn.sparsity.topk import TopK
+from dictlearn.store.split import split_of
+from dictlearn.types import Code
+
+Index = NDArray[np.int64]
+Progress = Callable[[int, int], None]  # (tokens read, tokens to read)
+
+
+class Windows(Protocol):
+    """Held-out text as rows of token ids, each P long."""
+
+    def __len__(self) -> int: ...
+
+    def window_batch(self, indices: Sequence[int]) -> Tensor: ...
+
+    def valid(self, tokens_BP: Tensor) -> Tensor: ...
+
+    def documents(self, indices: Sequence[int]) -> Tensor: ...
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Firings:
+    """Where each feature fires, among the N tokens of a sample: compressed columns."""
+
+    n_features: int  # F, per source
+    starts: Index  # [S*F + 1]
+    tokens: NDArray[np.int32]  # of each firing, ascending within a feature
+    values: NDArray[np.float32]
+
+    def of(self, source: int, feature: int) -> tuple[Index, NDArray[np.float32]]:
+        """(tokens, activations) of one feature."""
+        column = source * self.n_features + feature
+        low, high = self.starts[column], self.starts[column + 1]
+        return self.tokens[low:high].astype(np.int64), self.values[low:high]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """W windows of P held-out tokens, N of which a dictionary sees.
+
+    Documents of the "explain" half are what explainers may look at, those of the "score" half are
+    what scores come from; no document is in both.
+    """
+
+    tokens_WP: NDArray[np.int64]
+    kept_WP: NDArray[np.bool_]  # N true: neither special nor padding
+    starts_WP: NDArray[np.bool_]  # first tokens of documents
+    documents_WP: Index
+    windows: tuple[int, ...]  # which of the split's windows each row is
+
+    @cached_property
+    def places_N(self) -> Index:
+        """Of each token seen, window row * P + position."""
+        return np.flatnonzero(self.kept_WP)
+
+    @cached_property
+    def documents_N(self) -> Index:
+        return self.documents_WP.ravel()[self.places_N]
+
+    @cached_property
+    def to_score_N(self) -> NDArray[np.bool_]:
+        """Tokens of the "score" half."""
+        numbers, document_N = np.unique(self.documents_N, return_inverse=True)
+        return np.array([split_of(int(n)) == "score" for n in numbers], bool)[document_N]
+
+
+@torch.no_grad()
+def take_sample(
+    lm: LanguageModel,
+    dictionaries: Mapping[str, Dictionary],
+    windows: Windows,
+    n_tokens: int,
+    batch_windows: int = 8,
+    progress: Progress | None = None,
+) -> tuple[Sample, dict[str, Firings]]:
+    """Reads about `n_tokens` positions, windows spread evenly over the split, once for all.
+
+    Args:
+        dictionaries: by name, all of the same sources; on the model's device.
+
+    Raises:
+        ValueError: the text holds no token that a dictionary sees.
+    """
+    context = windows.window_batch([0]).shape[1]
+    wanted = min(-(-n_tokens // context), len(windows))
+    chosen = [i * len(windows) // wanted for i in range(wanted)]
+    parts: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {name: [] for name in dictionaries}
+    tokens, kept, documents, n_kept = [], [], [], 0
+    for start in range(0, wanted, batch_windows):
+        indices = chosen[start : start + batch_windows]
+        tokens_BP = windows.window_batch(indices)
+        kept_BP = windows.valid(tokens_BP)
+        x_NSD = activations(lm, next(iter(dictionaries.values())).sources, tokens_BP, kept_BP)
+        for name, dictionary in dictionaries.items():
+            parts[name].append(_entries(dictionary.encode(x_NSD), n_kept))
+        tokens.append(tokens_BP)
+        kept.append(kept_BP)
+        documents.append(windows.documents(indices))
+        n_kept += int(kept_BP.sum())
+        if progress is not None:
+            progress(min(start + batch_windows, wanted) * context, wanted * context)
+    if n_kept == 0:
+        raise ValueError("data: the held-out split has no tokens to explain features on")
+    kept_WP, documents_WP = torch.cat(kept).numpy(), torch.cat(documents).numpy()
+    sample = Sample(
+        torch.cat(tokens).numpy(),
+        kept_WP,
+        _document_starts(windows, chosen, documents_WP, kept_WP),
+        documents_WP,
+        tuple(chosen),
+    )
+    return sample, {name: _columns(parts[name], one) for name, one in dictionaries.items()}
+
+
+@torch.no_grad()
+def activations(
+    lm: LanguageModel, sites: Sequence[str], tokens_BP: Tensor, kept_BP: Tensor
+) -> Tensor:
+    """x_NSD of the kept positions, in reading order, in float32."""
+    seen = capture(lm, tokens_BP, tuple(dict.fromkeys(sites)))
+    kept_BP = kept_BP.to(lm.device)
+    return torch.stack([seen[site][kept_BP] for site in sites], 1).float()
+
+
+@torch.no_grad()
+def random_like(dictionary: Dictionary, x_NSD: Tensor, seed: int = 0) -> Dictionary:
+    """An untrained dictionary of the same shape: random directions, as many active on a token.
+
+    It is centred on the mean of `x_NSD`, so that what it finds is in how tokens differ; its L0 is
+    what `dictionary` has there, by TopK.
+    """
+    l0 = float(dictionary.encode(x_NSD).l0_NS.double().mean())
+    shape = replace(dictionary.shape, k=float(max(1, round(l0))), prefixes=())
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        untrained = Dictionary(shape, partial(TopK, k=int(shape.k)))
+    untrained = untrained.to(x_NSD).eval().requires_grad_(False)
+    mean_1SD = x_NSD.mean(0, keepdim=True)
+    if shape.centre:
+        untrained.initialise(mean_1SD)
+    pre = untrained.encoder.pre(untrained.read(mean_1SD))
+    untrained.encoder.b_enc.sub_(pre.view_as(untrained.encoder.b_enc))
+    return untrained
+
+
+def _entries(code: Code, first: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(column, token, value) of a code whose first token has this number."""
+    return (
+        code.pattern.columns.int().cpu(),
+        (code.rows // code.n_sources + first).int().cpu(),
+        code.values.float().cpu(),
+    )
+
+
+def _columns(parts: Iterable[tuple[Tensor, Tensor, Tensor]], dictionary: Dictionary) -> Firings:
+    column, token, value = (torch.cat(one).numpy() for one in zip(*parts, strict=True))
+    order = column.argsort(kind="stable")
+    n_columns = dictionary.code_sources * dictionary.n_features
+    starts = np.searchsorted(column[order], np.arange(n_columns + 1))
+    return Firings(dictionary.n_features, starts, token[order], value[order])
+
+
+def _document_starts(
+    windows: Windows, chosen: Sequence[int], documents_WP: Index, kept_WP: NDArray[np.bool_]
+) -> NDArray[np.bool_]:
+    """Where a document begins, the special token in front of it not counted."""
+    before = [int(windows.documents([i - 1])[0, -1]) if i else -1 for i in chosen]
+    previous_WP = np.concatenate([np.array(before)[:, None], documents_WP[:, :-1]], 1)
+    new_WP = documents_WP != previous_WP
+    starts_WP = new_WP & kept_WP
+    starts_WP[:, 1:] |= new_WP[:, :-1] & ~kept_WP[:, :-1]
+    return starts_WP

@@ -1,0 +1,153 @@
+"""`dictlearn explain`: descriptions of features, scored on documents that the explainer never saw."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.progress import Progress as Bar
+from rich.table import Table
+from rich.text import Text
+
+from dictlearn.evals.report import write_report
+from dictlearn.explain.protocol import Explainer, Feature, Material, Progress
+from dictlearn.explain.sample import activations, random_like, take_sample
+from dictlearn.explain.summary import summarised, write_summary
+from dictlearn.store.explanations import add_explanations
+from dictlearn.store.text import token_text
+from dictlearn.verbs import build
+from dictlearn.verbs.opened import Opened, open_dictionary
+
+COUNTS = ("tokens", "windows", "at_least", "baseline_features", "limit")
+
+
+def main(cfg: DictConfig) -> int:
+    """Reads text, explains, scores; then writes features/explanations.jsonl and a summary."""
+    for key in COUNTS:
+        if cfg[key] is not None and cfg[key] < 1:
+            raise ValueError(f"{key}={cfg[key]}: want at least 1")
+    for key in ("threshold", "precision"):
+        if not 0 <= cfg[key] <= 1:
+            raise ValueError(f"{key}={cfg[key]}: want 0 to 1")
+    explainer: Explainer = instantiate(cfg.explainer)
+    opened = open_dictionary(cfg, "explain", "explanations")
+    asked = which(cfg, opened)
+    with _progress() as progress:
+        material = read_material(cfg, opened, progress)
+        live = [feature for feature in asked if len(material.firings.of(*feature)[0])]
+        explained = explainer.explain(
+            material, material.explainable(live, material.firings), progress
+        )
+    summary = summarised(explainer.name, material, len(asked), live, explained)
+    folder = opened.folder / "features"
+    path = add_explanations(folder, explained.explanations)
+    write_summary(folder, summary)
+    if (opened.folder / "figures.json").is_file():
+        write_report(opened.folder)
+    Console().print(table(summary))
+    sys.stderr.write(f"The descriptions: {path}\n")
+    return 0
+
+
+def which(cfg: DictConfig, opened: Opened) -> list[Feature]:
+    """The features that `features` and `limit` name, in order."""
+    dictionary = opened.dictionary
+    sources, size = dictionary.code_sources, dictionary.n_features
+    asked = [(s, i) for s in range(sources) for i in range(size)]
+    if cfg.features is not None:
+        asked = [_feature(str(name), sources, size) for name in cfg.features]
+    if cfg.limit is not None and cfg.limit < len(asked):
+        drawn = np.random.default_rng(cfg.seed).permutation(len(asked))[: cfg.limit]
+        asked = [asked[i] for i in sorted(drawn)]
+    return asked
+
+
+def _feature(name: str, sources: int, size: int) -> Feature:
+    found = re.fullmatch(r"(?:(\d+)/)?(\d+)", name)
+    feature = (int(found[1] or 0), int(found[2])) if found else (sources, size)
+    if not (feature[0] < sources and feature[1] < size):
+        raise ValueError(
+            f"features={name}: want <source>/<index> with a source from 0 to {sources - 1} and an "
+            f"index from 0 to {size - 1}"
+        )
+    return feature
+
+
+def read_material(cfg: DictConfig, opened: Opened, progress: Progress) -> Material:
+    """Held-out text, and the firings there of the dictionary and of a random one like it."""
+    lm, dictionary = opened.lm, opened.dictionary
+    windows = build.build_windows(cfg, lm, "eval")
+    if len(windows) == 0:
+        raise ValueError("data: the held-out split has no text to explain features on")
+    first_BP = windows.window_batch(range(min(cfg.windows, len(windows))))
+    x_NSD = activations(lm, dictionary.sources, first_BP, windows.valid(first_BP))
+    both = {"own": dictionary, "untrained": random_like(dictionary, x_NSD, cfg.seed)}
+    sample, firings = take_sample(
+        lm,
+        both,
+        windows,
+        cfg.tokens,
+        cfg.windows,
+        lambda done, total: progress("running the model", done, total),
+    )
+    assert lm.tokenizer is not None, "text data wants one, and has said so"
+    pieces = token_text(lm.tokenizer, range(lm.info.vocab_size))
+    return Material(
+        sample=sample,
+        firings=firings["own"],
+        untrained=firings["untrained"],
+        pieces=["" if i in lm.special_ids else piece for i, piece in enumerate(pieces)],
+        threshold=cfg.threshold,
+        precision=cfg.precision,
+        at_least=cfg.at_least,
+        baseline_features=cfg.baseline_features,
+        folder=opened.folder / "features",
+        seed=cfg.seed,
+    )
+
+
+def table(summary: Mapping[str, Any]) -> Table:
+    """Coverage, and the distribution of scores beside the baselines."""
+    shown = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1))
+    names = ("", "features", "mean", "p05", "p25", "p50", "p75", "p95")
+    for name in names:
+        shown.add_column(name, justify="right" if name else "left", no_wrap=True)
+    own = summary["scores"].get("balanced_accuracy", {})
+    rows = [("balanced accuracy", {"n": summary["explained"], **own})]
+    rows += [(name.replace("_", " "), b) for name, b in summary["baselines"].items()]
+    for name, figures in rows:
+        cells = [f"{figures[key]:.2f}" if key in figures else "" for key in names[2:]]
+        shown.add_row(Text(name), f"{figures['n']:,}", *cells)
+    shared = summary["described_at_balanced_accuracy"].items()
+    said = ", ".join(f"{value:.1%} at {bar}" for bar, value in shared)
+    shown.caption = (
+        f"of {summary['live']:,} live features: {said}; {summary['reliable']:,} reliable "
+        f"({summary['reliable_means']}); {summary['left_out']:,} left out, "
+        f"{summary['left_out_because']}"
+    )
+    shown.caption_justify = "left"
+    return shown
+
+
+@contextmanager
+def _progress() -> Iterator[Progress]:
+    """Bars on a terminal, a line a stage elsewhere."""
+    console = Console(stderr=True)
+    with Bar(console=console, transient=True, disable=not console.is_terminal) as bar:
+        tasks: dict[str, Any] = {}
+
+        def report(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=total)
+                if not console.is_terminal:
+                    sys.stderr.write(f"{what}\n")
+            bar.update(tasks[what], completed=done, total=total)
+
+        yield report

@@ -1,0 +1,97 @@
+"""`dictlearn explain`: from a saved dictionary to scored descriptions, on disk and in the report."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from functools import partial
+
+import pytest
+
+from dictlearn.ckpt.dictionary import save_dictionary
+from dictlearn.config import compose
+from dictlearn.dicts.sae import sae
+from dictlearn.lm.load import read_info
+from dictlearn.sparsity.topk import TopK
+from dictlearn.store.explanations import read_explanations
+from dictlearn.verbs import explain
+
+SMALL = ["tokens=2048", "windows=4", "baseline_features=5", "at_least=4"]
+
+
+@pytest.fixture(autouse=True)
+def one_text(tmp_path, monkeypatch):
+    """Text for pico, and a cache of its own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    lines = [{"text": f"def f{i}(x):\n    return 'a {i}' + x[{i}:]\n" * 6} for i in range(60)]
+    (tmp_path / "text.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    save(tmp_path / "run/dictionary")
+
+
+def save(folder, n_features=64):
+    info = replace(read_info("pico"))
+    dictionary = sae(info, partial(TopK, k=4), "resid_post.1", n_features=n_features, k=4).eval()
+    data = {
+        "_target_": "dictlearn.sources.tokens.text_windows",
+        "_partial_": True,
+        "paths": ["text.jsonl"],
+        "context": 64,
+        "held_out": 0.5,
+    }
+    save_dictionary(dictionary, folder, {"model": "pico", "revision": None, "data": data})
+
+
+def run(*overrides):
+    return explain.main(compose("explain", ["run=run", *SMALL, *overrides]))
+
+
+def test_features_get_descriptions_scores_and_baselines(tmp_path, capsys):
+    assert run() == 0
+    found = read_explanations(tmp_path / "run/features")
+    summary = json.loads((tmp_path / "run/features/explanations.json").read_text())
+    assert len(found) == summary["explained"] > 10
+    assert summary["live"] == summary["explained"] + summary["left_out"]
+    assert summary["tokens"]["explain"] and summary["tokens"]["score"]
+    assert {"shuffled", "random_dictionary"} == summary["baselines"].keys()
+    assert all(e.baselines.keys() == summary["baselines"].keys() for e in found.values())
+    good = [e for e in found.values() if e.reliable]
+    assert good and all(e.scores["balanced_accuracy"] >= 0.8 and e.text for e in good)
+    assert summary["scores"]["balanced_accuracy"]["mean"] > summary["baselines"]["shuffled"]["mean"]
+    wrong = [e for e in found.values() if e.scores["recall"] < 1 or e.scores["precision"] < 1]
+    assert wrong and all("<<" in failure.text for e in wrong for failure in e.failing)
+    assert all(failure.fired != failure.predicted for e in wrong for failure in e.failing)
+    output = capsys.readouterr()
+    assert "shuffled" in output.out and "explanations.jsonl" in output.err
+
+
+def test_the_same_run_says_the_same(tmp_path):
+    for output in ("a", "b"):
+        run(f"output={output}")
+    first, second = ((tmp_path / o / "features/explanations.jsonl").read_text() for o in "ab")
+    assert first == second
+    assert not (tmp_path / "run/features").exists()
+
+
+def test_some_features_only(tmp_path):
+    run("features=[3,0/5]", "at_least=1")
+    assert set(read_explanations(tmp_path / "run/features")) <= {(0, 3), (0, 5)}
+    run("limit=7")
+    assert json.loads((tmp_path / "run/features/explanations.json").read_text())["features"] == 7
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["features=[64]"], "features=64: want <source>/<index> with a source from 0 to 0"),
+        (["features=[a]"], "features=a: want <source>/<index>"),
+        (["limit=0"], "limit=0: want at least 1"),
+        (["threshold=80"], "threshold=80: want 0 to 1"),
+        (["explainer.terms=0"], "explainer.terms=0: want at least 1"),
+    ],
+    ids=str,
+)
+def test_senseless_requests_are_refused(tmp_path, overrides, message):
+    with pytest.raises(Exception, match=message):
+        run(*overrides)
+    assert not (tmp_path / "run/features").exists()
