@@ -14,6 +14,7 @@ from dictlearn.ckpt.dictionary import save_dictionary
 from dictlearn.config import compose
 from dictlearn.dicts.plt import plt
 from dictlearn.export.circuit_tracer import CircuitTracer
+from dictlearn.export.features import FeatureExporter
 from dictlearn.export.protocol import Exporter
 from dictlearn.lm.load import read_info
 from dictlearn.sparsity.topk import TopK
@@ -104,4 +105,4 @@ def test_what_reads_back_otherwise_is_not_kept(run, monkeypatch):
 @pytest.mark.parametrize("name", config.options("format"))
 def test_every_format_is_an_exporter_of_its_name(name):
     exporter = export.build_exporter(compose("export", [f"format={name}"]))
-    assert isinstance(exporter, Exporter) and exporter.name == name
+    assert isinstance(exporter, Exporter | FeatureExporter) and exporter.name == name

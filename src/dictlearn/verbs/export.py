@@ -21,11 +21,15 @@ from dictlearn.evals.observe import windows_read
 from dictlearn.evals.reconstruction import ReconstructionSums
 from dictlearn.export.calibrate import as_jumprelu
 from dictlearn.export.compare import TOLERANCE, difference
+from dictlearn.export.features import FeatureExporter, FeatureJob
 from dictlearn.export.protocol import Exporter, Job, check_holds
+from dictlearn.lm.load import load_tokenizer
 from dictlearn.sources.reader import Reader
+from dictlearn.store.explanations import read_explanations
+from dictlearn.store.features import FeatureStore
 from dictlearn.types import Batch, ModelInfo
 from dictlearn.verbs import build
-from dictlearn.verbs.opened import Opened, open_dictionary
+from dictlearn.verbs.opened import Opened, open_dictionary, where
 
 
 def main(cfg: DictConfig) -> int:
@@ -34,6 +38,8 @@ def main(cfg: DictConfig) -> int:
         if cfg[key] < 1:
             raise ValueError(f"{key}={cfg[key]}: want at least 1")
     exporter = build_exporter(cfg)
+    if isinstance(exporter, FeatureExporter):
+        return export_features(cfg, exporter)
 
     def check(dictionary: Dictionary, info: ModelInfo) -> None:
         check_fits(dictionary, info)
@@ -75,7 +81,31 @@ def main(cfg: DictConfig) -> int:
     return 0
 
 
-def build_exporter(cfg: DictConfig) -> Exporter:
+def export_features(cfg: DictConfig, exporter: FeatureExporter) -> int:
+    """The same for what `dictlearn features` found."""
+    path, output = where(cfg, "export", "exports")
+    store = FeatureStore(path)
+    reason = exporter.refusal(store.info)
+    if reason is not None:
+        raise ValueError(f"format={exporter.name}: {reason}")
+    tokenizer = load_tokenizer(store.info.model, store.info.revision)
+    if tokenizer is None:
+        raise ValueError(
+            f"format={exporter.name}: {store.info.model} has no tokenizer to show text"
+        )
+    job = FeatureJob(store, read_explanations(store.folder), tokenizer)
+    folder = output if cfg.output else output / "export" / exporter.name
+
+    def write(temporary: Path) -> None:
+        exporter.write(job, temporary)
+        say(exporter.check(job, temporary))
+
+    commit(folder, write)
+    say(f"{folder}: {exporter.name}, {size(folder) / 1e6:,.1f} MB")
+    return 0
+
+
+def build_exporter(cfg: DictConfig) -> Exporter | FeatureExporter:
     if not cfg.get("format"):
         raise ValueError(
             f"format: none was given; want format=<{'|'.join(config.options('format'))}>"
