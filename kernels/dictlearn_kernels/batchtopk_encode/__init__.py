@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dictlearn_kernels import bounds, dispatch, selection
 from dictlearn_kernels.batchtopk_encode import reference
-from dictlearn_kernels.linear import pre_activations
+from dictlearn_kernels.linear import passing, pre_activations
 from dictlearn_kernels.selection import Selection
 from dictlearn_kernels.threshold_encode import threshold_encode
 
@@ -36,7 +36,7 @@ def batchtopk_encode(
         if how == "reference":
             return reference.batchtopk_encode(x_RSD, W_SCD, b_SC, budget)
         if how == "cpu" and not bounds.certifies(x_RSD, dtype):
-            return _of_dense(pre_activations(x_RSD, W_SCD, b_SC), budget)
+            return _of_dense(passing(x_RSD, W_SCD, b_SC), budget)
         sample = pre_activations(x_RSD[::STRIDE], W_SCD[:, ::STRIDE], b_SC[:, ::STRIDE])
         bound = float(_bound(sample.flatten(), budget * sample.numel() / _size(x_RSD, W_SCD)))
         found = _above(x_RSD, W_SCD, b_SC, bound, matmul_dtype)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dictlearn_kernels import bounds, dispatch, selection
+from dictlearn_kernels.linear import passing
 from dictlearn_kernels.selection import Selection
 from dictlearn_kernels.threshold_encode import reference
 
@@ -30,10 +31,11 @@ def threshold_encode(
     dtype = matmul_dtype or x_RD.dtype
     how = dispatch.choose("threshold_encode", x_RD, _unserved(x_RD, dtype))
     with torch.no_grad():
-        if how != "triton" and (how == "reference" or not bounds.certifies(x_RD, dtype)):
+        if how == "reference" or len(x_RD) == 0:
             return reference.threshold_encode(x_RD, W_CD, b_C, threshold_C)
-        if len(x_RD) == 0:
-            return reference.threshold_encode(x_RD, W_CD, b_C, threshold_C)
+        if how == "cpu" and not bounds.certifies(x_RD, dtype):
+            pre_RC = passing(x_RD[:, None], W_CD[None], b_C[None])
+            return reference.select_above(pre_RC, threshold_C)
         threshold_C = torch.as_tensor(threshold_C, dtype=x_RD.dtype, device=x_RD.device)
         threshold_C = threshold_C.expand(len(W_CD)).contiguous()
         if how == "triton":

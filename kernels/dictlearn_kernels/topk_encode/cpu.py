@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from dictlearn_kernels import bounds
+from dictlearn_kernels.linear import passing
 
 # scripts/bench_selection.py: groups of so many columns, and where they pay.
 GROUP = 8
@@ -35,7 +36,7 @@ def largest(pre_RC: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 def dense(x_RD: Tensor, W_CD: Tensor, b_C: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """(values, columns) [R, k] of the k largest entries of every row of x W^T + b."""
-    return largest(torch.addmm(b_C, x_RD, W_CD.T), k)
+    return largest(passing(x_RD[:, None], W_CD[None], b_C[None]), k)
 
 
 def candidates(
