@@ -9,7 +9,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from dictlearn.evals import layers, table
+from dictlearn.evals import attribution, layers, table
 from dictlearn.evals.record import read_record
 from dictlearn.evals.report.history import read_history
 from dictlearn.evals.report.layer_plots import layer_plots
@@ -26,8 +26,8 @@ BY_LAYER = (
 def write_report(folder: Path) -> Path:
     """Writes report.html and figures/*.png from the run folder's own files; returns the page.
 
-    Reads figures.json (ValueError if there is none) and, where they exist, metrics.jsonl and
-    config.yaml. Nothing else goes in: a report can be written again at any time.
+    Reads figures.json (ValueError if there is none) and, where they exist, metrics.jsonl,
+    attribution.json and config.yaml. Nothing else goes in: a report can be written again at any time.
     """
     record = read_record(folder)
     history = read_history(folder / "metrics.jsonl")
@@ -40,7 +40,8 @@ def write_report(folder: Path) -> Path:
     path, partial = folder / "report.html", folder / "report.html.partial"
     name = folder.resolve().name
     settings = read_settings(folder / "config.yaml")
-    html = page(name, record, settings, training, evaluation, by_layer)
+    traced = attribution.read_attribution(folder)
+    html = page(name, record, settings, training, evaluation, by_layer, traced)
     partial.write_text(html, encoding="utf-8")
     partial.replace(path)
     return path
@@ -53,6 +54,7 @@ def page(
     training: Iterable[Plot],
     evaluation: Iterable[Plot],
     by_layer: Iterable[Plot] = (),
+    traced: Mapping[str, Any] | None = None,
 ) -> str:
     """The whole HTML document. `settings` is the run's configuration as YAML, or empty."""
     sections = [
@@ -60,6 +62,7 @@ def page(
         _comparison(record),
         _side_by_side(record),
         _replacement(record),
+        _attribution(traced),
         _plots("By layer", BY_LAYER, by_layer, "plots few"),
         _plots("Training", "As logged during the run, on training text.", training, "plots"),
         _plots("On held-out text", "Valid tokens only.", evaluation, "plots few"),
@@ -167,6 +170,20 @@ def _replacement(record: Mapping[str, Any]) -> str:
 the mean over each alone, half the mean over the even and the odd layers. The score is 1 minus KL over
 the KL of zero ablation of the same layers.</p>
 {_table(heads, layers.REPLACED, body)}
+</section>"""
+
+
+def _attribution(traced: Mapping[str, Any] | None) -> str:
+    if traced is None:
+        return ""
+    body = [([prompt, name], cells, own) for prompt, name, cells, own in attribution.rows(traced)]
+    versions = ", ".join(f"{name} {version}" for name, version in traced["versions"].items())
+    return f"""<section>
+<h2>Attribution graphs</h2>
+<p class="note">Of prompts, by circuit-tracer. The replacement score is the share of the tokens'
+influence on the output that reaches it through features and not through errors; completeness, the share
+of all nodes' inputs, weighted by their influence, that are not errors. {escape(versions)}.</p>
+{_table(["Prompt", "Dictionary"], attribution.COLUMNS, body)}
 </section>"""
 
 

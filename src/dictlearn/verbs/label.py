@@ -1,0 +1,100 @@
+"""`dictlearn label`: descriptions of features into the nodes of circuit-tracer's graphs."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from dictlearn.export.graph_labels import Label, by_tokens, described, label_nodes, read_graph
+from dictlearn.lm.load import load_tokenizer
+from dictlearn.store.explanations import read_explanations
+from dictlearn.store.features import FeatureStore
+
+METADATA = "graph-metadata.json"  # circuit-tracer's list of the graphs in a folder
+
+
+def main(cfg: DictConfig) -> int:
+    """Reads all graphs before it writes the first."""
+    for key, wanted in {"run": "a run's folder", "graph": "a graph's file or folder"}.items():
+        if cfg[key] is None:
+            raise ValueError(f"nothing to label; want {key}=<{wanted}>")
+    if cfg.tokens < 0:
+        raise ValueError(f"tokens={cfg.tokens}: want 0 or more")
+    paths = graphs(Path(cfg.graph))
+    label = labels(Path(cfg.run), cfg.tokens)
+    finished = []
+    for path in paths:
+        graph = read_graph(path)
+        named, features = label_nodes(graph, path, label)
+        finished.append((destination(path, cfg), graph, f"{named} of {features} features named"))
+    for path, graph, said in finished:
+        write(path, graph)
+        sys.stderr.write(f"{path}: {said}\n")
+    return 0
+
+
+def graphs(place: Path) -> list[Path]:
+    if place.is_file():
+        return [place]
+    found = sorted(path for path in place.glob("*.json") if path.name != METADATA)
+    if not found:
+        raise ValueError(f"graph={place}: no such file, and no folder with graphs' JSON files")
+    return found
+
+
+def labels(run: Path, n_tokens: int) -> Label:
+    """What is known of a layer's feature: its description, else its tokens, else nothing."""
+    if not run.is_dir():
+        raise ValueError(f"run={run}: no such folder")
+    explanations = read_explanations(run / "features")
+    store = FeatureStore(run) if (run / "features" / "store").is_dir() else None
+    if store is None and not explanations:
+        raise ValueError(
+            f"run={run}: nothing is known of its features; dictlearn features run={run}, then "
+            f"dictlearn explain run={run}, find it out"
+        )
+    if store is not None:
+        check_layers(store, run)
+    tokenizer = None
+    if store is not None and n_tokens > 0:
+        tokenizer = load_tokenizer(store.info.model, store.info.revision)
+
+    def label(layer: int, index: int) -> str:
+        explanation = explanations.get((layer, index))
+        if explanation is not None and explanation.text:
+            return described(explanation)
+        if store is None or tokenizer is None:
+            return ""
+        return by_tokens(store, tokenizer, layer, index, n_tokens)
+
+    return label
+
+
+def check_layers(store: FeatureStore, run: Path) -> None:
+    """A graph's layers are the rows of the code only where every layer has one."""
+    names = tuple(f"mlp_in.{layer}" for layer in range(store.info.code_sources))
+    if store.info.sources != names:
+        raise ValueError(
+            f"run={run}: its features are those of {', '.join(store.info.sources)}; graphs have "
+            f"those of the MLPs of every layer"
+        )
+
+
+def destination(path: Path, cfg: DictConfig) -> Path:
+    if cfg.output is None:
+        return path
+    output = Path(cfg.output)
+    return output if Path(cfg.graph).is_file() and output.suffix == ".json" else output / path.name
+
+
+def write(path: Path, graph: dict[str, Any]) -> None:
+    """Whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
+    partial.write_text(json.dumps(graph, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    partial.replace(path)

@@ -1,0 +1,17 @@
+"""`dictlearn report`: a run's page, from the files in its folder; nothing is computed."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from dictlearn.evals.report import write_report
+
+
+def main(cfg: DictConfig) -> int:
+    if cfg.run is None:
+        raise ValueError("nothing to report on; want run=<a run's folder>")
+    sys.stderr.write(f"The report: {write_report(Path(cfg.run))}\n")
+    return 0
