@@ -10,10 +10,10 @@ BROWSER := tests/browser
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-gpu test-peers test-pages check format wheel bench bench-gpu clean
+.PHONY: help demo test test-gpu test-peers test-pages test-attribution check format wheel bench bench-gpu clean
 
 help:  ## this list
-	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 18
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 26
 
 demo: .venv/.installed  ## train an SAE on the embedded model and report on it: about 4 minutes
 	@rm -rf runs/demo
@@ -34,6 +34,9 @@ test-peers: .peers/.installed  ## load exports with SAELens, sparsify and dictio
 
 test-pages: .venv/.installed  ## click through the features' pages in Chromium, which must be installed
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(BROWSER)
+
+test-attribution: .venv/.installed .attribution/.installed  ## run circuit-tracer on exported dictionaries: about 2 minutes
+	@OMP_NUM_THREADS=1 .attribution/bin/python -m pytest -q -c tests/attribution/pytest.ini tests/attribution
 
 check: .venv/.installed-dev  ## format, lint, types and the import rule
 	$(BIN)/ruff check .
@@ -58,7 +61,7 @@ bench-gpu: .peers/.installed  ## the same on a GPU: about half an hour
 	@.peers/bin/python scripts/profile_train.py
 
 clean:  ## remove the environment and build outputs; runs/ stays
-	rm -rf .venv .peers dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .peers .attribution dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 
 .venv/.python:
 	@test -n "$(PYTHON)" || { echo "dictlearn needs Python 3.11, 3.12 or 3.13 with venv and pip;" \
@@ -82,4 +85,12 @@ clean:  ## remove the environment and build outputs; runs/ stays
 	@test -x .peers/bin/python || $(PYTHON) -m venv .peers
 	@.peers/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[peers,test]'
 	@.peers/bin/python -m pip install --quiet --disable-pip-version-check --no-deps dictionary-learning==0.1.0
+	@touch $@
+
+# circuit-tracer wants an older transformers than dictlearn: another one.
+.attribution/.installed: .venv/.python constraints-attribution.txt
+	@echo "Installing circuit-tracer into .attribution; the first time takes a few minutes"
+	@test -x .attribution/bin/python || $(PYTHON) -m venv .attribution
+	@.attribution/bin/python -m pip install --quiet --disable-pip-version-check \
+		-c constraints-attribution.txt torch transformers nnsight circuit-tracer pytest
 	@touch $@

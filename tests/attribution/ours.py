@@ -1,0 +1,85 @@
+"""Run by dictlearn's own environment: trains, exports, and writes down what our side computes.
+
+Transcoders per layer with a skip and a CLT are trained for a moment; a tied CLT with a window is as
+it was initialised.
+
+python ours.py <folder>
+"""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from pathlib import Path
+
+import torch
+
+import dictlearn
+from dictlearn import cli
+from dictlearn.ckpt.dictionary import save_dictionary
+from dictlearn.ckpt.files import write_tensors
+from dictlearn.dicts.clt import clt
+from dictlearn.lm.capture import capture
+from dictlearn.lm.load import load_model, read_info
+from dictlearn.sparsity.jumprelu import JumpReLU
+
+TEXT = "def add(first, second):\n    return first + second\n\nclass Error(ValueError):\n    pass\n"
+SMALL = [
+    "steps=80",
+    "batch_tokens=512",
+    "source.buffer_tokens=8192",
+    "source.lm_batch_windows=8",
+    "data.context=128",
+    "data.max_tokens=60000",
+    "dict.n_features=512",
+    "optim.lr=3e-3",
+    "beside=false",
+    "eval=reconstruction",
+    "eval_tokens=1024",
+    "trainer=cpu",
+]
+TRAINED = {  # each way that features come to have thresholds
+    "plt": ["dict=plt", "sparsity=topk", "dict.skip=true"],
+    "clt": ["dict=clt", "sparsity=batchtopk"],
+}
+
+
+def main(folder: Path) -> None:
+    for name, options in TRAINED.items():
+        run(["train", f"run_dir={folder / name}", f"name={name}", *SMALL, *options])
+    text = dictlearn.load(folder / "clt").training_figures
+    few = partial(JumpReLU, init_threshold=2.0)  # of 512 features, some ten on a token
+    tied = clt(read_info("pico"), few, n_features=512, tied=True, window=2)
+    save_dictionary(tied.eval(), folder / "tied" / "dictionary", text)
+    names = [*TRAINED, "tied"]
+    for name in names:
+        run(["export", f"run={folder / name}", "format=circuit_tracer", "tokens=4096"])
+    lm = load_model("pico")
+    assert lm.tokenizer is not None
+    tokens_BP = torch.tensor([[1, *lm.tokenizer(TEXT, add_special_tokens=False)["input_ids"]]])
+    tensors = {"tokens": tokens_BP[0], "logits": lm.logits(tokens_BP)[0].float()}
+    for name in names:
+        # What was exported: thresholds have replaced TopK.
+        dictionary = dictlearn.load(folder / name / "export" / "circuit_tracer")
+        acts = capture(lm, tokens_BP, [*dictionary.sources, *dictionary.targets])
+        x_NSD = torch.stack([acts[site][0] for site in dictionary.sources], dim=1)
+        code = dictionary.encode(x_NSD)
+        tensors |= {
+            "x": x_NSD,
+            f"{name}/code": code.dense(),
+            f"{name}/y_hat": dictionary.decode(code, x_NSD),
+        }
+    write_tensors(folder / "ours.safetensors", tensors)
+
+
+def run(arguments: list[str]) -> None:
+    sys.argv = ["dictlearn", *arguments]
+    try:
+        cli.main()
+    except SystemExit as done:
+        if done.code:
+            raise
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,103 @@
+"""circuit-tracer itself, on dictionaries trained and exported here: loaded, attributed, scored.
+
+Needs the environment of `make test-attribution`, and beside it dictlearn's own: the two want
+different versions of transformers, and meet through files alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from circuit_tracer.graph import Graph
+from circuit_tracer.utils.hf_utils import load_transcoder_from_hub
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+ROOT = Path(__file__).parents[2]
+PICO = ROOT / "src" / "dictlearn" / "lm" / "pico"
+DICTLEARN = os.environ.get("DICTLEARN_PYTHON", str(ROOT / ".venv" / "bin" / "python"))
+NAMES = ("plt", "clt", "tied")
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three dictionaries with their exports, and `ours.safetensors`."""
+    folder = tmp_path_factory.mktemp("trained")
+    paths = [str(ROOT / "src"), str(ROOT / "kernels")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    ours = Path(__file__).with_name("ours.py")
+    subprocess.run([DICTLEARN, str(ours), str(folder)], check=True, env=environment, cwd=folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def ours(trained: Path) -> dict[str, torch.Tensor]:
+    return load_file(trained / "ours.safetensors")
+
+
+def close(theirs: torch.Tensor, ours: torch.Tensor, tolerance: float = 1e-5) -> None:
+    error = (theirs - ours).abs().max() / ours.abs().max()
+    assert float(error) <= tolerance
+
+
+def test_pico_is_the_same_model_under_transformers_4(ours):
+    """Its config.json is version 5's: rope_parameters, dtype."""
+    model = AutoModelForCausalLM.from_pretrained(PICO, dtype=torch.float32)
+    with torch.no_grad():
+        close(model(ours["tokens"][None]).logits[0], ours["logits"], 1e-4)
+    tokenizer = AutoTokenizer.from_pretrained(PICO)
+    assert tokenizer.bos_token_id == 1  # not 0, which circuit-tracer takes for no BOS at all
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+@pytest.mark.parametrize("name", NAMES)
+def test_it_encodes_and_decodes_as_we_do(name, lazy, trained, ours):
+    folder = trained / name / "export" / "circuit_tracer"
+    transcoders, _ = load_transcoder_from_hub(
+        str(folder), device=torch.device("cpu"), lazy_encoder=lazy, lazy_decoder=lazy
+    )
+    x_SND = ours["x"].transpose(0, 1).contiguous()
+    with torch.no_grad():
+        code_SNF = transcoders.encode(x_SND)
+        y_hat_TND = transcoders.decode(code_SNF, x_SND)
+    wanted_SNF = ours[f"{name}/code"].transpose(0, 1)
+    assert int((wanted_SNF > 0).sum()) > 100
+    assert torch.equal(code_SNF > 0, wanted_SNF > 0)
+    close(code_SNF, wanted_SNF)
+    close(y_hat_TND, ours[f"{name}/y_hat"].transpose(0, 1))
+
+
+def test_graphs_are_made_scored_and_reported(trained):
+    run = trained / "clt"
+    dictionaries = [f"{name}={trained / name / 'export' / 'circuit_tracer'}" for name in NAMES]
+    prompts = trained / "prompts.json"
+    prompts.write_text(json.dumps(["def add(first, second):\n    return first +", "import os\n"]))
+    script = ROOT / "scripts" / "attribution_scores.py"
+    command = [sys.executable, str(script), "--run", str(run), "--prompts", str(prompts)]
+    subprocess.run([*command, "--max-feature-nodes", "512", *dictionaries], check=True)
+
+    record = json.loads((run / "attribution.json").read_text())
+    assert set(record["dictionaries"]) == set(NAMES)
+    for name, found in record["dictionaries"].items():
+        assert 0.05 < found["replacement"] < 1 and 0.2 < found["completeness"] < 1, name
+        assert len(found["prompts"]) == 2
+        graph = Graph.from_pt(str(run / "graphs" / name / f"{name}-0.pt"))
+        assert graph.adjacency_matrix.isfinite().all() and len(graph.active_features) > 10
+        drawn = json.loads((run / "graphs" / name / f"{name}-0.json").read_text())
+        kinds = {node["feature_type"] for node in drawn["nodes"]}
+        assert "cross layer transcoder" in kinds and "logit" in kinds
+        assert drawn["links"]
+
+    paths = [str(ROOT / "src"), str(ROOT / "kernels")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    command = [DICTLEARN, "-c", "from dictlearn.cli import main; main()", "report", f"run={run}"]
+    subprocess.run(command, check=True, env=environment)
+    page = (run / "report.html").read_text()
+    assert "Attribution graphs" in page
+    assert f"{record['dictionaries']['clt']['replacement']:.3f}" in page
