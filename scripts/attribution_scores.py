@@ -7,8 +7,9 @@
     dictlearn report run=runs/clt
 
 Writes <run>/attribution.json (scores of every prompt, and their means) and <run>/graphs/<name>/:
-a .pt graph and a pruned JSON graph for each prompt. Each name=folder is a dictionary to trace; the
-report shows them side by side. Reads nothing of dictlearn: the folders alone.
+a .pt graph and a pruned JSON graph for each prompt. Each name=folder is a dictionary to trace, and so
+is each with its decoder rows shuffled: what features that mean nothing would score. The report shows
+them side by side. Reads nothing of dictlearn: the folders alone.
 """
 
 from __future__ import annotations
@@ -58,11 +59,14 @@ def main() -> None:
             **{name: version(name) for name in ("circuit-tracer", "nnsight", "transformers")},
         },
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "dictionaries": {
-            name: traced(name, folder, model, prompts, settings, args.run / "graphs" / name)
-            for name, folder in args.dictionaries
-        },
+        "dictionaries": {},
     }
+    for name, folder in args.dictionaries:
+        output = args.run / "graphs" / name
+        found = traced(name, folder, model, prompts, settings, output)
+        record["dictionaries"][name] = found
+        label = f"{name}, decoder shuffled"
+        record["dictionaries"][label] = traced(label, folder, model, prompts, settings, None)
     path, partial = args.run / "attribution.json", args.run / "attribution.json.partial"
     partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     partial.replace(path)
@@ -75,24 +79,29 @@ def traced(
     model: Path,
     prompts: list[str],
     settings: dict[str, int],
-    output: Path,
+    output: Path | None,
 ) -> dict[str, Any]:
-    """Scores of one dictionary on every prompt, and their means."""
+    """Scores of one dictionary on every prompt, and their means. Without an output it is shuffled."""
     cpu = torch.device("cpu")
     # A whole path is taken as a folder; a relative one would be looked for on the hub.
-    transcoders, _ = load_transcoder_from_hub(str(folder.resolve()), device=cpu)
+    lazy = output is not None
+    transcoders, _ = load_transcoder_from_hub(str(folder.resolve()), device=cpu, lazy_decoder=lazy)
+    if output is None:
+        shuffle(transcoders)
     replacement = ReplacementModel.from_pretrained_and_transcoders(
         str(model), transcoders, backend="nnsight", device=cpu
     )
-    output.mkdir(parents=True, exist_ok=True)
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
     rows = []
     for number, prompt in enumerate(prompts):
         started = time.perf_counter()
         graph = attribute(prompt, replacement, **settings)
         score, completeness = compute_graph_scores(graph)
         slug = f"{name}-{number}"
-        graph.to_pt(str(output / f"{slug}.pt"))
-        create_graph_files(graph, slug, str(output.resolve()), scan=transcoders.scan)
+        if output is not None:
+            graph.to_pt(str(output / f"{slug}.pt"))
+            create_graph_files(graph, slug, str(output.resolve()), scan=transcoders.scan)
         rows.append(
             {
                 "prompt": prompt,
@@ -113,6 +122,16 @@ def traced(
         key: sum(row[key] for row in rows) / len(rows) for key in ("replacement", "completeness")
     }
     return {"folder": str(folder), **means, "prompts": rows}
+
+
+@torch.no_grad()
+def shuffle(transcoders: torch.nn.Module) -> None:
+    """Every feature writes what another of its layer wrote; when it fires stays as it is."""
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in transcoders.named_parameters():
+        if "W_dec" in name:
+            order = torch.randperm(len(parameter), generator=generator)
+            parameter.copy_(parameter[order])
 
 
 def check_config(model: Path) -> None:

@@ -144,7 +144,7 @@ class HeldOut:
 
 
 def held_out(cfg: DictConfig, opened: Opened) -> tuple[HeldOut, HeldOut]:
-    """Two halves of the held-out text: to fit thresholds on, and to compare on."""
+    """Every other window each: to fit thresholds on, and to compare on."""
     windows = build.build_windows(cfg, opened.lm, "eval")
     sites = list(dict.fromkeys(opened.dictionary.sources + opened.dictionary.targets))
     reader = Reader(opened.lm, windows, sites, "error")
@@ -159,7 +159,7 @@ def held_out(cfg: DictConfig, opened: Opened) -> tuple[HeldOut, HeldOut]:
     def part(numbers: list[int]) -> HeldOut:
         return HeldOut(reader, opened.dictionary, numbers, cfg.windows, windows.context)
 
-    return part(spread[: n // 2]), part(spread[n // 2 :])
+    return part(spread[::2]), part(spread[1::2])
 
 
 def conversion(before: Dictionary, after: Dictionary, exact: bool, unseen: HeldOut) -> str:
