@@ -82,10 +82,12 @@ def listed(browser: Browser) -> list[str]:
 def test_it_opens_on_an_overview(browser, page):
     browser.open(page)
     at(browser, None)
-    assert browser.value(HEADING) == "small"
+    assert browser.value(HEADING) == "Features of small"
     assert browser.value("document.getElementById('count').textContent") == "12 of 12 features"
     assert listed(browser)[:2] == ["mlp_in.0/0", "mlp_in.0/1"]
-    assert "12 features of clt" in browser.value("document.querySelector('.lede').textContent")
+    assert "CLT on mlp_in.0, mlp_in.1 → mlp_out.0, mlp_out.1 of pico: 12 features" in browser.value(
+        "document.querySelector('.lede').textContent"
+    )
 
 
 def test_nothing_but_files_is_loaded(browser, page):

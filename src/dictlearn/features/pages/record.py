@@ -7,7 +7,7 @@ feature is silent are put together: most of a context costs no more than its let
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -18,7 +18,7 @@ from dictlearn.store.text import token_text
 
 SHOWN_FAILURES = 12
 LONGEST_FAILURE = 600  # characters
-SUMMARY_TOKENS, SUMMARY_LETTERS = 5, 20
+SUMMARY_TOKENS, SUMMARY_LETTERS, SUMMARY_SPACES = 5, 20, 4
 WHITESPACE = {"\n": "↵", "\r": "␍", "\t": "⇥", " ": "·"}  # as in site/dom.js
 
 
@@ -154,5 +154,6 @@ def _pairs(scores: Mapping[str, float]) -> list[list[Any]]:
 
 def _visible(text: str) -> str:
     """A token in a list: without the space before it, and cut; whitespace alone as signs."""
-    bare: Sequence[str] = text.strip() or [WHITESPACE.get(letter, letter) for letter in text]
-    return "".join(bare)[:SUMMARY_LETTERS]
+    if bare := text.strip():
+        return bare[:SUMMARY_LETTERS]
+    return "".join(WHITESPACE.get(letter, letter) for letter in text[:SUMMARY_SPACES])

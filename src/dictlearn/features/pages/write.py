@@ -32,6 +32,7 @@ PAGE, FOLDER = "index.html", "pages"
 CHUNK_BYTES = 192 << 10  # a browser reads and parses it in a few milliseconds
 INDEX_ROWS = 16384
 NONE, RELIABLE, UNRELIABLE = 0, 1, 2  # as in site/data.js
+KINDS = {"sae": "SAE", "plt": "PLT", "clt": "CLT", "molt": "MOLT"}  # others are words
 
 Explanations = Mapping[tuple[int, int], Explanation]
 
@@ -157,16 +158,19 @@ def status(explanation: Explanation | None) -> int:
 
 def _about(store: FeatureStore, explanations: Explanations) -> dict[str, Any]:
     info = store.info
-    sources, targets = (_sites(names) for names in (info.sources, info.targets))
-    sites = sources if sources == targets else f"{sources} \N{RIGHTWARDS ARROW} {targets}"
     scores = [main_score(one) for one in explanations.values() if one.text]
     names = {score[0].replace("_", " ") for score in scores if score is not None}
+    where = f"{_path(info.sources, info.targets)} of {info.model}"
     return {
         "title": store.folder.resolve().parent.name,
-        "what": f"{info.kind} on {sites} of {info.model}",
+        "what": f"{KINDS.get(info.kind, info.kind)} on {where}",
         "code_sources": info.code_sources,
         "n_features": info.n_features,
         "sites": list(info.code_names),
+        "paths": [
+            _path((store.site(source),), store.target_sites(source))
+            for source in range(info.code_sources)
+        ],
         "tokens": info.tokens,
         "documents": info.documents,
         "quantile_levels": list(info.quantile_levels),
@@ -185,8 +189,13 @@ def _means(explanations: Explanations) -> list[list[Any]]:
     return [[name, short(sum(values) / len(values))] for name, values in found.items()]
 
 
-def _sites(names: tuple[str, ...]) -> str:
-    return ", ".join(names) if len(names) <= 2 else f"{names[0]} to {names[-1]}"
+def _path(sources: tuple[str, ...], targets: tuple[str, ...]) -> str:
+    """What is read and what is written; one name where they are the same."""
+    read, written = (
+        ", ".join(names) if len(names) <= 2 else f"{names[0]} to {names[-1]}"
+        for names in (sources, targets)
+    )
+    return read if read == written else f"{read} \N{RIGHTWARDS ARROW} {written}"
 
 
 def _numbered(folder: Path, name: str, number: int) -> Path:

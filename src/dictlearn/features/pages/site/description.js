@@ -10,7 +10,7 @@ function descriptionOf(explanation) {
   return el("section", { class: reliable ? "description" : "description doubtful" },
     reliable ? null : el("p", { class: "warning" }, el("b", {}, "Unreliable description. "),
       "On text that its author never saw it does not tell where the feature fires."),
-    el("p", { class: "text" }, text),
+    el("p", { class: "text" }, prose(text)),
     el("p", { class: "note" }, `by ${authorOf(explanation)}, scored on ${whole(n_examples)} examples of other documents`),
     scoresOf(scores, baselines, reliable),
     failing.length ? failures(explanation) : null);

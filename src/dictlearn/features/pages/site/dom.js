@@ -32,6 +32,11 @@ function token(text) {
   return el("code", { class: "token" }, ...parts.map((p) => (p in SIGNS ? sign(SIGNS[p]) : p)));
 }
 
+// Prose in which `...` quotes what may be a token.
+function prose(text) {
+  return text.split(/(`[^`]+`)/).filter((part) => part !== "").map((part) => (/^`[^`]+`$/.test(part) ? token(part.slice(1, -1)) : part));
+}
+
 function sign(text) {
   return el("span", { class: "sign" }, text);
 }

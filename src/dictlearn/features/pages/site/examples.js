@@ -7,15 +7,26 @@
 
 const LEVELS = 10; // shades of a mark, as in style.css
 
-function examplesTable(examples, maximum) {
-  return el("div", { class: "examples" }, examples.map((example) => exampleLine(example, maximum)));
+// The first `shown` of them, and a button for the rest.
+function examplesTable(examples, maximum, shown) {
+  const lines = (some) => some.map((example) => exampleLine(example, maximum));
+  const box = el("div", { class: "examples" }, lines(examples.slice(0, shown)));
+  if (examples.length <= shown) return box;
+  const more = el("button", { type: "button", class: "more" }, `${examples.length - shown} more`);
+  more.addEventListener("click", () => more.replaceWith(...lines(examples.slice(shown))));
+  box.append(more);
+  return box;
+}
+
+function peakOf([, , , peak, pieces]) {
+  return pieces[peak][1];
 }
 
 function exampleLine(example, maximum) {
   const [document, window, position, peak, pieces] = example;
   const line = el("details", {},
     el("summary", {},
-      el("span", { class: "value" }, short(pieces[peak][1])),
+      el("span", { class: "value" }, short(peakOf(example))),
       el("span", { class: "left" }, el("span", {}, pieces.slice(0, peak).map((p) => piece(p, maximum, flat)))),
       el("span", { class: "right" }, pieces.slice(peak).map((p, i) => piece(p, maximum, flat, i === 0)))));
   line.addEventListener("toggle", () => {

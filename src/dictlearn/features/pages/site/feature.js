@@ -1,6 +1,8 @@
 // The page of one feature.
 "use strict";
 
+const SHOWN_TOP = 12, SHOWN_DRAWN = 4; // examples before the rest is asked for
+
 function featureView(feature, href) {
   const { row } = feature;
   return [
@@ -8,7 +10,7 @@ function featureView(feature, href) {
     el("header", {},
       el("h1", {}, "Feature ", el("span", { class: "number" }, String(indexOf(row))),
         feature.dead ? el("span", { class: "badge" }, "dead") : null),
-      el("p", { class: "site" }, data.info.sites[sourceOf(row)])),
+      el("p", { class: "site" }, data.info.paths[sourceOf(row)])),
     descriptionOf(feature.explanation),
     feature.dead
       ? el("p", { class: "note" }, `It never fired in ${whole(data.info.tokens)} tokens.`)
@@ -16,14 +18,14 @@ function featureView(feature, href) {
         figure("Density", share(feature.density), `1 token in ${whole(Math.round(1 / feature.density))}`),
         figure("Firings", whole(feature.count), `of ${whole(data.info.tokens)} tokens`),
         figure("Maximum", short(feature.maximum), `mean ${short(feature.mean)}`)),
-    feature.top.length ? section("Strongest activations", null, examplesTable(feature.top, feature.maximum)) : null,
-    intervalsOf(feature),
-    feature.dead ? null : section("Activations", "Counts of its firings, on a logarithmic scale.", activationChart(feature)),
+    feature.top.length ? section("Strongest activations", null, examplesTable(feature.top, feature.maximum, SHOWN_TOP)) : null,
     feature.transform ? transformOf(feature.transform) : null,
     writesOf(feature),
     el("div", { class: "pair" },
       related("Nearest decoders", "Cosine of decoder vectors.", feature.neighbours, href),
-      related("Fires together with", "Jaccard: tokens with both over tokens with either.", feature.cofiring, href)),
+      related("Fires together with", "Tokens on which both fire, over those on which either does.", feature.cofiring, href)),
+    feature.dead ? null : section("Activations", "Counts of its firings, on a logarithmic scale.", activationChart(feature)),
+    intervalsOf(feature),
   ].filter((part) => part !== null);
 }
 
@@ -52,10 +54,14 @@ function featureNav(row, href) {
 function intervalsOf({ intervals, maximum }) {
   const drawn = intervals.map((examples, q) => ({ examples, q })).filter(({ examples }) => examples.length).reverse();
   if (!drawn.length) return null;
-  return section("From strong to weak", "Drawn at random from intervals of its activations.",
-    drawn.map(({ examples, q }) => el("div", { class: "interval" },
-      el("h3", {}, `interval ${q + 1} of ${intervals.length}`),
-      examplesTable(examples, maximum))));
+  return section("From strong to weak", "Drawn at random from intervals of its other activations, each of equally many.",
+    drawn.map(({ examples, q }) => {
+      const strongest = examples.toSorted((a, b) => peakOf(b) - peakOf(a));
+      const range = `${short(peakOf(strongest.at(-1)))} to ${short(peakOf(strongest[0]))}`;
+      return el("div", {},
+        el("h3", {}, `Interval ${q + 1} of ${intervals.length}: ${range}`),
+        examplesTable(strongest, maximum, SHOWN_DRAWN));
+    }));
 }
 
 function activationChart({ histogram, maximum, count, quantiles }) {

@@ -65,10 +65,10 @@ function listRow(row, place) {
 // A description, struck as unreliable where it is; else the tokens that the feature fires on.
 function summaryOf(row) {
   if (data.text[row]) {
-    return el("span", { class: data.status[row] === UNRELIABLE && "doubtful" }, data.text[row]);
+    return el("span", { class: data.status[row] === UNRELIABLE && "doubtful" }, prose(data.text[row]));
   }
   if (data.density[row] === 0) return el("span", { class: "silent" }, "never fired");
-  return el("span", { class: "tokens" }, data.tokens[row]);
+  return el("span", { class: "fired" }, data.tokens[row]);
 }
 
 function scoreOf(row) {

@@ -13,7 +13,7 @@ function overviewView() {
   const described = statuses[RELIABLE] + statuses[UNRELIABLE];
   return [
     el("nav", { class: "narrow" }, el("a", { class: "back", href: address(null) }, "All features")),
-    el("header", {}, el("h1", {}, info.title), el("p", { class: "lede" }, lede(info))),
+    el("header", {}, el("h1", {}, `Features of ${info.title}`), el("p", { class: "lede" }, lede(info))),
     el("dl", { class: "key" },
       figure("Live features", whole(live), `${share(dead / data.rows)} never fired`),
       figure("Described", whole(statuses[RELIABLE]), `${share(statuses[RELIABLE] / (live || 1))} of the live`),
@@ -27,7 +27,7 @@ function overviewView() {
 }
 
 function lede(info) {
-  return `${whole(data.rows)} features of ${info.what}, seen on ${whole(info.tokens)} tokens of ${whole(info.documents)} held-out documents.`;
+  return `${info.what}: ${whole(data.rows)} features, seen on ${whole(info.tokens)} tokens of ${whole(info.documents)} held-out documents.`;
 }
 
 function keyHelp(key, what) {
