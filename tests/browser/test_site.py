@@ -145,6 +145,18 @@ def test_a_click_opens_and_back_returns(browser, page):
     at(browser, None)
 
 
+def test_a_search_leaves_the_feature_where_it_was_read(browser, page):
+    browser.look(1400, 400)
+    browser.open(page, "#/0/0")
+    browser.value("document.getElementById('view').scrollTop = 200")
+    browser.press("/")
+    browser.type("bracket")
+    assert listed(browser) == ["mlp_in.0/4"]
+    assert browser.value("document.getElementById('view').scrollTop") == 200
+    assert browser.value("document.querySelector('#view nav .place').textContent") == ""
+    assert browser.value("document.querySelector('#view .links a').hash").endswith("?q=bracket")
+
+
 def test_an_address_opens_the_feature_and_the_search(browser, page):
     browser.open(page, "#/1/2?sort=density&site=1")
     at(browser, len(RULES) + 2)

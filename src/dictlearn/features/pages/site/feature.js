@@ -117,7 +117,7 @@ function tokenBars(title, tokens, most) {
 function related(title, note, links, href) {
   const most = Math.max(...links.map(([, value]) => Math.abs(value)), 0);
   const line = ([row, value]) => barLine(
-    el("a", { href: href(row) }, el("span", { class: "name" }, nameOf(row)), summaryOf(row)), value, most, value.toFixed(2));
+    el("a", { href: href(row), "data-row": row }, el("span", { class: "name" }, nameOf(row)), summaryOf(row)), value, most, value.toFixed(2));
   return section(title, note, links.length
     ? el("ul", { class: "bars links" }, links.map(line))
     : el("p", { class: "note" }, "None."));

@@ -48,7 +48,14 @@ async function show() {
   }
   document.body.dataset.open = row === null && !state.about ? "list" : "view";
   markOpen(row);
-  await showView(row);
+  if (row === wanted.row) keepSearch(row); else await showView(row);
+}
+
+// Another search beside the same feature: what it is stays, and how far it was read; links keep the search.
+function keepSearch(row) {
+  const view = byId("view");
+  for (const link of view.querySelectorAll("a[data-row]")) link.href = address(Number(link.dataset.row));
+  if (row !== null) view.querySelector("nav")?.replaceWith(featureNav(row, address));
 }
 
 async function showView(row) {
