@@ -51,7 +51,8 @@ def test_a_run_gets_its_features(run: Path, capsys: pytest.CaptureFixture[str]):
     store = FeatureStore(run)
     assert len(store) == 64 and store.info.data["context"] == 64 and store.info.before == 4
     assert "64 features on" in capsys.readouterr().err
-    assert [path.name for path in (run / "features").iterdir()] == ["store"]
+    written = {path.name for path in (run / "features").iterdir()}
+    assert written == {"store", "pages", "index.html"}
 
 
 def test_processes_share_the_text(run: Path):

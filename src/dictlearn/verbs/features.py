@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from multiprocessing.context import SpawnProcess
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +24,7 @@ from dictlearn.sources.synthetic import SITE as SYNTHETIC
 from dictlearn.store.features import FeatureStore
 from dictlearn.verbs import build
 from dictlearn.verbs.opened import open_dictionary, where
+from dictlearn.verbs.pages import write_site
 
 FOLDER = "features"
 
@@ -53,7 +53,10 @@ def main(cfg: DictConfig) -> int:
                     return process.exitcode
         readings += [harvest.read(rank, cfg.processes) for rank in range(1, cfg.processes)]
         harvest.finish(readings, progress)
-    _report(harvest.folder)
+    store = FeatureStore(harvest.folder)
+    _report(store)
+    if cfg.pages:
+        write_site(store, harvest.lm.tokenizer)
     return 0
 
 
@@ -102,11 +105,10 @@ def _read(plain: dict[str, Any], rank: int) -> None:
     opened(cfg).read(rank, cfg.processes)
 
 
-def _report(folder: Path) -> None:
-    store = FeatureStore(folder)
+def _report(store: FeatureStore) -> None:
     info, dead = store.info, store.statistics["dead"]
     _say(
-        f"{folder}: {len(store):,} features on {info.tokens:,} tokens of {info.documents:,} "
+        f"{store.folder}: {len(store):,} features on {info.tokens:,} tokens of {info.documents:,} "
         f"documents; {int(dead.sum()):,} never fired"
     )
 

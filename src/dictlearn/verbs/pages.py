@@ -8,6 +8,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import Progress
+from transformers import PreTrainedTokenizerBase
 
 from dictlearn.features.pages import write_pages
 from dictlearn.lm.load import load_tokenizer
@@ -21,17 +22,22 @@ def main(cfg: DictConfig) -> int:
         tokenizer = load_tokenizer(store.info.model, store.info.revision)
     else:
         tokenizer = load_tokenizer(cfg.tokenizer)
-    explanations = read_explanations(store.folder)
-    folder = store.folder if cfg.output is None else Path(cfg.output)
+    write_site(store, tokenizer, None if cfg.output is None else Path(cfg.output))
+    return 0
+
+
+def write_site(
+    store: FeatureStore, tokenizer: PreTrainedTokenizerBase | None, folder: Path | None = None
+) -> None:
+    """The site of `store` and of the explanations beside it, and where it is; also for other verbs."""
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("writing pages", total=len(store))
         page = write_pages(
             store,
-            explanations,
+            read_explanations(store.folder),
             tokenizer,
-            folder,
+            store.folder if folder is None else folder,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
-    sys.stderr.write(f"{len(store):,} features: open {page} in a browser\n")
-    return 0
+    sys.stderr.write(f"The pages: {page}\n")
