@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,16 @@ def test_a_card_without_figures_or_licence_says_so(tmp_path):
     (tmp_path / "bare").mkdir()
     Hub().write(type(job)(bare, {}, INFO, None, job.samples), tmp_path / "bare")
     assert "No evaluation was saved" in (tmp_path / "bare" / "README.md").read_text()
+
+
+def test_descriptions_come_along(tmp_path):
+    run, folder, job = tmp_path / "run", tmp_path / "new", job_of(made("topk", "sae"))
+    for path in (run / "features", folder):
+        path.mkdir(parents=True)
+    (run / "features" / "explanations.jsonl").write_text('{"feature": 3}\n')
+    Hub().write(replace(job, run=run), folder)
+    assert (folder / "features" / "explanations.jsonl").read_text() == '{"feature": 3}\n'
+    assert "Where `reliable` is false" in (folder / "README.md").read_text()
 
 
 def test_a_conversion_is_named_on_the_card(tmp_path):

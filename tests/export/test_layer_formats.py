@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import dictlearn
-from dictlearn.dicts.dictionary import Dictionary
+from dictlearn.dicts.dictionary import Dictionary, from_json
 from dictlearn.export.compare import difference
 from dictlearn.export.dictionary_learning import DictionaryLearning
 from dictlearn.export.protocol import Exporter, Job
@@ -20,6 +20,7 @@ from dictlearn.export.sparsify import Sparsify, hookpoint
 from dictlearn.types import ModelInfo
 from tests.dictionaries import activations
 from tests.dicts.test_equivalent import stretched
+from tests.dicts.test_start import again, batch, begun
 
 INFO = ModelInfo("org/model", None, "qwen3", 4, 16, 100, 128)
 TRAINING = {"tokens": 1000, "seed": 3, "data": {"_target_": "a.stdlib_windows", "context": 64}}
@@ -76,6 +77,22 @@ def test_what_is_written_reads_back(exporter, shape, sparsity, tmp_path):
     found = difference(dictionary, again, job.samples())
     assert found.small and next(job.samples()).shape[1] == dictionary.n_sources, found
     assert not again.training and not any(p.requires_grad for p in again.parameters())
+
+
+@pytest.mark.parametrize("exporter", [SAELens(), Sparsify(), DictionaryLearning()])
+def test_training_can_start_from_what_was_exported(exporter, tmp_path):
+    saelens = exporter.name == "saelens"
+    dictionary, read = (
+        made("jumprelu" if saelens else "topk", "skip" if saelens else "sae"),
+        batch(),
+    )
+    exporter.write(job_of(dictionary), tmp_path)
+    start = dictlearn.load(tmp_path).double()
+    fresh = from_json(dictionary.to_json() | {"unit_norm": False}).double()
+    same = again(begun(fresh, start, read), read)
+    torch.testing.assert_close(
+        same(read.x_NSD), dictionary.double()(read.x_NSD), rtol=1e-4, atol=1e-4
+    )
 
 
 def test_all_that_these_formats_have_in_common_is_tested():

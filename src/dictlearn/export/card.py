@@ -34,9 +34,20 @@ FIGURES = {  # of figures.json: what it is, in words; how many digits
     "replacement/all_free/kl": ("KL with every layer replaced, nats per token", ".4f"),
 }
 
+EXPLAINED = (
+    "`features/explanations.jsonl` has one JSON object a line: source, feature, text, and how well "
+    "the text predicted firing on documents that its author had not seen (`scores`), beside a "
+    "shuffled description and a random dictionary (`baselines`). Where `reliable` is false, don't "
+    "rely on the text."
+)
+
 
 def model_card(
-    job: Job, repo: str | None, license: str | None, usages: Mapping[str, tuple[str, str]]
+    job: Job,
+    repo: str | None,
+    license: str | None,
+    usages: Mapping[str, tuple[str, str]],
+    explained: bool = False,
 ) -> str:
     """Markdown.
 
@@ -44,6 +55,7 @@ def model_card(
         repo: the repository it is meant for, None where that isn't known.
         license: of the weights, in the hub's words; None says none.
         usages: heading -> (what to know, Python that loads it).
+        explained: whether descriptions of the features are beside it.
     """
     dictionary = job.dictionary
     kind = KINDS.get(dictionary.kind, dictionary.kind)
@@ -65,6 +77,8 @@ def model_card(
     ]
     for heading, (note, code) in {"dictlearn": ("", _own(repo)), **usages}.items():
         parts += [f"### {heading}", *([note] if note else []), f"```python\n{code.strip()}\n```"]
+    if explained:
+        parts += ["## Descriptions of its features", EXPLAINED]
     parts.append(f"Made with dictlearn {__version__}.")
     return "\n\n".join(parts) + "\n"
 

@@ -3,10 +3,12 @@
 dictionary.safetensors, dictionary.json    our own form, for `dictlearn.load`
 README.md                                  the model card
 <format>/                                  what other tools read, for each of `formats`
+features/explanations.jsonl                what is said of each feature, where the run has it
 """
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +31,8 @@ from dictlearn.export.card import SOMEWHERE, model_card
 from dictlearn.export.compare import difference
 from dictlearn.export.protocol import Exporter, Job, why_not
 from dictlearn.types import ModelInfo
+
+EXPLANATIONS = Path("features", "explanations.jsonl")
 
 
 @final
@@ -87,7 +91,11 @@ class Hub(Exporter):
             _compare(exporter.name, dictionary, inner, job)
             repo = self.push or SOMEWHERE
             usages[exporter.name] = (note, exporter.usage(dictionary, repo, exporter.name))
-        card = model_card(job, self.push, self.license, usages)
+        explained = job.run is not None and (job.run / EXPLANATIONS).is_file()
+        if job.run is not None and explained:
+            (folder / EXPLANATIONS).parent.mkdir()
+            shutil.copyfile(job.run / EXPLANATIONS, folder / EXPLANATIONS)
+        card = model_card(job, self.push, self.license, usages, explained)
         (folder / "README.md").write_text(card, encoding="utf-8")
 
     def usage(self, dictionary: Dictionary, repo: str, inner: str) -> str:
