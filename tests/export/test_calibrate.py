@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dictlearn.export.calibrate import as_jumprelu
+from dictlearn.export.calibrate import as_jumprelu, thresholds_of_equal_rates
 from dictlearn.export.compare import difference
-from dictlearn.sparsity.jumprelu import JumpReLU
+from dictlearn.sparsity.topk import TopK
 from tests.dictionaries import activations, small_dictionary
 
 
@@ -22,17 +22,26 @@ def test_gated_and_relu_are_jumprelu_exactly(sparsity):
     assert dictionary.sparsity.name == sparsity  # the one given is as it was
 
 
-def test_topk_keeps_its_l0_and_each_source_its_own_threshold():
+@pytest.mark.parametrize("across_layers", [False, True])
+def test_a_topk_feature_fires_as_often_as_before(across_layers):
     dictionary, x = small_dictionary("topk", sites=2).eval(), activations(2000, 2)
-    dictionary.encoder.W_enc.data[1] *= 5
-    dictionary.encoder.b_enc.data[1] *= 5
+    assert isinstance(dictionary.sparsity, TopK)
+    dictionary.sparsity.across_layers = across_layers
+    dictionary.encoder.b_enc.data[0, :3] = -9  # these never fire
+    before = (dictionary.encode(x).dense() > 0).sum(0)
     converted, exact = as_jumprelu(dictionary, lambda: x.split(300))
-    assert not exact
-    l0 = converted.encode(x).l0_NS.double().mean(0)
-    torch.testing.assert_close(l0, torch.full((2,), 4.0).double(), atol=0.01, rtol=0)
-    assert isinstance(converted.sparsity, JumpReLU)
-    first, second = converted.sparsity.threshold_SF[:, 0]
-    assert second > 3 * first
+    assert not exact and int((before == 0).sum()) >= 3
+    assert torch.equal((converted.encode(x).dense() > 0).sum(0), before)
+
+
+def test_thresholds_of_equal_rates_are_those_of_sorting_everything():
+    dictionary, x = small_dictionary("topk").eval(), activations(500)
+    count_F = (dictionary.encode(x).dense() > 0).sum((0, 1))
+    pre_NF = dictionary.encoder.pre(dictionary.read(x)).sort(0, descending=True).values
+    theta_F = thresholds_of_equal_rates(dictionary, lambda: x.split(64))[0]
+    for f, count in enumerate(count_F.tolist()):
+        low, high = pre_NF[count, f], pre_NF[max(count - 1, 0), f]
+        assert low <= theta_F[f] <= high or (count and 0.9 * high < theta_F[f] < high)
 
 
 def test_a_difference_is_seen_in_codes_and_in_reconstructions():

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from dictlearn.dicts.dictionary import Dictionary
-from dictlearn.sparsity.batchtopk import BatchTopK
 from dictlearn.sparsity.gated import Gated
 from dictlearn.sparsity.jumprelu import JumpReLU
 from dictlearn.sparsity.relu import ReLU
 from dictlearn.sparsity.topk import TopK
 
+MARGIN = 0.9  # how far below a feature's weakest firing the next weaker value is looked for
 BECOME_JUMPRELU = ("topk", "gated", "relu")  # batchtopk already has, in its inference form
 
 
@@ -26,13 +26,13 @@ def as_jumprelu(
 
     ReLU is JumpReLU with thresholds 0. Gated is too, exactly: with u = W x it fires where
     u + b_gate > 0 at strength exp(r) u + b_mag, so where that strength is above
-    b_mag - exp(r) b_gate. TopK is not: as with BatchTopK, it gets the one threshold for each source
-    that gives k features per token on the held-out activations `x_NSD()`.
+    b_mag - exp(r) b_gate. TopK is not: every feature gets the threshold above which it fires as
+    often as it did on the held-out activations `x_NSD()`, which are read twice. One threshold for
+    all of a layer, as BatchTopK has, loses more: a feature's rivals for the k places differ.
     """
     converted = copy.deepcopy(dictionary)
     sparsity, encoder = converted.sparsity, converted.encoder
     jumprelu = JumpReLU(encoder.n_sources, encoder.n_features, init_threshold=0.0)
-    exact = True
     if isinstance(sparsity, Gated):
         scale_SF, b_gate_SF = sparsity.r_SF.exp(), encoder.b_enc.clone()
         threshold_SF = (sparsity.b_mag_SF - scale_SF * b_gate_SF).clamp_min(0)
@@ -40,15 +40,58 @@ def as_jumprelu(
         encoder.b_enc.copy_(sparsity.b_mag_SF)
         jumprelu.raw_threshold_SF.data = threshold_SF
     elif isinstance(sparsity, TopK):
-        exact = False
-        budget = BatchTopK(
-            encoder.n_sources,
-            encoder.n_features,
-            sparsity.k,
-            across_layers=sparsity.across_layers,
-        )
-        jumprelu = budget.inference_form(lambda: (encoder.pre(converted.read(x)) for x in x_NSD()))
+        jumprelu.raw_threshold_SF.data = thresholds_of_equal_rates(dictionary, x_NSD)
     else:
         assert isinstance(sparsity, ReLU), f"{sparsity.name} is not among {BECOME_JUMPRELU}"
     converted.sparsity = jumprelu.to(encoder.W_enc).eval().requires_grad_(False)
-    return converted, exact
+    return converted, not isinstance(sparsity, TopK)
+
+
+def thresholds_of_equal_rates(
+    dictionary: Dictionary, x_NSD: Callable[[], Iterable[Tensor]]
+) -> Tensor:
+    """[S, F]: half way between what a feature has to be above to fire as often as now, and the next.
+
+    A feature that doesn't fire gets a threshold that it doesn't reach. Memory is that of the code of
+    all the activations and one more entry a feature, and a batch's pre-activations.
+    """
+    encoder = dictionary.encoder
+    shape = encoder.n_sources, encoder.n_features
+    size = shape[0] * shape[1]
+    b_enc = encoder.b_enc
+    count_C = torch.zeros(size, dtype=torch.int64, device=b_enc.device)
+    least_C = b_enc.new_full((size,), torch.inf)
+    for x in x_NSD():
+        code = dictionary.encode(x)
+        count_C += code.pattern.columns.bincount(minlength=size)
+        least_C.scatter_reduce_(0, code.pattern.columns, code.values, "amin")
+
+    # Its count-th largest value is no less than the least with which it now fires.
+    fires_C = count_C > 0
+    floor_C = torch.where(fires_C, MARGIN * least_C, torch.inf)
+    largest_C = b_enc.new_zeros(size)
+    columns, values = count_C.new_empty(0), b_enc.new_empty(0)
+    for x in x_NSD():
+        pre_NC = encoder.pre(dictionary.read(x)).view(-1, size)
+        largest_C = torch.maximum(largest_C, pre_NC.amax(0))
+        above_NC = pre_NC > floor_C
+        columns = torch.cat([columns, above_NC.nonzero()[:, 1]])
+        values = torch.cat([values, pre_NC[above_NC]])
+        columns, values, place = _ranked(columns, values, size)
+        kept = place <= count_C[columns]
+        columns, values, place = columns[kept], values[kept], place[kept]
+    last_C, next_C = torch.zeros_like(floor_C), floor_C.clone()
+    for target_C, number_C in ((last_C, count_C - 1), (next_C, count_C)):
+        chosen = place == number_C[columns]
+        target_C[columns[chosen]] = values[chosen]
+    return torch.where(fires_C, (last_C + next_C) / 2, largest_C).view(shape)
+
+
+def _ranked(columns: Tensor, values: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Entries by column, a column's largest first, and each one's place in its column from 0."""
+    order = values.argsort(descending=True)
+    order = order[columns[order].argsort(stable=True)]
+    columns, values = columns[order], values[order]
+    starts_C = columns.bincount(minlength=size).cumsum(0).roll(1)
+    starts_C[0] = 0
+    return columns, values, torch.arange(len(columns), device=columns.device) - starts_C[columns]
