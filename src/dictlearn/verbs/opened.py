@@ -33,13 +33,13 @@ class Opened:
 
 
 def open_dictionary(
-    cfg: DictConfig, verb: str, elsewhere: str, check: Check = check_fits
+    cfg: DictConfig, verb: str, elsewhere: str, check: Check = check_fits, text: bool = True
 ) -> Opened:
     """Loads what `run` or `dictionary` names, and `model`, or else the model it was trained on.
 
     Where the configuration names no `data`, it is set to the text that the dictionary was trained
     on. Output goes to `output`, else into the run's folder, else to `elsewhere`/<name>. `check` is
-    called before the model's weights are read, with what its config says.
+    called before the model's weights are read, with what its config says. `text=False`: none is read.
 
     Raises:
         ValueError: one sentence where there is nothing to `verb`, or where the two don't fit.
@@ -48,7 +48,7 @@ def open_dictionary(
     dictionary = load_dictionary(path)
     trained = dictionary.training_figures
     lm = _model(cfg, dictionary, trained, check)
-    if not cfg.get("data"):
+    if text and not cfg.get("data"):
         with open_dict(cfg):
             cfg.data = trained_on(trained, path)
     return Opened(Path(path), folder, dictionary.to(lm.device), lm)

@@ -1,0 +1,147 @@
+"""Which features a direction in the model's activations is made of, or made by.
+
+A concept vector v at a site is compared with the encoder row of each feature that reads the site (does
+the feature detect v?) and with the vector that each feature writes there (does it write v?), by cosine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dictlearn.ckpt.files import read_tensors
+from dictlearn.dicts.dictionary import Dictionary
+from dictlearn.dicts.transforms import TransformDecoder
+from dictlearn.lm.capture import capture
+from dictlearn.lm.language_model import LanguageModel, bos_id
+
+ROWS = 1 << 14  # features compared at a time
+ENCODER, DECODER = "encoder", "decoder"
+
+
+@dataclass(frozen=True)
+class Match:
+    """A feature and how far one side of it points along a concept vector."""
+
+    source: int
+    index: int
+    side: str  # encoder: it reads the direction; decoder: it writes it
+    cosine: float
+
+
+def matches(dictionary: Dictionary, vector_D: Tensor, site: str, k: int) -> list[Match]:
+    """The k features of largest cosine, positive or negative, on each side that touches the site.
+
+    Raises:
+        ValueError: the dictionary neither reads nor writes the site, or the vector doesn't fit.
+    """
+    if site not in (*dictionary.sources, *dictionary.targets):
+        known = dict.fromkeys((*dictionary.sources, *dictionary.targets))
+        raise ValueError(f"site={site}: this {dictionary.kind} has {', '.join(known)}")
+    if vector_D.shape != (dictionary.width,):
+        raise ValueError(
+            f"vector: of shape {tuple(vector_D.shape)}; want {dictionary.width} numbers, as {site} has"
+        )
+    if not bool(vector_D.isfinite().all()) or not bool(vector_D.any()):
+        raise ValueError("vector: want finite numbers, not all of them zero")
+    unit_D = torch.nn.functional.normalize(vector_D.float(), dim=0)
+    found = [
+        Match(*divmod(column, dictionary.n_features), side, cosine)
+        for side in (ENCODER, DECODER)
+        for column, cosine in _strongest(_cosines(dictionary, unit_D, site, side), k)
+    ]
+    return sorted(found, key=lambda match: -abs(match.cosine))
+
+
+def _cosines(dictionary: Dictionary, unit_D: Tensor, site: str, side: str) -> Tensor:
+    """[S * F], zeros where a feature doesn't touch the site on this side."""
+    n, width = dictionary.n_features, dictionary.width
+    cosines = torch.zeros(dictionary.code_sources, n)
+    unit_D = unit_D.to(dictionary.decoder.b_dec)
+    for s in range(dictionary.code_sources):
+        for low in range(0, n, ROWS):
+            rows = slice(low, min(low + ROWS, n))
+            if side == ENCODER:
+                vectors = _read(dictionary, s, rows, site, width)
+            else:
+                vectors = _written(dictionary, s, rows, site)
+            if vectors is not None:
+                cosine = torch.nn.functional.normalize(vectors, dim=-1) @ unit_D
+                cosines[s, rows] = cosine.float().cpu()
+    return cosines.flatten()
+
+
+def _read(dictionary: Dictionary, s: int, rows: slice, site: str, width: int) -> Tensor | None:
+    """Encoder rows; of a code that sites share, the part that reads this one."""
+    if site not in dictionary.sources:
+        return None
+    place = dictionary.sources.index(site)
+    shared = dictionary.code_sources < len(dictionary.sources)
+    if not shared and place != s:
+        return None
+    columns = slice(place * width, (place + 1) * width) if shared else slice(0, width)
+    return dictionary.encoder.W_enc[s, rows, columns]
+
+
+def _written(dictionary: Dictionary, s: int, rows: slice, site: str) -> Tensor | None:
+    """What features write to the site; a transform writes no fixed direction."""
+    if site not in dictionary.targets or isinstance(dictionary.decoder, TransformDecoder):
+        return None
+    target = dictionary.targets.index(site)
+    if s not in dictionary.reads(target):
+        return None
+    return dictionary.decoder.written(target, s, rows)
+
+
+def _strongest(cosines: Tensor, k: int) -> list[tuple[int, float]]:
+    order = cosines.abs().argsort(descending=True, stable=True)[:k]
+    return [(int(i), float(cosines[i])) for i in order if cosines[i] != 0]
+
+
+def vector_from(path: Path) -> Tensor:
+    """The one vector of a .safetensors or .npy file. Raises ValueError."""
+    if path.suffix == ".npy":
+        try:
+            array = np.load(path, allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"vector={path}: is not a readable .npy file: {error}") from None
+        return torch.from_numpy(np.ascontiguousarray(array)).float().squeeze()
+    if path.suffix != ".safetensors":
+        raise ValueError(f"vector={path}: want a .safetensors or a .npy file")
+    tensors = read_tensors(path)
+    if len(tensors) != 1:
+        raise ValueError(f"vector={path}: holds {len(tensors)} tensors; want one")
+    return next(iter(tensors.values())).float().squeeze()
+
+
+def difference_of_means(
+    lm: LanguageModel, pos: Sequence[str], neg: Sequence[str], site: str
+) -> Tensor:
+    """Mean activation at the site over the tokens of `pos`, less that of `neg`: [D].
+
+    Each text stands behind BOS, where the model has one; special tokens don't count. Every token
+    of all texts counts the same.
+    """
+    means = []
+    for key, texts in (("pos", pos), ("neg", neg)):
+        if not texts or not all(text.strip() for text in texts):
+            raise ValueError(f"{key}={list(texts)}: want at least one text, and none that is empty")
+        acts_ND = torch.cat([_activations(lm, text, site) for text in texts])
+        means.append(acts_ND.double().mean(0))
+    return (means[0] - means[1]).float()
+
+
+def _activations(lm: LanguageModel, text: str, site: str) -> Tensor:
+    assert lm.tokenizer is not None, "checked where the model was loaded"
+    ids = list(lm.tokenizer(text, add_special_tokens=False)["input_ids"])  # type: ignore[arg-type]
+    first = bos_id(lm)
+    ids = ids if first is None else [first, *ids]
+    ids = ids[: lm.info.context_length or len(ids)]
+    tokens_BP = torch.tensor([ids])
+    keep_P = torch.tensor([token not in lm.special_ids for token in ids])
+    return capture(lm, tokens_BP, (site,))[site][0, keep_P.to(lm.device)].float().cpu()
