@@ -12,7 +12,7 @@ from dictlearn.dicts.dictionary import Dictionary
 from dictlearn.dicts.transforms import TransformDecoder
 from dictlearn.store.writer import NOTHING
 
-COLUMNS = 1 << 13  # compared with a block at a time
+COLUMNS = 1 << 12  # compared with a block at a time
 
 
 @final

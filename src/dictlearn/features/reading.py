@@ -30,7 +30,7 @@ from dictlearn.features.text import Text
 from dictlearn.lm.capture import capture
 from dictlearn.lm.language_model import LanguageModel
 
-ENCODED_AT_ONCE = 1 << 26  # pre-activations in memory
+ENCODED_AT_ONCE = 1 << 24  # pre-activations in memory
 Progress = Callable[[int, int], None]  # (batches done, batches in all)
 
 
