@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from dataclasses import replace
 from functools import partial
 
@@ -11,10 +12,12 @@ import pytest
 from dictlearn.ckpt.dictionary import save_dictionary
 from dictlearn.config import compose
 from dictlearn.dicts.sae import sae
+from dictlearn.explain.local import Local
 from dictlearn.lm.load import read_info
 from dictlearn.sparsity.topk import TopK
 from dictlearn.store.explanations import read_explanations
 from dictlearn.verbs import explain
+from tests.explain.server import serving
 
 SMALL = ["tokens=2048", "windows=4", "baseline_features=5", "at_least=4"]
 
@@ -78,6 +81,47 @@ def test_some_features_only(tmp_path):
     assert set(read_explanations(tmp_path / "run/features")) <= {(0, 3), (0, 5)}
     run("limit=7")
     assert json.loads((tmp_path / "run/features/explanations.json").read_text())["features"] == 7
+
+
+LLM = ["limit=3", "baseline_features=1", "scorer.detection.examples=4", "scorer.fuzzing.examples=4"]
+
+
+def test_a_small_model_behind_a_server_describes_features(tmp_path, capsys):
+    """pico writes no lists of numbers: every score is missing, said so, and none is made up."""
+    pico = Local("pico", "cpu")
+    lock = threading.Lock()
+
+    def answer(body):
+        with lock:
+            return pico._complete(body["messages"], min(body["max_tokens"], 8)).text
+
+    with serving(answer, ["429", "500", "truncated"]) as server:
+        overrides = [*LLM, "explainer=openai", f"explainer.base_url={server.url}"]
+        overrides += ["explainer.model=pico", "explainer.retries=5", "explainer.concurrency=2"]
+        assert run(*overrides, "dry_run=true") == 0
+        assert not server.bodies and not (tmp_path / "run/features").exists()
+        assert run(*overrides) == 0
+        asked = len(server.bodies)
+        assert run(*overrides) == 0
+        assert len(server.bodies) == asked  # the cache answers
+    summary = json.loads((tmp_path / "run/features/explanations.json").read_text())
+    found = read_explanations(tmp_path / "run/features")
+    assert len(found) == summary["explained"] and {e.model for e in found.values()} == {"pico"}
+    unscored = [e for e in found.values() if "balanced_accuracy" not in e.scores]
+    assert len(unscored) == summary["unscored"] and not any(e.reliable for e in unscored)
+    assert summary["asked"]["malformed"] >= len([e for e in unscored if e.text])
+    assert "about" in capsys.readouterr().err
+
+
+def test_a_model_on_this_machine_describes_features(tmp_path):
+    run(*LLM, "explainer=local", "explainer.path=pico", "explainer.max_tokens=4", "limit=1")
+    (one,) = read_explanations(tmp_path / "run/features").values()
+    assert one.explainer == "local" and one.model == "pico" and not one.reliable
+
+
+def test_a_model_must_be_named(tmp_path):
+    with pytest.raises(Exception, match="base_url|model"):
+        run("explainer=openai")
 
 
 @pytest.mark.parametrize(

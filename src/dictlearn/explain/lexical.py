@@ -117,6 +117,9 @@ class Lexical(Explainer):
         figures = {"predicates": len(known), "lengths": _lengths(rules)}
         return Explained(explanations, baselines, figures)
 
+    def estimate(self, material: Material, features: Sequence[Feature]) -> str:
+        return f"{len(features):,} features: no language model is asked, nothing to pay"
+
     def _untrained(self, material: Material) -> list[Feature]:
         firings = material.untrained
         everything = [divmod(i, firings.n_features) for i in range(len(firings.starts) - 1)]

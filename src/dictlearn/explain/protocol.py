@@ -66,3 +66,7 @@ class Explainer(ABC):
         self, material: Material, features: Sequence[Feature], progress: Progress
     ) -> Explained:
         """Of features that are explainable."""
+
+    @abstractmethod
+    def estimate(self, material: Material, features: Sequence[Feature]) -> str:
+        """What that would cost, in a sentence; nothing is asked of anybody."""

@@ -20,7 +20,10 @@ from dictlearn.evals.report import write_report
 from dictlearn.explain.protocol import Explainer, Feature, Material, Progress
 from dictlearn.explain.sample import activations, random_like, take_sample
 from dictlearn.explain.summary import summarised, write_summary
-from dictlearn.store.explanations import add_explanations
+from dictlearn.features.pages import write_pages
+from dictlearn.store.explanations import add_explanations, read_explanations
+from dictlearn.store.features import FeatureStore
+from dictlearn.store.layout import FOLDER
 from dictlearn.store.text import token_text
 from dictlearn.verbs import build
 from dictlearn.verbs.opened import Opened, open_dictionary
@@ -42,15 +45,20 @@ def main(cfg: DictConfig) -> int:
     with _progress() as progress:
         material = read_material(cfg, opened, progress)
         live = [feature for feature in asked if len(material.firings.of(*feature)[0])]
-        explained = explainer.explain(
-            material, material.explainable(live, material.firings), progress
-        )
+        explainable = material.explainable(live, material.firings)
+        sys.stderr.write(f"{explainer.estimate(material, explainable)}\n")
+        if cfg.dry_run:
+            return 0
+        explained = explainer.explain(material, explainable, progress)
     summary = summarised(explainer.name, material, len(asked), live, explained)
     folder = opened.folder / "features"
     path = add_explanations(folder, explained.explanations)
     write_summary(folder, summary)
     if (opened.folder / "figures.json").is_file():
         write_report(opened.folder)
+    if material.store is not None and opened.lm.tokenizer is not None:
+        said = read_explanations(folder)
+        write_pages(material.store, said, opened.lm.tokenizer, folder)
     Console().print(table(summary))
     sys.stderr.write(f"The descriptions: {path}\n")
     return 0
@@ -82,7 +90,7 @@ def _feature(name: str, sources: int, size: int) -> Feature:
 
 def read_material(cfg: DictConfig, opened: Opened, progress: Progress) -> Material:
     """Held-out text, and the firings there of the dictionary and of a random one like it."""
-    lm, dictionary = opened.lm, opened.dictionary
+    lm, dictionary, folder = opened.lm, opened.dictionary, opened.folder / "features"
     windows = build.build_windows(cfg, lm, "eval")
     if len(windows) == 0:
         raise ValueError("data: the held-out split has no text to explain features on")
@@ -108,7 +116,8 @@ def read_material(cfg: DictConfig, opened: Opened, progress: Progress) -> Materi
         precision=cfg.precision,
         at_least=cfg.at_least,
         baseline_features=cfg.baseline_features,
-        folder=opened.folder / "features",
+        folder=folder,
+        store=FeatureStore(folder) if (folder / FOLDER).is_dir() else None,
         seed=cfg.seed,
     )
 

@@ -1,0 +1,77 @@
+"""explainer=local: a language model on this machine, through transformers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import final
+
+import torch
+
+from dictlearn.explain.client import Answer, Client
+from dictlearn.explain.prompt import Messages, Prompt
+from dictlearn.explain.scorers import Scorer
+from dictlearn.explain.written import Written
+from dictlearn.lm.language_model import LanguageModel
+from dictlearn.lm.load import load_model
+
+
+def local_explainer(
+    prompt: Prompt,
+    scorers: Mapping[str, Scorer],
+    path: str,
+    device: str = "auto",
+    temperature: float = 0.0,
+    max_tokens: int = 200,
+    best_of: int = 1,
+) -> Written:
+    """See conf/explainer/local.yaml for what they are."""
+    client = Local(path, device, temperature)
+    return Written("local", client, prompt, scorers, 1, max_tokens, best_of)
+
+
+@final
+class Local(Client):
+    """A causal language model, loaded when it is first asked. One prompt at a time."""
+
+    def __init__(self, path: str, device: str = "auto", temperature: float = 0.0):
+        if temperature < 0:
+            raise ValueError(f"explainer.temperature={temperature}: want 0 or more")
+        self.model, self.temperature, self._device = path, temperature, device
+        self._lm: LanguageModel | None = None
+
+    async def complete(self, messages: Messages, max_tokens: int) -> Answer:
+        return await asyncio.to_thread(self._complete, messages, max_tokens)
+
+    def _complete(self, messages: Messages, max_tokens: int) -> Answer:
+        if self._lm is None:
+            self._lm = load_model(self.model, device=self._device)
+        lm, tokenizer = self._lm, self._lm.tokenizer
+        if tokenizer is None:
+            raise ValueError(f"explainer.path={self.model}: has no tokenizer")
+        if tokenizer.chat_template is not None:
+            text = tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True
+            )
+        else:
+            text = "\n\n".join(message["content"] for message in messages) + "\n"
+        ids_1P = tokenizer(str(text), return_tensors="pt", add_special_tokens=False)["input_ids"]
+        room = lm.info.context_length - max_tokens
+        if room < 1:
+            raise ValueError(
+                f"explainer.max_tokens={max_tokens}: {self.model} reads {lm.info.context_length}"
+            )
+        ids_1P = ids_1P[:, -room:].to(lm.device)  # type: ignore[index]
+        sampling = {"do_sample": True, "temperature": self.temperature}
+        with torch.no_grad():
+            out_1P = lm.model.generate(  # type: ignore[operator]
+                ids_1P,
+                attention_mask=torch.ones_like(ids_1P),
+                max_new_tokens=max_tokens,
+                use_cache=True,
+                pad_token_id=tokenizer.pad_token_id or 0,
+                **(sampling if self.temperature else {"do_sample": False}),
+            )
+        new_P = out_1P[0, ids_1P.shape[1] :]
+        answer = tokenizer.decode(new_P, skip_special_tokens=True)
+        return Answer(str(answer), len(new_P) < max_tokens, ids_1P.shape[1], len(new_P))

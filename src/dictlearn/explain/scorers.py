@@ -1,0 +1,184 @@
+"""How well a description tells where its feature fires, by asking a model that reads it.
+
+Detection and fuzzing as in Paulo et al. 2024 (arXiv 2410.13928), simulation as in Bills et al. 2023.
+An answer in another form than asked for is no score: it is counted, and its examples are left out.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import final
+
+import numpy as np
+
+from dictlearn.explain.client import Asker
+from dictlearn.explain.contexts import Contexts
+from dictlearn.explain.prompt import Prompt
+from dictlearn.explain.scores import Confusion
+from dictlearn.store.explanations import Failure
+
+SHOWN_FAILURES = 3  # of each sort
+
+
+@dataclass(frozen=True)
+class Score:
+    """`value` is None where no answer could be read."""
+
+    value: float | None
+    n: int  # examples it comes from
+    failing: tuple[Failure, ...] = field(default=())
+
+
+class Scorer(ABC):
+    """A yaml of conf/scorer. `balanced` says that its value is a balanced accuracy."""
+
+    balanced: bool
+
+    @abstractmethod
+    async def score(self, description: str, contexts: Contexts, asker: Asker) -> Score: ...
+
+
+@dataclass(frozen=True)
+class _Item:
+    """A text to be answered with 1 or 0."""
+
+    text: str
+    fires: bool
+
+
+@final
+class Detection(Scorer):
+    """Does the feature fire anywhere in this text? Half of the texts are silent, and of those half
+    hold tokens that it fires on elsewhere."""
+
+    balanced = True
+
+    def __init__(self, prompt: Prompt, examples: int = 20, per_prompt: int = 5):
+        _check(prompt, examples, per_prompt, "detection")
+        self.prompt, self.examples, self.per_prompt = prompt, examples, per_prompt
+
+    async def score(self, description: str, contexts: Contexts, asker: Asker) -> Score:
+        half = self.examples // 2
+        fires = contexts.by_interval(half)[:half]
+        near = contexts.near_misses(len(fires) // 2)
+        silent = near + contexts.silent(len(fires) - len(near))
+        items = [_Item(c.text, True) for c in fires] + [_Item(c.text, False) for c in silent]
+        return await _answered(self.prompt, description, items, contexts, asker, self.per_prompt)
+
+
+@final
+class Fuzzing(Scorer):
+    """Are the marked tokens those that the feature fires on? In half of the texts others are."""
+
+    balanced = True
+
+    def __init__(self, prompt: Prompt, examples: int = 20, per_prompt: int = 5):
+        _check(prompt, examples, per_prompt, "fuzzing")
+        self.prompt, self.examples, self.per_prompt = prompt, examples, per_prompt
+
+    async def score(self, description: str, contexts: Contexts, asker: Asker) -> Score:
+        items = []
+        for number, context in enumerate(contexts.by_interval(self.examples)[: self.examples]):
+            right = number % 2 == 0
+            count = sum(value > 0 for value in context.activations)
+            wrong = contexts.some_places(context, count)
+            if right or wrong:
+                items.append(_Item(context.marked(None if right else wrong), right))
+        return await _answered(self.prompt, description, items, contexts, asker, self.per_prompt)
+
+
+@final
+class Simulation(Scorer):
+    """How strongly does it fire on each token, 0 to 10? The score is the correlation with what it
+    does, over all tokens together."""
+
+    balanced = False
+
+    def __init__(self, prompt: Prompt, examples: int = 6):
+        _check(prompt, examples, 1, "simulation")
+        self.prompt, self.examples = prompt, examples
+
+    async def score(self, description: str, contexts: Contexts, asker: Asker) -> Score:
+        drawn = contexts.by_interval(self.examples)[: self.examples - 1] + contexts.silent(1)
+        told: list[float] = []
+        true: list[float] = []
+        for context in drawn:
+            tokens = "\n".join(json.dumps(p, ensure_ascii=False) for p in context.pieces)
+            messages = self.prompt.filled(description=description, tokens=tokens)
+            answer = await asker.ask(messages, 8 * len(context.pieces) + 16)
+            if answer is None:
+                continue
+            values = numbers(answer.text, len(context.pieces), 0, 10)
+            if values is None:
+                asker.tally.malformed += 1
+                continue
+            told += values
+            true += context.activations
+        if len(told) < 2 or np.std(true) == 0:
+            return Score(None, 0)
+        correlation = 0.0 if np.std(told) == 0 else float(np.corrcoef(told, true)[0, 1])
+        return Score(correlation, len(told))
+
+
+async def _answered(
+    prompt: Prompt,
+    description: str,
+    items: Sequence[_Item],
+    contexts: Contexts,
+    asker: Asker,
+    per_prompt: int,
+) -> Score:
+    """Balanced accuracy over the prompts whose answers can be read."""
+    order = contexts.shuffled(len(items))
+    seen: list[tuple[_Item, bool]] = []
+    for start in range(0, len(order), per_prompt):
+        batch = [items[i] for i in order[start : start + per_prompt]]
+        texts = "\n\n".join(f"Example {n}:\n{one.text}" for n, one in enumerate(batch, start=1))
+        messages = prompt.filled(description=description, examples=texts, n=str(len(batch)))
+        answer = await asker.ask(messages, 8 * per_prompt + 16)
+        if answer is None:
+            continue
+        values = numbers(answer.text, len(batch), 0, 1)
+        if values is None or not {0, 1} >= set(values):
+            asker.tally.malformed += 1
+            continue
+        seen += [(one, value == 1) for one, value in zip(batch, values, strict=True)]
+    counts = Confusion(
+        tp=sum(one.fires and said for one, said in seen),
+        fp=sum(not one.fires and said for one, said in seen),
+        fn=sum(one.fires and not said for one, said in seen),
+        tn=sum(not one.fires and not said for one, said in seen),
+    )
+    if not (counts.tp + counts.fn and counts.fp + counts.tn):
+        return Score(None, len(seen))
+    wrong = [Failure(one.text, one.fires, said) for one, said in seen if one.fires != said]
+    shown = [f for f in wrong if f.fired][:SHOWN_FAILURES]
+    shown += [f for f in wrong if not f.fired][:SHOWN_FAILURES]
+    return Score(counts.balanced_accuracy, len(seen), tuple(shown))
+
+
+def numbers(text: str, n: int, low: float, high: float) -> list[float] | None:
+    """The last JSON list of exactly `n` numbers from `low` to `high` in an answer, else None."""
+    for found in reversed(re.findall(r"\[[^\[\]]*\]", text)):
+        try:
+            values = json.loads(found)
+        except ValueError:
+            continue
+        plain = all(type(v) in (int, float) and low <= v <= high for v in values)
+        if len(values) == n and plain:
+            return [float(v) for v in values]
+    return None
+
+
+def _check(prompt: Prompt, examples: int, per_prompt: int, name: str) -> None:
+    if examples < 4 or per_prompt < 1:
+        raise ValueError(
+            f"scorer.{name}: examples={examples}, per_prompt={per_prompt}; want at least 4 and 1"
+        )
+    prompt.check(
+        ["description", "tokens"] if name == "simulation" else ["description", "examples", "n"]
+    )

@@ -1,0 +1,203 @@
+"""Descriptions by a model behind HTTP: who sees which documents, and what a score is worth."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from dictlearn.explain.contexts import Contexts, part_of
+from dictlearn.explain.openai import OpenAI
+from dictlearn.explain.prompt import Prompt
+from dictlearn.explain.protocol import Material
+from dictlearn.explain.sample import Firings, Sample
+from dictlearn.explain.scorers import Detection, Fuzzing, Simulation, numbers
+from dictlearn.explain.written import Written, description
+from dictlearn.store.split import split_of
+from tests.explain.server import serving
+
+WORDS = ["", *(f" w{i}" for i in range(1, 40))]
+N_DOCUMENTS, LENGTH, FIRING = 40, 50, 7  # feature 0 fires on " w7"; feature 1 on " w9"
+LIST = Prompt("Answer with a list.", "Description: $description\n$examples\n$n")
+TOKENS = Prompt("A number a token.", "Description: $description\nTOKENS\n$tokens")
+ASK = Prompt("Say it.", "$strongest\n===\n$by_interval\n===\n$near_misses\n$promoted\n$suppressed")
+
+
+def material(tmp_path, **changed) -> Material:
+    random = np.random.default_rng(0)
+    tokens = random.integers(1, 40, (N_DOCUMENTS, LENGTH))
+    tokens[:, -1] = 20 + np.arange(N_DOCUMENTS) % 20
+    kept = np.ones(tokens.shape, bool)
+    documents = np.broadcast_to(np.arange(N_DOCUMENTS)[:, None], tokens.shape).copy()
+    starts = np.zeros(tokens.shape, bool)
+    starts[:, 0] = True
+    sample = Sample(tokens, kept, starts, documents, tuple(range(N_DOCUMENTS)))
+    fired = [np.flatnonzero(tokens.ravel() == token) for token in (FIRING, 9)]
+    firings = Firings(
+        2,
+        np.array([0, len(fired[0]), len(fired[0]) + len(fired[1])]),
+        np.concatenate(fired).astype(np.int32),
+        random.uniform(1, 5, sum(map(len, fired))).astype(np.float32),
+    )
+    options = {"threshold": 0.8, "precision": 0.0, "at_least": 5, "baseline_features": 2}
+    return Material(sample, firings, firings, WORDS, folder=tmp_path, **{**options, **changed})
+
+
+def reader(body) -> str:
+    """Plays a model that names the marked word and reads descriptions word for word."""
+    question = body["messages"][-1]["content"]
+    said = re.match(r"Description: fires on (\w+)", question)
+    if said is None:
+        marked = re.findall(r"<< (\w+)>>", question)
+        return f"Thinking.\nDESCRIPTION: fires on {max(set(marked), key=marked.count)}"
+    if "\nTOKENS\n" in question:
+        tokens = question.split("\nTOKENS\n")[1].split("\n")
+        return json.dumps([10 * (json.loads(t) == f" {said[1]}") for t in tokens])
+    texts = re.split(r"Example \d+:\n", question)[1:]
+    marks = "<<" in question
+    wanted = f"<< {said[1]}>>" if marks else f" {said[1]} "
+    return json.dumps([int(wanted in t.replace("\n", " ") + " ") for t in texts])
+
+
+def scorers(*names):
+    every = {"detection": Detection(LIST, 20), "fuzzing": Fuzzing(LIST, 20)}
+    every["simulation"] = Simulation(TOKENS, 6)
+    return {name: every[name] for name in names}
+
+
+def explained(tmp_path, answer=reader, names=("detection", "fuzzing"), faults=(), **options):
+    with serving(answer, list(faults)) as server:
+        client = OpenAI(server.url, "m", first_wait=0.01, temperature=0.5)
+        written = Written("openai", client, ASK, scorers(*names), 4, 100, **options)
+        one = material(tmp_path)
+        return written.explain(one, [(0, 0), (0, 1)], lambda *_: None), server
+
+
+def test_a_right_description_scores_high_and_a_swapped_one_does_not(tmp_path):
+    found, _ = explained(tmp_path, names=("detection", "fuzzing", "simulation"))
+    first, second = found.explanations
+    assert first.text == "fires on w7" and second.text == "fires on w9"
+    assert first.reliable and first.scores["balanced_accuracy"] > 0.9
+    assert first.scores["fuzzing"] == 1 and first.scores["simulation"] > 0.8
+    assert np.mean(found.baselines["shuffled"]) == pytest.approx(0.5, abs=0.2)
+    assert len(found.baselines["random_dictionary"]) == 2
+    assert found.figures["asked"]["malformed"] == 0
+
+
+def test_the_explainer_sees_one_half_and_scorers_the_other(tmp_path):
+    """Every text sent is looked for in the documents, word for word."""
+    for best_of in (1, 2):
+        _, server = explained(tmp_path / str(best_of), best_of=best_of)
+        text = ["".join(WORDS[i] for i in row) for row in material(tmp_path).sample.tokens_WP]
+        for body in server.bodies:
+            question = body["messages"][-1]["content"].replace("<<", "").replace(">>", "")
+            explaining = not question.startswith("Description")
+            pieces = re.split(r"\n---\n|\n===\n|\n\nExample \d+:\n|Example 1:\n|\n", question)
+            texts = [p for p in pieces if p.startswith(" w") and p.count(" w") > 8]
+            assert texts
+            for one in texts:
+                (document,) = [d for d, whole in enumerate(text) if one in whole]
+                if explaining:
+                    assert split_of(document) == "explain"
+                    assert best_of == 1 or part_of(document) == "shown"
+                elif split_of(document) == "explain":
+                    assert best_of == 2 and part_of(document) == "chosen"
+
+
+def test_the_best_of_several_is_taken(tmp_path):
+    answers = iter(["DESCRIPTION: fires on w3", "DESCRIPTION: fires on w7"] * 50)
+
+    def answer(body):
+        asked = body["messages"][-1]["content"].startswith("Description")
+        return reader(body) if asked else next(answers)
+
+    with serving(answer) as server:
+        client = OpenAI(server.url, "m", first_wait=0.01, temperature=0.5)
+        written = Written("openai", client, ASK, scorers("detection"), 1, 100, best_of=2)
+        found = written.explain(material(tmp_path), [(0, 0)], lambda *_: None)
+    assert found.explanations[0].text == "fires on w7"
+
+
+def test_malformed_answers_are_counted_and_are_no_score(tmp_path):
+    def answer(body):
+        asked = body["messages"][-1]["content"].startswith("Description")
+        return "[1, 0" if asked else reader(body)
+
+    found, _ = explained(tmp_path, answer)
+    assert all("balanced_accuracy" not in e.scores for e in found.explanations)
+    assert not any(e.reliable for e in found.explanations)
+    assert found.figures["unscored"] == 2 and found.figures["asked"]["malformed"] > 10
+
+
+def test_an_empty_description_is_none(tmp_path):
+    found, _ = explained(tmp_path, lambda body: "DESCRIPTION:  \n")
+    assert [e.text for e in found.explanations] == ["", ""]
+    assert not found.explanations[0].scores and not found.explanations[0].reliable
+
+
+def test_a_bad_description_is_unreliable_and_shows_where_it_fails(tmp_path):
+    def answer(body):
+        asked = body["messages"][-1]["content"].startswith("Description")
+        return reader(body) if asked else "DESCRIPTION: fires on w3"
+
+    found, _ = explained(tmp_path, answer)
+    one = found.explanations[0]
+    assert not one.reliable and one.failing
+    assert all(failure.fired != failure.predicted for failure in one.failing)
+
+
+def test_a_killed_run_goes_on_where_it_was(tmp_path):
+    with pytest.raises(OSError, match="no answer"):
+        explained(tmp_path, faults=[""] * 5 + ["500"] * 500)
+    _, server = explained(tmp_path)
+    _, again = explained(tmp_path)
+    asked = [json.dumps(body) for body in server.bodies]
+    assert len(asked) == len(set(asked)) and not again.bodies
+
+
+def test_an_estimate_asks_nobody(tmp_path):
+    with serving(reader) as server:
+        client = OpenAI(server.url, "m")
+        written = Written("openai", client, ASK, scorers("detection"), 4, 100, 1, 3.0, 15.0)
+        said = written.estimate(material(tmp_path), [(0, 0), (0, 1)])
+    assert not server.bodies and not list(tmp_path.iterdir())
+    assert "2 features: about" in said and "prompts" in said and "at the given prices" in said
+
+
+def test_contexts_of_a_half_stay_in_their_documents(tmp_path):
+    one = material(tmp_path)
+    contexts = Contexts(one.sample, one.firings, (0, 0), WORDS, "score")
+    drawn = contexts.by_interval(20) + contexts.near_misses(5) + contexts.silent(5)
+    assert {split_of(c.document) for c in drawn} == {"score"}
+    assert all(not c.fires for c in contexts.silent(5))
+    assert all(c.activations[c.peak] > 0 for c in contexts.strongest(5))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("[1, 0, 1]", [1, 0, 1]),
+        ("I think [1, 0] or rather\n[0, 0, 1].", [0, 0, 1]),
+        ("[1, 0]", None),
+        ("[1, 0, 2]", None),
+        ("[true, 0, 1]", None),
+        ("1, 0, 1", None),
+        ("[1, 0, ", None),
+    ],
+)
+def test_only_a_list_of_the_right_length_counts(text, expected):
+    assert numbers(text, 3, 0, 1) == expected
+
+
+def test_a_description_is_what_follows_its_mark():
+    assert description("a\nDESCRIPTION: the token x\nmore") == "the token x"
+    assert description("first\nthe token x\n") == "the token x" and description(" \n") == ""
+
+
+def test_a_prompt_with_an_unknown_field_is_refused():
+    with pytest.raises(
+        ValueError, match=r"\$exmples is no field of it; want description, examples"
+    ):
+        Detection(Prompt("s", "$description $exmples"))
