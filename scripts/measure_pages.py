@@ -114,7 +114,10 @@ def main() -> int:
             **used(page, options.features, options.samples, folder / "profile"),
         }
     record["busy_elsewhere"] = watch.share()
-    rounded = {name: float(f"{value:.4g}") for name, value in record.items()}
+    rounded = {
+        name: float(f"{value:.4g}") if isinstance(value, float) else value
+        for name, value in record.items()
+    }
     print(json.dumps(rounded, indent=1))
     print(f"appended to {results.append('pages', rounded, options.results)}")
     return 0

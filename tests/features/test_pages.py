@@ -180,7 +180,9 @@ def test_what_was_there_stays_when_writing_fails(store, tmp_path):
         write_pages(store, {}, None, tmp_path, progress=stop)
     assert columns(before)["text"][0] == "before"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["index.html", "pages"]
+    (tmp_path / "pages.tmp-999999999").mkdir()  # as a process leaves it that was killed
     after = written(store, tmp_path, described(0, "after"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["index.html", "pages"]
     assert columns(after)["text"][0] == "after"
 
 

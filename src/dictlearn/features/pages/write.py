@@ -23,7 +23,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from dictlearn.ckpt.commit import commit
+from dictlearn.ckpt.commit import collect_garbage, commit
 from dictlearn.features.pages.record import Pieces, main_score, page_of, short, summary
 from dictlearn.store.explanations import Explanation
 from dictlearn.store.features import FeatureStore
@@ -56,6 +56,8 @@ def write_pages(
                 (temporary / file.name).write_bytes(file.read_bytes())
         _write_data(temporary, store, explanations, Pieces(tokenizer), progress)
 
+    if folder.is_dir():
+        collect_garbage(folder)  # of a process that was killed here
     commit(folder / FOLDER, write)
     page = files("dictlearn.features.pages").joinpath("site", PAGE).read_bytes()
     partial = folder / f"{PAGE}.tmp-{os.getpid()}"

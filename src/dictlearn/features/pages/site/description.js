@@ -9,7 +9,7 @@ function descriptionOf(explanation) {
   const { text, reliable, n_examples, scores, baselines, failing } = explanation;
   return el("section", { class: reliable ? "description" : "description doubtful" },
     reliable ? null : el("p", { class: "warning" }, el("b", {}, "Unreliable description. "),
-      "On text that its author never saw it does not tell where the feature fires."),
+      "Its score on text that its author never saw is too low to go by."),
     el("p", { class: "text" }, prose(text)),
     el("p", { class: "note" }, `by ${authorOf(explanation)}, scored on ${whole(n_examples)} examples of other documents`),
     scoresOf(scores, baselines, reliable),
