@@ -57,7 +57,8 @@ def main(run: Path) -> None:
     }
     RESULTS.write_text(json.dumps(record, indent=1) + "\n")
     before, _, rest = PAGE.read_text().partition(BEGIN)
-    head = "| feature | description | balanced accuracy | precision | recall | its strongest, and a middling one |"
+    titles = ("feature", "description", "balanced accuracy", "precision", "recall", "examples")
+    head = f"| {' | '.join(titles)} |"
     lines = [BEGIN, "", head, "|---|---|---|---|---|---|", *rows, "", END]
     PAGE.write_text(before + "\n".join(lines) + rest.partition(END)[2])
 

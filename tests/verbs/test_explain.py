@@ -12,6 +12,7 @@ import pytest
 from dictlearn.ckpt.dictionary import save_dictionary
 from dictlearn.config import compose
 from dictlearn.dicts.sae import sae
+from dictlearn.evals.report.descriptions import descriptions
 from dictlearn.explain.local import Local
 from dictlearn.lm.load import read_info
 from dictlearn.sparsity.topk import TopK
@@ -66,6 +67,13 @@ def test_features_get_descriptions_scores_and_baselines(tmp_path, capsys):
     assert all(failure.fired != failure.predicted for e in wrong for failure in e.failing)
     output = capsys.readouterr()
     assert "shuffled" in output.out and "explanations.jsonl" in output.err
+
+
+def test_the_report_shows_scores_beside_baselines(tmp_path):
+    run()
+    html = descriptions(tmp_path / "run")
+    assert "shuffled" in html and "random dictionary" in html and "never" in html
+    assert descriptions(tmp_path) == ""
 
 
 def test_the_same_run_says_the_same(tmp_path):

@@ -11,6 +11,7 @@ from typing import Any
 
 from dictlearn.evals import attribution, layers, table
 from dictlearn.evals.record import read_record
+from dictlearn.evals.report.descriptions import descriptions
 from dictlearn.evals.report.history import read_history
 from dictlearn.evals.report.layer_plots import layer_plots
 from dictlearn.evals.report.plots import Plot, evaluation_plots, training_plots
@@ -27,7 +28,8 @@ def write_report(folder: Path) -> Path:
     """Writes report.html and figures/*.png from the run folder's own files; returns the page.
 
     Reads figures.json (ValueError if there is none) and, where they exist, metrics.jsonl,
-    attribution.json and config.yaml. Nothing else goes in: a report can be written again at any time.
+    attribution.json, features/explanations.json and config.yaml. Nothing else goes in: a report can
+    be written again at any time.
     """
     record = read_record(folder)
     history = read_history(folder / "metrics.jsonl")
@@ -41,7 +43,8 @@ def write_report(folder: Path) -> Path:
     name = folder.resolve().name
     settings = read_settings(folder / "config.yaml")
     traced = attribution.read_attribution(folder)
-    html = page(name, record, settings, training, evaluation, by_layer, traced)
+    described = descriptions(folder)
+    html = page(name, record, settings, training, evaluation, by_layer, traced, described)
     partial.write_text(html, encoding="utf-8")
     partial.replace(path)
     return path
@@ -55,14 +58,17 @@ def page(
     evaluation: Iterable[Plot],
     by_layer: Iterable[Plot] = (),
     traced: Mapping[str, Any] | None = None,
+    described: str = "",
 ) -> str:
-    """The whole HTML document. `settings` is the run's configuration as YAML, or empty."""
+    """The whole HTML document. `settings` is the run's configuration as YAML, or empty; `described`
+    the section on described features."""
     sections = [
         _key_figures(record),
         _comparison(record),
         _side_by_side(record),
         _replacement(record),
         _attribution(traced),
+        described,
         _plots("By layer", BY_LAYER, by_layer, "plots few"),
         _plots("Training", "As logged during the run, on training text.", training, "plots"),
         _plots("On held-out text", "Valid tokens only.", evaluation, "plots few"),
