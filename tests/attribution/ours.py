@@ -54,6 +54,11 @@ def main(folder: Path) -> None:
     names = [*TRAINED, "tied"]
     for name in names:
         run(["export", f"run={folder / name}", "format=circuit_tracer", "tokens=4096"])
+    few_examples = ["tokens=4096", "examples=4", "intervals=2", "per_interval=2"]
+    run(["features", f"run={folder / 'clt'}", *few_examples])
+    files = ["export", f"run={folder / 'clt'}", "format=feature_files"]
+    run([*files, f"output={folder / 'packed'}"])
+    run([*files, f"output={folder / 'served' / 'plain'}", "format.packed=false"])
     lm = load_model("pico")
     assert lm.tokenizer is not None
     tokens_BP = torch.tensor([[1, *lm.tokenizer(TEXT, add_special_tokens=False)["input_ids"]]])

@@ -26,17 +26,6 @@ NAMES = ("plt", "clt", "tied")
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three dictionaries with their exports, and `ours.safetensors`."""
-    folder = tmp_path_factory.mktemp("trained")
-    paths = [str(ROOT / "src"), str(ROOT / "kernels")]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
-    ours = Path(__file__).with_name("ours.py")
-    subprocess.run([DICTLEARN, str(ours), str(folder)], check=True, env=environment, cwd=folder)
-    return folder
-
-
-@pytest.fixture(scope="session")
 def ours(trained: Path) -> dict[str, torch.Tensor]:
     return load_file(trained / "ours.safetensors")
 

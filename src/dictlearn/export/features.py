@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -25,12 +25,15 @@ class FeatureJob:
     store: FeatureStore
     explanations: Mapping[tuple[int, int], Explanation]
     tokenizer: PreTrainedTokenizerBase
+    pieces: dict[int, str] = field(default_factory=dict)  # of the ids met so far
 
     def features(self, source: int) -> Iterator[Feature]:
         return (self.store.feature(source, f) for f in range(self.store.info.n_features))
 
     def text(self, ids: tuple[int, ...]) -> list[str]:
-        return token_text(self.tokenizer, ids)
+        new = sorted({token for token in ids if token not in self.pieces})
+        self.pieces.update(zip(new, token_text(self.tokenizer, new), strict=True))
+        return [self.pieces[token] for token in ids]
 
     def explanation(self, feature: Feature) -> Explanation | None:
         """Where something was found to say."""
