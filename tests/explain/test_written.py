@@ -175,6 +175,19 @@ def test_contexts_of_a_half_stay_in_their_documents(tmp_path):
     assert all(c.activations[c.peak] > 0 for c in contexts.strongest(5))
 
 
+def test_neighbours_give_near_misses_of_the_same_half(tmp_path):
+    """Feature 1 fires on " w9": half of the near misses hold it, and feature 0 is silent in all."""
+    one = material(tmp_path)
+    for half, part in (("explain", "shown"), ("explain", "chosen"), ("score", None)):
+        contexts = Contexts(one.sample, one.firings, (0, 0), WORDS, half, part, 0, [(0, 1)] * 9)
+        missed = contexts.near_misses(6)
+        assert [c.pieces[c.peak] for c in missed[:3]] == [" w9"] * 3
+        assert not any(c.fires for c in missed)
+        assert len(set(missed)) == len(missed)
+        assert {split_of(c.document) for c in missed} == {half}
+        assert part is None or {part_of(c.document) for c in missed} == {part}
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

@@ -50,6 +50,7 @@ class Contexts:
 
     Args:
         part: of the "explain" half, "shown" or "chosen" for its two thirds and its third; None all.
+        neighbours: features often taken for this one, nearest first: near misses come from them too.
     """
 
     def __init__(
@@ -61,18 +62,20 @@ class Contexts:
         half: str,
         part: str | None = None,
         seed: int = 0,
+        neighbours: Sequence[tuple[int, int]] = (),
     ):
         self.sample, self.pieces = sample, pieces
+        self._firings, self._neighbours = firings, neighbours
         self._random = np.random.default_rng([seed, *feature])
         tokens, values = firings.of(*feature)
         self._activation = np.zeros(sample.tokens_WP.size, np.float32)
         self._activation[sample.places_N[tokens]] = values
-        wanted = sample.to_score_N == (half == "score")
+        wanted: NDArray[np.bool_] = sample.to_score_N == (half == "score")
         if part is not None:
             documents = np.unique(sample.documents_N)
             belongs = documents[[part_of(int(d)) == part for d in documents]]
             wanted = wanted & np.isin(sample.documents_N, belongs)
-        self._places = sample.places_N[wanted]
+        self._wanted_N, self._places = wanted, sample.places_N[wanted]
 
     def strongest(self, n: int) -> list[Context]:
         return self._contexts(self._ordered()[::-1], n)
@@ -86,11 +89,19 @@ class Contexts:
         return found
 
     def near_misses(self, n: int) -> list[Context]:
-        """Silent contexts of tokens that it fires on elsewhere; fewer where there are fewer."""
+        """Silent contexts, fewer where there are fewer: up to half of them of firings of its
+        neighbours, one each, the others of tokens that it fires on elsewhere."""
+        found: list[Context] = []
+        for neighbour in self._neighbours:
+            if len(found) == n // 2:
+                break
+            tokens, _ = self._firings.of(*neighbour)
+            places = self.sample.places_N[tokens[self._wanted_N[tokens]]]
+            found += [c for c in self._silent(places, 1) if c not in found]
         ids = self.sample.tokens_WP.ravel()
         fired = np.unique(ids[self._ordered()])
         alike = self._places[np.isin(ids[self._places], fired)]
-        return self._silent(alike, n)
+        return found + self._silent(alike, n - len(found))
 
     def silent(self, n: int) -> list[Context]:
         """Any contexts in which it never fires."""
@@ -109,7 +120,7 @@ class Contexts:
         return fired[np.argsort(self._activation[fired], kind="stable")]
 
     def _silent(self, places: Index, n: int) -> list[Context]:
-        found = []
+        found: list[Context] = []
         for place in self._random.permutation(places)[: 20 * n]:
             context = self._context(int(place))
             if not context.fires:

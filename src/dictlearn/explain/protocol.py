@@ -29,8 +29,16 @@ class Material:
     at_least: int  # firings in each half, under which a feature is left out
     baseline_features: int  # of the random dictionary, to be explained
     folder: Path  # features/, where an explainer may keep what it has paid for
-    store: FeatureStore | None = None  # promoted and suppressed tokens, if they are known
+    store: FeatureStore | None = None  # promoted tokens and neighbours, if they are known
     seed: int = 0
+
+    def neighbours(self, source: int, index: int) -> list[Feature]:
+        """Features that fire on the same tokens, then those of the nearest decoder vectors."""
+        if self.store is None:
+            return []
+        known = self.store.feature(source, index)
+        near = [(s, i) for s, i, _ in (*known.cofiring, *known.neighbours)]
+        return list(dict.fromkeys(near))
 
     def explainable(self, features: Sequence[Feature], firings: Firings) -> list[Feature]:
         """Those with enough firings to learn from and enough others to be scored on."""

@@ -52,8 +52,8 @@ class _Item:
 
 @final
 class Detection(Scorer):
-    """Does the feature fire anywhere in this text? Half of the texts are silent, and of those half
-    hold tokens that it fires on elsewhere."""
+    """Does the feature fire anywhere in this text? Half of the texts are silent, and half of those
+    are near misses."""
 
     balanced = True
 

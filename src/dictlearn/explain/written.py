@@ -158,9 +158,7 @@ class Written(Explainer):
         self, material: Material, firings: Firings, feature: Feature, asker: Asker
     ) -> Explanation:
         part = "shown" if self.best_of > 1 else None
-        shown = Contexts(
-            material.sample, firings, feature, material.pieces, "explain", part, material.seed
-        )
+        shown = _contexts(material, firings, feature, "explain", part)
         messages = self._messages(shown, material, feature if firings is material.firings else None)
         texts = []
         for number in range(self.best_of):
@@ -214,9 +212,7 @@ class Written(Explainer):
         half, part = ("explain", "chosen") if choosing else ("score", None)
         found = {}
         for name, scorer in self.scorers.items():
-            contexts = Contexts(
-                material.sample, firings, feature, material.pieces, half, part, material.seed
-            )
+            contexts = _contexts(material, firings, feature, half, part)
             found[name] = await scorer.score(text, contexts, asker)
         return found
 
@@ -252,6 +248,15 @@ class Written(Explainer):
         n = min(most, material.baseline_features)
         some = [everything[i] for i in drawn[: 4 * n]]
         return material.explainable(some, firings)[:n]
+
+
+def _contexts(
+    material: Material, firings: Firings, feature: Feature, half: str, part: str | None
+) -> Contexts:
+    """Of a random dictionary no neighbours are known."""
+    known = material.neighbours(*feature) if firings is material.firings else []
+    sample, pieces = material.sample, material.pieces
+    return Contexts(sample, firings, feature, pieces, half, part, material.seed, known)
 
 
 def description(answer: str) -> str:
