@@ -88,7 +88,8 @@ def test_some_features_only(tmp_path):
     run("features=[3,0/5]", "at_least=1")
     assert set(read_explanations(tmp_path / "run/features")) <= {(0, 3), (0, 5)}
     run("limit=7")
-    assert json.loads((tmp_path / "run/features/explanations.json").read_text())["features"] == 7
+    summary = json.loads((tmp_path / "run/features/explanations.json").read_text())
+    assert summary["features"] == summary["live"] == 7
 
 
 LLM = ["limit=3", "baseline_features=1", "scorer.detection.examples=4", "scorer.fuzzing.examples=4"]

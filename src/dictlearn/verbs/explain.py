@@ -45,6 +45,8 @@ def main(cfg: DictConfig) -> int:
     with _progress() as progress:
         material = read_material(cfg, opened, progress)
         live = [feature for feature in asked if len(material.firings.of(*feature)[0])]
+        if cfg.limit is not None and cfg.limit < len(live):
+            asked = live = drawn(live, cfg.limit, cfg.seed)
         explainable = material.explainable(live, material.firings)
         sys.stderr.write(f"{explainer.estimate(material, explainable)}\n")
         if cfg.dry_run:
@@ -65,16 +67,19 @@ def main(cfg: DictConfig) -> int:
 
 
 def which(cfg: DictConfig, opened: Opened) -> list[Feature]:
-    """The features that `features` and `limit` name, in order."""
+    """The features that `features` names."""
     dictionary = opened.dictionary
     sources, size = dictionary.code_sources, dictionary.n_features
     asked = [(s, i) for s in range(sources) for i in range(size)]
     if cfg.features is not None:
         asked = [_feature(str(name), sources, size) for name in cfg.features]
-    if cfg.limit is not None and cfg.limit < len(asked):
-        drawn = np.random.default_rng(cfg.seed).permutation(len(asked))[: cfg.limit]
-        asked = [asked[i] for i in sorted(drawn)]
     return asked
+
+
+def drawn(features: list[Feature], n: int, seed: int) -> list[Feature]:
+    """`n` of them, in order."""
+    some = np.random.default_rng(seed).permutation(len(features))[:n]
+    return [features[i] for i in sorted(some)]
 
 
 def _feature(name: str, sources: int, size: int) -> Feature:
