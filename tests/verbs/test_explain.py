@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from dataclasses import replace
 from functools import partial
@@ -14,11 +15,15 @@ from dictlearn.config import compose
 from dictlearn.dicts.sae import sae
 from dictlearn.evals.report.descriptions import descriptions
 from dictlearn.explain.local import Local
+from dictlearn.explain.wording import quoted
 from dictlearn.lm.load import read_info
 from dictlearn.sparsity.topk import TopK
 from dictlearn.store.explanations import read_explanations
-from dictlearn.verbs import explain
+from dictlearn.store.features import FeatureStore
+from dictlearn.store.text import token_text
+from dictlearn.verbs import explain, features
 from tests.explain.server import serving
+from tests.store.made import pico_tokenizer
 
 SMALL = ["tokens=2048", "windows=4", "baseline_features=5", "at_least=4"]
 
@@ -127,6 +132,31 @@ def test_a_model_on_this_machine_describes_features(tmp_path):
     run(*LLM, "explainer=local", "explainer.path=pico", "explainer.max_tokens=4", "limit=1")
     (one,) = read_explanations(tmp_path / "run/features").values()
     assert one.explainer == "local" and one.model == "pico" and not one.reliable
+
+
+def test_what_the_store_knows_reaches_the_prompt_and_the_page(tmp_path):
+    said = "any line of Python"
+    small = ["tokens=2048", "batch_windows=4", "promoted=3", "pages=false"]
+    assert features.main(compose("features", ["run=run", *small])) == 0
+    with serving(lambda body: f"DESCRIPTION: {said}") as server:
+        run(*LLM, "explainer=openai", f"explainer.base_url={server.url}", "explainer.model=m")
+    store = FeatureStore(tmp_path / "run")
+    pages = [path.read_text() for path in (store.folder / "pages").glob("features-*.js")]
+    asked = [body["messages"][-1]["content"] for body in server.bodies]
+    found = read_explanations(store.folder)
+    assert found and sum(page.count(said) for page in pages) == len(found)
+    for source, index in found:
+        known = store.feature(source, index)
+        assert known.cofiring and known.neighbours
+        for effect, by_site in (("likelier", known.promoted), ("less likely", known.suppressed)):
+            (scores,) = by_site.values()
+            tokens = [quoted(t) for t in token_text(pico_tokenizer(), [i for i, _ in scores])]
+            line = f"{effect}: resid_post.1: {', '.join(tokens)}"
+            assert any(line in prompt for prompt in asked)
+    halves = [set[str](), set[str]()]
+    for prompt in asked:  # each document has its own number
+        halves[prompt.startswith("Description:")] |= set(re.findall(r"def f(\d+)\(", prompt))
+    assert halves[0] and halves[1] and not halves[0] & halves[1]
 
 
 def test_a_model_must_be_named(tmp_path):
