@@ -23,6 +23,7 @@ from dictlearn.store.features import FeatureStore
 from dictlearn.store.text import token_text
 from dictlearn.verbs import explain, features
 from tests.explain.server import serving
+from tests.features.harvested import dictionary_of
 from tests.store.made import pico_tokenizer
 
 SMALL = ["tokens=2048", "windows=4", "baseline_features=5", "at_least=4"]
@@ -95,6 +96,19 @@ def test_some_features_only(tmp_path):
     run("limit=7")
     summary = json.loads((tmp_path / "run/features/explanations.json").read_text())
     assert summary["features"] == summary["live"] == 7
+
+
+@pytest.mark.parametrize("kind", ["skip transcoder", "clt", "crosscoder", "molt"])
+def test_a_dictionary_of_any_kind_is_described(tmp_path, kind):
+    saved = json.loads((tmp_path / "run/dictionary/dictionary.json").read_text())
+    dictionary = dictionary_of(kind)
+    save_dictionary(dictionary, tmp_path / "other/dictionary", saved["training"])
+    few = ["limit=8", "tokens=512", "at_least=2", "baseline_features=2", "explainer.terms=1"]
+    run("run=other", *few)
+    summary = json.loads((tmp_path / "other/features/explanations.json").read_text())
+    found = read_explanations(tmp_path / "other/features")
+    assert len(found) == summary["explained"] > 0 and summary["baselines"]["random_dictionary"]["n"]
+    assert all(s < dictionary.code_sources and i < dictionary.n_features for s, i in found)
 
 
 LLM = ["scorer=detection", "scorer.detection.examples=4", "limit=2", "baseline_features=1"]
