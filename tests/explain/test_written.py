@@ -86,17 +86,24 @@ def test_a_right_description_scores_high_and_a_swapped_one_does_not(tmp_path):
     assert found.figures["asked"]["malformed"] == 0
 
 
-def test_the_explainer_sees_one_half_and_scorers_the_other(tmp_path):
-    """Every text sent is looked for in the documents, word for word."""
+def test_the_explainer_sees_one_half_and_scorers_the_other(tmp_path, monkeypatch):
+    """Every text sent is looked for in the documents, word for word; near misses are of the other
+    feature's token."""
+    monkeypatch.setattr(Material, "neighbours", lambda _, source, index: [(source, 1 - index)] * 9)
     for best_of in (1, 2):
         _, server = explained(tmp_path / str(best_of), best_of=best_of)
         text = ["".join(WORDS[i] for i in row) for row in material(tmp_path).sample.tokens_WP]
         for body in server.bodies:
-            question = body["messages"][-1]["content"].replace("<<", "").replace(">>", "")
+            marked = body["messages"][-1]["content"]
+            question = marked.replace("<<", "").replace(">>", "")
             explaining = not question.startswith("Description")
             pieces = re.split(r"\n---\n|\n===\n|\n\nExample \d+:\n|Example 1:\n|\n", question)
             texts = [p for p in pieces if p.startswith(" w") and p.count(" w") > 8]
             assert texts
+            if explaining:
+                own, other = (" w7", " w9") if "<< w7>>" in marked else (" w9", " w7")
+                near = question.split("\n===\n")[2].split("\n---\n")[:3]
+                assert all(f"{other} " in f"{one} " and f"{own} " not in one for one in near)
             for one in texts:
                 (document,) = [d for d, whole in enumerate(text) if one in whole]
                 if explaining:
