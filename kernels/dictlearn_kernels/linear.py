@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 # glibc gives freed memory of more than this back to the system. Every page of such a tensor is new
-# each time, and the faults cost a sixth of the time that a CPU needs to select (scripts/bench.py ops).
+# each time, and the faults cost about a seventh of a selection (2048 rows, 8192 columns of width 512).
 GIVEN_BACK = 2**25  # bytes
 
 
