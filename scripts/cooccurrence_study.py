@@ -18,6 +18,8 @@ import argparse
 import statistics
 import sys
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -48,26 +50,32 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--coefficient", type=float, default=1.0, help="of the KL or CE")
     parser.add_argument("--quick", action="store_true", help="short: a rehearsal")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1, help="of each run")
+    parser.add_argument("--workers", type=int, default=1, help="runs at the same time")
     parser.add_argument("--results", type=Path, help="folder for the figures")
     parser.add_argument("overrides", nargs="*", help="of all runs, as for dictlearn train")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
     seeds = [0] if options.quick else options.seeds
     steps = 5 if options.quick else options.steps
     folder = options.results or (Path(tempfile.mkdtemp()) if options.quick else results.RESULTS)
     common = ["eval=[default,cooccurrence]", f"steps={steps}", "source.window_tokens=64"]
     if options.quick:
         common.append("eval_tokens=4096")
+    own: dict[str, list[str]] = {name: [] for name in OBJECTIVES}
+    for name in ("kl", "ce"):
+        own[name].append(f"objective.terms.kl.coefficient={options.coefficient}")
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in OBJECTIVES}
-    for seed in seeds:
-        for objective in OBJECTIVES:
-            own = [f"objective={objective}", "source=windows", f"seed={seed}"]
-            if objective != "mse":
-                own.append(f"objective.terms.kl.coefficient={options.coefficient}")
-            found = trained([*own, *common, *options.overrides])
-            runs[objective].append({"seed": seed, **{key: found[key] for key in FIGURES}})
-            print(objective, runs[objective][-1], flush=True)
+    with ProcessPoolExecutor(
+        options.workers, get_context("spawn"), torch.set_num_threads, (options.threads,)
+    ) as pool:
+        jobs = [
+            (name, pool.submit(figures, name, seed, [*own[name], *common, *options.overrides]))
+            for seed in seeds
+            for name in OBJECTIVES
+        ]
+        for name, job in jobs:
+            runs[name].append(job.result())
+            print(name, runs[name][-1], flush=True)
     medians = {
         objective: {key: statistics.median(run[key] for run in made) for key in FIGURES}
         for objective, made in runs.items()
@@ -84,6 +92,12 @@ def main() -> int:
     }
     print(f"appended to {results.append('cooccurrence', record, folder)}")
     return 0
+
+
+def figures(objective: str, seed: int, overrides: list[str]) -> dict[str, Any]:
+    """One run's, from its evaluation."""
+    found = trained([f"objective={objective}", "source=windows", f"seed={seed}", *overrides])
+    return {"seed": seed, **{key: found[key] for key in FIGURES}}
 
 
 if __name__ == "__main__":
