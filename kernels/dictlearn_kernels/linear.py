@@ -7,7 +7,7 @@ import threading
 import torch
 from torch import Tensor
 
-# glibc gives freed memory of more than this back to the system. Every page of such a tensor is new
+# glibc gives freed memory of this size or more back to the system. Every page of such a tensor is new
 # each time, and the faults cost about a seventh of a selection (2048 rows, 8192 columns of width 512).
 GIVEN_BACK = 2**25  # bytes
 
@@ -41,7 +41,7 @@ def passing(x_RSD: Tensor, W_SCD: Tensor, b_SC: Tensor) -> Tensor:
 def _room(rows: int, columns: int, like: Tensor) -> Tensor | None:
     """Memory for a large [rows, columns] on a CPU, one piece a thread, kept from call to call."""
     numbers = rows * columns
-    if like.device.type != "cpu" or numbers * like.element_size() <= GIVEN_BACK:
+    if like.device.type != "cpu" or numbers * like.element_size() < GIVEN_BACK:
         return None
     kept = _kept.room
     if kept is None or kept.dtype != like.dtype or len(kept) < numbers:

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from dictlearn_kernels.bag import bag
 from dictlearn_kernels.dispatch import mode
@@ -78,7 +79,7 @@ class Pattern:
         if name in self._derived:
             return self._derived[name]
         made = make()
-        if not torch.compiler.is_compiling():  # which forbids an autograd function to keep things
+        if not is_compiling():  # which forbids an autograd function to keep things
             self._derived[name] = made
         return made
 
@@ -88,6 +89,11 @@ class Pattern:
         return torch.repeat_interleave(ids, counts, output_size=len(self.columns))
 
     def _sorted(self) -> tuple[Tensor, Tensor]:
+        if self.columns.device.type == "cpu" and mode() == "auto" and not is_compiling():
+            from dictlearn_kernels import counting_sort
+
+            order, starts = counting_sort.by_column(self.columns, self.n_columns)
+            return order, starts.to(self.row_starts.dtype)
         order = torch.argsort(self.columns, stable=True)
         counts = torch.bincount(self.columns, minlength=self.n_columns)
         starts = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
@@ -146,6 +152,9 @@ class Pattern:
 
     def column_sums(self, values: Tensor) -> Tensor:
         """A.T @ 1: [C]."""
+        if values.device.type == "cpu" and values.dtype in (torch.float32, torch.float64):
+            # By one thread, in order.
+            return values.new_zeros(self.n_columns).index_add_(0, self.columns, values)
         order, starts = self.by_column
         ones = values.new_ones(self.n_rows, 1)
         return bag(self.sorted_rows, starts, values[order], ones).squeeze(1)

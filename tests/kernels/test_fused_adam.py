@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from dictlearn_kernels.dispatch import forget, summary, using
-from dictlearn_kernels.fused_adam import Features, Step, cpu, measure, reference, update
+from dictlearn_kernels.fused_adam import Features, Step, compiled, cpu, measure, reference, update
 from dictlearn_kernels.fused_adam.moments import FORMS
 from dictlearn_kernels.weight_grad import RowGradient
 
@@ -15,12 +15,18 @@ from tests.kernels.adam_cases import CASES, build
 @pytest.fixture(autouse=True)
 def _blocks_that_do_not_fit(monkeypatch):
     monkeypatch.setattr(cpu, "BLOCK", 40)
+    monkeypatch.setattr(compiled, "NEAR", 40)
+
+
+@pytest.fixture(params=[compiled, cpu], ids=["compiled", "torch"])
+def passes(request):
+    return request.param
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_measures_what_is_left_after_the_projection(name):
+def test_measures_what_is_left_after_the_projection(name, passes):
     case = build(name)
-    square, along = measure(case.features, case.gradients)
+    square, along = passes.measure(case.features, case.gradients)
     expected, expected_along = reference.measure(case.features, case.gradients)
     torch.testing.assert_close(square, expected, rtol=1e-5, atol=1e-9)
     assert (along is None) == (expected_along is None)
@@ -30,17 +36,17 @@ def test_measures_what_is_left_after_the_projection(name):
 
 @pytest.mark.parametrize("scale", [1.0, 0.3])
 @pytest.mark.parametrize("name", CASES)
-def test_takes_the_step_of_the_equations(name, scale):
+def test_takes_the_step_of_the_equations(name, scale, passes):
     ours, plain = build(name), build(name)
     _, along = reference.measure(ours.features, ours.gradients)
-    update(ours.features, ours.gradients, ours.moments, along, ours.steps, scale)
+    passes.update(ours.features, ours.gradients, ours.moments, along, ours.steps, scale)
     with using("reference"):
         update(plain.features, plain.gradients, plain.moments, along, plain.steps, scale)
     for got, expected in zip(ours.tensors(), plain.tensors(), strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_is_torchs_adam_to_the_bit_where_nothing_is_fixed():
+def test_is_torchs_adam_to_the_bit_where_nothing_is_fixed(passes):
     p = torch.nn.Parameter(torch.randn(1, 40, 33))
     q = torch.nn.Parameter(p.detach().clone())
     theirs = torch.optim.Adam([q], lr=1e-2, fused=True)
@@ -52,7 +58,7 @@ def test_is_torchs_adam_to_the_bit_where_nothing_is_fixed():
         theirs.step()
         step = Step(torch.tensor(float(number)), 1e-2, 0.9, 0.999, 1e-8)
         moments = FORMS["float32"](stored, 33, 0)
-        update(features, [RowGradient(gradient, [], 33)], [moments], None, [step])
+        passes.update(features, [RowGradient(gradient, [], 33)], [moments], None, [step], 1.0)
         assert torch.equal(p, q)
 
 
@@ -82,4 +88,4 @@ def test_the_choice_is_told():
     forget()
     case = build("free")
     measure(case.features, case.gradients)
-    assert summary()["fused_adam"] == "torch on cpu"
+    assert summary()["fused_adam"] == "compiled loops on cpu"

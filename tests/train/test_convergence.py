@@ -32,8 +32,9 @@ def trained(kind: str, sparsity: str, mode: str) -> tuple[list[float], dict[str,
     dispatch.forget()
     with dispatch.using(mode):
         fit(run, batches(shape, STEPS))
-    ran = {note for note in dispatch.summary().values()}
-    assert ran == ({"reference"} if mode == "reference" else {"torch on cpu"})
+    ran = {note for notes in dispatch.summary().values() for note in notes.split("; ")}
+    fast = {"compiled loops on cpu", "torch on cpu"}
+    assert ran == {"reference"} if mode == "reference" else ran <= fast and ran
     return losses, run.trainee().dictionary.state_dict()
 
 

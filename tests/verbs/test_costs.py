@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import pytest
 import torch
+from dictlearn_kernels.topk_encode.compiled import largest
 
 import dictlearn
 from dictlearn import config
@@ -22,6 +24,13 @@ SMALL = [
     "callbacks=null",
     "logger=null",
 ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _loops_are_compiled():
+    """What numba compiles a loop for, once a machine, it keeps until the next collection."""
+    largest(torch.randn(2, 64), 1)
+    gc.collect()
 
 
 @pytest.mark.parametrize("all_dead", [False, True], ids=["none dead", "all dead"])

@@ -105,13 +105,17 @@ def _one(
     """(||e||^2, e [R, D], <W_c, e_r> at every entry [nnz], of length 0 unless wanted)."""
     pattern = Pattern(row_starts, columns, len(W_CD), rows=rows)
     tensors = [t for t in (values, W_CD, y_RD, bias_SD) if t is not None]
-    served = not pattern.prefers_dense and y_RD.numel() > 0
-    if served and choose("decode_error", W_CD, unserved(*tensors)) == "triton":
-        from dictlearn_kernels.decode_error import triton
+    if not pattern.prefers_dense and y_RD.numel() > 0:
+        given = row_starts, columns, values, W_CD, y_RD, bias_SD, wants_values
+        match choose("decode_error", W_CD, unserved(*tensors), _loops_serve(*tensors)):
+            case "triton":
+                from dictlearn_kernels.decode_error import triton
 
-        return triton.decode_error(
-            row_starts, columns, values, W_CD, y_RD, bias_SD, wants_values, _dtype(*tensors)
-        )
+                return triton.decode_error(*given, _dtype(*tensors))
+            case "compiled":
+                from dictlearn_kernels.decode_error import compiled
+
+                return compiled.decode_error(*given)
     e_RD = pattern.matmul(values, W_CD)
     if bias_SD is not None:
         e_RD.view(-1, *bias_SD.shape).add_(bias_SD)
@@ -134,6 +138,14 @@ def _(
     dtype = _dtype(*(t for t in (values, W_CD, y_RD, bias_SD) if t is not None))
     e_RD = y_RD.new_empty(y_RD.shape, dtype=dtype)
     return e_RD.new_empty(()), e_RD, e_RD.new_empty(columns.shape[0] if wants_values else 0)
+
+
+def _loops_serve(*tensors: Tensor) -> bool:
+    if tensors[0].device.type != "cpu":
+        return False
+    from dictlearn_kernels import compiled
+
+    return compiled.serves(*tensors)
 
 
 def _nested(

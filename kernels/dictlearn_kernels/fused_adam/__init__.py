@@ -5,7 +5,8 @@ clips it, updates moments and weights and brings the feature back to its norm, w
 the cache. Clipping by the norm of the whole gradient needs that norm first: `measure` is a pass that
 sums the same rows, reads the weights and writes nothing.
 
-On a CPU a pass goes a block of rows at a time; on a GPU one kernel has a program for every row.
+On a CPU a compiled loop goes over the rows, or, where their dtype has none, torch over a few rows at
+a time; on a GPU one kernel has a program for every row.
 """
 
 from __future__ import annotations
@@ -63,5 +64,12 @@ def _implementation(features: Features, moments: Sequence[Moments | None]) -> An
         unserved = "moments of 8 bits"
     elif weights.dtype != torch.float32:
         unserved = f"weights of {weights.dtype}"
-    chosen = dispatch.choose("fused_adam", weights, unserved)
+    loops = weights.device.type == "cpu" and _loops_serve(features, moments)
+    chosen = dispatch.choose("fused_adam", weights, unserved, loops)
     return import_module(f"dictlearn_kernels.fused_adam.{chosen}")
+
+
+def _loops_serve(features: Features, moments: Sequence[Moments | None]) -> bool:
+    from dictlearn_kernels.fused_adam import compiled
+
+    return compiled.serves(features, moments)

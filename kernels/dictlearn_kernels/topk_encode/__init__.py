@@ -35,9 +35,14 @@ def topk_encode(
         if len(x_RD) == 0 or k == 0:
             return reference.topk_encode(x_RD, W_CD, b_C, k)
         m = min(taken(k, dtype), n_columns)
-        how = dispatch.choose("topk_encode", x_RD, _unserved(x_RD, dtype, m, n_columns))
+        loops = dtype == x_RD.dtype and _loops_serve(x_RD, n_columns)
+        how = dispatch.choose("topk_encode", x_RD, _unserved(x_RD, dtype, m, n_columns), loops)
         if how == "reference":
             return reference.topk_encode(x_RD, W_CD, b_C, k)
+        if how == "compiled":
+            from dictlearn_kernels.topk_encode import compiled
+
+            return compiled.topk_encode(x_RD, W_CD, b_C, k)
         if how == "cpu" and not bounds.certifies(x_RD, dtype):
             values_RK, columns_RK = cpu.dense(x_RD, W_CD, b_C, k)
             return selection.of_positive(columns_RK, values_RK)
@@ -110,3 +115,11 @@ def _unserved(x_RD: Tensor, dtype: torch.dtype, m: int, n_columns: int) -> str |
     if x_RD.dtype != torch.float32 or dtype not in bounds.KERNEL_DTYPES:
         return f"{dtype} of {x_RD.dtype}"
     return None if layout(m, n_columns) else f"{m} candidates of {n_columns} columns"
+
+
+def _loops_serve(x_RD: Tensor, n_columns: int) -> bool:
+    if x_RD.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    from dictlearn_kernels.topk_encode import compiled
+
+    return compiled.serves(x_RD, n_columns)

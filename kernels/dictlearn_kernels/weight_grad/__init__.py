@@ -44,15 +44,19 @@ class Product:
     g_RD: Tensor
 
     @cached_property
-    def by_column(self) -> tuple[Tensor, Tensor, Tensor, list[int]]:
+    def by_column(self) -> tuple[Tensor, Tensor, Tensor]:
         """(row of g, value) of every entry in the order of columns, and where columns start."""
         order, starts = self.pattern.by_column
-        return self.pattern.sorted_rows, self.values[order], starts, starts.tolist()
+        return self.pattern.sorted_rows, self.values[order], starts
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        return self.by_column[2].tolist()
 
     def rows(self, low: int, high: int) -> Tensor | None:
         """Rows low to high - 1 of the product, [high - low, D]; None where they are all zero."""
-        rows, values, starts, at = self.by_column
-        first, last = at[low], at[high]
+        rows, values, starts = self.by_column
+        first, last = self._starts[low], self._starts[high]
         if first == last:
             return None
         local = starts[low : high + 1] - first

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from dictlearn_kernels.topk_encode.cpu import GROUP, GROUPED_FROM
+from dictlearn_kernels.topk_encode.cpu import GROUP, GROUPED_FROM, LANES
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
@@ -178,7 +178,7 @@ def memory(run: Run, on_gpu: bool, devices: int = 1, dead: float = DEAD) -> Memo
         parts["optimiser"] += n * state_bytes(cfg)
         parts[NORMALISED] += normalised
         # Sources are encoded one after the other, and so are dictionaries.
-        selection = searching(N, one.n_features, shape.k, on_gpu)
+        selection = searching(N, one.n_features, shape.k, on_gpu, run.low_precision)
         if run.low_precision:  # W_enc in it, and on a CPU what it gives
             selection += 2 * W_enc + (0 if on_gpu else 2 * N * one.n_features)
         parts["selection"] = max(parts["selection"], selection)
@@ -201,7 +201,7 @@ def memory(run: Run, on_gpu: bool, devices: int = 1, dead: float = DEAD) -> Memo
                 before = parts["gradients"] - FLOAT * n
                 parts[GRADIENTS_OF_DEAD] = max(parts[GRADIENTS_OF_DEAD], twice - before)
             looked_at = FLOAT * auxk * W_enc
-            looked_at += searching(N, auxk * one.n_features, k_aux, on_gpu)
+            looked_at += searching(N, auxk * one.n_features, k_aux, on_gpu, low=False)
             parts["dead features"] = max(parts["dead features"], looked_at)
     parts["batch"] += stacked * FLOAT
     if devices > 1:  # DDP's own copy of every gradient, in buckets
@@ -240,10 +240,12 @@ def count_rows(dictionary: Dictionary) -> int:
     return sum(p.numel() for p in rows)
 
 
-def searching(n_tokens: int, n_features: float, k: float, on_gpu: bool) -> float:
+def searching(n_tokens: int, n_features: float, k: float, on_gpu: bool, low: bool) -> float:
     """To find the k largest of one source's pre-activations, which a GPU never writes."""
     if on_gpu:
         return 16 * n_tokens * 2 * k  # candidates: places, bounds and values
+    if not low and n_features % LANES == 0:  # a compiled loop, which needs a row more
+        return n_tokens * (n_features * FLOAT + k * (INT + FLOAT))
     groups = GROUP * k * (INT + FLOAT) + n_features / GROUP * FLOAT
     return n_tokens * (n_features * FLOAT + (groups if n_features >= GROUPED_FROM else 0))
 

@@ -1,0 +1,79 @@
+"""Loops that torch has no call for, compiled by numba for this CPU, and the threads that share them.
+
+A compiled loop goes over rows low to high - 1 of its arrays and lets go of the interpreter's lock, so
+that `over` can give parts of it to as many threads as torch has. Every row is summed by one thread in
+one order: results don't depend on how many there are.
+
+What is compiled is kept on disk beside its source, or where NUMBA_CACHE_DIR says. numba looks only at
+the file that a loop stands in to see whether it has changed: what a loop calls stands there too.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import Any, TypeVar
+
+import torch
+from numba import njit
+from torch import Tensor
+
+Result = TypeVar("Result")
+
+PARTS = 8  # of a loop for each thread, so that none waits long for the last
+
+
+def loop(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compiled to the arithmetic that is written, in its order."""
+    return _compiled(function)
+
+
+def sums(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compiled with leave to add in another order, the same each time: sums over a row go by vectors."""
+    return _compiled(function, fastmath={"contract", "reassoc", "nsz"})
+
+
+def fused(function: Callable[..., Any]) -> Callable[..., Any]:
+    """As `loop`, but that a product and the sum it goes into are rounded once, where a CPU can."""
+    return _compiled(function, fastmath={"contract"})
+
+
+def _compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    options |= {"nogil": True, "error_model": "numpy"}
+    try:
+        return njit(cache=True, **options)(function)
+    except RuntimeError:  # there is no folder to keep it in: it is compiled again in each process
+        return njit(**options)(function)
+
+
+def over(n: int, part: Callable[[int, int], Result]) -> list[Result]:
+    """part(low, high) for all of n rows: what each returned, in order. It must not call torch."""
+    threads = torch.get_num_threads()
+    if threads == 1 or n < 2:
+        return [part(0, n)]
+    size = -(-n // (PARTS * threads))
+    lows = range(0, n, size)
+    return list(_pool(os.getpid(), threads).map(lambda low: part(low, min(low + size, n)), lows))
+
+
+@cache
+def _pool(process: int, threads: int) -> ThreadPoolExecutor:
+    """One for each process: threads don't survive a fork."""
+    return ThreadPoolExecutor(threads, "dictlearn-kernels")
+
+
+def serves(*tensors: Tensor) -> bool:
+    """Whether loops over float32 rows take these: floats in float32, side by side, on a CPU."""
+    return all(
+        t.device.type == "cpu"
+        and t.is_contiguous()
+        and (t.dtype == torch.float32 or not t.is_floating_point())
+        for t in tensors
+    )
+
+
+def array(tensor: Tensor) -> Any:
+    """A tensor's memory as a loop takes it."""
+    return tensor.detach().numpy()

@@ -1,0 +1,81 @@
+"""Loops compiled for the CPU: the selection, the sort, and how threads share them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from dictlearn_kernels import compiled, counting_sort, selection
+from dictlearn_kernels.topk_encode.compiled import largest
+
+
+def expected(pre_RC: torch.Tensor, k: int) -> selection.Selection:
+    values_RK, columns_RK = pre_RC.topk(k, dim=1)
+    return selection.of_positive(columns_RK, values_RK)
+
+
+@pytest.fixture(params=[1, 3], ids=["one_thread", "three_threads"])
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("shift", [0.0, -2.5, -9.0, 4.0])
+@pytest.mark.parametrize("rows, columns, k", [
+    (1, 64, 1), (7, 64, 64), (5, 128, 3), (33, 1024, 32), (3, 8192, 32), (2, 8192, 4000), (0, 64, 2),
+])  # fmt: skip
+def test_takes_the_largest(rows, columns, k, shift, threads):
+    pre_RC = torch.randn(rows, columns, generator=torch.Generator().manual_seed(k)) + shift
+    for got, wanted in zip(largest(pre_RC, k), expected(pre_RC, k), strict=True):
+        assert torch.equal(got, wanted)
+
+
+def test_of_equal_entries_takes_as_many_as_are_wanted():
+    pre_RC = torch.randint(-2, 3, (40, 256), generator=torch.Generator().manual_seed(0)).float()
+    pre_RC[3] = 1.0
+    pre_RC[4] = -1.0
+    pre_RC[5] = -0.0
+    for k in (1, 7, 100, 256):
+        row_starts, columns, values = largest(pre_RC, k)
+        wanted_starts, _, wanted_values = expected(pre_RC, k)
+        assert torch.equal(row_starts, wanted_starts)
+        rows = torch.repeat_interleave(row_starts.diff())
+        assert torch.equal(pre_RC[rows, columns], values)
+        for r in range(40):
+            low, high = row_starts[r], row_starts[r + 1]
+            assert torch.equal(values[low:high].sort()[0], wanted_values[low:high].sort()[0])
+            assert (columns[low:high].diff() > 0).all()
+
+
+def test_takes_infinity_and_nothing_that_is_not_a_number():
+    pre_RC = torch.full((2, 128), -1.0)
+    pre_RC[0, 5], pre_RC[0, 9], pre_RC[0, 70] = torch.inf, torch.nan, 2.0
+    pre_RC[1, :64] = torch.nan
+    row_starts, columns, values = largest(pre_RC, 4)
+    assert row_starts.tolist() == [0, 2, 2]
+    assert (columns.tolist(), values.tolist()) == ([5, 70], [torch.inf, 2.0])
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32])
+def test_sorts_by_column_stably(dtype):
+    for entries, n_columns in ((0, 4), (1, 1), (500, 37), (64, 1000)):
+        columns = torch.randint(n_columns, (entries,), dtype=dtype)
+        order, starts = counting_sort.by_column(columns, n_columns)
+        assert torch.equal(order, columns.argsort(stable=True))
+        counts = torch.bincount(columns, minlength=n_columns)
+        assert torch.equal(starts, torch.nn.functional.pad(counts.cumsum(0), (1, 0)))
+
+
+def test_every_row_is_given_to_one_part(threads):
+    for n in (0, 1, 2, 7, 100, 1001):
+        rows = [r for low, high in compiled.over(n, lambda *part: part) for r in range(low, high)]
+        assert rows == list(range(n))
+
+
+def test_an_error_in_a_part_is_raised(threads):
+    def part(low: int, high: int) -> None:
+        raise ValueError(f"rows {low} to {high}")
+
+    with pytest.raises(ValueError, match="rows 0 to"):
+        compiled.over(100, part)
