@@ -107,7 +107,7 @@ def _one(
     tensors = [t for t in (values, W_CD, y_RD, bias_SD) if t is not None]
     if not pattern.prefers_dense and y_RD.numel() > 0:
         given = row_starts, columns, values, W_CD, y_RD, bias_SD, wants_values
-        match choose("decode_error", W_CD, unserved(*tensors), _loops_serve(*tensors)):
+        match choose("decode_error", W_CD, unserved(*tensors), _loops_serve(tensors)):
             case "triton":
                 from dictlearn_kernels.decode_error import triton
 
@@ -140,12 +140,8 @@ def _(
     return e_RD.new_empty(()), e_RD, e_RD.new_empty(columns.shape[0] if wants_values else 0)
 
 
-def _loops_serve(*tensors: Tensor) -> bool:
-    if tensors[0].device.type != "cpu":
-        return False
-    from dictlearn_kernels import compiled
-
-    return compiled.serves(*tensors)
+def _loops_serve(tensors: Sequence[Tensor]) -> bool:
+    return all(t.device.type == "cpu" and t.dtype == torch.float32 for t in tensors)
 
 
 def _nested(

@@ -20,6 +20,7 @@ def decode_error(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(||e||^2, e [R, D], <W_c, e_r> at every entry [nnz], of length 0 unless wanted)."""
     bias_SD = y_RD.new_zeros(1, y_RD.shape[1]) if bias_SD is None else bias_SD
+    W_CD, y_RD = W_CD.contiguous(), y_RD.contiguous()  # the targets of a CLT are a batch's columns
     e_RD, squares_R = torch.empty_like(y_RD), y_RD.new_empty(len(y_RD), dtype=torch.float64)
     along = y_RD.new_empty(len(columns) if wants_values else 0)
     arrays = [
