@@ -111,7 +111,7 @@ def panel(axes: Axes, record: dict[str, Any], palette: Palette, rows: int) -> No
     axes.set_xticks([])
     axes.spines["bottom"].set_visible(False)
     axes.grid(visible=False)
-    axes.set_xlim(0, longest)
+    axes.set_xlim(0, 1.4 * longest)  # the longest bar's figures stand in it too
     axes.set_ylim(rows - 0.5, -0.5)
 
 
