@@ -5,7 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from dictlearn_kernels import compiled, counting_sort, selection
+from dictlearn_kernels.decode_error.compiled import decode_error
+from dictlearn_kernels.fused_adam import compiled as fused_adam
 from dictlearn_kernels.topk_encode.compiled import largest
+
+from tests.kernels.adam_cases import CASES, build
 
 
 def expected(pre_RC: torch.Tensor, k: int) -> selection.Selection:
@@ -74,8 +78,37 @@ def test_every_row_is_given_to_one_part(threads):
 
 
 def test_an_error_in_a_part_is_raised(threads):
-    def part(low: int, high: int) -> None:
-        raise ValueError(f"rows {low} to {high}")
+    for bad in (0, 50, 99):
 
-    with pytest.raises(ValueError, match="rows 0 to"):
-        compiled.over(100, part)
+        def part(low: int, high: int, bad: int = bad) -> None:
+            if low <= bad < high:
+                raise ValueError(f"row {bad}")
+
+        with pytest.raises(ValueError, match=f"row {bad}$"):
+            compiled.over(100, part)
+
+
+def test_the_number_of_threads_does_not_show():
+    def results() -> list[torch.Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        W, y = (torch.randn(n, 33, generator=generator) for n in (50, 200))
+        starts, columns = torch.arange(201) * 5, torch.arange(1000) % 50
+        values = torch.rand(1000, generator=generator)
+        out = list(decode_error(starts, columns, values, W, y, None, True))
+        for name in CASES:
+            case = build(name)
+            square, along = fused_adam.measure(case.features, case.gradients)
+            fused_adam.update(case.features, case.gradients, case.moments, along, case.steps, 0.3)
+            out += [square, *case.tensors()]
+        return out
+
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = results()
+        torch.set_num_threads(3)
+        shared = results()
+    finally:
+        torch.set_num_threads(before)
+    for one, other in zip(alone, shared, strict=True):
+        assert torch.equal(one, other)

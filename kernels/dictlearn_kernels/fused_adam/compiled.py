@@ -16,7 +16,7 @@ from torch import Tensor
 from dictlearn_kernels import compiled
 from dictlearn_kernels.compiled import array, fused, loop, over, sums
 from dictlearn_kernels.fused_adam.moments import Full, Moments
-from dictlearn_kernels.fused_adam.types import FREE, SUM, Features, Step, rows_of
+from dictlearn_kernels.fused_adam.types import FREE, SUM, Features, Step, projected, rows_of
 from dictlearn_kernels.weight_grad import RowGradient
 
 NEAR = 2**20  # numbers of weights that are still in the cache when their norms are restored
@@ -45,14 +45,9 @@ def measure(
             _measure(low, high, start, w, *gradient, features.norm == SUM, *out)
 
     over(features.n, rows)
-    total = squares_N.sum()
-    if features.norm == FREE:
-        return total, None
-    if features.norm == SUM:  # whose gradient has norm 1 in every part
-        along_N /= len(features.parts)
-        return total - len(features.parts) * along_N.double().square().sum(), along_N
-    along_N /= features.length
-    return total - along_N.double().square().sum(), along_N
+    if features.norm != SUM:
+        along_N /= features.length
+    return projected(features, squares_N.sum(), along_N)
 
 
 def update(

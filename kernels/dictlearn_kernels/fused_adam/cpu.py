@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dictlearn_kernels.fused_adam.moments import Moments
-from dictlearn_kernels.fused_adam.types import FREE, SUM, Features, Step, rows_of
+from dictlearn_kernels.fused_adam.types import FREE, SUM, Features, Step, projected, rows_of
 from dictlearn_kernels.weight_grad import RowGradient
 
 BLOCK = (
@@ -21,22 +21,17 @@ def measure(
 ) -> tuple[Tensor, Tensor | None]:
     first = features.parts[0][0]
     total = torch.zeros((), dtype=torch.float64, device=first.device)
-    along_N = None if features.norm == FREE else first.new_zeros(features.n)
+    along_N = first.new_zeros(features.n)
     for low, high in blocks(features):
         for (parameter, start), gradient in zip(features.parts, gradients, strict=True):
             g = None if gradient is None else gradient.rows(start + low, start + high)
             if g is None:
                 continue
             total += torch.linalg.vector_norm(g).double().square()
-            if along_N is not None:
+            if features.norm != FREE:
                 u = _direction(features, rows_of(parameter)[start + low : start + high])
                 along_N[low:high] += (g * u).sum(-1)
-    if along_N is None:
-        return total, None
-    if features.norm == SUM:  # whose gradient has norm 1 in every part
-        along_N /= len(features.parts)
-        return total - len(features.parts) * along_N.double().square().sum(), along_N
-    return total - along_N.double().square().sum(), along_N
+    return projected(features, total, along_N)
 
 
 def update(

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dictlearn_kernels.fused_adam.moments import BFloat16, Full, Moments
-from dictlearn_kernels.fused_adam.types import FREE, SUM, Features, Step, rows_of
+from dictlearn_kernels.fused_adam.types import FREE, SUM, Features, Step, projected, rows_of
 from dictlearn_kernels.shipped import Variant
 from dictlearn_kernels.weight_grad import RowGradient
 
@@ -293,13 +293,7 @@ def measure(
             D=p.shape[-1],
             **factors.arguments(PROJECT=features.norm != FREE),
         )
-    total = square_N.double().sum()
-    if features.norm == FREE:
-        return total, None
-    if features.norm == SUM:
-        along_N /= len(features.parts)
-        return total - len(features.parts) * along_N.double().square().sum(), along_N
-    return total - along_N.double().square().sum(), along_N
+    return projected(features, square_N.double().sum(), along_N)
 
 
 def update(

@@ -36,6 +36,17 @@ class Step:
     seed: int = 0  # of the stochastic rounding of moments
 
 
+def projected(features: Features, square: Tensor, along_N: Tensor) -> tuple[Tensor, Tensor | None]:
+    """`measure`'s answer, from the whole gradient's squared norm (float64) and, per feature, its sum
+    over the parts of <gradient, gradient of the feature's norm>.
+    """
+    if features.norm == FREE:
+        return square, None
+    n_parts = len(features.parts) if features.norm == SUM else 1
+    along_N = along_N / n_parts  # of a sum of norms the gradient has norm 1 in every part
+    return square - n_parts * along_N.double().square().sum(), along_N
+
+
 def rows_of(parameter: Tensor) -> Tensor:
     """A parameter as the [rows, D] matrix of its last dimension, without its graph."""
     return parameter.detach().view(-1, parameter.shape[-1])
