@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from dictlearn_kernels import compiled, counting_sort, selection
+from dictlearn_kernels import counting_sort, selection
 from dictlearn_kernels.decode_error.compiled import decode_error
 from dictlearn_kernels.fused_adam import compiled as fused_adam
+from dictlearn_kernels.threads import over
 from dictlearn_kernels.topk_encode.compiled import largest
 
 from tests.kernels.adam_cases import CASES, build
@@ -73,7 +74,7 @@ def test_sorts_by_column_stably(dtype):
 
 def test_every_row_is_given_to_one_part(threads):
     for n in (0, 1, 2, 7, 100, 1001):
-        rows = [r for low, high in compiled.over(n, lambda *part: part) for r in range(low, high)]
+        rows = [r for low, high in over(n, lambda *part: part) for r in range(low, high)]
         assert rows == list(range(n))
 
 
@@ -85,7 +86,7 @@ def test_an_error_in_a_part_is_raised(threads):
                 raise ValueError(f"row {bad}")
 
         with pytest.raises(ValueError, match=f"row {bad}$"):
-            compiled.over(100, part)
+            over(100, part)
 
 
 def test_the_number_of_threads_does_not_show():

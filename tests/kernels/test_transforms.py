@@ -7,6 +7,7 @@ import pytest
 import torch
 from dictlearn_kernels.pattern import Pattern
 from dictlearn_kernels.transforms import reference
+from dictlearn_kernels.weight_grad import Collector
 
 # rows, width, [(transforms, rank)], share of pairs stored
 CASES = [
@@ -83,6 +84,54 @@ def test_an_input_without_a_gradient_changes_no_other(route):
     ]
     for with_x, without in zip(*gradients, strict=True):
         assert torch.equal(with_x, without)
+
+
+def test_a_collector_has_what_the_maps_would_have_got(route):
+    pattern, values, x, U, V = problem(*CASES[2])
+    weights = torch.randn_like(x)
+
+    def backward() -> None:
+        for scale in (1.0, 2.0):  # two uses of the maps in one step add up
+            (op.transform(pattern, scale * values, x, U, V) * weights).sum().backward()
+
+    inputs = (values, x, *U, *V)
+    backward()
+    plain = [t.grad for t in inputs]
+    for t in inputs:
+        t.grad = None
+    collector = Collector([*U, *V])
+    collector.start()
+    try:
+        backward()
+    finally:
+        collector.stop()
+    assert all(p.grad is None for p in (*U, *V))
+    for t, expected in zip((values, x), plain[:2], strict=True):
+        torch.testing.assert_close(t.grad, expected)
+    for p, expected in zip((*U, *V), plain[2:], strict=True):
+        gradient = collector.gradient(p)
+        assert gradient is not None and gradient.dense_RD is not None
+        torch.testing.assert_close(gradient.dense_RD.view_as(p), expected)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_threads_share_the_transforms(threads):
+    pattern, values, x, U, V = problem(64, 24, [(2, 8), (16, 2)], 0.15)
+    weights = torch.randn_like(x)
+    inputs = (values, x, *U, *V)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        y = op.transform(pattern, values, x, U, V)
+        gradients = torch.autograd.grad((y * weights).sum(), inputs)
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    plain = reference.transform(pattern, values, x, U, V)
+    torch.testing.assert_close(y, plain)
+    expected = torch.autograd.grad((plain * weights).sum(), inputs)
+    for mine, theirs in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(mine, theirs)
 
 
 def test_two_runs_agree_to_the_bit(route):

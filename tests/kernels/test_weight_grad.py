@@ -122,3 +122,24 @@ def test_others_and_the_stopped_get_tensors(collector):
     collecting.stop()
     sparse_decode(pattern, values, W).sum().backward()
     assert W.grad is not None
+
+
+def test_dense_gradients_add_up_in_memory_that_is_kept(collector):
+    W = torch.randn(2, 3, 4, requires_grad=True)
+    collecting = collector(W)
+    addresses = []
+    for _ in range(2):
+        room = collecting.room(W)
+        addresses.append(room.data_ptr())
+        collecting.add_dense(W, room.fill_(1.0))
+        second = collecting.room(W)
+        assert second.data_ptr() != room.data_ptr()
+        collecting.add_dense(W, second.fill_(2.0))
+        (4.0 * W).sum().backward()  # comes by another way
+        for _ in range(2):  # asking twice adds nothing
+            gradient = collecting.gradient(W)
+            assert gradient is not None
+            assert torch.equal(gradient.rows(0, 6), torch.full((6, 4), 7.0))
+        collecting.clear()
+        assert collecting.gradient(W) is None
+    assert addresses[0] == addresses[1]

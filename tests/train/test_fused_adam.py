@@ -42,6 +42,15 @@ SHAPES = {
     "molt": shape_of(
         "molt", SITES[:1], WRITTEN[:1], link="transforms", ranks=(2,) * 4, n_features=4, k=2
     ),
+    "free molt": shape_of(
+        "molt",
+        SITES[:1],
+        WRITTEN[:1],
+        link="transforms",
+        ranks=(3,) * 2 + (2,) * 30,
+        k=2,
+        unit_norm=False,
+    ),
 }
 
 
@@ -102,25 +111,30 @@ def test_every_sparsity_trains_as_with_torchs_adam(sparsity):
         torch.testing.assert_close(ours[name], expected, rtol=1e-4, atol=2e-6, msg=name)
 
 
-def test_no_gradient_of_a_row_ever_exists(monkeypatch):
-    shape = SHAPES["clt"]
+@pytest.mark.parametrize("kind, matrices", [("clt", LAYERS), ("free molt", 4)])
+def test_no_gradient_of_a_row_ever_exists_in_its_place(kind, matrices, monkeypatch):
+    shape = SHAPES[kind]
     run = training(shape, OURS)
     seen = []
     measure = FusedAdam.measure
 
     def watched(self, name):
         dictionary = run.trainee().dictionary
-        rows = [dictionary.encoder.W_enc, *dictionary.decoder.W_dec]
+        rows = [
+            dictionary.encoder.W_enc,
+            *(p for p in dictionary.decoder.parameters() if p.ndim > 2),
+        ]
         seen.append([p.grad is None for p in rows])
         return measure(self, name)
 
     monkeypatch.setattr(FusedAdam, "measure", watched)
     fit(run, batches(shape, 3))
-    assert seen == [[True] * (1 + LAYERS)] * 3
+    assert seen == [[True] * (1 + matrices)] * 3
 
 
-def test_accumulated_batches_add_up():
-    shape = SHAPES["clt"]
+@pytest.mark.parametrize("kind", ["clt", "free molt"])
+def test_accumulated_batches_add_up(kind):
+    shape = SHAPES[kind]
     runs = [training(shape, optimiser) for optimiser in (TORCH, OURS)]
     for run in runs:
         fit(run, batches(shape, 9), accumulate=3)
@@ -129,8 +143,9 @@ def test_accumulated_batches_add_up():
         torch.testing.assert_close(ours[name], expected, rtol=1e-4, atol=2e-6, msg=name)
 
 
-def test_a_refused_step_leaves_nothing_behind():
-    shape = SHAPES["clt"]
+@pytest.mark.parametrize("kind", ["clt", "free molt"])
+def test_a_refused_step_leaves_nothing_behind(kind):
+    shape = SHAPES[kind]
     good = batches(shape, 6)
     bad = batches(shape, 1, scale=float("inf"))
     without, with_one = training(shape, OURS), training(shape, OURS)

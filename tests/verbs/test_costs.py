@@ -33,13 +33,19 @@ def _loops_are_compiled():
     gc.collect()
 
 
+KINDS = {
+    **{kind: [f"dict={kind}"] for kind in ("sae", "plt", "clt", "crosscoder", "molt")},
+    "large molt": ["dict=molt", "dict.n=32"],  # large enough that its gradients' memory is kept
+}
+
+
 @pytest.mark.parametrize("all_dead", [False, True], ids=["none dead", "all dead"])
-@pytest.mark.parametrize("kind", ["sae", "plt", "clt", "crosscoder", "molt"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_memory_of_a_step(kind: str, all_dead: bool, tmp_path: Path):
     """Peak bytes of tensors over whole steps, reading included, as a dispatch mode sees them."""
     text = sorted(Path(dictlearn.__file__).parent.rglob("*.py"))[:20]
     paths = f"data.paths=[{','.join(map(str, text))}]"
-    cfg = config.compose("train", [*SMALL, f"dict={kind}", f"run_dir={tmp_path}", paths])
+    cfg = config.compose("train", [*SMALL, *KINDS[kind], f"run_dir={tmp_path}", paths])
     info = build.build_info(cfg)
     dictionary = build.build_dictionary(cfg, info)
     beside = build.build_beside(cfg, dictionary)

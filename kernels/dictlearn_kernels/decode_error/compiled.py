@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dictlearn_kernels.compiled import array, over, sums
+from dictlearn_kernels.compiled import array, sums
+from dictlearn_kernels.threads import over
 
 
 def decode_error(

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from dictlearn_kernels import compiled
-from dictlearn_kernels.compiled import array, fused, loop, over, sums
+from dictlearn_kernels.compiled import array, fused, loop, sums
 from dictlearn_kernels.fused_adam.moments import Full, Moments
-from dictlearn_kernels.fused_adam.types import FREE, SUM, Features, Step, projected, rows_of
+from dictlearn_kernels.fused_adam.types import CONCAT, FREE, SUM, Features, Step, projected, rows_of
+from dictlearn_kernels.threads import over
 from dictlearn_kernels.weight_grad import RowGradient
 
 NEAR = 2**20  # numbers of weights that are still in the cache when their norms are restored
@@ -32,7 +33,7 @@ def measure(
 ) -> tuple[Tensor, Tensor | None]:
     first = features.parts[0][0]
     squares_N = torch.zeros(features.n, dtype=torch.float64)
-    along_N = first.new_zeros(features.n)
+    along_N = first.new_zeros(0 if features.norm == FREE else features.n)
     out = array(squares_N), array(along_N)
     parts = [
         (array(rows_of(p)), start, *_arrays(p, gradient))
@@ -45,7 +46,7 @@ def measure(
             _measure(low, high, start, w, *gradient, features.norm == SUM, *out)
 
     over(features.n, rows)
-    if features.norm != SUM:
+    if features.norm == CONCAT:
         along_N /= features.length
     return projected(features, squares_N.sum(), along_N)
 
@@ -170,12 +171,15 @@ def _measure(low, high, start, w, rows, values, starts, table, dense, is_sum, sq
         if starts[r] == starts[r + 1] and len(dense) == 0:
             continue
         _gradient(g, r, rows, values, starts, table, dense)
-        w_r = w[r]
         square = dot = np.float32(0)
         for d in range(D):
             square += g[d] * g[d]
-            dot += g[d] * w_r[d]
         squares[n] += square
+        if len(along) == 0:
+            continue
+        w_r = w[r]
+        for d in range(D):
+            dot += g[d] * w_r[d]
         along[n] += dot / max(_norm(w_r), np.float32(1e-12)) if is_sum else dot
 
 

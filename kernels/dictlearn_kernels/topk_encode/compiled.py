@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from dictlearn_kernels import selection
-from dictlearn_kernels.compiled import array, loop, over
+from dictlearn_kernels.compiled import array, loop
 from dictlearn_kernels.linear import passing
 from dictlearn_kernels.selection import Selection
+from dictlearn_kernels.threads import over
 from dictlearn_kernels.topk_encode.cpu import LANES
 
 GROUPS_PER_PICK = 3  # at least so many groups for each entry that is looked for

@@ -17,6 +17,7 @@ from torch import Tensor
 from dictlearn_kernels.dispatch import choose
 from dictlearn_kernels.pattern import Pattern
 from dictlearn_kernels.transforms import cpu, reference
+from dictlearn_kernels.weight_grad import collecting
 
 # scripts/bench_transforms.py: above this fraction of stored pairs, computing all of them wins.
 DENSE_ABOVE = 0.3
@@ -112,7 +113,7 @@ def _(values, x_RD, U, V, row_starts, columns, order, column_starts, chosen, kee
     if not keep:
         n_hidden = 0
     elif chosen == "dense":
-        n_hidden = len(x_RD) * sum(V_g.shape[0] * V_g.shape[1] for V_g in V)
+        n_hidden = len(x_RD) * _n_ranks(V)
     else:
         n_hidden = torch.library.get_ctx().new_dynamic_size()
     return torch.empty_like(x_RD), x_RD.new_empty(n_hidden)
@@ -136,25 +137,26 @@ def _backward(
     """(g_values, g_x or an empty tensor, g_U, g_V), the last two [all ranks, D]."""
     pattern = _pattern(row_starts, columns, order, column_starts, U)
     given = pattern, values, x_RD, U, V, hidden, g_RD.contiguous(), wants_x
-    match chosen:
-        case "triton":
-            from dictlearn_kernels.transforms import triton
+    if chosen == "triton":
+        from dictlearn_kernels.transforms import triton
 
-            g_values, g_x, g_U, g_V = triton.backward(*given)
-        case "dense":
-            g_values, g_x, g_U, g_V = cpu.backward_dense(*given)
-        case _:
-            g_values, g_x, g_U, g_V = cpu.backward_grouped(*given)
+        g_values, g_x, g_U, g_V = triton.backward(*given)
+    else:
+        g_U, g_V = (x_RD.new_empty(_n_ranks(maps), x_RD.shape[1]) for maps in (U, V))
+        backward = cpu.backward_dense if chosen == "dense" else cpu.backward_grouped
+        g_values, g_x = backward(*given, cpu.split(g_U, U), cpu.split(g_V, V))
     return g_values, x_RD.new_empty(0) if g_x is None else g_x, g_U, g_V
 
 
 @_backward.register_fake
 def _(g, values, x_RD, U, V, row_starts, columns, order, starts, hidden, chosen, wants_x):
     g_x = torch.empty_like(x_RD) if wants_x else x_RD.new_empty(0)
-    g_U, g_V = (
-        x_RD.new_empty(sum(m.shape[0] * m.shape[1] for m in maps), x_RD.shape[1]) for maps in (U, V)
-    )
+    g_U, g_V = (x_RD.new_empty(_n_ranks(maps), x_RD.shape[1]) for maps in (U, V))
     return torch.empty_like(values), g_x, g_U, g_V
+
+
+def _n_ranks(maps: Sequence[Tensor]) -> int:
+    return sum(m.shape[0] * m.shape[1] for m in maps)
 
 
 def _pattern(
@@ -181,12 +183,24 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> 
 
 
 def _gradients(ctx: Any, g_RD: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
+    nothing = [None] * ctx.n_maps
     if g_RD is None:
-        return (None,) * 10
+        return None, None, nothing, nothing, *(None,) * 6
     values, x_RD, *rest = ctx.saved_tensors
     hidden = rest.pop() if ctx.keep else None
     U, V, rest = rest[: ctx.n_maps], rest[ctx.n_maps : 2 * ctx.n_maps], rest[2 * ctx.n_maps :]
     place = rest if len(rest) == 4 else [*rest, None, None]
+    collector = collecting(*U, *V)
+    if collector is not None and ctx.chosen != "triton":
+        rooms = [collector.room(p) for p in (*U, *V)]
+        row_starts, columns, order, starts = place
+        pattern = _pattern(row_starts, columns, order, starts, U)
+        given = pattern, values, x_RD, U, V, hidden, g_RD.contiguous(), ctx.wants_x
+        backward = cpu.backward_dense if ctx.chosen == "dense" else cpu.backward_grouped
+        g_values, g_x = backward(*given, rooms[: len(U)], rooms[len(U) :])
+        for p, g_p in zip((*U, *V), rooms, strict=True):
+            collector.add_dense(p, g_p)
+        return g_values, g_x, nothing, nothing, *(None,) * 6
     g_values, g_x, g_U, g_V = _backward(
         g_RD, values, x_RD, U, V, *place, hidden, ctx.chosen, ctx.wants_x
     )

@@ -2,65 +2,86 @@
 
 What a call keeps for its backward pass is V x, flat: of every stored entry in the order of
 `Pattern.by_column`, as many numbers as its transform has ranks; on the dense route of every token,
-one place of the sequence after the other. Gradients of U and V are flat too: [all ranks, D].
+one place of the sequence after the other. Gradients of U and V are written where the caller says.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from dictlearn_kernels.pattern import Pattern
+from dictlearn_kernels.threads import each
+
+T = TypeVar("T")
 
 # --- a transform's tokens together ------------------------------------------------------------
 
 
-def _groups(pattern: Pattern, maps: Sequence[Tensor]) -> Iterator[tuple[int, int, Tensor, Tensor]]:
-    """(place in the sequence, number there, entries, rows) of every transform that has tokens."""
-    order, starts = pattern.by_column
-    rows = pattern.rows[order]
-    ends = starts.tolist()
-    column = 0
-    for g, map_CKD in enumerate(maps):
-        for t in range(len(map_CKD)):
-            low, high = ends[column], ends[column + 1]
-            column += 1
-            if high > low:
-                yield g, t, order[low:high], rows[low:high]
+class _Work:
+    """The transforms, each with its entries; whole transforms are shared out among threads.
 
+    One is a few calls of torch on what a core's cache holds: threads inside a call would wait for
+    each other more than they would help.
+    """
 
-def _parts(
-    pattern: Pattern, maps: Sequence[Tensor], hidden: Tensor
-) -> Iterator[tuple[int, int, Tensor, Tensor, Tensor]]:
-    """`_groups`, each with its [M, K] of what is kept."""
-    start = 0
-    for g, t, entries, rows in _groups(pattern, maps):
-        shape = len(rows), maps[g].shape[1]
-        yield g, t, entries, rows, hidden[start : start + shape[0] * shape[1]].view(shape)
-        start += shape[0] * shape[1]
+    def __init__(self, pattern: Pattern, values: Tensor, U: Sequence[Tensor], V: Sequence[Tensor]):
+        self.order, starts = pattern.by_column
+        self.counts: list[int] = starts.diff().tolist()
+        self.ranks = [V_g.shape[1] for V_g in V for _ in range(len(V_g))]
+        self.rows = pattern.sorted_rows.split(self.counts)
+        self.values = values[self.order][:, None].split(self.counts)
+        self.U, self.V = _one_by_one(U), _one_by_one(V)
+
+    def hidden(self, flat: Tensor) -> list[Tensor]:
+        """Of what is kept, each transform's [M, K]."""
+        parts = flat.split(self._sizes())
+        return [part.view(-1, rank) for part, rank in zip(parts, self.ranks, strict=True)]
+
+    def n_hidden(self) -> int:
+        return sum(self._sizes())
+
+    def _sizes(self) -> list[int]:
+        return [n * rank for n, rank in zip(self.counts, self.ranks, strict=True)]
+
+    def by_thread(self, work: Callable[[list[int]], T]) -> list[T]:
+        """What `work` returns for each thread's transforms.
+
+        Who has which depends on the pattern and the number of threads alone, so that what a thread
+        adds up is the same each time.
+        """
+        shares: list[list[int]] = [[] for _ in range(torch.get_num_threads())]
+        loads = [0] * len(shares)
+        sizes = self._sizes()
+        for t in sorted(range(len(sizes)), key=lambda t: -sizes[t]):
+            lightest = loads.index(min(loads))
+            shares[lightest].append(t)
+            loads[lightest] += sizes[t]
+        return each([partial(work, share) for share in shares if share])
 
 
 def forward_grouped(
     pattern: Pattern, values: Tensor, x_RD: Tensor, U: Sequence[Tensor], V: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor]:
     """(y [R, D], V x)."""
-    y_RD = torch.zeros_like(x_RD)
-    hidden = _hidden_grouped(pattern, x_RD, V)
-    for g, t, entries, rows, h_MK in _parts(pattern, V, hidden):
-        # A transform has a token once, so this adds without collisions.
-        y_RD.index_add_(0, rows, (values.index_select(0, entries)[:, None] * h_MK) @ U[g][t])
-    return y_RD, hidden
+    work = _Work(pattern, values, U, V)
+    flat = x_RD.new_empty(work.n_hidden())
+    hidden = work.hidden(flat)
 
+    def add(transforms: list[int]) -> Tensor:
+        y_RD = torch.zeros_like(x_RD)
+        for t in transforms:
+            rows, h_MK = work.rows[t], hidden[t]
+            torch.mm(x_RD.index_select(0, rows), work.V[t].T, out=h_MK)
+            # A transform has a token once, so this adds without collisions.
+            y_RD.index_add_(0, rows, (work.values[t] * h_MK) @ work.U[t])
+        return y_RD
 
-def _hidden_grouped(pattern: Pattern, x_RD: Tensor, V: Sequence[Tensor]) -> Tensor:
-    ranks = [V_g.shape[1] for V_g in V for _ in range(len(V_g))]
-    counts = pattern.by_column[1].diff().tolist()
-    hidden = x_RD.new_empty(sum(n * rank for n, rank in zip(counts, ranks, strict=True)))
-    for g, t, _, rows, h_MK in _parts(pattern, V, hidden):
-        torch.mm(x_RD.index_select(0, rows), V[g][t].T, out=h_MK)
-    return hidden
+    return _total(work.by_thread(add)), flat
 
 
 def backward_grouped(
@@ -69,32 +90,49 @@ def backward_grouped(
     x_RD: Tensor,
     U: Sequence[Tensor],
     V: Sequence[Tensor],
-    hidden: Tensor | None,
+    flat: Tensor | None,
     g_RD: Tensor,
     wants_x: bool,
-) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-    """(g_values, g_x, g_U, g_V)."""
-    if hidden is None:
-        hidden = _hidden_grouped(pattern, x_RD, V)
-    g_values, g_x = torch.zeros_like(values), torch.zeros_like(x_RD) if wants_x else None
-    (g_U_PD, g_U), (g_V_PD, g_V) = _zeros(U), _zeros(V)
-    for g, t, entries, rows, h_MK in _parts(pattern, V, hidden):
-        x_MD, g_MD = x_RD.index_select(0, rows), g_RD.index_select(0, rows)
-        value_M1 = values.index_select(0, entries)[:, None]
-        read_MK = g_MD @ U[g][t].T
-        g_values[entries] = torch.linalg.vecdot(h_MK, read_MK)
-        torch.mm((value_M1 * h_MK).T, g_MD, out=g_U[g][t])
-        read_MK.mul_(value_M1)
-        torch.mm(read_MK.T, x_MD, out=g_V[g][t])
-        if g_x is not None:
-            g_x.index_add_(0, rows, read_MK @ V[g][t])
-    return g_values, g_x, g_U_PD, g_V_PD
+    g_U: Sequence[Tensor],
+    g_V: Sequence[Tensor],
+) -> tuple[Tensor, Tensor | None]:
+    """(g_values, g_x); the maps' gradients are written where the caller says."""
+    work = _Work(pattern, values, U, V)
+    hidden = None if flat is None else work.hidden(flat)
+    into_U, into_V = _one_by_one(g_U), _one_by_one(g_V)
+    g_sorted = torch.empty_like(values)
+    g_parts = g_sorted.split(work.counts)
+
+    def differentiate(transforms: list[int]) -> Tensor | None:
+        g_x = torch.zeros_like(x_RD) if wants_x else None
+        for t in transforms:
+            rows, value_M1 = work.rows[t], work.values[t]
+            x_MD, g_MD = x_RD.index_select(0, rows), g_RD.index_select(0, rows)
+            h_MK = x_MD @ work.V[t].T if hidden is None else hidden[t]
+            read_MK = g_MD @ work.U[t].T
+            torch.linalg.vecdot(h_MK, read_MK, out=g_parts[t])
+            torch.mm((value_M1 * h_MK).T, g_MD, out=into_U[t])
+            read_MK.mul_(value_M1)
+            torch.mm(read_MK.T, x_MD, out=into_V[t])
+            if g_x is not None:
+                g_x.index_add_(0, rows, read_MK @ work.V[t])
+        return g_x
+
+    g_x = [part for part in work.by_thread(differentiate) if part is not None]
+    g_values = torch.empty_like(values)
+    g_values[work.order] = g_sorted
+    return g_values, _total(g_x) if wants_x else None
 
 
-def _zeros(maps: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-    """[all ranks, D], and the views of it that are shaped like the maps."""
-    flat_PD = maps[0].new_zeros(sum(m.shape[0] * m.shape[1] for m in maps), maps[0].shape[2])
-    return flat_PD, split(flat_PD, maps)
+def _one_by_one(maps: Sequence[Tensor]) -> list[Tensor]:
+    return [one_KD for maps_CKD in maps for one_KD in maps_CKD.detach().unbind()]
+
+
+def _total(parts: Sequence[Tensor]) -> Tensor:
+    total = parts[0]
+    for part in parts[1:]:
+        total += part
+    return total
 
 
 def split(flat_PD: Tensor, maps: Sequence[Tensor]) -> list[Tensor]:
@@ -147,12 +185,13 @@ def backward_dense(
     hidden: Tensor | None,
     g_RD: Tensor,
     wants_x: bool,
-) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-    """(g_values, g_x, g_U, g_V)."""
+    g_U: Sequence[Tensor],
+    g_V: Sequence[Tensor],
+) -> tuple[Tensor, Tensor | None]:
+    """(g_values, g_x); the maps' gradients are written where the caller says."""
     if hidden is None:
         hidden = _hidden_dense(x_RD, V)
     g_x = torch.zeros_like(x_RD) if wants_x else None
-    (g_U_PD, g_U), (g_V_PD, g_V) = _zeros(U), _zeros(V)
     g_gates = []
     by_place = _by_place(hidden, V, len(x_RD))
     gates = _gates(pattern, values, U)
@@ -166,4 +205,4 @@ def backward_dense(
         if g_x is not None:
             g_x.addmm_(read_RCK.flatten(1), V_CKD.flatten(0, 1))
     g_values = torch.cat(g_gates, dim=1)[pattern.rows, pattern.columns]
-    return g_values, g_x, g_U_PD, g_V_PD
+    return g_values, g_x

@@ -3,7 +3,9 @@
 As a dense tensor it is as large as the matrix: written once, then read and written again by the
 projection, the norm, the clipping and the optimiser. A `Collector` keeps the three factors instead
 (pattern, values, g: what the batch has, not what the matrix has), and whoever wants the gradient
-sums the rows it is about to use, in a fixed order, from one sort per pattern.
+sums the rows it is about to use, in a fixed order, from one sort per pattern. A gradient that is dense
+by nature is written into memory that it keeps from step to step: new pages of a large tensor cost a
+CPU more than filling them.
 """
 
 from __future__ import annotations
@@ -32,6 +34,11 @@ def weight_grad(pattern: Pattern, values: Tensor, g_RD: Tensor, W_CD: Tensor) ->
         _active.add(W_CD, pattern, values, g_RD)
         return None
     return pattern.transposed_matmul(values, g_RD)
+
+
+def collecting(*parameters: Tensor) -> Collector | None:
+    """The active collector, where it takes the gradients of all these parameters."""
+    return _active if _active is not None and all(map(_active.takes, parameters)) else None
 
 
 @dataclass(eq=False)
@@ -138,6 +145,8 @@ class Collector:
         self.parameters = list(parameters)
         self._given = {id(p) for p in self.parameters}
         self._products: dict[int, list[Product]] = {}
+        self._rooms: dict[int, Tensor] = {}  # memory for dense gradients
+        self._dense: dict[int, Tensor] = {}  # those of this step
 
     def takes(self, W_CD: Tensor) -> bool:
         return W_CD.untyped_storage().data_ptr() in self._products
@@ -150,14 +159,32 @@ class Collector:
         key, first_row = W_CD.untyped_storage().data_ptr(), W_CD.storage_offset() // W_CD.shape[1]
         self._products[key].append(Product(first_row, pattern, values.detach(), g_RD))
 
+    def room(self, parameter: Tensor) -> Tensor:
+        """Where to write a dense gradient for `add_dense`: kept memory, once in a step."""
+        key = parameter.untyped_storage().data_ptr()
+        if key not in self._rooms:
+            self._rooms[key] = torch.empty_like(parameter, requires_grad=False)
+        return torch.empty_like(self._rooms[key]) if key in self._dense else self._rooms[key]
+
+    def add_dense(self, parameter: Tensor, g: Tensor) -> None:
+        key = parameter.untyped_storage().data_ptr()
+        self._dense[key] = self._dense[key].add_(g) if key in self._dense else g
+
     def gradient(self, parameter: Tensor) -> RowGradient | None:
         """What has come for a parameter, here or in its `.grad`; None where nothing has."""
-        products = self._products.get(parameter.untyped_storage().data_ptr(), [])
-        if parameter.grad is None and not products:
+        key = parameter.untyped_storage().data_ptr()
+        products, dense = self._products.get(key, []), self._dense.get(key)
+        if dense is None:
+            dense = parameter.grad
+        elif parameter.grad is not None:
+            dense.add_(parameter.grad)
+            parameter.grad = None
+        if dense is None and not products:
             return None
-        return RowGradient(parameter.grad, products, parameter.shape[-1] if parameter.ndim else 1)
+        return RowGradient(dense, products, parameter.shape[-1] if parameter.ndim else 1)
 
     def clear(self) -> None:
+        self._dense.clear()
         for products in self._products.values():
             products.clear()
 
@@ -166,8 +193,10 @@ class Collector:
         global _active
         keys = [p.untyped_storage().data_ptr() for p in self.parameters]
         if list(self._products) != keys:
-            assert not any(self._products.values()), "parameters moved within one step"
+            collected = self._dense or any(self._products.values())
+            assert not collected, "parameters moved within one step"
             self._products = {key: [] for key in keys}
+            self._rooms.clear()
         _active = self
 
     def stop(self) -> None:

@@ -7,6 +7,7 @@ from itertools import groupby
 from typing import final
 
 import torch
+from dictlearn_kernels.fused_adam import Features
 from dictlearn_kernels.transforms import gram_norms, transform
 from torch import Tensor, nn
 
@@ -86,6 +87,12 @@ class TransformDecoder(Decoder):
             U_CKD.mul_(root)
             V_CKD.mul_(root)
             start += len(U_CKD)
+
+    def features(self) -> list[Features]:
+        """The rows of U and V; none where the norm of a map, which no single row has, is kept."""
+        if self.unit_norm:
+            return []
+        return [Features(((rows, 0),), len(rows) * rows.shape[1]) for rows in (*self.U, *self.V)]
 
     @torch.no_grad()
     def project_gradient(self) -> None:

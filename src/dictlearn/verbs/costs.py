@@ -139,7 +139,7 @@ class Memory:
     """Bytes on one device by what they are for; some exist in one part of a step only."""
 
     parts: Mapping[str, float]
-    keeps_gradients: bool  # from one batch to the next
+    keeps_gradients: bool  # from one batch to the next, or their memory
 
     def at(self, phase: str) -> float:
         there = {*RESIDENT, *PHASES[phase]} | ({"gradients"} if self.keeps_gradients else set())
@@ -219,7 +219,9 @@ def memory(run: Run, on_gpu: bool, devices: int = 1, dead: float = DEAD) -> Memo
             cfg.source.get("store_dtype", "model")
         ]
         parts["shuffle buffer"] = rows * (n_stored * shape.width * kept + 2 * INT)
-    return Memory({k: v for k, v in parts.items() if v}, cfg.trainer.accumulate_grad_batches > 1)
+    kept = factors and not on_gpu and any(map(count_kept, run.trained))
+    several = cfg.trainer.accumulate_grad_batches > 1
+    return Memory({k: v for k, v in parts.items() if v}, keeps_gradients=several or kept)
 
 
 def in_factors(run: Run, on_gpu: bool, devices: int) -> bool:
@@ -229,15 +231,23 @@ def in_factors(run: Run, on_gpu: bool, devices: int) -> bool:
         return False
     if devices > 1 or str(cfg.trainer.precision) == "16-mixed":
         return False
-    return fused_adam.pays(sum(map(count_rows, run.trained)), on_gpu)
+    rows = sum(count_rows(one) + count_kept(one) for one in run.trained)
+    return fused_adam.pays(rows, on_gpu)
 
 
 def count_rows(dictionary: Dictionary) -> int:
-    """Numbers in `Dictionary.features()`, whose gradients can stay in factors, also on meta."""
+    """Numbers in `Dictionary.features()` whose gradients can stay in factors, also on meta."""
     rows = [dictionary.encoder.W_enc]
     if not isinstance(dictionary.decoder, TransformDecoder):
         rows += [p for p in dictionary.decoder.parameters() if p.ndim > 2]
     return sum(p.numel() for p in rows)
+
+
+def count_kept(dictionary: Dictionary) -> int:
+    """The others in `Dictionary.features()`: a CPU keeps the memory that their gradients are in."""
+    if not isinstance(dictionary.decoder, TransformDecoder) or dictionary.shape.unit_norm:
+        return 0
+    return sum(p.numel() for p in dictionary.decoder.parameters() if p.ndim > 2)
 
 
 def searching(n_tokens: int, n_features: float, k: float, on_gpu: bool, low: bool) -> float:
