@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from dictlearn_kernels import counting_sort, selection
 from dictlearn_kernels.decode_error.compiled import decode_error
 from dictlearn_kernels.fused_adam import compiled as fused_adam
-from dictlearn_kernels.threads import over
+from dictlearn_kernels.threads import each, over
+from dictlearn_kernels.threshold_encode import reference
+from dictlearn_kernels.threshold_encode.compiled import above
 from dictlearn_kernels.topk_encode.compiled import largest
 
 from tests.kernels.adam_cases import CASES, build
@@ -62,6 +66,23 @@ def test_takes_infinity_and_nothing_that_is_not_a_number():
     assert (columns.tolist(), values.tolist()) == ([5, 70], [torch.inf, 2.0])
 
 
+@pytest.mark.parametrize("threshold", [-9.0, 0.0, 1.5, 9.0, "by column"])
+@pytest.mark.parametrize("rows, columns", [(1, 1), (7, 33), (40, 256), (0, 5), (3, 1000)])
+def test_takes_what_is_above_a_threshold(rows, columns, threshold, threads):
+    generator = torch.Generator().manual_seed(columns)
+    pre_RC = torch.randn(rows, columns, generator=generator)
+    pre_RC[:, ::7] = 1.5  # not above itself
+    pre_RC[:1, :1] = torch.nan
+    pre_RC[1:2, :1] = torch.inf
+    if threshold == "by column":
+        threshold = torch.randn(columns, generator=generator)
+    for got, wanted in zip(
+        above(pre_RC, threshold), reference.select_above(pre_RC, threshold), strict=True
+    ):
+        assert got.dtype == wanted.dtype
+        assert torch.equal(got, wanted)
+
+
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32])
 def test_sorts_by_column_stably(dtype):
     for entries, n_columns in ((0, 4), (1, 1), (500, 37), (64, 1000)):
@@ -87,6 +108,30 @@ def test_an_error_in_a_part_is_raised(threads):
 
         with pytest.raises(ValueError, match=f"row {bad}$"):
             over(100, part)
+
+
+def test_jobs_have_threads_of_their_own(threads):
+    weight = torch.nn.Parameter(torch.ones(3))
+
+    def job(i: int) -> tuple[int, int, bool]:
+        return i, torch.get_num_threads(), (weight * i).requires_grad
+
+    for n in (0, 1, threads):
+        alone = threads if n == 1 else 1  # one job alone has torch's threads to itself
+        assert each([partial(job, i) for i in range(n)]) == [(i, alone, False) for i in range(n)]
+    assert torch.get_num_threads() == threads
+
+
+def test_an_error_in_a_job_is_raised_and_the_threads_are_given_back(threads):
+    for bad in range(threads):
+
+        def job(i: int, bad: int = bad) -> None:
+            if i == bad:
+                raise ValueError(f"job {bad}")
+
+        with pytest.raises(ValueError, match=f"job {bad}$"):
+            each([partial(job, i) for i in range(threads)])
+        assert torch.get_num_threads() == threads
 
 
 def test_the_number_of_threads_does_not_show():

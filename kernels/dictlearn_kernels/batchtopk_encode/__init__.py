@@ -9,7 +9,8 @@ from dictlearn_kernels import bounds, dispatch, selection
 from dictlearn_kernels.batchtopk_encode import reference
 from dictlearn_kernels.linear import passing, pre_activations
 from dictlearn_kernels.selection import Selection
-from dictlearn_kernels.threshold_encode import threshold_encode
+from dictlearn_kernels.threshold_encode import loops_serve, threshold_encode
+from dictlearn_kernels.threshold_encode import reference as threshold_reference
 
 STRIDE = 8  # of the rows, and of the columns, that a bound is estimated from
 
@@ -31,12 +32,13 @@ def batchtopk_encode(
     dtype = matmul_dtype or x_RSD.dtype
     served = x_RSD.dtype == torch.float32 and dtype in bounds.KERNEL_DTYPES
     unserved = None if served else f"{dtype} of {x_RSD.dtype}"
-    how = dispatch.choose("batchtopk_encode", x_RSD, unserved)
+    loops = dtype == x_RSD.dtype and loops_serve(x_RSD)
+    how = dispatch.choose("batchtopk_encode", x_RSD, unserved, loops)
     with torch.no_grad():
         if how == "reference":
             return reference.batchtopk_encode(x_RSD, W_SCD, b_SC, budget)
-        if how == "cpu" and not bounds.certifies(x_RSD, dtype):
-            return _of_dense(passing(x_RSD, W_SCD, b_SC), budget)
+        if how == "compiled" or (how == "cpu" and not bounds.certifies(x_RSD, dtype)):
+            return _of_dense(passing(x_RSD, W_SCD, b_SC), budget, loops)
         sample = pre_activations(x_RSD[::STRIDE], W_SCD[:, ::STRIDE], b_SC[:, ::STRIDE])
         bound = float(_bound(sample.flatten(), budget * sample.numel() / _size(x_RSD, W_SCD)))
         found = _above(x_RSD, W_SCD, b_SC, bound, matmul_dtype)
@@ -56,15 +58,16 @@ def _above(
     )
 
 
-def _of_dense(pre_RC: Tensor, budget: int) -> Selection:
+def _of_dense(pre_RC: Tensor, budget: int, loops: bool) -> Selection:
+    select_above = threshold_reference.select_above
+    if loops:
+        from dictlearn_kernels.threshold_encode.compiled import above as select_above
     flat = pre_RC.reshape(-1)
     stride = 67  # a prime, so that the sample doesn't fall on a few columns
-    bound = _bound(flat[::stride], budget / stride)
-    positions = (flat > bound).nonzero().squeeze(1)
-    if len(positions) < budget and bound > 0:
-        positions = (flat > 0).nonzero().squeeze(1)
-    counts = torch.bincount(positions // pre_RC.shape[1], minlength=len(pre_RC))
-    found = selection.starts(counts), positions % pre_RC.shape[1], flat[positions]
+    bound = float(_bound(flat[::stride], budget / stride))
+    found = select_above(pre_RC, bound)
+    if len(found[1]) < budget and bound > 0:
+        found = select_above(pre_RC, 0.0)
     return selection.largest(found, budget)
 
 

@@ -29,10 +29,15 @@ def threshold_encode(
     those of x's own.
     """
     dtype = matmul_dtype or x_RD.dtype
-    how = dispatch.choose("threshold_encode", x_RD, _unserved(x_RD, dtype))
+    loops = dtype == x_RD.dtype and loops_serve(x_RD)
+    how = dispatch.choose("threshold_encode", x_RD, _unserved(x_RD, dtype), loops)
     with torch.no_grad():
         if how == "reference" or len(x_RD) == 0:
             return reference.threshold_encode(x_RD, W_CD, b_C, threshold_C)
+        if how == "compiled":
+            from dictlearn_kernels.threshold_encode import compiled
+
+            return compiled.above(passing(x_RD[:, None], W_CD[None], b_C[None]), threshold_C)
         if how == "cpu" and not bounds.certifies(x_RD, dtype):
             pre_RC = passing(x_RD[:, None], W_CD[None], b_C[None])
             return reference.select_above(pre_RC, threshold_C)
@@ -46,6 +51,12 @@ def threshold_encode(
         row_starts = selection.starts(torch.bincount(rows, minlength=len(x_RD)))
         values = bounds.at(x_RD, W_CD, b_C, row_starts, columns)
         return selection.where((row_starts, columns, values), values > threshold_C[columns])
+
+
+def loops_serve(x: Tensor) -> bool:
+    """Whether a compiled loop finds what is above a threshold."""
+    on_cpu = x.device.type == "cpu" and x.dtype == torch.float32
+    return on_cpu and not torch.compiler.is_compiling()
 
 
 def _places(words_RW: Tensor) -> tuple[Tensor, Tensor]:
