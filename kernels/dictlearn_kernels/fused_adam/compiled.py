@@ -170,16 +170,20 @@ def _measure(low, high, start, w, rows, values, starts, table, dense, is_sum, sq
         r = start + n
         if starts[r] == starts[r + 1] and len(dense) == 0:
             continue
-        _gradient(g, r, rows, values, starts, table, dense)
+        if len(values) == 0:
+            g_r = dense[r]
+        else:
+            _gradient(g, r, rows, values, starts, table, dense)
+            g_r = g
         square = dot = np.float32(0)
         for d in range(D):
-            square += g[d] * g[d]
+            square += g_r[d] * g_r[d]
         squares[n] += square
         if len(along) == 0:
             continue
         w_r = w[r]
         for d in range(D):
-            dot += g[d] * w_r[d]
+            dot += g_r[d] * w_r[d]
         along[n] += dot / max(_norm(w_r), np.float32(1e-12)) if is_sum else dot
 
 
