@@ -1,6 +1,6 @@
 """Which optimiser reconstructs best, and what does a step of it take? Ours beside Muon and signum.
 
-    python scripts/compare_optimisers.py              # an SAE of pico, three rates each: half an hour
+    python scripts/compare_optimisers.py              # an SAE of pico, several rates each
     python scripts/compare_optimisers.py --quick      # a rehearsal; its figures mean nothing
 
 Each is a `dictlearn train` with its defaults but for the optimiser and its rate: the same text, the same
@@ -31,11 +31,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from peers import results
 
 RATES = {  # Muon's updates are as large as Adam's; a sign step moves every number by its rate
-    "adam": (1e-3, 2e-3, 4e-3),
-    "adam optim.moments=bfloat16": (2e-3,),
-    "adam optim.moments=8bit": (2e-3,),
-    "muon": (1e-3, 2e-3, 4e-3),
-    "signum": (1e-4, 2e-4, 4e-4),
+    "adam": (1e-3, 2e-3, 4e-3, 8e-3),
+    "adam optim.moments=bfloat16": (4e-3,),
+    "adam optim.moments=8bit": (4e-3,),
+    "muon": (2e-3, 4e-3, 8e-3),
+    "signum": (1e-4, 2e-4, 4e-4, 8e-4),
 }
 FIGURES = ("fvu", "ce_increase", "l0", "dead")
 

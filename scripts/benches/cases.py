@@ -93,6 +93,7 @@ CASES = {
         Case("clt-4-768", "cpu", "clt", 1024, 768, 8192, 16, 4, bars={OURS: {DENSE: 5.0}}, rounds=5),
         Case("clt-12", "cpu", "clt", 1024, 768, 8192, 16, 12, bars=TEN_TIMES, rounds=3),
         Case("molt", "cpu", "molt", 2048, 768, 8 * PER_N, 16, bars=TEN_TIMES),
+        Case("molt-496", "cpu", "molt", 2048, 768, 16 * PER_N, 16, bars=TEN_TIMES, rounds=5),
         Case("sae-65k", "cuda", "sae", 4096, 2304, 65536, 64, contestants=ALL, bars=GPU_BARS),
         Case(
             "sae-131k", "cuda", "sae", 8192, 4096, 131072, 64,

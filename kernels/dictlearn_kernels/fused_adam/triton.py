@@ -362,7 +362,12 @@ def shipped() -> list[Variant]:
     numbers = ("length", "scale", "lr", "beta1", "beta2", "eps", "root_correction")
     updated |= dict.fromkeys(numbers, "fp32")
     variants = []
-    for size, dense, project in [(WIDEST, False, False), (WIDEST, True, True), (64, True, True)]:
+    parts = [
+        (False, False),
+        (True, False),
+        (True, True),
+    ]  # of a dense gradient; of a norm that is kept
+    for size, dense, project in [*((WIDEST, *one) for one in parts), (64, True, True)]:
         fixed = {"CHUNK": CHUNK, "SIZE": size}
         variants.append(Variant(chunk_sums_kernel, chunks, fixed, WARPS))
         fixed = {**fixed, "HAS_DENSE": dense, "PROJECT": project}

@@ -54,7 +54,8 @@ class _Work:
         Who has which depends on the pattern and the number of threads alone, so that what a thread
         adds up is the same each time.
         """
-        shares: list[list[int]] = [[] for _ in range(torch.get_num_threads())]
+        n_threads = 1 if self.values[0].is_cuda else torch.get_num_threads()
+        shares: list[list[int]] = [[] for _ in range(n_threads)]
         loads = [0] * len(shares)
         sizes = self._sizes()
         for t in sorted(range(len(sizes)), key=lambda t: -sizes[t]):
