@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dictlearn.dicts.dictionary import from_json
+from dictlearn.dicts.dictionary import Dictionary, from_json
 from dictlearn.dicts.sae import sae
 from dictlearn.dicts.transcoder import transcoder
 from dictlearn.types import ModelInfo
 from tests.dictionaries import SPARSITIES, activations, small_dictionary
+from tests.train.test_fused_adam import SHAPES
 
 INFO = ModelInfo("toy", None, "qwen3", n_layers=4, width=16, vocab_size=50, context_length=32)
 
@@ -146,3 +147,31 @@ def test_activations_of_another_width_are_refused():
         ValueError, match=r"shape \(50, 1, 8\): this sae reads \[tokens, 1 sites, wid"
     ):
         small_dictionary()(activations(width=8))
+
+
+@pytest.mark.parametrize("sparsity", SPARSITIES)
+@pytest.mark.parametrize("kind", SHAPES)
+def test_a_models_precision_and_autocast_change_nothing(kind, sparsity):
+    """What a model in bfloat16 gives is read as the float32 numbers that it is."""
+    shape = SHAPES[kind]
+    dictionary = Dictionary(shape, SPARSITIES[sparsity])
+    x_NSD = torch.randn(48, len(shape.sources), shape.width).bfloat16()
+
+    def outcome(x: torch.Tensor) -> list[torch.Tensor]:
+        code = dictionary.encode(x)
+        made = [code.pattern.columns, code.values, dictionary.decode(code, x)]
+        if dictionary.layerwise and not shape.prefixes:
+            codes = {
+                s: dictionary.encode_source(x[:, s], s).code for s in range(len(shape.sources))
+            }
+            inputs = {s: x[:, s] for s in codes}
+            last = len(shape.targets) - 1
+            made += [dictionary.decode_target(last, codes, inputs)]
+        return made
+
+    expected = outcome(x_NSD.float())
+    with torch.autocast("cpu", torch.bfloat16):
+        within = outcome(x_NSD)
+    for results in (within, outcome(x_NSD)):
+        for got, wanted in zip(results, expected, strict=True):
+            assert got.dtype == wanted.dtype and torch.equal(got, wanted)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, TypeVar, final
 
 import torch
 from dictlearn_kernels.fused_adam import Features
@@ -21,6 +22,21 @@ from dictlearn.sparsity.protocol import Sparsity
 from dictlearn.types import Code, Encoding
 
 LINKS = ("diagonal", "lower", "shared", "transforms")
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def _in_own_precision(method: Method) -> Method:
+    """A dictionary's method without the autocast of the model it is called in.
+
+    It would select features in low precision, which takes other features.
+    """
+
+    @functools.wraps(method)
+    def computed(self: Dictionary, *args: Any, **kwargs: Any) -> Any:
+        with torch.autocast(self.encoder.W_enc.device.type, enabled=False):
+            return method(self, *args, **kwargs)
+
+    return computed  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)
@@ -63,6 +79,7 @@ class Dictionary(nn.Module):
     Each source has its own features, which write where `shape.link` says; with `link: shared` there
     is one code, read from all the sources put side by side.
 
+    It computes in its parameters' precision, within autocast too; activations in another are converted.
     In training it lives in normalised units; `folded` gives the form in the model's own units, which
     is what is saved and what `dictlearn.load` returns.
     """
@@ -137,20 +154,24 @@ class Dictionary(nn.Module):
         """Which features fire on each token and how strongly."""
         return self.encode_training(x_NSD).code
 
+    @_in_own_precision
     def encode_training(self, x_NSD: Tensor) -> Encoding:
         """The code and what its gradient estimators and losses read beside it."""
         self._check(x_NSD)
-        return self.sparsity(self.read(x_NSD), self.encoder.whole())
+        return self.sparsity(self.read(self._own(x_NSD)), self.encoder.whole())
 
     def read(self, x_NSD: Tensor) -> Tensor:
         """What the encoder multiplies: centred; for a shared code all sites as one, [N, 1, S*D]."""
         x_NSD = self.centred(x_NSD)
         return x_NSD.flatten(1)[:, None] if self.shape.link == "shared" else x_NSD
 
+    @_in_own_precision
     def decode(self, code: Code, x_NSD: Tensor | None = None) -> Tensor:
         """y_hat [N, T, D]. A dictionary with a skip needs its input too."""
+        x_NSD = None if x_NSD is None else self._own(x_NSD)
         return self.decoder(code, x_NSD) + self.bypass(x_NSD)
 
+    @_in_own_precision
     def encode_source(self, x_ND: Tensor, s: int) -> Encoding:
         """The encoding of source s alone, a code of one source: for a pass that reads layer by layer.
 
@@ -161,15 +182,18 @@ class Dictionary(nn.Module):
             raise ValueError(
                 f"a {self.kind} has one code for all its sites: encode(x) them together"
             )
+        x_ND = self._own(x_ND)
         if self.shape.centre:
             x_ND = x_ND - self.decoder.b_dec[s]
         return self.sparsity(x_ND[:, None], self.encoder.source(s), s)
 
+    @_in_own_precision
     def decode_target(self, t: int, codes: Mapping[int, Code], x: Mapping[int, Tensor]) -> Tensor:
         """y_hat [N, D] of target t, from what `encode_source` gave for every s in `reads(t)`.
 
         `x[s]` [N, D] are the inputs of those sources, which a skip reads.
         """
+        x = {s: self._own(x_ND) for s, x_ND in x.items()}
         y_hat_ND = self.decoder.target(t, codes, x) + self.decoder.b_dec[t]
         return y_hat_ND if self.W_skip is None else y_hat_ND + x[t] @ self.W_skip[t].T
 
@@ -178,6 +202,7 @@ class Dictionary(nn.Module):
         """Whether `squared_error` goes target by target: y_hat with its graph is much more."""
         return isinstance(self.decoder, LinkedDecoder)
 
+    @_in_own_precision
     def squared_error(
         self,
         code: Code,
@@ -199,6 +224,7 @@ class Dictionary(nn.Module):
         prefixes = self.shape.prefixes if len(self.shape.prefixes) > 1 else ()
         return self.decoder.squared_error(code, x_NSD, y_NTD, weights, prefixes)
 
+    @_in_own_precision
     def decode_prefixes(self, code: Code, x_NSD: Tensor | None = None) -> list[Tensor]:
         """One reconstruction for each nested prefix, the whole dictionary last.
 
@@ -227,6 +253,10 @@ class Dictionary(nn.Module):
 
     def centred(self, x_NSD: Tensor) -> Tensor:
         return x_NSD - self.decoder.b_dec if self.shape.centre else x_NSD
+
+    def _own(self, x: Tensor) -> Tensor:
+        """Activations in the parameters' precision, as models in half precision don't give them."""
+        return x.to(self.encoder.W_enc.dtype)
 
     def _check(self, x_NSD: Tensor) -> None:
         if x_NSD.ndim != 3 or x_NSD.shape[1:] != (self.n_sources, self.width):
