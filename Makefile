@@ -25,9 +25,9 @@ test: .venv/.installed  ## run the tests
 		--ignore $(BROWSER)
 	@OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 $(INTERPRETED)
 
-test-gpu: .venv/.installed  ## run the tests of kernels on a GPU, Triton's for real
+test-gpu: .venv/.installed  ## run the tests of kernels and of reading ahead on a GPU, for real
 	@$(BIN)/python -c 'import torch; torch.cuda.is_available() or exit("make test-gpu: no CUDA device")'
-	@env -u TRITON_INTERPRET $(BIN)/python -m pytest -q tests/kernels
+	@env -u TRITON_INTERPRET $(BIN)/python -m pytest -q tests/kernels tests/sources/test_live.py
 
 test-peers: .peers/.installed  ## load exports with SAELens, sparsify and dictionary_learning, and theirs here: about 3 minutes
 	@OMP_NUM_THREADS=1 .peers/bin/python -m pytest -q -n auto --maxprocesses 4 tests/peers

@@ -39,6 +39,11 @@ def buffer(reads_per_chunk: int = 4, seed: int = 0, **options) -> ShuffleBuffer:
     )
 
 
+@pytest.fixture(params=[False, True], ids=["in time", "ahead"])
+def ahead(request) -> bool:
+    return request.param
+
+
 def ids_of_reads(stop: int) -> list[int]:
     return torch.cat([read(number).tokens_N for number in range(stop)]).tolist()
 
@@ -53,8 +58,8 @@ def equal(a: Rows, b: Rows) -> bool:
 
 @pytest.mark.parametrize("reads_per_chunk", [1, 4, 7])
 @pytest.mark.parametrize("batch", [1, 17, 64, 1000])
-def test_every_row_comes_exactly_once(reads_per_chunk, batch):
-    rows = buffer(reads_per_chunk)
+def test_every_row_comes_exactly_once(reads_per_chunk, batch, ahead):
+    rows = buffer(reads_per_chunk, ahead=ahead)
     taken: list[int] = []
     while rows.position[0] < 12:
         taken += rows.take(batch).tokens_N.tolist()
@@ -100,16 +105,69 @@ def test_the_order_depends_on_the_seed():
 
 
 @pytest.mark.parametrize("cut", [0, 1, 2, 3, 5, 9, 14, 20])
-def test_a_restored_buffer_goes_on_where_the_other_stopped(cut):
-    straight = buffer()
+def test_a_restored_buffer_goes_on_where_the_other_stopped(cut, ahead):
+    straight = buffer(ahead=ahead)
     for _ in range(cut):
         straight.take(37)
-    resumed = buffer()
+    resumed = buffer(ahead=ahead)
     resumed.restore(*straight.position)
     assert resumed.position == straight.position
     for _ in range(12):  # through several refills
         assert equal(resumed.take(37), straight.take(37))
         assert resumed.position == straight.position
+
+
+@pytest.mark.parametrize("reads_per_chunk", [1, 2, 4, 7])
+@pytest.mark.parametrize("batch", [1, 17, 64, 500])
+def test_reading_ahead_changes_nothing(reads_per_chunk, batch):
+    ahead, in_time = (buffer(reads_per_chunk, ahead=ahead) for ahead in (True, False))
+    while in_time.position[0] < 6:
+        assert equal(ahead.take(batch), in_time.take(batch))
+        assert ahead.position == in_time.position
+
+
+def test_reads_are_spread_over_the_batches_before_they_are_needed():
+    numbers: list[int] = []
+
+    def counted(number: int) -> Read:
+        everything = torch.arange(ROWS_PER_READ)
+        numbers.append(number)
+        ids = number * 1000 + everything
+        return read(number)._replace(keep_N=everything, tokens_N=ids, positions_N=everything)
+
+    rows = buffer(read=counted, ahead=True)
+    while rows.position[0] < 5:
+        rows.take(10)
+    each = []
+    while rows.position[0] < 7:
+        before = len(numbers)
+        rows.take(10)
+        each.append(len(numbers) - before)
+    assert max(each) == 1  # in time it would be four, and then none for 15 batches
+    assert max(numbers) == 8 * 4  # all of the next round's, and the first of the one after it
+    assert numbers == sorted(set(numbers))
+
+
+def test_a_check_that_was_put_off_comes_before_the_rows():
+    checked: list[int] = []
+
+    def suspect(number: int) -> Read:
+        def check() -> None:
+            checked.append(number)
+            if number == 9:
+                raise OSError("bad")
+
+        return read(number)._replace(check=check)
+
+    rows, sound = buffer(read=suspect, ahead=True), buffer()
+    with pytest.raises(OSError, match="bad"):
+        while True:
+            before = rows.position
+            got = rows.take(50)
+            assert equal(got, sound.take(50))
+            assert int(got.tokens_N.max()) // 1000 in checked
+    assert rows.position == before
+    assert checked[-1] == 9
 
 
 def test_restoring_reads_four_chunks_at_most():
@@ -126,7 +184,7 @@ def test_restoring_reads_four_chunks_at_most():
     assert numbers == list(range(6 * 4, 10 * 4))
 
 
-def test_a_read_that_fails_loses_nothing():
+def test_a_read_that_fails_loses_nothing(ahead):
     fail_at = {9}
 
     def flaky(number: int) -> Read:
@@ -134,7 +192,7 @@ def test_a_read_that_fails_loses_nothing():
             raise OSError("gone")
         return read(number)
 
-    flaky_rows, sound = buffer(read=flaky), buffer()
+    flaky_rows, sound = buffer(read=flaky, ahead=ahead), buffer()
     failed = 0
     for _ in range(30):
         try:
@@ -164,8 +222,8 @@ def test_peeking_changes_nothing_and_costs_no_read():
 
 
 @pytest.mark.parametrize("n", [10, 70, 400])  # of round 0, of chunk 0, beyond
-def test_a_peek_is_the_same_at_any_time(n):
-    rows, untouched = buffer(), buffer()
+def test_a_peek_is_the_same_at_any_time(n, ahead):
+    rows, untouched = buffer(ahead=ahead), buffer()
     first = rows.peek(n)
     assert len(set(first.tokens_N.tolist())) == n
     for _ in range(9):

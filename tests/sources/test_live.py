@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from dictlearn.sources.reader import WindowOrder
 from dictlearn.types import Batch
 
 CONTEXT, WINDOWS, WIDTH = 8, 30, 16
+ON_A_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 BOS, PAD, FIRST_WORD = 1, 0, 10
 
 
@@ -128,18 +130,38 @@ def test_windows_are_in_a_new_order_every_epoch():
     assert not torch.equal(WindowOrder(7, seed=4).span(0, 21).view(3, 7), epochs)
 
 
+@pytest.mark.parametrize("ahead", [False, True])
 @pytest.mark.parametrize("cut", [0, 1, 4, 9, 23])
-def test_resume_is_bit_exact(lm, cut):
-    straight = build(lm, targets=("mlp_out.1",))
+def test_resume_is_bit_exact(lm, cut, ahead):
+    straight = build(lm, targets=("mlp_out.1",), ahead=ahead)
     for _ in range(cut):
         straight.next_batch()
     state = straight.state()
     assert all(type(value) is int for value in state.values())
-    resumed = build(lm, targets=("mlp_out.1",))
+    resumed = build(lm, targets=("mlp_out.1",), ahead=not ahead)
     resumed.restore(state)
     for _ in range(15):
         assert equal(resumed.next_batch(), straight.next_batch())
         assert resumed.state() == straight.state()
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=ON_A_GPU)])
+@pytest.mark.parametrize("nonfinite", ["error", "drop"])
+def test_reading_ahead_gives_the_same_batches(lm, device, nonfinite):
+    """On a GPU while something else keeps it busy, as the dictionary's step does."""
+    lm = replace(lm, model=copy.deepcopy(lm.model).to(device))
+    ahead, in_time = (
+        build(lm, targets=("mlp_out.1",), ahead=ahead, nonfinite=nonfinite)
+        for ahead in (True, False)
+    )
+    load = torch.randn(2048, 2048, device=device) if device == "cuda" else None
+    for _ in range(40):
+        ours = ahead.next_batch()
+        if load is not None:
+            for _ in range(20):
+                load = (load @ load).clamp(-1, 1)
+        assert equal(ours, in_time.next_batch())
+        assert ahead.state() == in_time.state()
 
 
 @pytest.mark.parametrize(
@@ -242,6 +264,7 @@ def test_dtypes(lm, store, batch):
         ({"lm_batch_windows": 0}, "source.lm_batch_windows=0: want 1 or more"),
         ({"windows": Numbered(n_windows=0)}, "no text"),
         ({"nonfinite": "zero"}, "source.nonfinite=zero: want error or drop"),
+        ({"ahead": "always"}, "source.ahead=always: want auto, true or false"),
         (
             {"store_dtype": "float8"},
             "source.store_dtype=float8: want one of model, float32, bfloat16",
@@ -282,8 +305,9 @@ def broken(monkeypatch) -> list[int]:
     return ids
 
 
-def test_nan_is_named_by_site_window_and_position(lm, broken):
-    source = build(lm, targets=("mlp_out.1",), lm_batch_windows=1)
+@pytest.mark.parametrize("ahead", [False, True])
+def test_nan_is_named_by_site_window_and_position(lm, broken, ahead):
+    source = build(lm, targets=("mlp_out.1",), lm_batch_windows=1, ahead=ahead)
     with pytest.raises(ValueError) as error:
         for _ in range(30):
             source.next_batch()
@@ -292,6 +316,13 @@ def test_nan_is_named_by_site_window_and_position(lm, broken):
         "NaN or Inf in mlp_out.1 at position 1 of window 11 " in message
     )
     assert "source.nonfinite=drop" in message
+
+
+def test_a_special_token_may_hold_anything(lm, broken):
+    broken.clear()
+    source = build(lm, targets=("mlp_out.1",), ahead=True)
+    assert all(source.next_batch().y_NTD.isfinite().all() for _ in range(20))
+    assert source.dropped == 0
 
 
 def test_dropping_nan_drops_those_tokens_only_and_reports(lm, broken, caplog):

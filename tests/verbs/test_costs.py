@@ -93,6 +93,7 @@ def test_the_flagship_fits_one_h200():
     assert said.parts["weights"] + said.parts["optimiser"] == 12 * count
     assert said.parts["gradients"] == 4 * (layers * features + layers * width)  # biases'
     rows = 65536 // 2 * 15 // 8  # what a buffer that refills at half ever holds
+    rows += run.cfg.source.lm_batch_windows * run.cfg.data.context  # and a read ahead
     assert said.parts["shuffle buffer"] == rows * (2 * layers * width * 2 + 16)
     verdicts = {one.gpu.name: one.remedy for one in costs.predictions(run, devices=1)}
     assert verdicts["H200"] == ""

@@ -9,11 +9,16 @@ shuffled together. That is the usual buffer that refills when it is half empty, 
 for another round with probability 1/2, with the geometric tail cut at four rounds. The cut is what
 makes it resumable: round c is a pure function of (seed, c) and of four chunks, which are read again
 on resume instead of being saved. Every row is emitted exactly once.
+
+Reading `ahead` spreads the reads of chunk c+1 over the batches of round c, and on a GPU puts them on a
+stream of their own: the model runs while the dictionary takes its step. Which rows come, and when, is
+the same; memory for one read more lets each be under way before it is waited for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple, final
 
 import numpy as np
@@ -30,6 +35,7 @@ class Read(NamedTuple):
     keep_N: Tensor  # int64 row numbers below M, without repeats, on the buffer's device
     tokens_N: Tensor  # int64
     positions_N: Tensor  # int64
+    check: Callable[[], None] | None = None  # raises where the rows are bad; put off, as it waits
 
 
 class Rows(NamedTuple):
@@ -58,8 +64,8 @@ def rows_held(chunk_rows: int) -> int:
 class ShuffleBuffer:
     """The rows of `read(0), read(1), ...` in shuffled order, without end.
 
-    Memory: storage for `rows_held(reads_per_chunk * rows_per_read)` rows, allocated once, and the
-    one read that is being copied into it.
+    Memory: storage for `rows_held(reads_per_chunk * rows_per_read)` rows, allocated once, for
+    `rows_per_read` more where it reads ahead, and the one read that is being copied into it.
 
     Args:
         read: a pure function of the read's number; on resume it is called again for the same ones.
@@ -68,6 +74,7 @@ class ShuffleBuffer:
         device: of the reads, of the storage and of what is delivered.
         dtype: of the storage; None takes that of the first read.
         out_dtype: of the rows delivered; None takes that of the storage.
+        ahead: whether the next round's chunk is read while this round's rows are taken.
     """
 
     def __init__(
@@ -80,18 +87,21 @@ class ShuffleBuffer:
         device: torch.device,
         dtype: torch.dtype | None = None,
         out_dtype: torch.dtype | None = None,
+        ahead: bool = False,
     ):
         assert reads_per_chunk >= 1 and rows_per_read >= 1
-        self.capacity = rows_held(reads_per_chunk * rows_per_read)
-        self.reads_per_chunk = reads_per_chunk
+        self.capacity = rows_held(reads_per_chunk * rows_per_read) + ahead * rows_per_read
+        self.reads_per_chunk, self.rows_per_read = reads_per_chunk, rows_per_read
+        self._ahead = ahead
+        self._side = torch.cuda.Stream(device) if ahead and device.type == "cuda" else None
         self._read = read
         self._seed = seed
         self._device = device
         self._dtype = dtype
         self._out_dtype = out_dtype
         self._groups: list[Tensor] = []  # [capacity, sites, D] each, from the first read on
-        self._tokens = torch.empty(self.capacity, dtype=torch.int64, device=device)
-        self._positions = torch.empty_like(self._tokens)
+        self._tokens = self._shared(torch.empty(self.capacity, dtype=torch.int64, device=device))
+        self._positions = self._shared(torch.empty_like(self._tokens))
         self.restore(0, 0)
 
     @property
@@ -121,12 +131,13 @@ class ShuffleBuffer:
         that will have to be read again when their round comes.
         """
         before = self.position
-        if self._round > 0:
+        gone = self._round > 0 or (self._ahead and self._taken > 0)
+        if gone:
             self.restore(0, 0)
         try:
             return self._peek(n)
         finally:
-            if before[0] > 0:
+            if gone:
                 self.restore(*before)
 
     def _take(self, n: int) -> Rows:
@@ -141,6 +152,8 @@ class ShuffleBuffer:
             self._gather(slots, out, filled)
             self._taken += len(slots)
             filled += len(slots)
+        if self._ahead:
+            self._read_ahead()
         return out
 
     def _peek(self, n: int) -> Rows:
@@ -166,6 +179,10 @@ class ShuffleBuffer:
         """Brings the storage to the current round, if it is not there already."""
         if self._loaded:
             return
+        self._wait()
+        self._coming: list[Tensor] = []  # slots of what is read of the next chunk, a read each
+        self._checks: list[Callable[[], None]] = []  # of these reads
+        self._freed = 0  # rows of this round whose slots are free again
         nothing = torch.empty(0, dtype=torch.int64, device=self._device)
         self._free = torch.arange(self.capacity, device=self._device)
         self._due = nothing  # slots, in the order in which the current round emits them
@@ -176,50 +193,98 @@ class ShuffleBuffer:
         self._loaded = True
 
     def _refill(self, chunk: int) -> None:
-        """Reads a chunk into the slots that the last round has emptied, and deals it out."""
-        self._free = torch.cat([self._free, self._due])
-        slots = self._fill(range(chunk * self.reads_per_chunk, (chunk + 1) * self.reads_per_chunk))
+        """Reads what is missing of a chunk into the slots that are free, and deals it out."""
+        self._free_slots(len(self._due))
+        first = chunk * self.reads_per_chunk
+        for number in range(first + len(self._coming), first + self.reads_per_chunk):
+            self._coming.append(self._fill(number))
+        self._wait()
+        for check in self._checks:
+            check()
+        slots, self._coming, self._checks = torch.cat(self._coming), [], []
         n = len(slots)
+        if n == 0:
+            raise ValueError(
+                f"data: {self.reads_per_chunk} LM batches in a row hold no token to train on, only "
+                "special tokens, pads and activations that source.nonfinite=drop dropped"
+            )
         # Row i of the chunk is in slots[i]. Which slot that is differs after a resume; i does not.
         slots = slots[permutation(n, self._seed, 0, chunk).to(self._device)]
         now, one, two, three = slots.tensor_split([-(n // -2), -(3 * n // -4), -(7 * n // -8)])
         due = torch.cat([now, self._waiting[0]])
         self._due = due[permutation(len(due), self._seed, 1, chunk).to(self._device)]
+        self._freed = 0
         self._waiting = [
             torch.cat([one, self._waiting[1]]),
             torch.cat([two, self._waiting[2]]),
             three,
         ]
 
-    def _fill(self, numbers: range) -> Tensor:
-        """Copies reads into free slots; returns the slots in reading order."""
-        filled = 0
-        for number in numbers:
+    def _read_ahead(self) -> None:
+        """As much of the next chunk as of this round has been taken, and a read more."""
+        self._free_slots(self._taken)
+        first = (self._round + 1) * self.reads_per_chunk
+        wanted = self.reads_per_chunk * self._taken // len(self._due) + 1
+        for i in range(len(self._coming), min(wanted, self.reads_per_chunk)):
+            if len(self._free) < self.rows_per_read:
+                return
+            self._coming.append(self._fill(first + i))
+
+    def _free_slots(self, taken: int) -> None:
+        self._free = torch.cat([self._free, self._due[self._freed : taken]])
+        self._freed = taken
+
+    def _fill(self, number: int) -> Tensor:
+        """Copies a read into free slots; returns the slots in reading order."""
+        with self._aside():
             read = self._read(number)
-            slots = self._free[filled : filled + len(read.keep_N)]
-            assert len(slots) == len(read.keep_N), "a read kept more than rows_per_read"
-            if not self._groups:
-                self._allocate(read)
+        if not self._groups:
+            self._allocate(read)
+        slots = self._shared(self._free[: len(read.keep_N)])
+        assert len(slots) == len(read.keep_N), "a read kept more than rows_per_read"
+        with self._aside():
             for whole, sites in zip(self._groups, read.groups, strict=True):
                 for s, site in enumerate(sites):
                     kept = site.index_select(0, read.keep_N).to(whole.dtype)
                     whole[:, s].index_copy_(0, slots, kept)
             self._tokens[slots] = read.tokens_N
             self._positions[slots] = read.positions_N
-            filled += len(slots)
-        if filled == 0:
-            raise ValueError(
-                f"data: {len(numbers)} LM batches in a row hold no token to train on, only special "
-                "tokens, pads and activations that source.nonfinite=drop dropped"
-            )
-        taken, self._free = self._free[:filled], self._free[filled:]
-        return taken
+        if read.check is not None:
+            self._checks.append(read.check)
+        self._free = self._free[len(slots) :]
+        return slots
+
+    @contextmanager
+    def _aside(self) -> Iterator[None]:
+        """On the stream for reads, once what has been asked of the current one is done.
+
+        Rows in the slots that a read fills were taken on the current one. What a read makes lives and
+        dies on its own stream; what belongs to both is `_shared`.
+        """
+        if self._side is None:
+            yield
+            return
+        self._side.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(self._side):
+            yield
+
+    def _shared(self, tensor: Tensor) -> Tensor:
+        """Of the current stream; its memory isn't given to others before the reads' is done too."""
+        if self._side is not None:
+            tensor.record_stream(self._side)
+        return tensor
+
+    def _wait(self) -> None:
+        """Nothing that the current stream is asked from here on comes before the reads so far."""
+        if self._side is not None:
+            torch.cuda.current_stream(self._device).wait_stream(self._side)
 
     def _allocate(self, read: Read) -> None:
         for sites in read.groups:
             shape = (self.capacity, len(sites), sites[0].shape[1])
             dtype = self._dtype or sites[0].dtype
-            self._groups.append(torch.empty(shape, dtype=dtype, device=self._device))
+            whole = torch.empty(shape, dtype=dtype, device=self._device)
+            self._groups.append(self._shared(whole))
 
     def _empty(self, n: int) -> Rows:
         return Rows(

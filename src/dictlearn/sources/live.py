@@ -23,7 +23,8 @@ class LiveSource:
     again on what was waiting in the buffer, in the same batches of windows, and so to the same bits
     on a CPU.
 
-    Memory: never more than `buffer_tokens` rows and one LM batch, on the model's device.
+    Memory: never more than `buffer_tokens` rows and one LM batch, on the model's device; two where it
+    reads ahead.
 
     Args:
         windows: tokenised text. Special tokens and pads are read by the model, then left out.
@@ -35,6 +36,8 @@ class LiveSource:
         nonfinite: "error", or "drop" to leave out tokens with NaN or Inf at any of the sites.
         store_dtype: of the buffer, "model" for the dtype in which the model computes.
         batch_dtype: of the batches, "model" to leave them as they are stored.
+        ahead: whether the model reads on while batches are taken, on a stream of its own: "auto" on
+            a GPU, true or false. The batches are the same.
 
     Raises:
         ValueError: for sizes that don't fit, NaN or Inf in activations, a state of another stream.
@@ -57,7 +60,10 @@ class LiveSource:
         nonfinite: str = "error",
         store_dtype: str = "model",
         batch_dtype: str = "float32",
+        ahead: bool | str = "auto",
     ):
+        if ahead not in (True, False, "auto"):
+            raise ValueError(f"source.ahead={ahead}: want auto, true or false")
         for key, value in {"store_dtype": store_dtype, "batch_dtype": batch_dtype}.items():
             if value not in DTYPES:
                 raise ValueError(f"source.{key}={value}: want one of {', '.join(DTYPES)}")
@@ -83,6 +89,7 @@ class LiveSource:
         self._reader = Reader(lm, windows, sites, nonfinite)
         self._order = WindowOrder(len(windows), seed)
         self._lm_batch_windows = lm_batch_windows
+        self._ahead = lm.device.type == "cuda" if ahead == "auto" else bool(ahead)
         self._buffer = ShuffleBuffer(
             self._read,
             reads_per_chunk=buffer_tokens // 2 // lm_batch_tokens,
@@ -91,6 +98,7 @@ class LiveSource:
             device=lm.device,
             dtype=DTYPES[store_dtype],
             out_dtype=DTYPES[batch_dtype],
+            ahead=self._ahead,
         )
         self._rank, self._ranks = 0, 1
         # What must be equal for a state to mean the same place in the same stream.
@@ -149,11 +157,12 @@ class LiveSource:
         """LM batch `number` of this rank's share of the endless sequence."""
         start = (number * self._ranks + self._rank) * self._lm_batch_windows
         indices_B = self._order.span(start, start + self._lm_batch_windows)
-        read = self._reader.read(number, indices_B)
+        read = self._reader.read(number, indices_B, put_off=self._ahead)
         groups = [self.sources] if self.sources == self.targets else [self.sources, self.targets]
         return Read(
             [[read.values[site] for site in sites] for sites in groups],
             read.keep_N,
             read.tokens_N,
             read.positions_N,
+            read.check,
         )

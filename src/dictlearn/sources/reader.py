@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple, Protocol, final
 
 import torch
@@ -41,6 +43,7 @@ class Reading(NamedTuple):
     tokens_BP: Tensor  # int64
     values: dict[str, Tensor]  # by site, [M, D]
     keep_N: Tensor  # int64, ascending
+    check: Callable[[], None] | None = None  # raises where a value kept is NaN or Inf; put off
 
     @property
     def tokens_N(self) -> Tensor:
@@ -74,11 +77,16 @@ class Reader:
         self._drop = nonfinite == "drop"
         self._counted = 0  # readings whose dropped tokens are in `dropped`
 
-    def read(self, number: int, indices_B: Tensor) -> Reading:
-        """The windows of reading `number`; numbers tell one that is read again on resume."""
+    def read(self, number: int, indices_B: Tensor, put_off: bool = False) -> Reading:
+        """The windows of reading `number`; numbers tell one that is read again on resume.
+
+        With `put_off` nothing waits for a GPU: whether all values are finite is left to `check`, but
+        for nonfinite="drop", which must know what to keep.
+        """
         tokens_BP = self._windows.window_batch(indices_B)
         keep_N = self._windows.valid(tokens_BP).flatten().nonzero().squeeze(1)
-        captured = capture(self.lm, tokens_BP.to(self.lm.device), self._sites)
+        on_device_BP = self._sent(tokens_BP)
+        captured = capture(self.lm, on_device_BP, self._sites)
         flat = {site: captured[site].flatten(0, 1) for site in self._sites}
         for site, values_MD in flat.items():
             if values_MD.shape[1] != self.lm.info.width:
@@ -86,11 +94,28 @@ class Reader:
                     f"dict: site {site} is {values_MD.shape[1]} wide, and dictionaries of "
                     f"{self.lm.info.name} are {self.lm.info.width} wide"
                 )
+        if put_off and not self._drop:
+            kept_N = self._sent(keep_N)
+            sums = torch.stack([values.sum(1, dtype=torch.float32) for values in flat.values()])
+            finite = sums.index_select(1, kept_N).isfinite().all()
+            check = partial(self._check, finite, number, indices_B)
+            return Reading(on_device_BP, flat, kept_N, check)
         # Extremes are NaN where any value is; a dozen times faster than looking at every value.
         extremes = torch.stack([torch.stack(values.aminmax()) for values in flat.values()])
         if not extremes.isfinite().all():
             keep_N = self._without_nonfinite(number, flat, indices_B, tokens_BP, keep_N)
-        return Reading(tokens_BP.to(self.lm.device), flat, keep_N.to(self.lm.device))
+        return Reading(on_device_BP, flat, self._sent(keep_N))
+
+    def _check(self, finite: Tensor, number: int, indices_B: Tensor) -> None:
+        """Reads again what has a row whose sum is not finite: whether a value is, and which."""
+        if not finite:
+            self.read(number, indices_B)
+
+    def _sent(self, tensor: Tensor) -> Tensor:
+        """To the model's device; from memory that need not be waited for, where that is a GPU."""
+        if self.lm.device.type != "cuda":
+            return tensor.to(self.lm.device)
+        return tensor.pin_memory().to(self.lm.device, non_blocking=True)
 
     def _without_nonfinite(
         self,

@@ -71,6 +71,7 @@ class StagedSource:
         nonfinite: str = "error",
         store_dtype: str = "model",
         batch_dtype: str = "float32",
+        ahead: bool | str = "auto",
     ):
         if not 0 < last < 1:
             raise ValueError(
@@ -92,6 +93,7 @@ class StagedSource:
             lm_batch_windows=lm_batch_windows,
             store_dtype=store_dtype,
             batch_dtype=batch_dtype,
+            ahead=ahead,
         )
         read = min(len(windows), -(-steps * accumulate * batch_tokens // windows.context))
         chosen = Chosen(windows, WindowOrder(len(windows), seed).span(0, read))

@@ -74,7 +74,9 @@ def build_windows(cfg: DictConfig, lm: LanguageModel, split: str) -> Any:
 def build_source(
     cfg: DictConfig, lm: LanguageModel | None, dictionary: Dictionary, split: str
 ) -> Source:
-    return instantiate(cfg.source)(
+    # Only training lasts long enough for reading ahead to pay for what is read in vain at the end.
+    own = {"ahead": False} if split != "train" and "ahead" in cfg.source else {}
+    return instantiate(cfg.source, **own)(
         lm=lm,
         windows=build_windows(cfg, lm, split) if lm is not None else None,
         sources=dictionary.sources,

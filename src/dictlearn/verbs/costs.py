@@ -140,9 +140,11 @@ class Memory:
 
     parts: Mapping[str, float]
     keeps_gradients: bool  # from one batch to the next, or their memory
+    reads_ahead: bool = False  # the model's next batch is under way during a step
 
     def at(self, phase: str) -> float:
         there = {*RESIDENT, *PHASES[phase]} | ({"gradients"} if self.keeps_gradients else set())
+        there |= {"model's batch"} if self.reads_ahead else set()
         return sum(size for part, size in self.parts.items() if part in there)
 
     @property
@@ -206,6 +208,7 @@ def memory(run: Run, on_gpu: bool, devices: int = 1, dead: float = DEAD) -> Memo
     parts["batch"] += stacked * FLOAT
     if devices > 1:  # DDP's own copy of every gradient, in buckets
         parts["reduction buckets"] = parts["gradients"]
+    ahead = False
     if run.lm is not None:
         context = cfg.data.context or run.info.context_length
         windows = cfg.source.get("lm_batch_windows") or -(-N // context)
@@ -215,13 +218,16 @@ def memory(run: Run, on_gpu: bool, devices: int = 1, dead: float = DEAD) -> Memo
             windows * context * stored * (n_sites * shape.width + layer_width(run.lm))
         )
         rows = rows_held(cfg.source.get("buffer_tokens", 0) // 2)
+        if cfg.source.get("ahead", False) in (("auto", True) if on_gpu else (True,)):
+            ahead, rows = True, rows + windows * context  # one read more waits
         kept = {"model": stored, "float32": 4, "bfloat16": 2}[
             cfg.source.get("store_dtype", "model")
         ]
         parts["shuffle buffer"] = rows * (n_stored * shape.width * kept + 2 * INT)
     kept = factors and not on_gpu and any(map(count_kept, run.trained))
     several = cfg.trainer.accumulate_grad_batches > 1
-    return Memory({k: v for k, v in parts.items() if v}, keeps_gradients=several or kept)
+    there = {k: v for k, v in parts.items() if v}
+    return Memory(there, keeps_gradients=several or kept, reads_ahead=ahead)
 
 
 def in_factors(run: Run, on_gpu: bool, devices: int) -> bool:
