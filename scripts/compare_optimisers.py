@@ -35,7 +35,7 @@ RATES = {  # Muon's updates are as large as Adam's; a sign step moves every numb
     "adam optim.moments=bfloat16": (4e-3,),
     "adam optim.moments=8bit": (4e-3,),
     "muon": (2e-3, 4e-3, 8e-3),
-    "signum": (1e-4, 2e-4, 4e-4, 8e-4),
+    "signum": (5e-4, 1e-3, 2e-3, 4e-3),
 }
 FIGURES = ("fvu", "ce_increase", "l0", "dead")
 
@@ -44,6 +44,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--only", choices=list(RATES), help="one of the optimisers")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--quick", action="store_true", help="short: a rehearsal")
     parser.add_argument(
@@ -55,7 +56,8 @@ def main() -> int:
     folder = options.results or (Path(tempfile.mkdtemp()) if options.quick else results.RESULTS)
     overrides = [*(["steps=20", "eval_tokens=4096"] if options.quick else []), *options.overrides]
     seeds = [0] if options.quick else options.seeds
-    settings = [(name, rate) for name, rates in RATES.items() for rate in rates]
+    names = [options.only] if options.only else list(RATES)
+    settings = [(name, rate) for name in names for rate in RATES[name]]
     with ProcessPoolExecutor(
         options.workers, get_context("spawn"), torch.set_num_threads, (1,)
     ) as pool:

@@ -18,13 +18,18 @@ import torch
 Result = TypeVar("Result")
 
 SOFT = 1  # omp_pause_soft: OpenMP 5.0, section 3.2.44
+ALONE = 2**20  # numbers that one thread is done with before others have begun
 PARTS = 8  # of a loop for each thread, so that none waits long for the last
 
 
-def over(n: int, part: Callable[[int, int], Result]) -> list[Result]:
-    """part(low, high) for all of n rows: what each returned, in order. It must not call torch."""
+def over(n: int, part: Callable[[int, int], Result], numbers: int | None = None) -> list[Result]:
+    """part(low, high) for all of n rows: what each returned, in order. It must not call torch.
+
+    `numbers` is how many the rows come to, where that may be so few that one thread does them all.
+    """
     threads = torch.get_num_threads()
-    if threads == 1 or n < 2:
+    few = numbers is not None and numbers < ALONE
+    if threads == 1 or n < 2 or few:
         return [part(0, n)]
     size = -(-n // (PARTS * threads))
     lows = range(0, n, size)

@@ -9,7 +9,7 @@ import torch
 from dictlearn_kernels import counting_sort, selection
 from dictlearn_kernels.decode_error.compiled import decode_error
 from dictlearn_kernels.fused_adam import compiled as fused_adam
-from dictlearn_kernels.threads import each, over
+from dictlearn_kernels.threads import ALONE, each, over
 from dictlearn_kernels.threshold_encode import reference
 from dictlearn_kernels.threshold_encode.compiled import above
 from dictlearn_kernels.topk_encode.compiled import largest
@@ -99,6 +99,12 @@ def test_every_row_is_given_to_one_part(threads):
         assert rows == list(range(n))
 
 
+def test_few_numbers_are_left_to_one_thread(threads):
+    for numbers, alone in ((ALONE - 1, True), (ALONE, threads == 1), (None, threads == 1)):
+        parts = over(100, lambda *part: part, numbers)
+        assert (parts == [(0, 100)]) == alone
+
+
 def test_an_error_in_a_part_is_raised(threads):
     for bad in (0, 50, 99):
 
@@ -134,7 +140,9 @@ def test_an_error_in_a_job_is_raised_and_the_threads_are_given_back(threads):
         assert torch.get_num_threads() == threads
 
 
-def test_the_number_of_threads_does_not_show():
+def test_the_number_of_threads_does_not_show(monkeypatch):
+    monkeypatch.setattr("dictlearn_kernels.threads.ALONE", 0)
+
     def results() -> list[torch.Tensor]:
         generator = torch.Generator().manual_seed(0)
         W, y = (torch.randn(n, 33, generator=generator) for n in (50, 200))

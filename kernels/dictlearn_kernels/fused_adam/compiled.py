@@ -45,7 +45,7 @@ def measure(
         for w, start, *gradient in parts:
             _measure(low, high, start, w, *gradient, features.norm == SUM, *out)
 
-    over(features.n, rows)
+    over(features.n, rows, _numbers(features))
     if features.norm == CONCAT:
         along_N /= features.length
     return projected(features, squares_N.sum(), along_N)
@@ -95,10 +95,14 @@ def update(
                 for w, start in weights:
                     _restore(near, far, start, w, is_sum, np.float32(features.length), sizes)
 
-    over(features.n, rows)
+    over(features.n, rows, _numbers(features))
     if features.shadow is not None:
         p, start = features.parts[0]
         rows_of(features.shadow).copy_(rows_of(p)[start : start + features.n])
+
+
+def _numbers(features: Features) -> int:
+    return features.n * sum(p.shape[-1] for p, _ in features.parts)
 
 
 def _arrays(parameter: Tensor, gradient: RowGradient) -> tuple[Any, ...]:
