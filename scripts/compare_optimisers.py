@@ -35,7 +35,7 @@ RATES = {  # Muon's updates are as large as Adam's; a sign step moves every numb
     "adam optim.moments=bfloat16": (4e-3,),
     "adam optim.moments=8bit": (4e-3,),
     "muon": (2e-3, 4e-3, 8e-3),
-    "signum": (5e-4, 1e-3, 2e-3, 4e-3),
+    "signum": (1e-3, 4e-3, 8e-3, 1.6e-2),
 }
 FIGURES = ("fvu", "ce_increase", "l0", "dead")
 

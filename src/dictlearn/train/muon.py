@@ -20,7 +20,7 @@ class Muon(torch.optim.Optimizer):
     def __init__(
         self,
         params: Iterable[Any],
-        lr: float = 1e-3,
+        lr: float = 4e-3,
         momentum: float = 0.95,
         nesterov: bool = True,
         ns_steps: int = 5,

@@ -12,13 +12,14 @@ import torch
 class Signum(torch.optim.Optimizer):
     """Sign descent (Bernstein et al. 2018) under schedule-free averaging (Defazio et al. 2024).
 
-    Both are pytorch_optimizer's. Every number moves by `lr` a step, so `lr` is about a tenth of
-    Adam's; it wants no decay (`schedule.decay=0`, as conf/optim/signum.yaml has it). Training reads
+    Both are pytorch_optimizer's. Every number moves by `lr` a step, and what counts is the average of
+    where they led: `lr` is a few times Adam's (docs/performance.md). It wants no decay
+    (`schedule.decay=0`, as conf/optim/signum.yaml has it). Training reads
     the weights at y, between the steps' own z and their average x; `eval` puts x in their place, `train`
     puts y there again. Checkpoints hold y and z. One tensor of state a parameter.
     """
 
-    def __init__(self, params: Iterable[Any], lr: float = 2e-4, momentum: float = 0.95):
+    def __init__(self, params: Iterable[Any], lr: float = 1e-2, momentum: float = 0.95):
         from pytorch_optimizer import ScheduleFreeWrapper, SignSGD
 
         if not 0 < momentum < 1:
