@@ -168,6 +168,8 @@ def test_a_check_that_was_put_off_comes_before_the_rows():
             assert int(got.tokens_N.max()) // 1000 in checked
     assert rows.position == before
     assert checked[-1] == 9
+    with pytest.raises(OSError, match="bad"):  # a sample that reads on past chunk 0 asks too
+        buffer(read=suspect, ahead=True).peek(len(ids_of_reads(9)) + 1)
 
 
 def test_restoring_reads_four_chunks_at_most():

@@ -21,6 +21,7 @@ from dictlearn_kernels.weight_grad import collecting
 
 # scripts/bench_transforms.py: above this fraction of stored pairs, computing all of them wins.
 DENSE_ABOVE = 0.3
+ON_A_CPU = {"dense": cpu.backward_dense, "cpu": cpu.backward_grouped}
 SERVED = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -143,8 +144,7 @@ def _backward(
         g_values, g_x, g_U, g_V = triton.backward(*given)
     else:
         g_U, g_V = (x_RD.new_empty(_n_ranks(maps), x_RD.shape[1]) for maps in (U, V))
-        backward = cpu.backward_dense if chosen == "dense" else cpu.backward_grouped
-        g_values, g_x = backward(*given, cpu.split(g_U, U), cpu.split(g_V, V))
+        g_values, g_x = ON_A_CPU[chosen](*given, cpu.split(g_U, U), cpu.split(g_V, V))
     return g_values, x_RD.new_empty(0) if g_x is None else g_x, g_U, g_V
 
 
@@ -196,8 +196,7 @@ def _gradients(ctx: Any, g_RD: Tensor | None, _: Tensor | None) -> tuple[Any, ..
         row_starts, columns, order, starts = place
         pattern = _pattern(row_starts, columns, order, starts, U)
         given = pattern, values, x_RD, U, V, hidden, g_RD.contiguous(), ctx.wants_x
-        backward = cpu.backward_dense if ctx.chosen == "dense" else cpu.backward_grouped
-        g_values, g_x = backward(*given, rooms[: len(U)], rooms[len(U) :])
+        g_values, g_x = ON_A_CPU[ctx.chosen](*given, rooms[: len(U)], rooms[len(U) :])
         for p, g_p in zip((*U, *V), rooms, strict=True):
             collector.add_dense(p, g_p)
         return g_values, g_x, nothing, nothing, *(None,) * 6

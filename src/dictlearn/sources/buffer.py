@@ -164,6 +164,8 @@ class ShuffleBuffer:
         filled, number = len(slots), self.reads_per_chunk
         while filled < n:
             read = self._read(number)
+            if read.check is not None:
+                read.check()
             rows = slice(filled, min(n, filled + len(read.keep_N)))
             count = rows.stop - rows.start
             for whole, part, sites in zip(self._groups, out.groups, read.groups, strict=True):

@@ -111,26 +111,13 @@ RESIDENT = (
 )
 NORMALISED, GRADIENTS_OF_DEAD = "normalised batch", "gradients of dead features"
 CODES_OF_DEAD, EARLIER_OF_DEAD = "codes of dead features", "all but the last of these"
+BATCH = ("batch", NORMALISED)
 PHASES = {
     "reading": ("model's batch", "batch"),
-    "encoding": ("batch", NORMALISED, "selection", "codes"),
-    "decoding": ("batch", NORMALISED, "codes", "reconstructions"),
-    "reviving": (
-        "batch",
-        NORMALISED,
-        "codes",
-        "reconstructions",
-        "dead features",
-        EARLIER_OF_DEAD,
-    ),
-    "differentiating": (
-        "batch",
-        NORMALISED,
-        "codes",
-        "gradients",
-        CODES_OF_DEAD,
-        GRADIENTS_OF_DEAD,
-    ),
+    "encoding": (*BATCH, "selection", "codes"),
+    "decoding": (*BATCH, "codes", "reconstructions"),
+    "reviving": (*BATCH, "codes", "reconstructions", "dead features", EARLIER_OF_DEAD),
+    "differentiating": (*BATCH, "codes", "gradients", CODES_OF_DEAD, GRADIENTS_OF_DEAD),
 }
 
 
@@ -243,17 +230,18 @@ def in_factors(run: Run, on_gpu: bool, devices: int) -> bool:
 
 def count_rows(dictionary: Dictionary) -> int:
     """Numbers in `Dictionary.features()` whose gradients can stay in factors, also on meta."""
-    rows = [dictionary.encoder.W_enc]
-    if not isinstance(dictionary.decoder, TransformDecoder):
-        rows += [p for p in dictionary.decoder.parameters() if p.ndim > 2]
-    return sum(p.numel() for p in rows)
+    mixes = isinstance(dictionary.decoder, TransformDecoder)
+    return dictionary.encoder.W_enc.numel() + (0 if mixes else _matrices(dictionary.decoder))
 
 
 def count_kept(dictionary: Dictionary) -> int:
     """The others in `Dictionary.features()`: a CPU keeps the memory that their gradients are in."""
-    if not isinstance(dictionary.decoder, TransformDecoder) or dictionary.shape.unit_norm:
-        return 0
-    return sum(p.numel() for p in dictionary.decoder.parameters() if p.ndim > 2)
+    mixes = isinstance(dictionary.decoder, TransformDecoder)
+    return _matrices(dictionary.decoder) if mixes and not dictionary.shape.unit_norm else 0
+
+
+def _matrices(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters() if p.ndim > 2)
 
 
 def searching(n_tokens: int, n_features: float, k: float, on_gpu: bool, low: bool) -> float:
