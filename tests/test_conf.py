@@ -94,6 +94,12 @@ def test_a_yaml_binds(verb: str, group: str, option: str) -> None:
     assert_binds(composed(verb, f"{group}={option}"))
 
 
+@pytest.mark.parametrize("objective", config.options("objective"))
+def test_a_short_run_goes_with_every_objective(objective: str) -> None:
+    """They read from different sources, which take different keys."""
+    assert_binds(composed("train", "debug=fast", f"objective={objective}"))
+
+
 COMBINATIONS = list(itertools.product(config.options("dict"), config.options("sparsity")))
 
 
