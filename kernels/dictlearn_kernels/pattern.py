@@ -94,15 +94,18 @@ class Pattern:
 
             order, starts = counting_sort.by_column(self.columns, self.n_columns)
             return order, starts.to(self.row_starts.dtype)
-        order = torch.argsort(self.columns, stable=True)
-        counts = torch.bincount(self.columns, minlength=self.n_columns)
-        starts = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
+        # Half as many digits to sort by; and bincount would make the host wait for a GPU.
+        narrow = self.columns.int() if self.n_columns < 2**31 else self.columns
+        columns, order = narrow.sort(stable=True)
+        edges = torch.arange(self.n_columns + 1, dtype=columns.dtype, device=columns.device)
+        starts = torch.searchsorted(columns, edges)
         return order, starts.to(self.row_starts.dtype)
 
     def merged(self, n: int, low: int, high: int) -> tuple[Pattern, Tensor | slice]:
         """(pattern, entries): every n rows put together in one, with the columns low to high - 1.
 
-        Of each n rows in turn the columns must ascend from one to the next, as in a block diagonal.
+        Of each n rows in turn row i holds only the i-th n-th of the columns, as in a block diagonal;
+        low and high are ends of such parts.
         `entries` says which of this pattern's entries, in order, are in it. Nothing is sorted again.
         """
         row_starts = self.row_starts[::n]
@@ -112,14 +115,29 @@ class Pattern:
         before = torch.zeros(len(kept) + 1, dtype=torch.int64, device=kept.device)
         torch.cumsum(kept, 0, out=before[1:])
 
+        first, last = self._ends(n, low), self._ends(n, high)
+
         def sort() -> tuple[Tensor, Tensor]:
             order, starts = self.by_column
-            starts = starts[low : high + 1]
-            return before[order[starts[0] : starts[-1]]], starts - starts[0]
+            return before[order[first:last]], starts[low : high + 1] - first
 
-        entries = kept.nonzero().squeeze(1)
+        entries = torch.nonzero_static(kept, size=last - first).squeeze(1)
         columns = self.columns[entries] - low
         return Pattern(before[row_starts], columns, high - low, sort), entries
+
+    def _ends(self, n: int, column: int) -> int:
+        """How many entries of a block diagonal, n blocks, come before a column that begins one.
+
+        The host asks once for all blocks: each question waits for a GPU.
+        """
+
+        def count() -> list[int]:
+            counts_RN = self.row_starts.diff().view(-1, n)
+            return [0, *counts_RN.sum(0).cumsum(0).tolist()]
+
+        block, rest = divmod(column * n, self.n_columns)
+        assert rest == 0
+        return self._once(f"ends of {n}", count)[block]
 
     def stacked(self, group: Tensor, n_groups: int) -> tuple[Pattern, Tensor]:
         """(pattern, order): the entries of group 0 (int [nnz]), below them those of group 1, ...

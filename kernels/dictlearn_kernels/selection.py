@@ -43,7 +43,12 @@ def interleaved(parts: Sequence[Selection]) -> Selection:
         return parts[0]
     counts_RP = torch.stack([row_starts.diff() for row_starts, _, _ in parts], dim=1)
     rows = torch.arange(counts_RP.numel(), device=counts_RP.device).view_as(counts_RP)
-    order = torch.cat([rows[:, p].repeat_interleave(counts_RP[:, p]) for p in range(len(parts))])
+    order = torch.cat(
+        [
+            rows[:, p].repeat_interleave(counts_RP[:, p], output_size=len(columns))
+            for p, (_, columns, _) in enumerate(parts)
+        ]
+    )
     order = order.argsort(stable=True)
     columns = torch.cat([columns for _, columns, _ in parts])[order]
     return starts(counts_RP.flatten()), columns, torch.cat([v for _, _, v in parts])[order]

@@ -22,3 +22,4 @@ class Variant:
     constants: dict[str, Any]  # constexprs; a pointer that is None is one too
     num_warps: int = 4
     num_stages: int = 3
+    maxnreg: int | None = None  # registers a thread may have; None: as many as ptxas thinks good

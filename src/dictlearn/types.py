@@ -61,7 +61,8 @@ class Code:
         if self.n_sources > 1:
             counts = self.row_starts.diff()
             source = torch.arange(len(counts), device=counts.device) % self.n_sources
-            columns = columns + self.n_features * torch.repeat_interleave(source, counts)
+            source = torch.repeat_interleave(source, counts, output_size=len(columns))
+            columns = columns + self.n_features * source
         return Pattern(self.row_starts, columns, self.n_sources * self.n_features)
 
     def per_token(self, low: int, high: int) -> tuple[Pattern, Tensor | slice]:

@@ -72,7 +72,9 @@ def resources(variant: Variant, aligned: bool, arch: int, folder: Path) -> dict[
         constexprs=variant.constants,
         attrs={(names.index(name),): [["tt.divisibility", 16]] for name in multiples},
     )
-    options = {"num_warps": variant.num_warps, "num_stages": variant.num_stages}
+    options: dict[str, int] = {"num_warps": variant.num_warps, "num_stages": variant.num_stages}
+    if variant.maxnreg is not None:
+        options["maxnreg"] = variant.maxnreg
     compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
     cubin = folder / "kernel.cubin"
     cubin.write_bytes(compiled.asm["cubin"])

@@ -56,7 +56,7 @@ def test_is_torchs_adam_to_the_bit_where_nothing_is_fixed(passes):
         gradient = torch.randn(1, 40, 33)
         q.grad = gradient.clone()
         theirs.step()
-        step = Step(torch.tensor(float(number)), 1e-2, 0.9, 0.999, 1e-8)
+        step = Step(number, 1e-2, 0.9, 0.999, 1e-8)
         moments = FORMS["float32"](stored, 33, 0)
         passes.update(features, [RowGradient(gradient, [], 33)], [moments], None, [step], 1.0)
         assert torch.equal(p, q)

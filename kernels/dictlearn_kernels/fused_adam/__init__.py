@@ -20,7 +20,7 @@ from torch import Tensor
 
 from dictlearn_kernels import dispatch
 from dictlearn_kernels.fused_adam.cpu import adam
-from dictlearn_kernels.fused_adam.moments import EightBit, Moments
+from dictlearn_kernels.fused_adam.moments import Moments
 from dictlearn_kernels.fused_adam.types import CONCAT, FREE, SUM, Features, Step
 from dictlearn_kernels.weight_grad import RowGradient
 
@@ -59,11 +59,7 @@ def update(
 
 def _implementation(features: Features, moments: Sequence[Moments | None]) -> Any:
     weights = features.parts[0][0]
-    unserved = None
-    if any(isinstance(stored, EightBit) for stored in moments):
-        unserved = "moments of 8 bits"
-    elif weights.dtype != torch.float32:
-        unserved = f"weights of {weights.dtype}"
+    unserved = None if weights.dtype == torch.float32 else f"weights of {weights.dtype}"
     loops = weights.device.type == "cpu" and _loops_serve(features, moments)
     chosen = dispatch.choose("fused_adam", weights, unserved, loops)
     return import_module(f"dictlearn_kernels.fused_adam.{chosen}")

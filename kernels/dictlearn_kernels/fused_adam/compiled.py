@@ -125,9 +125,8 @@ def _arrays(parameter: Tensor, gradient: RowGradient) -> tuple[Any, ...]:
 
 def _coefficients(step: Step) -> tuple[Any, ...]:
     """Of torch's fused Adam, rounded to float32 where it rounds them."""
-    number = float(step.number)
-    rate = step.lr / (1 - step.beta1**number)
-    root = (1 - step.beta2**number) ** 0.5
+    rate = step.lr / (1 - step.beta1**step.number)
+    root = (1 - step.beta2**step.number) ** 0.5
     numbers = 1 - step.beta1, step.beta2, 1 - step.beta2, root, step.eps, -rate
     return tuple(np.float32(x) for x in numbers)
 

@@ -91,13 +91,15 @@ def _restore(features: Features, rows: Sequence[Tensor]) -> None:
 
 def adam(w: Tensor, g: Tensor, first: Tensor, second: Tensor, step: Step) -> None:
     """torch's own fused kernel on a few rows: the same bits as torch.optim.Adam(fused=True)."""
+    # It reads the count where it runs. Made there: nobody waits for a copy.
+    number = torch.full((), step.number, dtype=torch.float32, device=w.device)
     torch.ops.aten._fused_adam_(
         [w],
         [g],
         [first],
         [second],
         [],
-        [step.number],
+        [number],
         lr=step.lr,
         beta1=step.beta1,
         beta2=step.beta2,

@@ -8,6 +8,7 @@ The draws are fixed by a seed, so that a run which resumes repeats them.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Protocol, final
 
 import torch
@@ -16,6 +17,8 @@ from torch import Tensor
 
 class Moments(Protocol):
     """Both moments of one parameter [rows, D], read and written by rows low to high - 1."""
+
+    form: str
 
     @staticmethod
     def zeros(parameter: Tensor) -> dict[str, Tensor]:
@@ -35,6 +38,8 @@ class Moments(Protocol):
 class Full:
     """In the parameter's own dtype, as torch.optim.Adam has them."""
 
+    form = "float32"
+
     @staticmethod
     def zeros(parameter: Tensor) -> dict[str, Tensor]:
         return {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
@@ -53,6 +58,8 @@ class Full:
 class BFloat16:
     """Half of float32's memory; 8 bits of mantissa, stochastically rounded."""
 
+    form = "bfloat16"
+
     @staticmethod
     def zeros(parameter: Tensor) -> dict[str, Tensor]:
         zeros = torch.zeros_like(parameter, dtype=torch.bfloat16)
@@ -60,7 +67,11 @@ class BFloat16:
 
     def __init__(self, stored: Mapping[str, Tensor], width: int, seed: int):
         self.first, self.second = (stored[k].view(-1, width) for k in ("exp_avg", "exp_avg_sq"))
-        self.draws = torch.Generator(self.first.device).manual_seed(seed)
+        self.seed = seed
+
+    @cached_property
+    def draws(self) -> torch.Generator:
+        return torch.Generator(self.first.device).manual_seed(self.seed)
 
     def load(self, low: int, high: int) -> tuple[Tensor, Tensor]:
         return self.first[low:high].float(), self.second[low:high].float()
@@ -83,6 +94,8 @@ class EightBit:
     second moment rounded to zero would make the next step as large as eps allows.
     """
 
+    form = "8bit"
+
     @staticmethod
     def zeros(parameter: Tensor) -> dict[str, Tensor]:
         scales = parameter.new_zeros(parameter.shape[:-1], dtype=torch.float32)
@@ -97,7 +110,11 @@ class EightBit:
         self.first, self.second = (stored[k].view(-1, width) for k in ("exp_avg", "exp_avg_sq"))
         names = ("exp_avg_scale", "exp_avg_sq_scale")
         self.first_scale, self.second_scale = (stored[k].view(-1, 1) for k in names)
-        self.draws = torch.Generator(self.first.device).manual_seed(seed)
+        self.seed = seed
+
+    @cached_property
+    def draws(self) -> torch.Generator:
+        return torch.Generator(self.first.device).manual_seed(self.seed)
 
     def load(self, low: int, high: int) -> tuple[Tensor, Tensor]:
         first = self.first[low:high].float().div_(127)
@@ -126,7 +143,5 @@ class EightBit:
 
 
 FORMS: dict[str, type[Full] | type[BFloat16] | type[EightBit]] = {
-    "float32": Full,
-    "bfloat16": BFloat16,
-    "8bit": EightBit,
+    form.form: form for form in (Full, BFloat16, EightBit)
 }

@@ -37,7 +37,7 @@ def update(
     for part, (w, stored, step) in enumerate(zip(weights, moments, steps, strict=True)):
         if gradients[part] is None or stored is None or step is None:
             continue
-        g, number, low = scale * g_PND[part], float(step.number), features.parts[part][1]
+        g, number, low = scale * g_PND[part], step.number, features.parts[part][1]
         m, v = stored.load(low, low + features.n)
         m.copy_(step.beta1 * m + (1 - step.beta1) * g)
         v.copy_(step.beta2 * v + (1 - step.beta2) * g.square())

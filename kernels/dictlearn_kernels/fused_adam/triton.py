@@ -1,6 +1,6 @@
 """One program for every row: its gradient is summed, used and never written."""
 
-# pyright: reportCallIssue=false, reportArgumentType=false
+# pyright: reportCallIssue=false, reportArgumentType=false, reportGeneralTypeIssues=false
 # A launch takes numbers where the kernel says constexpr, and options of its own.
 from __future__ import annotations
 
@@ -12,13 +12,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dictlearn_kernels.fused_adam.moments import BFloat16, Full, Moments
+from dictlearn_kernels.fused_adam.moments import BFloat16, EightBit, Full, Moments
 from dictlearn_kernels.fused_adam.types import FREE, SUM, Features, Step, projected, rows_of
 from dictlearn_kernels.shipped import Variant
 from dictlearn_kernels.weight_grad import RowGradient
 
 CHUNK = 64  # entries that one program sums where a column has many: a feature that always fires
-WIDEST, WARPS = 1024, 8  # numbers of a row at once: 4 of each tensor for a thread
+STORED = {"float32": ("*fp32", "*fp32"), "bfloat16": ("*bf16", "*bf16"), "8bit": ("*i8", "*u8")}
+WIDEST = 1024  # numbers of a row at once: 4 of each tensor for a thread
+ROOMY = 128  # registers, where ptxas would rather spill than have fewer programs at once
+
+
+def warps(size: int) -> int:
+    return max(1, size // 128)
 
 
 @triton.jit
@@ -135,11 +141,113 @@ def _to_bfloat16(x, noise):
     return bits.to(tl.float32, bitcast=True)
 
 
+@triton.jit
+def _between(x, low, high, noise):
+    """Whether x, of low <= x < high, goes up: by chance, right on average."""
+    return x - low > (noise & 0xFFFF).to(tl.float32) * 2**-16 * (high - low)
+
+
+@triton.jit
+def _to_codes(first, second, first_scale, second_scale, noise):
+    """`EightBit`'s codes of numbers up to the scales."""
+    x = tl.sqrt(tl.abs(first) * (1 / tl.maximum(first_scale, 1.1754944e-38))) * 127
+    c = tl.floor(x)
+    c += _between(x * x, c * c, (c + 1) * (c + 1), noise).to(tl.float32)
+    first_code = tl.where(first < 0, -c, c).to(tl.int8)
+    x = tl.sqrt(tl.sqrt(second * (1 / tl.maximum(second_scale, 1.1754944e-38)))) * 255
+    c = tl.floor(x)
+    low, high = c * c * c * c, (c + 1) * (c + 1) * (c + 1) * (c + 1)
+    c += _between(x * x * x * x, low, high, noise >> 16).to(tl.float32)
+    second_code = tl.where(second > 0, tl.maximum(c, 1.0), 0.0).to(tl.int32).to(tl.uint8)
+    return first_code, second_code
+
+
+@triton.jit
+def _moved(
+    w_ptr, first_ptr, second_ptr, g_ptr, rows_ptr, values_ptr, partial_ptr, dense_ptr,
+    low, high, row, D, d, inside, along, first_scale, second_scale, scale, beta1, beta2,
+    HAS_DENSE: tl.constexpr, PROJECT: tl.constexpr, FORM: tl.constexpr,
+    CHUNK: tl.constexpr, SIZE: tl.constexpr,
+):  # fmt: skip
+    """(the weights before the step, both moments after it) at d."""
+    g = _row_gradient(
+        g_ptr, rows_ptr, values_ptr, partial_ptr, dense_ptr,
+        low, high, row, D, d, inside, HAS_DENSE, CHUNK, SIZE,
+    )  # fmt: skip
+    at = row * D + d
+    w = tl.load(w_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    if PROJECT:
+        g -= along * w
+    g *= scale
+    first = tl.load(first_ptr + at, mask=inside, other=0).to(tl.float32)
+    second = tl.load(second_ptr + at, mask=inside, other=0).to(tl.float32)
+    if FORM == "8bit":
+        first = first * tl.abs(first) * (first_scale / 127 / 127)
+        second = second * second
+        second = second * second * (second_scale / 255 / 255 / 255 / 255)
+    first += (1 - beta1) * (g - first)
+    second = beta2 * second + (1 - beta2) * g * g
+    return w, first, second
+
+
+@triton.jit(do_not_specialize=["first_row"])
+def largest_kernel(
+    largest_ptr,
+    largest_square_ptr,
+    w_ptr,
+    first_ptr,
+    second_ptr,
+    first_scale_ptr,
+    second_scale_ptr,
+    g_ptr,
+    rows_ptr,
+    values_ptr,
+    starts_ptr,
+    partial_ptr,
+    dense_ptr,
+    along_ptr,
+    unit_ptr,
+    first_row,
+    D,
+    scale,
+    beta1,
+    beta2,
+    HAS_DENSE: tl.constexpr,
+    PROJECT: tl.constexpr,
+    CHUNK: tl.constexpr,
+    SIZE: tl.constexpr,
+):
+    """The largest magnitudes that a row's moments will have after the step, in 8 bits their scales."""
+    feature = tl.program_id(0).to(tl.int64)
+    row = first_row + feature
+    low, high = tl.load(starts_ptr + row), tl.load(starts_ptr + row + 1)
+    along = 0.0
+    if PROJECT:
+        along = tl.load(along_ptr + feature) / tl.load(unit_ptr + feature)
+    first_scale, second_scale = tl.load(first_scale_ptr + row), tl.load(second_scale_ptr + row)
+    largest, largest_square = 0.0, 0.0
+    for start in range(0, D, SIZE):
+        d = start + tl.arange(0, SIZE)
+        _, first, second = _moved(
+            w_ptr, first_ptr, second_ptr, g_ptr, rows_ptr, values_ptr, partial_ptr, dense_ptr,
+            low, high, row, D, d, d < D, along, first_scale, second_scale, scale, beta1, beta2,
+            HAS_DENSE, PROJECT, "8bit", CHUNK, SIZE,
+        )  # fmt: skip
+        largest = tl.maximum(largest, tl.max(tl.abs(first)))
+        largest_square = tl.maximum(largest_square, tl.max(second))
+    tl.store(largest_ptr + feature, largest)
+    tl.store(largest_square_ptr + feature, largest_square)
+
+
 @triton.jit(do_not_specialize=["first_row", "seed"])
 def update_kernel(
     w_ptr,
     first_ptr,
     second_ptr,
+    first_scale_ptr,
+    second_scale_ptr,
+    largest_ptr,
+    largest_square_ptr,
     shadow_ptr,
     g_ptr,
     rows_ptr,
@@ -164,45 +272,57 @@ def update_kernel(
     HAS_SHADOW: tl.constexpr,
     PROJECT: tl.constexpr,
     RESTORE: tl.constexpr,
-    LOW: tl.constexpr,
+    FORM: tl.constexpr,
+    WHOLE: tl.constexpr,
     CHUNK: tl.constexpr,
     SIZE: tl.constexpr,
 ):
-    """Adam on a row. `lr` and `root_correction` hold the corrections of the moments' bias."""
+    """Adam on a row. `lr` and `root_correction` hold the corrections of the moments' bias.
+
+    FORM says how moments are stored. In 8 bits a row has one scale: unless SIZE holds the WHOLE row,
+    `largest_kernel` has found it.
+    """
     feature = tl.program_id(0).to(tl.int64)
     row = first_row + feature
     low, high = tl.load(starts_ptr + row), tl.load(starts_ptr + row + 1)
-    along = 0.0
+    along, first_scale, second_scale = 0.0, 0.0, 0.0
     if PROJECT:
         along = tl.load(along_ptr + feature) / tl.load(unit_ptr + feature)
+    largest, largest_square = 0.0, 0.0
+    if FORM == "8bit":
+        first_scale, second_scale = tl.load(first_scale_ptr + row), tl.load(second_scale_ptr + row)
+        if not WHOLE:
+            largest = tl.load(largest_ptr + feature)
+            largest_square = tl.load(largest_square_ptr + feature)
     after = 0.0
     for start in range(0, D, SIZE):
         d = start + tl.arange(0, SIZE)
         inside = d < D
-        g = _row_gradient(
-            g_ptr, rows_ptr, values_ptr, partial_ptr, dense_ptr,
-            low, high, row, D, d, inside, HAS_DENSE, CHUNK, SIZE,
+        w, first, second = _moved(
+            w_ptr, first_ptr, second_ptr, g_ptr, rows_ptr, values_ptr, partial_ptr,
+            dense_ptr, low, high, row, D, d, inside, along, first_scale, second_scale,
+            scale, beta1, beta2, HAS_DENSE, PROJECT, FORM, CHUNK, SIZE,
         )  # fmt: skip
         at = row * D + d
-        w = tl.load(w_ptr + at, mask=inside, other=0.0).to(tl.float32)
-        if PROJECT:
-            g -= along * w
-        g *= scale
-        first = tl.load(first_ptr + at, mask=inside, other=0.0).to(tl.float32)
-        second = tl.load(second_ptr + at, mask=inside, other=0.0).to(tl.float32)
-        first += (1 - beta1) * (g - first)
-        second = beta2 * second + (1 - beta2) * g * g
         w -= lr * first / (tl.sqrt(second) * root_correction + eps)
-        if LOW:
+        if FORM != "float32":
             noise = tl.randint(seed, at.to(tl.int32))
-            first = _to_bfloat16(first, noise)
-            second = _to_bfloat16(second, noise >> 16)
+            if FORM == "bfloat16":
+                first = _to_bfloat16(first, noise)
+                second = _to_bfloat16(second, noise >> 16)
+            else:
+                if WHOLE:
+                    largest, largest_square = tl.max(tl.abs(first)), tl.max(second)
+                first, second = _to_codes(first, second, largest, largest_square, noise)
         tl.store(first_ptr + at, first.to(first_ptr.dtype.element_ty), mask=inside)
         tl.store(second_ptr + at, second.to(second_ptr.dtype.element_ty), mask=inside)
         tl.store(w_ptr + at, w, mask=inside)
         if HAS_SHADOW and not RESTORE:
             tl.store(shadow_ptr + at, w.to(shadow_ptr.dtype.element_ty), mask=inside)
         after += tl.sum(tl.where(inside, w * w, 0.0))
+    if FORM == "8bit":
+        tl.store(first_scale_ptr + row, largest)
+        tl.store(second_scale_ptr + row, largest_square)
     tl.store(norm_ptr + feature, tl.sqrt(after))
     if RESTORE:
         tl.debug_barrier()  # what one thread wrote, another may read
@@ -238,7 +358,7 @@ class _Factors:
                 width,
                 CHUNK=CHUNK,  # type: ignore[arg-type]
                 SIZE=self.size,
-                num_warps=WARPS,  # type: ignore[call-arg]
+                num_warps=warps(self.size),  # type: ignore[call-arg]
             )
 
     def arguments(self, **options: bool) -> Any:
@@ -252,7 +372,7 @@ class _Factors:
             "HAS_DENSE": self.dense is not None,
             "CHUNK": CHUNK,
             "SIZE": self.size,
-            "num_warps": WARPS,
+            "num_warps": warps(self.size),
         }
 
 
@@ -313,33 +433,45 @@ def update(
         if factors is None or stored is None or step is None:
             norms.append(torch.linalg.vector_norm(w_RD[first_row : first_row + features.n], dim=-1))
             continue
-        assert isinstance(stored, Full | BFloat16)
+        assert isinstance(stored, Full | BFloat16 | EightBit)
+        whole = not isinstance(stored, EightBit) or p.shape[-1] <= factors.size
+        scales = (stored.first_scale, stored.second_scale) if isinstance(stored, EightBit) else None
         norm_N = w_RD.new_empty(features.n, dtype=torch.float32)
-        number = float(step.number)
+        given = {
+            "w_ptr": w_RD,
+            "first_ptr": stored.first,
+            "second_ptr": stored.second,
+            "first_scale_ptr": scales and scales[0],
+            "second_scale_ptr": scales and scales[1],
+            "along_ptr": along_N,
+            "unit_ptr": _unit(features, w_RD[first_row : first_row + features.n]),
+            "first_row": first_row,
+            "D": p.shape[-1],
+            "scale": scale,
+            "beta1": step.beta1,
+            "beta2": step.beta2,
+        }
+        given |= factors.arguments(PROJECT=along_N is not None)
+        largest = largest_square = None
+        if not whole:
+            largest, largest_square = torch.empty_like(norm_N), torch.empty_like(norm_N)
+            largest_kernel[(features.n,)](largest, largest_square, **given)
         update_kernel[(features.n,)](
-            w_ptr=w_RD,
-            first_ptr=stored.first,
-            second_ptr=stored.second,
+            **given,
+            largest_ptr=largest,
+            largest_square_ptr=largest_square,
             shadow_ptr=features.shadow,
-            along_ptr=along_N,
-            unit_ptr=_unit(features, w_RD[first_row : first_row + features.n]),
             norm_ptr=norm_N,
-            first_row=first_row,
-            D=p.shape[-1],
             seed=step.seed,
             length=features.length,
-            scale=scale,
-            lr=step.lr / (1 - step.beta1**number),
-            beta1=step.beta1,
-            beta2=step.beta2,
+            lr=step.lr / (1 - step.beta1**step.number),
             eps=step.eps,
-            root_correction=(1 - step.beta2**number) ** -0.5,
-            **factors.arguments(
-                HAS_SHADOW=features.shadow is not None,
-                PROJECT=along_N is not None,
-                RESTORE=restored_alone,
-                LOW=isinstance(stored, BFloat16),
-            ),
+            root_correction=(1 - step.beta2**step.number) ** -0.5,
+            HAS_SHADOW=features.shadow is not None,
+            RESTORE=restored_alone,
+            FORM=stored.form,
+            WHOLE=whole,
+            **({} if whole else {"maxnreg": ROOMY}),
         )
         norms.append(norm_N)
     if features.norm == FREE or restored_alone:
@@ -362,21 +494,35 @@ def shipped() -> list[Variant]:
     numbers = ("length", "scale", "lr", "beta1", "beta2", "eps", "root_correction")
     updated |= dict.fromkeys(numbers, "fp32")
     variants = []
-    parts = [
-        (False, False),
-        (True, False),
-        (True, True),
-    ]  # of a dense gradient; of a norm that is kept
+    # Of a dense gradient; of a norm that is kept.
+    parts = [(False, False), (True, False), (True, True)]
     for size, dense, project in [*((WIDEST, *one) for one in parts), (64, True, True)]:
         fixed = {"CHUNK": CHUNK, "SIZE": size}
-        variants.append(Variant(chunk_sums_kernel, chunks, fixed, WARPS))
+        variants.append(Variant(chunk_sums_kernel, chunks, fixed, warps(size)))
         fixed = {**fixed, "HAS_DENSE": dense, "PROJECT": project}
         beside: dict[str, str] = {"dense_ptr": "*fp32"} if dense else {}
         absent = {} if dense else {"dense_ptr": None}
         constants = {**fixed, **absent}
-        variants.append(Variant(measure_kernel, {**measured, **beside}, constants, WARPS))
-        for moment in ("*fp32", "*bf16"):
-            signature = {**updated, **beside, "first_ptr": moment, "second_ptr": moment}
-            options = {"RESTORE": project, "LOW": moment == "*bf16", "HAS_SHADOW": True}
-            variants.append(Variant(update_kernel, signature, {**constants, **options}, WARPS))
+        variants.append(Variant(measure_kernel, {**measured, **beside}, constants, warps(size)))
+        for form, (first, second) in STORED.items():
+            stored = {**updated, **beside, "first_ptr": first, "second_ptr": second}
+            scales = dict.fromkeys(("first_scale_ptr", "second_scale_ptr"), "*fp32")
+            found = dict.fromkeys(("largest_ptr", "largest_square_ptr"), "*fp32")
+            if form == "8bit":
+                given = stored | scales | found
+                names = largest_kernel.arg_names
+                wanted = {name: given[name] for name in names if name in given}
+                variants.append(Variant(largest_kernel, wanted, constants, warps(size)))
+            for whole in (True, False) if form == "8bit" else (True,):
+                signature, options = dict(stored), dict(constants)
+                for pointers, there in ((scales, form == "8bit"), (found, not whole)):
+                    if there:
+                        signature |= pointers
+                    else:
+                        options |= dict.fromkeys(pointers)
+                options |= {"RESTORE": project, "FORM": form, "WHOLE": whole, "HAS_SHADOW": True}
+                room = None if whole else ROOMY
+                variants.append(
+                    Variant(update_kernel, signature, options, warps(size), maxnreg=room)
+                )
     return variants

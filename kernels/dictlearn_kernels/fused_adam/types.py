@@ -28,7 +28,7 @@ class Features:
 class Step:
     """What Adam needs beside the tensors."""
 
-    number: Tensor  # steps taken, this one included: float32, a scalar
+    number: int  # steps taken, this one included
     lr: float
     beta1: float
     beta2: float

@@ -41,8 +41,9 @@ def threshold_encode(
         if how == "cpu" and not bounds.certifies(x_RD, dtype):
             pre_RC = passing(x_RD[:, None], W_CD[None], b_C[None])
             return reference.select_above(pre_RC, threshold_C)
-        threshold_C = torch.as_tensor(threshold_C, dtype=x_RD.dtype, device=x_RD.device)
-        threshold_C = threshold_C.expand(len(W_CD)).contiguous()
+        if not isinstance(threshold_C, Tensor):  # made there: a GPU would be waited for
+            threshold_C = torch.full((), threshold_C, dtype=x_RD.dtype, device=x_RD.device)
+        threshold_C = threshold_C.to(x_RD.dtype).expand(len(W_CD)).contiguous()
         if how == "triton":
             rows, columns = _places(contenders(x_RD, W_CD, b_C, threshold_C, dtype, how))
         else:

@@ -8,6 +8,9 @@ its k largest are those of full precision, ties aside. The other rows are comput
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -28,6 +31,34 @@ def topk_encode(
     entries is taken is not promised. `matmul_dtype` is a lower precision for the matmul; which entries
     are taken, and their values, are those of x's own.
     """
+    return _finished([_begun(x_RD, W_CD, b_C, k, matmul_dtype)])[0]
+
+
+def topk_encode_each(
+    x_RSD: Tensor, W_SCD: Tensor, b_SC: Tensor, k: int, matmul_dtype: torch.dtype | None = None
+) -> Selection:
+    """The same for every source s: row r of source s is row r * S + s.
+
+    How many rows must be computed again is asked once for all sources: a GPU is waited for once.
+    """
+    begun = [_begun(x_RSD[:, s], W_SCD[s], b_SC[s], k, matmul_dtype) for s in range(len(W_SCD))]
+    return selection.interleaved(_finished(begun))
+
+
+class _Unproven(NamedTuple):
+    """Of one matrix: the best candidates of every row, and which rows they may be wrong in."""
+
+    x_RD: Tensor
+    W_CD: Tensor
+    b_C: Tensor
+    values_RK: Tensor
+    columns_RK: Tensor
+    flagged_R: Tensor
+
+
+def _begun(
+    x_RD: Tensor, W_CD: Tensor, b_C: Tensor, k: int, matmul_dtype: torch.dtype | None
+) -> Selection | _Unproven:
     n_columns = len(W_CD)
     assert 0 <= k <= n_columns
     dtype = matmul_dtype or x_RD.dtype
@@ -46,7 +77,7 @@ def topk_encode(
         if how == "cpu" and not bounds.certifies(x_RD, dtype):
             values_RK, columns_RK = cpu.dense(x_RD, W_CD, b_C, k)
             return selection.of_positive(columns_RK, values_RK)
-        return _certified(x_RD, W_CD, b_C, k, m, dtype, how)
+        return _candidates(x_RD, W_CD, b_C, k, m, dtype, how)
 
 
 def flagged() -> tuple[int, int]:
@@ -68,10 +99,9 @@ def taken(k: int, dtype: torch.dtype) -> int:
     return k + 8 + extra.get(dtype, 0)
 
 
-def _certified(
+def _candidates(
     x_RD: Tensor, W_CD: Tensor, b_C: Tensor, k: int, m: int, dtype: torch.dtype, how: str
-) -> Selection:
-    global _rows, _flagged
+) -> _Unproven:
     columns_RM, left_out_R = candidates(x_RD, W_CD, b_C, m, dtype, how)
     n_rows = len(x_RD)
     row_starts = torch.arange(n_rows + 1, device=x_RD.device) * m
@@ -80,14 +110,29 @@ def _certified(
     values_RM = values_RM.masked_fill(columns_RM < 0, -torch.inf)
     values_RK, order = values_RM.topk(k, dim=1)
     columns_RK = columns_RM.gather(1, order)
-
     # Also true where anything is not a number: such rows are computed in full.
     flagged_R = ~(left_out_R <= values_RK[:, -1].clamp(min=0))
-    n_flagged, n_positive = torch.stack([flagged_R.sum(), (values_RK > 0).sum()]).tolist()
-    _rows, _flagged = _rows + n_rows, _flagged + n_flagged
+    return _Unproven(x_RD, W_CD, b_C, values_RK, columns_RK, flagged_R)
+
+
+@torch.no_grad()
+def _finished(begun: Sequence[Selection | _Unproven]) -> list[Selection]:
+    unproven = [one for one in begun if isinstance(one, _Unproven)]
+    if not unproven:
+        return [one for one in begun if not isinstance(one, _Unproven)]
+    counts = [torch.stack([one.flagged_R.sum(), (one.values_RK > 0).sum()]) for one in unproven]
+    known = iter(torch.stack(counts).tolist())
+    return [_proven(one, *next(known)) if isinstance(one, _Unproven) else one for one in begun]
+
+
+def _proven(one: _Unproven, n_flagged: int, n_positive: int) -> Selection:
+    global _rows, _flagged
+    x_RD, W_CD, b_C, values_RK, columns_RK, flagged_R = one
+    _rows, _flagged = _rows + len(x_RD), _flagged + n_flagged
     if n_flagged == 0:
         return selection.of_positive(columns_RK, values_RK, n_positive)
     again = flagged_R.nonzero().squeeze(1)
+    k = values_RK.shape[1]
     values_RK[again], columns_RK[again] = cpu.dense(x_RD[again], W_CD, b_C, k)
     return selection.of_positive(columns_RK, values_RK)
 

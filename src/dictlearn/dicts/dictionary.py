@@ -313,7 +313,7 @@ class Dictionary(nn.Module):
         frozen.sparsity = frozen.sparsity.inference_form(
             lambda: (self.encoder.pre(self.read(x)) for x in x_NSD())
         )
-        frozen.sparsity.eval().requires_grad_(False)
+        frozen.sparsity.eval().requires_grad_(False).to(self.encoder.W_enc.device)
         return frozen
 
     @torch.no_grad()

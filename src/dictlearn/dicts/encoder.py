@@ -12,7 +12,7 @@ from dictlearn_kernels.linear import pre_activations
 from dictlearn_kernels.selection import Selection
 from dictlearn_kernels.sparse_encode import sparse_encode
 from dictlearn_kernels.threshold_encode import threshold_encode
-from dictlearn_kernels.topk_encode import topk_encode
+from dictlearn_kernels.topk_encode import topk_encode_each
 from torch import Tensor, nn
 
 from dictlearn.types import Code
@@ -84,12 +84,7 @@ class LinearMap:
         return selection.interleaved(parts)
 
     def _each(self, x_NSD: Tensor, k: int) -> Selection:
-        dtype = self._selection_dtype(x_NSD)
-        rows = [
-            topk_encode(x_NSD[:, s], self.W_enc[s], self.b_enc[s], k, dtype)
-            for s in range(self.n_sources)
-        ]
-        return selection.interleaved(rows)
+        return topk_encode_each(x_NSD, self.W_enc, self.b_enc, k, self._selection_dtype(x_NSD))
 
     def _selection_dtype(self, x_NSD: Tensor) -> torch.dtype | None:
         """bfloat16's range is of no use here: float16 costs a GPU the same and errs an eighth as much.

@@ -182,6 +182,7 @@ class ShuffleBuffer:
         if self._loaded:
             return
         self._wait()
+        self._follow()
         self._coming: list[Tensor] = []  # slots of what is read of the next chunk, a read each
         self._checks: list[Callable[[], None]] = []  # of these reads
         self._freed = 0  # rows of this round whose slots are free again
@@ -238,12 +239,13 @@ class ShuffleBuffer:
 
     def _fill(self, number: int) -> Tensor:
         """Copies a read into free slots; returns the slots in reading order."""
-        with self._aside():
+        with self._aside():  # which may make the host wait for this stream: not for the other
             read = self._read(number)
         if not self._groups:
             self._allocate(read)
         slots = self._shared(self._free[: len(read.keep_N)])
         assert len(slots) == len(read.keep_N), "a read kept more than rows_per_read"
+        self._follow()  # rows in these slots were taken on the current stream
         with self._aside():
             for whole, sites in zip(self._groups, read.groups, strict=True):
                 for s, site in enumerate(sites):
@@ -258,17 +260,19 @@ class ShuffleBuffer:
 
     @contextmanager
     def _aside(self) -> Iterator[None]:
-        """On the stream for reads, once what has been asked of the current one is done.
-
-        Rows in the slots that a read fills were taken on the current one. What a read makes lives and
-        dies on its own stream; what belongs to both is `_shared`.
+        """On the stream for reads. What a read makes lives and dies there; what belongs to both
+        streams is `_shared`.
         """
         if self._side is None:
             yield
             return
-        self._side.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._side):
             yield
+
+    def _follow(self) -> None:
+        """Nothing that the stream for reads is asked from here on comes before the current one's."""
+        if self._side is not None:
+            self._side.wait_stream(torch.cuda.current_stream(self._device))
 
     def _shared(self, tensor: Tensor) -> Tensor:
         """Of the current stream; its memory isn't given to others before the reads' is done too."""

@@ -140,9 +140,9 @@ class FusedAdam(torch.optim.Optimizer):
             state["step"] = torch.zeros((), dtype=torch.float32)
             state.update(FORMS[self.moments if p.ndim > 2 else "float32"].zeros(p))
         state["step"] += 1
-        seed = int(state["step"]) * 2**16 + index
+        number = int(state["step"])  # on the CPU, where reading it costs nothing
         beta1, beta2 = group["betas"]
-        return Step(state["step"], float(group["lr"]), beta1, beta2, group["eps"], seed)
+        return Step(number, float(group["lr"]), beta1, beta2, group["eps"], number * 2**16 + index)
 
     def _gradients(self, features: Features) -> list[RowGradient | None]:
         return [self._gradient(p) for p, _ in features.parts]

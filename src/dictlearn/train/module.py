@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, final
@@ -126,21 +127,21 @@ class DictionaryTraining(lightning.LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         if self._fused is not None:
             self._fused.stop()
-        norms = {
-            name: self._gradient_norm(name, trainee) for name, trainee in self.named_trainees()
-        }
-        self._accepted = all(bool(torch.isfinite(norm)) for norm in norms.values())
+        norms = [self._gradient_norm(name, trainee) for name, trainee in self.named_trainees()]
+        known = torch.stack(norms).tolist()  # all at once: whoever asks a GPU waits for it
+        self._accepted = all(map(math.isfinite, known))
         if not self._accepted:
             # An optimiser leaves parameters without a gradient alone, moments and step count too.
             self._drop_gradients()
             return
-        for name, trainee in self.named_trainees():  # each apart: one in company trains as alone
-            if self.clip_norm is not None and norms[name] > self.clip_norm:
-                scale = self.clip_norm / norms[name]
+        # Each apart: one in company trains as alone.
+        for (name, trainee), norm, size in zip(self.named_trainees(), norms, known, strict=True):
+            if self.clip_norm is not None and size > self.clip_norm:
+                scale = self.clip_norm / norm
                 for gradient in self._gradients(trainee):
                     gradient.mul_(scale)
                 if self._fused is not None:
-                    self._fused.scale[name] = float(scale)
+                    self._fused.scale[name] = self.clip_norm / size
 
     def _gradient_norm(self, name: str, trainee: Trainee) -> Tensor:
         """Of all a dictionary's gradients, without what would only change a feature's norm."""

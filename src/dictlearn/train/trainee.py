@@ -44,6 +44,9 @@ class Trainee(nn.Module):
         silent_SF = torch.zeros(dictionary.code_sources, dictionary.n_features, dtype=torch.int64)
         self.register_buffer("tokens_since_fired_SF", silent_SF)
         self.register_buffer("loss_scale", torch.ones((), dtype=torch.float64))
+        # The number itself, once it is known: to ask a GPU in every step is to wait for it.
+        self._loss_scale: float | None = None
+        self.register_load_state_dict_post_hook(lambda *_: self._forget_loss_scale())
         self._fired_SF = torch.zeros_like(silent_SF, dtype=torch.bool)
         self._tokens = 0
 
@@ -60,6 +63,10 @@ class Trainee(nn.Module):
         else:
             start_from(self.dictionary, self._unfolded(start.to(x_NSD.device)), x_NSD)
         self.loss_scale.fill_(self.objective.loss_scale(y_NTD))
+        self._forget_loss_scale()
+
+    def _forget_loss_scale(self) -> None:
+        self._loss_scale = None
 
     def _unfolded(self, start: Dictionary) -> Dictionary:
         """In the units of this training: folding with the inverse scales undoes folding."""
@@ -88,6 +95,8 @@ class Trainee(nn.Module):
 
     def _pass(self, batch: Batch, progress: float) -> Forward:
         x_NSD, y_NTD = self.normaliser(batch)
+        if self._loss_scale is None:
+            self._loss_scale = float(self.loss_scale)
         encoding = self.dictionary.encode_training(x_NSD)
         self._note_fired(encoding.code.pattern.columns, len(x_NSD))
         return Forward(
@@ -97,7 +106,7 @@ class Trainee(nn.Module):
             encoding=encoding,
             dead_SF=self.dead_SF,
             progress=progress,
-            loss_scale=float(self.loss_scale),
+            loss_scale=self._loss_scale,
             windows=self._windows(batch),
         )
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from dictlearn_kernels.dispatch import using
 from dictlearn_kernels.fused_adam import Features, measure, reference, update
+from dictlearn_kernels.fused_adam.types import Step
+from dictlearn_kernels.weight_grad import RowGradient
 
-from tests.kernels.adam_cases import CASES, build
+from tests.kernels.adam_cases import CASES, WHERE, build
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -71,3 +75,52 @@ def test_a_shadow_follows_its_rows(device):
         _, along = measure(whole, case.gradients)
         update(whole, case.gradients, case.moments, along, case.steps)
     torch.testing.assert_close(shadow.float(), W, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["concat", "wider_than_a_block", "beside_a_dense_one"])
+def test_moments_in_8_bits_are_codes_beside_the_exact_ones(name, device):
+    """Every code is one of the two whose numbers are next to the moment; scales are the largest."""
+    low, full = build(name, device, "8bit"), build(name, device, "8bit")
+    before = [moments.load(0, len(moments.first)) for moments in full.moments]
+    with using("triton"):
+        update(low.features, low.gradients, low.moments, None, low.steps)
+    n = low.features.n
+    for part, (moments, gradient) in enumerate(zip(low.moments, full.gradients, strict=True)):
+        rows = slice(WHERE, WHERE + n)
+        assert gradient is not None
+        g = gradient.rows(rows.start, rows.stop)
+        assert g is not None
+        first, second = (moment[rows] for moment in before[part])
+        first = first + 0.1 * (g - first)
+        second = 0.99 * second + 0.01 * g * g
+        assert_close = partial(torch.testing.assert_close, rtol=1e-5, atol=1e-7)
+        assert_close(moments.first_scale[rows, 0], first.abs().amax(1))
+        assert_close(moments.second_scale[rows, 0], second.amax(1))
+        exact = 127 * (first.abs() / first.abs().amax(1, keepdim=True)).sqrt() * first.sign()
+        off = moments.first[rows].float() - exact
+        assert off.abs().max() < 1 + 1e-3 and off.min() < 0 < off.max()
+        exact = 255 * (second / second.amax(1, keepdim=True)) ** 0.25
+        off = moments.second[rows].float() - exact.clamp_min(1)
+        assert off.abs().max() < 1 + 1e-3 and off.min() < 0 < off.max()
+        w = full.features.parts[part][0].view(-1, first.shape[1])[rows]
+        w = w - 0.1 / (1 - 0.9**3) * first / ((second / (1 - 0.99**3)).sqrt() + 1e-8)
+        got = low.features.parts[part][0].view(-1, first.shape[1])[rows]
+        directions = torch.nn.functional.cosine_similarity(got, w)
+        assert directions.min() > 1 - 1e-6  # norms are brought back afterwards
+
+
+def test_codes_of_8_bits_are_right_on_average(device):
+    case = build("free", device, "8bit")
+    exact = case.moments[0].load(WHERE, WHERE + 9)[0]
+    totals = torch.zeros_like(exact)
+    for seed in range(40):
+        case = build("free", device, "8bit")
+        case.gradients = [RowGradient(torch.zeros_like(case.features.parts[0][0]), [], 6)]
+        steps = [Step(3, 0.1, 0.9, 0.99, 1e-8, seed)]
+        with using("triton"):
+            update(case.features, case.gradients, case.moments, None, steps)
+        totals += case.moments[0].load(WHERE, WHERE + 9)[0]
+    error = totals / 40 - 0.9 * exact
+    one_code = 2 * exact.abs().amax(1, keepdim=True) / 127
+    assert (error.abs() < 0.4 * one_code).all()
+    assert (error.abs().mean(1) < 0.12 * one_code[:, 0]).all()
