@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dictlearn_kernels.fused_adam.moments import BFloat16, EightBit, Full, Moments
+from dictlearn_kernels.fused_adam.rounding import to_bfloat16, to_codes
 from dictlearn_kernels.fused_adam.types import FREE, SUM, Features, Step, projected, rows_of
 from dictlearn_kernels.shipped import Variant
 from dictlearn_kernels.weight_grad import RowGradient
@@ -131,35 +132,6 @@ def measure_kernel(
     if PROJECT:
         dot = dot / tl.load(unit_ptr + feature)
         tl.store(along_ptr + feature, tl.load(along_ptr + feature) + dot)
-
-
-@triton.jit
-def _to_bfloat16(x, noise):
-    """Rounded up or down by chance, right on average."""
-    noise = (noise & 0xFFFF).to(tl.int32)
-    bits = (x.to(tl.int32, bitcast=True) + noise) & -65536
-    return bits.to(tl.float32, bitcast=True)
-
-
-@triton.jit
-def _between(x, low, high, noise):
-    """Whether x, of low <= x < high, goes up: by chance, right on average."""
-    return x - low > (noise & 0xFFFF).to(tl.float32) * 2**-16 * (high - low)
-
-
-@triton.jit
-def _to_codes(first, second, first_scale, second_scale, noise):
-    """`EightBit`'s codes of numbers up to the scales."""
-    x = tl.sqrt(tl.abs(first) * (1 / tl.maximum(first_scale, 1.1754944e-38))) * 127
-    c = tl.floor(x)
-    c += _between(x * x, c * c, (c + 1) * (c + 1), noise).to(tl.float32)
-    first_code = tl.where(first < 0, -c, c).to(tl.int8)
-    x = tl.sqrt(tl.sqrt(second * (1 / tl.maximum(second_scale, 1.1754944e-38)))) * 255
-    c = tl.floor(x)
-    low, high = c * c * c * c, (c + 1) * (c + 1) * (c + 1) * (c + 1)
-    c += _between(x * x * x * x, low, high, noise >> 16).to(tl.float32)
-    second_code = tl.where(second > 0, tl.maximum(c, 1.0), 0.0).to(tl.int32).to(tl.uint8)
-    return first_code, second_code
 
 
 @triton.jit
@@ -308,12 +280,12 @@ def update_kernel(
         if FORM != "float32":
             noise = tl.randint(seed, at.to(tl.int32))
             if FORM == "bfloat16":
-                first = _to_bfloat16(first, noise)
-                second = _to_bfloat16(second, noise >> 16)
+                first = to_bfloat16(first, noise)
+                second = to_bfloat16(second, noise >> 16)
             else:
                 if WHOLE:
                     largest, largest_square = tl.max(tl.abs(first)), tl.max(second)
-                first, second = _to_codes(first, second, largest, largest_square, noise)
+                first, second = to_codes(first, second, largest, largest_square, noise)
         tl.store(first_ptr + at, first.to(first_ptr.dtype.element_ty), mask=inside)
         tl.store(second_ptr + at, second.to(second_ptr.dtype.element_ty), mask=inside)
         tl.store(w_ptr + at, w, mask=inside)
