@@ -142,7 +142,9 @@ class FusedAdam(torch.optim.Optimizer):
         state["step"] += 1
         number = int(state["step"])  # on the CPU, where reading it costs nothing
         beta1, beta2 = group["betas"]
-        return Step(number, float(group["lr"]), beta1, beta2, group["eps"], number * 2**16 + index)
+        # Kernels are compiled for a seed of 31 bits; a wider one would compile them again mid-run.
+        seed = (number * 2**16 + index) % 2**31
+        return Step(number, float(group["lr"]), beta1, beta2, group["eps"], seed)
 
     def _gradients(self, features: Features) -> list[RowGradient | None]:
         return [self._gradient(p) for p, _ in features.parts]
