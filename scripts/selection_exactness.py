@@ -3,10 +3,11 @@
     python scripts/selection_exactness.py
 
 Trains a TopK dictionary on pico's middle layer for a few hundred steps, selects the features of held-out
-tokens with the matmul in bfloat16 and in float16, and compares with float32: rows whose set differs by
-more than entries equal to within float32's own rounding. Beside it, for each number of candidates, the
-share of rows that the certificate would not settle, there and on Gaussian activations; and for 8-bit
-floats, which is why there is no such selection.
+tokens with the matmul in bfloat16, in float16 and in 16-bit fixed point, and compares with float32: rows
+whose set differs by more than entries equal to within float32's own rounding. Beside it, for each number
+of candidates, the share of rows that the certificate would not settle, there and on Gaussian activations;
+and for 8-bit floats, which is why there is no such selection. Fixed point settles every row, by looking at
+as many entries as it takes: how many that is.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import sys
 from pathlib import Path
 
 import torch
-from dictlearn_kernels import bounds, topk_encode
+from dictlearn_kernels import bounds, fixed_point, topk_encode
 from torch import Tensor
 
 from dictlearn import config
@@ -86,7 +87,8 @@ def exactness(operands: Operands, k: int, dtype: torch.dtype) -> dict[str, int |
         ties = spread < TIE * pre.amax(1)
         tied += int(ties.sum())
         differ += int((~ties).sum())
-        rough = (x.to(dtype).float() @ W_CD.to(dtype).float().T + b_C).to(dtype).topk(k).indices
+        rough = low(x, dtype) @ low(W_CD, dtype).T + b_C
+        rough = (rough.to(dtype) if dtype.is_floating_point else rough).topk(k).indices
         positive = torch.zeros_like(plain).scatter_(1, rough, True) & (x @ W_CD.T + b_C > 0)
         uncertified += int((positive != plain).any(1).sum())
     flagged, rows = topk_encode.flagged()
@@ -97,6 +99,27 @@ def exactness(operands: Operands, k: int, dtype: torch.dtype) -> dict[str, int |
         "rows_flagged": flagged,
         "rows_that_differ_by_rough_values": uncertified,
     }
+
+
+def low(x_RD: Tensor, dtype: torch.dtype) -> Tensor:
+    """What is left of numbers in a lower precision."""
+    if dtype.is_floating_point:
+        return x_RD.to(dtype).float()
+    unit_R1 = x_RD.norm(dim=1, keepdim=True) / fixed_point.LARGEST
+    return (x_RD / unit_R1).round() * unit_R1
+
+
+def contenders(operands: Operands, k: int) -> dict[str, float]:
+    """How many entries of a row fixed point can't exclude from its k largest, of which k are."""
+    of = fixed_point.bounded(*operands)
+    assert of is not None
+    counts = []
+    for rows, bounds_RC, _ in fixed_point.upper(of, 0, fixed_point.n_tiles(of)):
+        upper_RC = torch.from_numpy(bounds_RC)
+        least_R = upper_RC.topk(k, dim=1).values[:, -1] - torch.from_numpy(of.spread_R[rows])
+        counts.append((upper_RC >= least_R[:, None]).sum(1))
+    per_row = torch.cat(counts).double()
+    return {"mean": float(per_row.mean()), "most": float(per_row.max())}
 
 
 def flagged_by_candidates(operands: Operands, k: int, dtype: torch.dtype) -> dict[str, float]:
@@ -138,7 +161,8 @@ def main() -> int:
         "versions": results.versions(("torch",)),
         **{"steps": options.steps, "k": options.k, "n_features": len(pico[1])},
     }
-    for dtype in (torch.bfloat16, torch.float16):
+    fixed = (fixed_point.DTYPE,) if fixed_point.available() else ()
+    for dtype in (torch.bfloat16, torch.float16, *fixed):
         found = exactness(pico, options.k, dtype)
         record[f"pico, {str(dtype)[6:]}"] = found
         print(dtype, found, flush=True)
@@ -147,6 +171,9 @@ def main() -> int:
         "gaussian 768 x 8192": gaussian(ROWS, 768, 8192),
     }
     for name, operands in sampled.items():
+        if fixed:
+            record[f"contenders of a row, {name}, int16"] = contenders(operands, options.k)
+            print(name, fixed[0], record[f"contenders of a row, {name}, int16"], flush=True)
         for dtype in (torch.bfloat16, torch.float16, torch.float8_e4m3fn):
             share = flagged_by_candidates(operands, options.k, dtype)
             record[f"percent flagged by candidates, {name}, {str(dtype)[6:]}"] = share

@@ -1,6 +1,7 @@
 """Which implementation an operation runs, decided in one place and told once.
 
     triton      a kernel of our own, on CUDA tensors
+    fixed       16-bit integers and float32 after them, on a CPU's that multiplies those faster
     compiled    a loop of our own, on a CPU's
     cpu         a few calls of torch that are fast on a CPU
     reference   the plain specification: what an operation means, whatever it costs
@@ -48,25 +49,35 @@ def using(mode: str) -> Iterator[None]:
         use(before)
 
 
-def choose(op: str, tensor: Tensor, unserved: str | None = None, compiled: bool = False) -> str:
-    """`triton`, `compiled`, `cpu` or `reference` for this call of `op`, noted for `summary`.
+def choose(
+    op: str,
+    tensor: Tensor,
+    unserved: str | None = None,
+    compiled: bool = False,
+    fixed: bool = False,
+) -> str:
+    """`triton`, `fixed`, `compiled`, `cpu` or `reference` for this call of `op`, noted for `summary`.
 
     `unserved` is why no kernel serves these tensors (a dtype, a size), None where one does. On a GPU
     such a call runs as `cpu` does, a few calls of torch, and the summary gives the reason.
-    `compiled` says whether a compiled loop serves them on a CPU.
+    `compiled` says whether a compiled loop serves them on a CPU, `fixed` whether fixed point does.
     """
-    chosen, note = _choose(op, tensor, unserved, compiled)
+    chosen, note = _choose(op, tensor, unserved, compiled, fixed)
     _told.setdefault(op, {})[note] = None
     return chosen
 
 
-def _choose(op: str, tensor: Tensor, unserved: str | None, compiled: bool) -> tuple[str, str]:
+def _choose(
+    op: str, tensor: Tensor, unserved: str | None, compiled: bool, fixed: bool
+) -> tuple[str, str]:
     if _mode == "reference":
         return "reference", "reference"
     if _mode == "triton":
         if unserved:
             raise ValueError(f"kernels=triton: {op} has no kernel for {unserved}")
         return "triton", "triton"
+    if not tensor.is_cuda and fixed:
+        return "fixed", f"16-bit fixed point on {tensor.device.type}"
     if not tensor.is_cuda and compiled:
         return "compiled", f"compiled loops on {tensor.device.type}"
     if not tensor.is_cuda:

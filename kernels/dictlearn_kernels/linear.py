@@ -2,21 +2,10 @@
 
 from __future__ import annotations
 
-import threading
-
 import torch
 from torch import Tensor
 
-# glibc gives freed memory of this size or more back to the system. Every page of such a tensor is new
-# each time, and the faults cost about a seventh of a selection (2048 rows, 8192 columns of width 512).
-GIVEN_BACK = 2**25  # bytes
-
-
-class _Kept(threading.local):
-    room: Tensor | None = None
-
-
-_kept = _Kept()
+from dictlearn_kernels.memory import kept
 
 
 def pre_activations(
@@ -34,17 +23,8 @@ def pre_activations(
 
 def passing(x_RSD: Tensor, W_SCD: Tensor, b_SC: Tensor) -> Tensor:
     """The same without a graph, in memory that this thread's next call overwrites."""
-    rows = len(x_RSD) * len(W_SCD)
-    return pre_activations(x_RSD, W_SCD, b_SC, _room(rows, W_SCD.shape[1], x_RSD))
-
-
-def _room(rows: int, columns: int, like: Tensor) -> Tensor | None:
-    """Memory for a large [rows, columns] on a CPU, one piece a thread, kept from call to call."""
-    numbers = rows * columns
-    if like.device.type != "cpu" or numbers * like.element_size() < GIVEN_BACK:
-        return None
-    kept = _kept.room
-    if kept is None or kept.dtype != like.dtype or len(kept) < numbers:
-        _kept.room = None  # the old piece goes before the new one comes
-        kept = _kept.room = torch.empty(numbers, dtype=like.dtype)
-    return kept[:numbers].view(rows, columns)
+    rows, columns = len(x_RSD) * len(W_SCD), W_SCD.shape[1]
+    if x_RSD.device.type != "cpu":
+        return pre_activations(x_RSD, W_SCD, b_SC)
+    out = kept(rows * columns, x_RSD.dtype).view(rows, columns)
+    return pre_activations(x_RSD, W_SCD, b_SC, out)

@@ -14,13 +14,14 @@ from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 
 import torch
+from dictlearn_kernels import fixed_point
 from omegaconf import DictConfig
 from peers.ours import RUN_DIR, Recorded, batch_of
 from peers.recipe import Recipe
 from peers.speed import Lap, Race
 
 from benches import dense
-from benches.cases import DENSE, OURS, OURS_BF16, PER_N, SAELENS, SPARSIFY, Case
+from benches.cases import DENSE, OURS, OURS_FLOAT32, PER_N, SAELENS, SPARSIFY, Case
 from dictlearn.config import compose
 from dictlearn.types import Batch, ModelInfo
 from dictlearn.verbs import build
@@ -37,7 +38,9 @@ def absent(who: str) -> bool:
 
 def dtype_of(who: str, device: str) -> str:
     """Of the matmul that selects: what the floor is computed with."""
-    return "bfloat16" if who == OURS_BF16 or device == "cuda" else "float32"
+    if device == "cuda":
+        return "bfloat16"
+    return "int16" if who == OURS and fixed_point.available() else "float32"
 
 
 def random_batch(case: Case) -> Batch:
@@ -57,7 +60,7 @@ def run(case: Case, who: str, batch: Batch, steps: int, race: Race, warm: int = 
     torch.manual_seed(0)
     if case.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    if who in (OURS, OURS_BF16):
+    if who in (OURS, OURS_FLOAT32):
         _run_ours(case, who, batch, steps, race, warm)
     else:
         step = _stepper(case, who, batch)
@@ -123,8 +126,8 @@ def configuration(case: Case, who: str, steps: int, *overrides: str) -> DictConf
         "callbacks.bar=null",
         f"run_dir={RUN_DIR.name}",
     ]
-    if who == OURS_BF16:
-        words.append("trainer.precision=bf16-mixed")
+    if who == OURS_FLOAT32:
+        words.append("selection=float32")
     return compose("train", [*words, *size, *overrides])
 
 

@@ -16,7 +16,7 @@ from peers.speed import Lap, Race
 
 from benches import machine
 from benches.cases import DENSE, OURS, Case
-from benches.contestants import dtype_of, random_batch, run
+from benches.contestants import random_batch, run
 from benches.steps import length
 from dictlearn.types import Batch
 
@@ -114,7 +114,7 @@ def _sample(case: Case, who: str, batch: Batch, steps: int, race: Race) -> None:
 
 def encoder_alone(case: Case, batch: Batch) -> Callable[[], object]:
     """The pre-activations of all layers, written into the same memory again and again."""
-    dtype = getattr(torch, dtype_of(OURS, case.device))
+    dtype = torch.bfloat16 if case.device == "cuda" else torch.float32
     shape = (case.layers, case.features, case.width)
     W_SFD = torch.randn(shape, device=case.device, dtype=dtype)
     pre_NF = W_SFD.new_empty(case.tokens, case.features)

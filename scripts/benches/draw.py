@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from benches.cases import DENSE, OURS, OURS_BF16, SAELENS, SPARSIFY
+from benches.cases import DENSE, OURS, OURS_FLOAT32, SAELENS, SPARSIFY
 from benches.curves import ENCODER
 from dictlearn.evals.report.theme import LIGHT, PNG_DPI, Palette, style
 
@@ -68,7 +68,7 @@ def save(figure: Figure, path: Path) -> None:
 
 def colours(palette: Palette) -> dict[str, str]:
     others = {SPARSIFY: palette.second, SAELENS: palette.third, DENSE: palette.fourth}
-    return {OURS: palette.first, OURS_BF16: palette.first, ENCODER: palette.muted, **others}
+    return {OURS: palette.first, OURS_FLOAT32: palette.first, ENCODER: palette.muted, **others}
 
 
 def bars(records: Sequence[dict[str, Any]], palette: Palette) -> Figure:
@@ -99,7 +99,7 @@ def panel(axes: Axes, record: dict[str, Any], palette: Palette, rows: int) -> No
     longest = steps[-1][1]["median_ms"]
     for row, (who, figures) in enumerate(steps):
         middle = figures["median_ms"]
-        ours = who in (OURS, OURS_BF16)
+        ours = who in (OURS, OURS_FLOAT32)
         axes.barh(row, middle, height=0.62, color=palette.first if ours else palette.muted)
         times = "" if ours else f"  {middle / own:.1f}×"
         axes.text(

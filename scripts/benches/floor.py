@@ -8,7 +8,7 @@
                a copy of the weights in the matmul's precision where that is not float32
 
 The parts are added, as on a machine that does one thing at a time. Gathers are counted in the matmul's
-precision and as if nothing were in a cache.
+precision (float32 beside fixed point) and as if nothing were in a cache.
 """
 
 from __future__ import annotations
@@ -18,20 +18,22 @@ from benches.machine import Rates
 
 STATE = 24.0  # bytes per parameter: p, m and v in float32, each read and written
 BYTES = {"float32": 4, "bfloat16": 2}
+SHADOW = {"float32": 0, "bfloat16": 2, "int16": 2}  # bytes a parameter of a copy for the matmul
 
 
 def floor(case: Case, rates: Rates, dtype: str) -> dict[str, float]:
     """Seconds of each part, for a step that selects in `dtype`."""
-    flops, entries = rates.flops[dtype], case.tokens * case.k
+    entries = case.tokens * case.k
+    # Fixed point is for the selection alone.
+    rest = "float32" if dtype == "int16" else dtype
     encoder = 2.0 * case.tokens * case.width * case.features * case.layers
-    parts = {"encoder": encoder / flops}
+    parts = {"encoder": encoder / rates.flops[dtype]}
     if case.kind == "molt":
         count = sum(n for n, _ in case.ranks)
         active = case.k / count * sum(n * rank for n, rank in case.ranks)
-        parts["transforms"] = 10.0 * case.tokens * case.width * active / flops
+        parts["transforms"] = 10.0 * case.tokens * case.width * active / rates.flops[rest]
     else:
         rows = case.links + case.links + case.layers  # decode; decoder's and encoder's gradients
-        parts["gathers"] = rows * entries * case.width * BYTES[dtype] / rates.copy
-    shadow = 0.0 if dtype == "float32" else BYTES[dtype]
-    parts["optimiser"] = (STATE + shadow) * case.parameters / rates.copy
+        parts["gathers"] = rows * entries * case.width * BYTES[rest] / rates.copy
+    parts["optimiser"] = (STATE + SHADOW[dtype]) * case.parameters / rates.copy
     return parts

@@ -11,6 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
+from dictlearn_kernels import fixed_point
+from dictlearn_kernels.threads import over
 from peers.speed import busy_elsewhere, synchronise
 
 QUIET = 0.1  # of all cores: what others may use while figures are taken
@@ -87,9 +89,25 @@ def measure_rates(device: str, quick: bool = False) -> Rates:
             torch.mm(a, b.T, out=out)
 
         flops[str(dtype).removeprefix("torch.")] = 2 * rows * inner * columns / best(matmul)
+    if device == "cpu" and fixed_point.available():
+        flops["int16"] = 2 * rows * inner * columns / best(fixed_matmul(rows, inner, columns))
     source = torch.zeros(mebibytes << 18, device=device)
     target = torch.zeros_like(source)
     return Rates(flops, 2 * 4 * len(source) / best(lambda: target.copy_(source)))
+
+
+def fixed_matmul(rows: int, inner: int, columns: int) -> Callable[[], object]:
+    """The product in 16-bit fixed point of operands that are in it already."""
+    of = fixed_point.bounded(
+        torch.randn(rows, inner), torch.randn(columns, inner), torch.zeros(columns)
+    )
+    assert of is not None
+
+    def part(low: int, high: int) -> None:
+        for _ in fixed_point.upper(of, low, high):
+            pass
+
+    return lambda: over(fixed_point.n_tiles(of), part)
 
 
 def best(run: Callable[[], object], samples: int = 7) -> float:

@@ -20,8 +20,8 @@ from peers.speed import Lap, Race, synchronise
 from torch import Tensor
 
 from benches import machine
-from benches.cases import OURS, PER_N, Case
-from benches.contestants import OURS_BF16, configuration, random_batch
+from benches.cases import OURS, OURS_FLOAT32, PER_N, Case
+from benches.contestants import configuration, random_batch
 from benches.dense import DenseMOLT, active
 from dictlearn.dicts.dictionary import Dictionary
 from dictlearn.sparsity.jumprelu import JumpReLU
@@ -78,12 +78,17 @@ def built(case: Case, who: str, *overrides: str) -> Dictionary:
     dictionary = build.build_dictionary(
         cfg, ModelInfo("random", None, "random", 1, case.width, 0, 0)
     )
-    dictionary.encoder.matmul_dtype = torch.bfloat16 if who == OURS_BF16 else None
+    low = torch.bfloat16 if case.device == "cuda" else None
+    dictionary.encoder.matmul_dtype = torch.float32 if who == OURS_FLOAT32 else low
     return dictionary.to(case.device)
 
 
 def topk_encode(case: Case, who: str = OURS) -> Sides:
-    """Selection of k features of every token, from activations to a sparse code."""
+    """Selection of k features of every token, from activations to a sparse code.
+
+    Ours by the matmul that a training run takes (float16 on a GPU, 16-bit fixed point on most CPUs) and
+    exactly; torch's in float32.
+    """
     dictionary, x_NSD = built(case, who), random_batch(case).x_NSD
     W_FD, b_F = dictionary.encoder.W_enc[0], dictionary.encoder.b_enc[0]
 
@@ -94,9 +99,9 @@ def topk_encode(case: Case, who: str = OURS) -> Sides:
     return {OURS: lambda: dictionary.encode_training(x_NSD), TORCH: plain}
 
 
-def topk_encode_bf16(case: Case) -> Sides:
-    """The same, selecting in bf16 and then exactly; torch's side stays in float32."""
-    return topk_encode(case, OURS_BF16)
+def topk_encode_float32(case: Case) -> Sides:
+    """The same by a matmul in float32."""
+    return topk_encode(case, OURS_FLOAT32)
 
 
 def threshold_encode(case: Case) -> Sides:
@@ -190,7 +195,7 @@ OPS: dict[str, Callable[[Case], Sides]] = {
     op.__name__: op
     for op in (
         topk_encode,
-        topk_encode_bf16,
+        topk_encode_float32,
         threshold_encode,
         decode,
         weight_gradients,

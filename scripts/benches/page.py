@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benches import curves, steps
-from benches.cases import CASES, OURS, OURS_BF16, PEERS
+from benches.cases import CASES, OURS, PEERS
 from benches.draw import AXES, newest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -93,14 +93,12 @@ def readme(cases: Sequence[Mapping[str, Any]]) -> str:
     lines = []
     for case in cases:
         rates, size = case["tokens_per_second"], case["size"]
-        # Not every CPU has instructions for bfloat16.
-        who = max({OURS, OURS_BF16} & rates.keys(), key=lambda one: rates[one])
-        times = case["times_ours"].get(who, {})
+        times = case["times_ours"].get(OURS, {})
         theirs = [f"{times[rival]:.1f} times in {rival}" for rival in PEERS if rival in times]
         if theirs:
             lines.append(
                 f"- {size['B']:,} tokens, width {size['D']:,}, {size['F']:,} features: a step takes "
-                f"{1e3 * size['B'] / rates[who]:,.0f} ms in {who}, {', '.join(theirs)}"
+                f"{1e3 * size['B'] / rates[OURS]:,.0f} ms in {OURS}, {', '.join(theirs)}"
             )
     return "\n".join([picture("steps", "cpu", "docs/img"), "", taken(cases[0]), "", *lines])
 

@@ -14,7 +14,7 @@ import torch
 from peers.speed import Race
 
 from benches import machine
-from benches.cases import OURS, OURS_BF16, PER_N, Case
+from benches.cases import OURS, OURS_FLOAT32, PER_N, Case
 from benches.contestants import absent, dtype_of, random_batch, run
 from benches.floor import floor
 from benches.machine import Rates
@@ -70,7 +70,7 @@ def described(case: Case) -> dict[str, Any]:
 def compared(case: Case, race: Race, rates: Rates) -> dict[str, Any]:
     """Tokens a second, shares of the floor, times ours, and whether bars are met."""
     median = {who: statistics.median(seconds) for who, seconds in race.seconds.items()}
-    ours = [who for who in (OURS, OURS_BF16) if who in median]
+    ours = [who for who in (OURS, OURS_FLOAT32) if who in median]
     floors = {who: floor(case, rates, dtype_of(who, case.device)) for who in ours}
     times = {
         who: {rival: median[rival] / median[who] for rival in median if rival not in ours}

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from benches import curves, draw, machine, ops, page, steps
+from benches import contestants, curves, draw, machine, ops, page, steps
 from benches.cases import CASES, DENSE, OURS, PER_N, SAELENS, SPARSIFY, Case, chosen
 from benches.contestants import configuration, random_batch, run
 from benches.dense import DenseCLT, DenseMOLT
@@ -28,7 +28,7 @@ from dictlearn.verbs import build
 SAE = Case("tiny", "cpu", "sae", 12, 8, 16, 2)
 CLT = Case("tiny", "cpu", "clt", 12, 8, 16, 2, 3)
 MOLT = Case("tiny", "cpu", "molt", 12, 32, PER_N, 4)
-RATES = Rates({"float32": 100.0, "bfloat16": 400.0}, copy=10.0)
+RATES = Rates({"float32": 100.0, "bfloat16": 400.0, "int16": 200.0}, copy=10.0)
 
 
 def ours(case: Case) -> Dictionary:
@@ -121,7 +121,7 @@ def test_bars_are_held_against_medians():
     case = replace(SAE, bars=bars, of_floor=0.5, limit_ms=3.0)
     found = steps.compared(case, raced(case, dictlearn=2.0, SAELens=14.0, sparsify=3.0), RATES)
     got = {bar["bar"]: (bar["got"], bar["met"]) for bar in found["bars"]}
-    least = sum(floor(case, RATES, "float32").values())
+    least = sum(floor(case, RATES, contestants.dtype_of(OURS, "cpu")).values())
     assert got == {
         "SAELens / dictlearn": (7.0, True),
         "sparsify / dictlearn": (1.5, False),

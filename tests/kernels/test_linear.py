@@ -6,7 +6,7 @@ import threading
 
 import pytest
 import torch
-from dictlearn_kernels import linear
+from dictlearn_kernels import linear, memory
 from dictlearn_kernels.batchtopk_encode import batchtopk_encode
 from dictlearn_kernels.batchtopk_encode import reference as batch_reference
 from dictlearn_kernels.threshold_encode import reference as threshold_reference
@@ -19,8 +19,8 @@ from tests.kernels.selections import assert_same, operands
 
 @pytest.fixture(autouse=True)
 def _every_size_is_kept(monkeypatch):
-    monkeypatch.setattr(linear, "GIVEN_BACK", 0)
-    monkeypatch.setattr(linear, "_kept", linear._Kept())
+    monkeypatch.setattr(memory, "GIVEN_BACK", 0)
+    monkeypatch.setattr(memory, "_kept", memory._Kept())
 
 
 def per_source(rows: int, columns: int, dtype: torch.dtype = torch.float32):
@@ -35,10 +35,12 @@ def selections(rows: int, columns: int, dtype: torch.dtype):
     x, W, b = x_RSD[:, 0], W_SCD[0], b_SC[0]
     found = [
         topk_encode(x, W, b, 5),
+        topk_encode(x, W, b, 5, torch.int16),
         threshold_encode(x, W, b, 0.5),
         batchtopk_encode(x_RSD, W_SCD, b_SC, 3 * rows),
     ]
     expected = [
+        topk_reference.topk_encode(x, W, b, 5),
         topk_reference.topk_encode(x, W, b, 5),
         threshold_reference.threshold_encode(x, W, b, 0.5),
         batch_reference.batchtopk_encode(x_RSD, W_SCD, b_SC, 3 * rows),
@@ -66,7 +68,7 @@ def test_memory_is_used_again_by_the_same_thread_alone():
 
 
 def test_small_matrices_have_memory_of_their_own(monkeypatch):
-    monkeypatch.setattr(linear, "GIVEN_BACK", 2**25)
+    monkeypatch.setattr(memory, "GIVEN_BACK", 2**25)
     given = per_source(20, 50)
     first, second = (linear.passing(*given) for _ in range(2))
     assert first.data_ptr() != second.data_ptr()

@@ -67,6 +67,21 @@ def test_encode_matches_the_reference(route, known, n, d, f, k):
     assert_same_gradients([output, reference], (x, W, b), torch.randn_like(output))
 
 
+@pytest.mark.parametrize("n_centres", [1, 3])
+def test_a_centre_has_the_gradient_that_comes_through_x(n_centres):
+    pattern = random_pattern(12, 30, 5)
+    source = torch.arange(12) % n_centres
+    if n_centres > 1:  # the features of row r are those of its source
+        pattern = Pattern(pattern.row_starts, pattern.columns + 30 * source[pattern.rows], 90)
+    x, W, b = leaves((12, 8), (30 * n_centres, 8), (30 * n_centres,))
+    (centre,) = leaves((n_centres, 8))
+    through_x = encode_reference.sparse_encode(pattern, x - centre[source], W, b)
+    less = (x - centre[source]).detach()
+    output = encode_op.sparse_encode(pattern, less, W, b, None, centre)
+    torch.testing.assert_close(output, through_x)
+    assert_same_gradients([output, through_x], (W, b, centre), torch.randn_like(output))
+
+
 @pytest.mark.parametrize("op", ["decode", "encode"])
 def test_two_runs_agree_to_the_bit(op):
     pattern = random_pattern(64, 96, 9)

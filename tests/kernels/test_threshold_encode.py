@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from tests.kernels.selections import assert_same, dense, identity, operands
 
-PRECISIONS = [None, torch.bfloat16, torch.float16]
+PRECISIONS = [None, torch.bfloat16, torch.float16, torch.int16]
 
 
 @pytest.mark.parametrize("dtype", PRECISIONS, ids=str)

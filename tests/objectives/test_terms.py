@@ -47,7 +47,7 @@ def assert_same(dictionary, ours: torch.Tensor, plain: torch.Tensor) -> None:
 
 
 def dense_pre(dictionary, x):
-    pre = torch.einsum("nsd,sfd->nsf", dictionary.centred(x), dictionary.encoder.W_enc)
+    pre = torch.einsum("nsd,sfd->nsf", dictionary.read(x), dictionary.encoder.W_enc)
     return pre + dictionary.encoder.b_enc
 
 

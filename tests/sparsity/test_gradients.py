@@ -97,7 +97,7 @@ def test_jumprelu_threshold_gradient_matches_the_closed_form():
     x = activations(400)
     encoding = dictionary.encode_training(x)
     dictionary.sparsity.fires(encoding).sum().backward()  # type: ignore
-    pre = torch.einsum("nsd,sfd->nsf", dictionary.centred(x), dictionary.encoder.W_enc)
+    pre = torch.einsum("nsd,sfd->nsf", dictionary.read(x), dictionary.encoder.W_enc)
     pre = pre + dictionary.encoder.b_enc
     window = (pre - 0.3).abs() < 0.2  # both sides of the threshold: pre, not the code
     expected = -window.sum(0).double() / 0.4

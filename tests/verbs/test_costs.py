@@ -12,7 +12,7 @@ from dictlearn_kernels.topk_encode.compiled import largest
 import dictlearn
 from dictlearn import config
 from dictlearn.lm.load import load_skeleton
-from dictlearn.verbs import build, costs, train
+from dictlearn.verbs import build, costs, gpus, train
 from tests.peak import Peak
 
 SMALL = [
@@ -98,11 +98,11 @@ def test_the_flagship_fits_one_h200():
     verdicts = {one.gpu.name: one.remedy for one in costs.predictions(run, devices=1)}
     assert verdicts["H200"] == ""
     assert "dict.n_features=" in verdicts["A100 80GB"] and "tied=true" in verdicts["A100 80GB"]
-    assert costs.memory(run, on_gpu=True, dead=1.0).peak < costs.GPUS[0].memory
+    assert costs.memory(run, on_gpu=True, dead=1.0).peak < gpus.GPUS[0].memory
 
 
-@pytest.mark.parametrize("gpu", costs.GPUS, ids=lambda gpu: gpu.name)
-def test_a_remedy_is_one(gpu: costs.Gpu):
+@pytest.mark.parametrize("gpu", gpus.GPUS, ids=lambda gpu: gpu.name)
+def test_a_remedy_is_one(gpu: gpus.Gpu):
     """Every way offered makes room, and one feature or target more would not."""
     large = (*FLAGSHIP, "batch_tokens=8192", "dict.n_features=8192")
     run = planned_run(*large)
@@ -110,13 +110,13 @@ def test_a_remedy_is_one(gpu: costs.Gpu):
     assert offered.count("|") >= 2
     for way in offered.split(" | "):
         changed = planned_run(*large, *way.split())
-        assert costs.memory(changed, on_gpu=True).peak <= costs.room(gpu)
+        assert costs.memory(changed, on_gpu=True).peak <= gpu.room
         *rest, last = way.split()
         key, _, value = last.partition("=")
         if key in ("dict.n_features", "dict.window"):
             more = [*rest, f"{key}={int(value) + 1}"]
             over = planned_run(*large, *more)
-            assert costs.memory(over, on_gpu=True).peak > costs.room(gpu)
+            assert costs.memory(over, on_gpu=True).peak > gpu.room
 
 
 def test_together_devices_need_the_gradients_that_one_keeps_in_factors():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dictlearn_kernels import bounds, dispatch, selection
+from dictlearn_kernels import bounds, dispatch, fixed_point, selection
 from dictlearn_kernels.batchtopk_encode import reference
 from dictlearn_kernels.linear import passing, pre_activations
 from dictlearn_kernels.selection import Selection
@@ -26,14 +26,17 @@ def batchtopk_encode(
 
     Row r of source s is row r * S + s. No gradient. Exact: a lower bound on the smallest winner comes
     from a sample, the few entries above it are then sorted; where the bound proves too high, every
-    positive entry is. Ties go to the first rows. `matmul_dtype` is a lower precision for the matmul;
-    which entries are taken, and their values, are those of x's own.
+    positive entry is. Ties go to the first rows. `matmul_dtype` is a lower precision for the matmul,
+    int16 for 16-bit fixed point; which entries are taken, and their values, are those of x's own.
     """
     dtype = matmul_dtype or x_RSD.dtype
+    fixed = dtype == torch.int16 and fixed_point.serves(x_RSD, W_SCD)
+    if dtype == torch.int16:  # where it doesn't serve, float32 is next
+        dtype = x_RSD.dtype
     served = x_RSD.dtype == torch.float32 and dtype in bounds.KERNEL_DTYPES
     unserved = None if served else f"{dtype} of {x_RSD.dtype}"
     loops = dtype == x_RSD.dtype and loops_serve(x_RSD)
-    how = dispatch.choose("batchtopk_encode", x_RSD, unserved, loops)
+    how = dispatch.choose("batchtopk_encode", x_RSD, unserved, loops, fixed)
     with torch.no_grad():
         if how == "reference":
             return reference.batchtopk_encode(x_RSD, W_SCD, b_SC, budget)

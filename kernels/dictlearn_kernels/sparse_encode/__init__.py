@@ -13,21 +13,35 @@ from dictlearn_kernels.weight_grad import weight_grad
 
 
 def sparse_encode(
-    pattern: Pattern, x_RD: Tensor, W_CD: Tensor, b_C: Tensor, known: Tensor | None = None
+    pattern: Pattern,
+    x_RD: Tensor,
+    W_CD: Tensor,
+    b_C: Tensor,
+    known: Tensor | None = None,
+    centre_SD: Tensor | None = None,
 ) -> Tensor:
     """<x_r, W_c> + b_c at every stored (r, c) of the pattern: [nnz].
 
     `known` gives the values when the selection has computed them already; they are returned as they
-    are. Differentiable in x, W and b, in a fixed order of summation.
+    are. `centre_SD` is what x is less of, row r by centre r % S, whose columns are the s-th part of C:
+    it gets its gradient here, by a product with W, where one through x would gather rows of W for each
+    row of x. Differentiable in x, W, b and centre, in a fixed order of summation.
     """
-    return _SparseEncode.apply(x_RD, W_CD, b_C, pattern, known)
+    return _SparseEncode.apply(x_RD, W_CD, b_C, centre_SD, pattern, known)
 
 
 class _SparseEncode(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x_RD: Tensor, W_CD: Tensor, b_C: Tensor, pattern: Pattern, known: Tensor | None
+        ctx: Any,
+        x_RD: Tensor,
+        W_CD: Tensor,
+        b_C: Tensor,
+        centre_SD: Tensor | None,
+        pattern: Pattern,
+        known: Tensor | None,
     ) -> Tensor:
+        ctx.n_centres = 0 if centre_SD is None else len(centre_SD)
         ctx.save_for_backward(x_RD, W_CD)
         ctx.pattern = pattern
         if known is not None:
@@ -42,5 +56,12 @@ class _SparseEncode(torch.autograd.Function):
         pattern: Pattern = ctx.pattern
         g_x = pattern.matmul(g, W_CD) if ctx.needs_input_grad[0] else None
         g_W = weight_grad(pattern, g, x_RD, W_CD) if ctx.needs_input_grad[1] else None
-        g_b = pattern.column_sums(g) if ctx.needs_input_grad[2] else None
-        return g_x, g_W, g_b, None, None
+        wants_b, wants_centre = ctx.needs_input_grad[2:4]
+        g_b = g_centre = None
+        if wants_b or wants_centre:
+            sums = pattern.column_sums(g)
+            g_b = sums if wants_b else None
+        if wants_centre:
+            n = ctx.n_centres
+            g_centre = -torch.bmm(sums.view(n, 1, -1), W_CD.view(n, -1, W_CD.shape[1])).squeeze(1)
+        return g_x, g_W, g_b, g_centre, None, None

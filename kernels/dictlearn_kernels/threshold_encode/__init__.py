@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dictlearn_kernels import bounds, dispatch, selection
+from dictlearn_kernels import bounds, dispatch, fixed_point, selection
 from dictlearn_kernels.linear import passing
 from dictlearn_kernels.selection import Selection
 from dictlearn_kernels.threshold_encode import reference
@@ -25,13 +25,23 @@ def threshold_encode(
 ) -> Selection:
     """The entries with x W^T + b > threshold of their column, as CSR. No gradient.
 
-    `matmul_dtype` is a lower precision for the matmul; which entries are taken, and their values, are
-    those of x's own.
+    `matmul_dtype` is a lower precision for the matmul, int16 for 16-bit fixed point; which entries are
+    taken, and their values, are those of x's own.
     """
     dtype = matmul_dtype or x_RD.dtype
+    fixed = dtype == torch.int16 and fixed_point.serves(x_RD, W_CD) and len(x_RD) > 0
+    if dtype == torch.int16:  # where it doesn't serve, float32 is next
+        dtype = x_RD.dtype
     loops = dtype == x_RD.dtype and loops_serve(x_RD)
-    how = dispatch.choose("threshold_encode", x_RD, _unserved(x_RD, dtype), loops)
+    how = dispatch.choose("threshold_encode", x_RD, _unserved(x_RD, dtype), loops, fixed)
     with torch.no_grad():
+        if how == "fixed":
+            from dictlearn_kernels.threshold_encode import compiled
+
+            found = compiled.above_fixed(x_RD, W_CD, b_C, threshold_C)
+            if found is not None:
+                return found
+            how = dispatch.choose("threshold_encode", x_RD, _unserved(x_RD, dtype), loops)
         if how == "reference" or len(x_RD) == 0:
             return reference.threshold_encode(x_RD, W_CD, b_C, threshold_C)
         if how == "compiled":

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dictlearn_kernels import bounds, dispatch, selection
+from dictlearn_kernels import bounds, dispatch, fixed_point, selection
 from dictlearn_kernels.selection import Selection
 from dictlearn_kernels.topk_encode import cpu, reference
 from dictlearn_kernels.topk_encode.groups import layout
@@ -65,9 +65,20 @@ def _begun(
     with torch.no_grad():
         if len(x_RD) == 0 or k == 0:
             return reference.topk_encode(x_RD, W_CD, b_C, k)
+        fixed = dtype == torch.int16 and fixed_point.serves(x_RD, W_CD)
+        if dtype == torch.int16:  # where it doesn't serve, float32 is next
+            dtype = x_RD.dtype
         m = min(taken(k, dtype), n_columns)
         loops = dtype == x_RD.dtype and _loops_serve(x_RD, n_columns)
-        how = dispatch.choose("topk_encode", x_RD, _unserved(x_RD, dtype, m, n_columns), loops)
+        unserved = _unserved(x_RD, dtype, m, n_columns)
+        how = dispatch.choose("topk_encode", x_RD, unserved, loops, fixed)
+        if how == "fixed":
+            from dictlearn_kernels.topk_encode import compiled
+
+            found = compiled.topk_encode_fixed(x_RD, W_CD, b_C, k)
+            if found is not None:
+                return found
+            how = dispatch.choose("topk_encode", x_RD, unserved, loops)
         if how == "reference":
             return reference.topk_encode(x_RD, W_CD, b_C, k)
         if how == "compiled":

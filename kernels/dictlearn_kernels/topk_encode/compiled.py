@@ -1,18 +1,26 @@
-"""The k largest positive entries of every row, in two passes over rows of pre-activations.
+"""The k largest positive entries of every row, in two passes over pre-activations or bounds of them.
 
 The first finds a threshold that at least k entries reach: the k-th largest of the maxima of groups of
 columns. The second keeps what reaches it, which is little more than k. Both go by vectors, because
 float32 numbers above zero are ordered as the integers of their bits are, and those below zero as
 negative ones.
+
+In fixed point no bound exceeds its entry by more than the row's spread. So the k entries with the
+largest bounds are no smaller than the k-th largest bound less the spread, and what has a lower bound
+than that cannot be selected: the little that is left is evaluated in float32, and no row needs a second
+look. Rows are taken a few at a time, whose bounds are in the cache when they are searched.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dictlearn_kernels import selection
+from dictlearn_kernels import fixed_point, selection
 from dictlearn_kernels.compiled import array, loop
 from dictlearn_kernels.linear import passing
 from dictlearn_kernels.selection import Selection
@@ -33,13 +41,41 @@ def topk_encode(x_RD: Tensor, W_CD: Tensor, b_C: Tensor, k: int) -> Selection:
 
 def largest(pre_RC: Tensor, k: int) -> Selection:
     """The k largest positive entries of every row of a float32 matrix, as CSR."""
+    bits = array(pre_RC.view(torch.int32))
     n_rows = len(pre_RC)
-    values_RK = pre_RC.new_empty(n_rows, k)
+    return _collected(
+        n_rows, k, lambda *out: over(n_rows, lambda low, high: _largest(low, high, bits, k, *out))
+    )
+
+
+def topk_encode_fixed(x_RD: Tensor, W_CD: Tensor, b_C: Tensor, k: int) -> Selection | None:
+    """The same by bounds in fixed point; None where the operands don't go into it."""
+    of = fixed_point.bounded(x_RD, W_CD, b_C)
+    if of is None:
+        return None
+
+    def search(values: Any, columns: Any, counts: Any) -> None:
+        def tiles(low: int, high: int) -> None:
+            for rows, bounds, found in fixed_point.upper(of, low, high):
+                _contenders(
+                    bounds.view(np.int32), k, of.spread_R[rows], found.starts, found.columns
+                )
+                found.evaluate(rows)
+                entries = found.entries.view(np.int32)
+                of_rows = values[rows], columns[rows], counts[rows]
+                _largest_of(entries, found.starts, found.columns, k, *of_rows)
+
+        over(fixed_point.n_tiles(of), tiles)
+
+    return _collected(len(x_RD), k, search)
+
+
+def _collected(n_rows: int, k: int, search: Callable[..., object]) -> Selection:
+    """What `search` writes into the bits of values, columns and counts: [R, k] twice and [R]."""
+    values_RK = torch.empty(n_rows, k)
     columns_RK = torch.empty(n_rows, k, dtype=torch.int64)
     counts_R = torch.empty(n_rows, dtype=torch.int64)
-    bits = array(pre_RC.view(torch.int32).unflatten(1, (-1, LANES)))
-    out = array(values_RK.view(torch.int32)), array(columns_RK), array(counts_R)
-    over(n_rows, lambda low, high: _largest(bits, low, high, k, *out))
+    search(array(values_RK.view(torch.int32)), array(columns_RK), array(counts_R))
     row_starts = selection.starts(counts_R)
     if int(row_starts[-1]) == n_rows * k:
         return row_starts, columns_RK.flatten(), values_RK.flatten()
@@ -48,55 +84,124 @@ def largest(pre_RC: Tensor, k: int) -> Selection:
 
 
 @loop
-def _largest(bits, low, high, k, values, columns, counts):
-    n_blocks = bits.shape[1]
-    n_groups = (GROUPS_PER_PICK * k + LANES - 1) // LANES  # of LANES each
-    maxima = np.empty((n_groups, LANES), np.int32)
-    all_maxima = maxima.reshape(n_groups * LANES)
-    kept = np.empty(n_blocks * LANES, np.int32)
-    places = np.empty(n_blocks * LANES, np.int32)
-    copy = np.empty(n_blocks * LANES, np.int32)
+def _largest(low, high, bits, k, values, columns, counts):
+    kept, places, memory, word = _memory(bits.shape[1], k)
     for r in range(low, high):
-        threshold = np.int32(1)  # the smallest number above zero
-        if n_blocks >= 2 * n_groups:
-            maxima[:] = 0
-            for block in range(n_blocks):
-                group = block % n_groups
-                for j in range(LANES):
-                    x = bits[r, block, j]
-                    maxima[group, j] = x if x > maxima[group, j] else maxima[group, j]
-            threshold = max(threshold, _kth_largest(all_maxima, n_groups * LANES, k))
-        n = 0
-        for block in range(n_blocks):
-            reached = np.int32(0)
-            for j in range(LANES):
-                reached |= np.int32(bits[r, block, j] >= threshold)
-            if reached:
-                for j in range(LANES):
-                    x = bits[r, block, j]
-                    if x >= threshold:
-                        kept[n], places[n] = x, block * LANES + j
-                        n += 1
-        ties = 0  # that may still be taken
-        if n > k:
-            copy[:n] = kept[:n]
-            threshold = _kth_largest(copy, n, k)
-            ties = k
-            for i in range(n):
-                ties -= kept[i] > threshold
+        n = _search(bits[r], k, np.float32(0), kept, places, memory, word)
+        counts[r] = _taken(kept[:n], places[:n], k, memory, values[r], columns[r])
+
+
+@loop
+def _contenders(bits, k, spread, starts, columns):
+    """Which entries of every row may be among its k largest, by the bits of their bounds."""
+    kept, places, memory, word = _memory(bits.shape[1], k)
+    starts[0] = 0
+    for r in range(len(bits)):
+        n = _search(bits[r], k, spread[r], kept, places, memory, word)
+        if n > k:  # what the groups' maxima say is a little too low
+            memory[:n] = kept[:n]
+            threshold = max(1, _less(_kth_largest(memory, n, k), spread[r], word))
         else:
-            threshold = np.int32(0)
-        count = 0
+            threshold = 1
+        end = starts[r]
         for i in range(n):
-            x = kept[i]
-            if x == threshold and n > k:
-                ties -= 1
-                if ties < 0:
-                    continue
-            if x >= threshold and x <= INFINITY:
-                values[r, count], columns[r, count] = x, places[i]
-                count += 1
-        counts[r] = count
+            columns[end] = places[i]
+            end += kept[i] >= threshold
+        starts[r + 1] = end
+
+
+@loop
+def _largest_of(bits, starts, places, k, values, columns, counts):
+    memory = np.empty(len(bits), np.int32)
+    kept = np.empty(len(bits), np.int32)
+    for r in range(len(counts)):
+        n = 0
+        first = starts[r]
+        for i in range(first, starts[r + 1]):
+            kept[n], places[first + n] = bits[i], places[i]
+            n += bits[i] > 0
+        of_row = kept[:n], places[first : first + n]
+        counts[r] = _taken(*of_row, k, memory, values[r], columns[r])
+
+
+@loop
+def _memory(n_columns, k):
+    """(kept, places, memory, word) that the searches of all rows share."""
+    n_groups = (GROUPS_PER_PICK * k + LANES - 1) // LANES  # of LANES each
+    memory = np.empty(max(n_groups * LANES, n_columns), np.int32)
+    return (
+        np.empty(n_columns, np.int32),
+        np.empty(n_columns, np.int64),
+        memory,
+        np.empty(1, np.int32),
+    )
+
+
+@loop
+def _search(bits, k, spread, kept, places, memory, word):
+    """Keeps the numbers above zero that may be no more than `spread` below the k-th largest: how many.
+
+    Some that are a little further below are among them.
+    """
+    n_blocks = len(bits) // LANES
+    n_groups = (GROUPS_PER_PICK * k + LANES - 1) // LANES
+    blocks = bits.reshape(n_blocks, LANES)
+    threshold = np.int32(1)  # the smallest number above zero
+    if n_blocks >= 2 * n_groups:
+        groups = memory[: n_groups * LANES].reshape(n_groups, LANES)
+        groups[:] = 0
+        for block in range(n_blocks):
+            group = block % n_groups
+            for j in range(LANES):
+                x = blocks[block, j]
+                groups[group, j] = x if x > groups[group, j] else groups[group, j]
+        reached = _kth_largest(memory, n_groups * LANES, k)
+        threshold = max(threshold, _less(reached, spread, word))
+    n = 0
+    for block in range(n_blocks):
+        reached = np.int32(0)
+        for j in range(LANES):
+            reached |= np.int32(blocks[block, j] >= threshold)
+        if reached:
+            for j in range(LANES):
+                x = blocks[block, j]
+                if x >= threshold:
+                    kept[n], places[n] = x, block * LANES + j
+                    n += 1
+    return n
+
+
+@loop
+def _less(bits, spread, word):
+    """The bits of the number of these bits, less `spread`."""
+    word[0] = bits
+    word.view(np.float32)[0] -= spread
+    return word[0]
+
+
+@loop
+def _taken(kept, places, k, memory, values, columns):
+    """Writes the k largest, in the order they come in: how many there are."""
+    n = len(kept)
+    ties = 0  # that may still be taken
+    threshold = np.int32(0)
+    if n > k:
+        memory[:n] = kept
+        threshold = _kth_largest(memory, n, k)
+        ties = k
+        for i in range(n):
+            ties -= kept[i] > threshold
+    count = 0
+    for i in range(n):
+        x = kept[i]
+        if x == threshold and n > k:
+            ties -= 1
+            if ties < 0:
+                continue
+        if x >= threshold and x <= INFINITY:
+            values[count], columns[count] = x, places[i]
+            count += 1
+    return count
 
 
 @loop

@@ -13,7 +13,7 @@ from dictlearn_kernels.fused_adam import Features
 from torch import Tensor, nn
 
 from dictlearn.dicts.decoder import Decoder, DiagonalDecoder
-from dictlearn.dicts.encoder import LinearEncoder
+from dictlearn.dicts.encoder import LinearEncoder, LinearMap
 from dictlearn.dicts.linked import LinkedDecoder
 from dictlearn.dicts.tied import TiedDecoder
 from dictlearn.dicts.transforms import TransformDecoder
@@ -158,11 +158,23 @@ class Dictionary(nn.Module):
     def encode_training(self, x_NSD: Tensor) -> Encoding:
         """The code and what its gradient estimators and losses read beside it."""
         self._check(x_NSD)
-        return self.sparsity(self.read(self._own(x_NSD)), self.encoder.whole())
+        return self.sparsity(*self.encoding_of(self._own(x_NSD)))
 
-    def read(self, x_NSD: Tensor) -> Tensor:
+    def encoding_of(self, x_NSD: Tensor) -> tuple[Tensor, LinearMap]:
+        """(what the encoder multiplies, the encoder): what a sparsity takes.
+
+        Where x is data, the gradient of its centre doesn't come through it but from the encoder.
+        """
+        if not self.shape.centre or x_NSD.requires_grad:
+            return self.read(x_NSD), self.encoder.whole()
+        b_dec = self.decoder.b_dec
+        centre = b_dec.flatten()[None] if self.shape.link == "shared" else b_dec
+        return self.read(x_NSD, b_dec.detach()), self.encoder.whole(centre)
+
+    def read(self, x_NSD: Tensor, centre_SD: Tensor | None = None) -> Tensor:
         """What the encoder multiplies: centred; for a shared code all sites as one, [N, 1, S*D]."""
-        x_NSD = self.centred(x_NSD)
+        if self.shape.centre:
+            x_NSD = x_NSD - (self.decoder.b_dec if centre_SD is None else centre_SD)
         return x_NSD.flatten(1)[:, None] if self.shape.link == "shared" else x_NSD
 
     @_in_own_precision
@@ -250,9 +262,6 @@ class Dictionary(nn.Module):
                 f"a {self.kind} with a skip decodes from its input too: decode(code, x)"
             )
         return torch.einsum("tod,ntd->nto", self.W_skip, x_NSD)
-
-    def centred(self, x_NSD: Tensor) -> Tensor:
-        return x_NSD - self.decoder.b_dec if self.shape.centre else x_NSD
 
     def _own(self, x: Tensor) -> Tensor:
         """Activations in the parameters' precision, as models in half precision don't give them."""

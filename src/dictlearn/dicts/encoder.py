@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import final
 
 import torch
-from dictlearn_kernels import selection
+from dictlearn_kernels import fixed_point, selection
 from dictlearn_kernels.batchtopk_encode import batchtopk_encode
 from dictlearn_kernels.linear import pre_activations
 from dictlearn_kernels.selection import Selection
@@ -29,7 +29,8 @@ class LinearMap:
 
     W_enc: Tensor  # SFD
     b_enc: Tensor  # SF
-    matmul_dtype: torch.dtype | None = None  # of the matmul; None: the parameters' own
+    matmul_dtype: torch.dtype | None = None  # of the matmul that selects; None: whatever is fastest
+    centre_SD: Tensor | None = None  # what x is less of and has no gradient for
 
     @property
     def n_sources(self) -> int:
@@ -87,10 +88,14 @@ class LinearMap:
         return topk_encode_each(x_NSD, self.W_enc, self.b_enc, k, self._selection_dtype(x_NSD))
 
     def _selection_dtype(self, x_NSD: Tensor) -> torch.dtype | None:
-        """bfloat16's range is of no use here: float16 costs a GPU the same and errs an eighth as much.
+        """What selects fastest here, where nothing is said.
 
-        What doesn't fit its range is selected in full precision.
+        bfloat16's range is of no use: float16 costs a GPU the same and errs an eighth as much. What
+        doesn't fit a range is selected in full precision.
         """
+        pays = fixed_point.pays(len(x_NSD), *self.W_enc.shape[1:])
+        if self.matmul_dtype is None and pays and fixed_point.serves(x_NSD, self.W_enc):
+            return fixed_point.DTYPE
         if self.matmul_dtype == torch.bfloat16 and x_NSD.is_cuda:
             return torch.float16
         return self.matmul_dtype
@@ -99,7 +104,8 @@ class LinearMap:
         """The selected pre-activations as a Code whose values carry their gradient."""
         code = Code(*selection, self.n_sources, self.n_features)
         W_CD, b_C = self.W_enc.flatten(0, 1), self.b_enc.flatten()
-        values = sparse_encode(code.pattern, x_NSD.flatten(0, 1), W_CD, b_C, code.values)
+        x_RD = x_NSD.flatten(0, 1)
+        values = sparse_encode(code.pattern, x_RD, W_CD, b_C, code.values, self.centre_SD)
         return code.with_values(values)
 
 
@@ -114,8 +120,8 @@ class LinearEncoder(nn.Module):
         self.b_enc = nn.Parameter(torch.zeros(n_sources, n_features))  # SF
         self.matmul_dtype: torch.dtype | None = None
 
-    def whole(self) -> LinearMap:
-        return LinearMap(self.W_enc, self.b_enc, self.matmul_dtype)
+    def whole(self, centre_SD: Tensor | None = None) -> LinearMap:
+        return LinearMap(self.W_enc, self.b_enc, self.matmul_dtype, centre_SD)
 
     def source(self, s: int) -> LinearMap:
         """The map of one source alone; its gradients reach this encoder's parameters."""

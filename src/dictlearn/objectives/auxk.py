@@ -41,8 +41,7 @@ class AuxK(Term):
 
     def _from_dead(self, forward: Forward, k_aux: int) -> Code:
         """The k_aux strongest dead features of every token and source, as a code with gradients."""
-        x_NSD = forward.dictionary.read(forward.x_NSD)
-        encoder = forward.dictionary.encoder.whole()
+        x_NSD, encoder = forward.dictionary.encoding_of(forward.x_NSD)
 
         def select(source: int) -> Selection:
             dead = forward.dead_SF[source].nonzero().squeeze(1)

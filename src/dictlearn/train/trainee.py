@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple, final
 
 import torch
+from dictlearn_kernels import fixed_point
 from torch import Tensor, nn
 
 from dictlearn.dicts.dictionary import Dictionary
@@ -14,6 +15,14 @@ from dictlearn.objectives.objective import Objective
 from dictlearn.objectives.protocol import Forward, Windows
 from dictlearn.train.normaliser import Normaliser
 from dictlearn.types import Batch
+
+SELECTIONS = {
+    "auto": None,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "int16": fixed_point.DTYPE,
+}
 
 
 class Outcome(NamedTuple):
@@ -33,13 +42,21 @@ class Trainee(nn.Module):
     loss_scale: Tensor
 
     def __init__(
-        self, dictionary: Dictionary, objective: Objective, normalise: str, dead_after: int
+        self,
+        dictionary: Dictionary,
+        objective: Objective,
+        normalise: str,
+        dead_after: int,
+        selection: str = "auto",
     ):
         super().__init__()
+        if selection not in SELECTIONS:
+            raise ValueError(f"selection={selection}: want {', '.join(SELECTIONS)}")
         if dead_after < 1:
             raise ValueError(f"dead_after={dead_after}: want a positive number of tokens")
         objective.check(dictionary)
         self.dictionary, self.objective, self.dead_after = dictionary, objective, dead_after
+        self.selection = SELECTIONS[selection]
         self.normaliser = Normaliser(dictionary.n_sources, dictionary.n_targets, normalise)
         silent_SF = torch.zeros(dictionary.code_sources, dictionary.n_features, dtype=torch.int64)
         self.register_buffer("tokens_since_fired_SF", silent_SF)
@@ -80,11 +97,17 @@ class Trainee(nn.Module):
     def forward(self, batch: Batch, progress: float) -> Outcome:
         """The loss of a batch, at `progress` (0 to 1) through the run."""
         device = batch.x_NSD.device.type
-        low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         # Low precision is for the one large matmul; codes, losses and gradients stay in float32.
-        self.dictionary.encoder.matmul_dtype = low
+        self.dictionary.encoder.matmul_dtype = self._matmul_dtype(device)
         with torch.autocast(device, enabled=False):
             return self._forward(batch, progress)
+
+    def _matmul_dtype(self, device: str) -> torch.dtype | None:
+        if self.selection is not None:
+            return self.selection
+        if device == "cpu" and fixed_point.available():
+            return None  # which an encoder takes before bfloat16
+        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
     def _forward(self, batch: Batch, progress: float) -> Outcome:
         self.dictionary.sparsity.anneal(progress)

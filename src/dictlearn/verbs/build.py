@@ -134,7 +134,7 @@ def build_training(
     trained = {"dictionary": dictionary, **(beside or {})}
     return DictionaryTraining(
         {
-            name: Trainee(one, build_objective(cfg), cfg.normalise, dead_after(cfg))
+            name: Trainee(one, build_objective(cfg), cfg.normalise, dead_after(cfg), cfg.selection)
             for name, one in trained.items()
         },
         optimiser=instantiate(cfg.optim),

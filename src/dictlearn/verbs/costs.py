@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from dictlearn_kernels import fixed_point
 from dictlearn_kernels.topk_encode.cpu import GROUP, GROUPED_FROM, LANES
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -28,6 +29,7 @@ from dictlearn.train import fused_adam
 from dictlearn.train.signum import Signum
 from dictlearn.types import ModelInfo
 from dictlearn.verbs import build
+from dictlearn.verbs.gpus import GPUS, Gpu
 
 FLOAT, INT = 4, 8  # bytes: dictionaries and their optimiser are float32, indices int64
 ENTRY = 48  # bytes a code takes per stored entry: its value, ids, rows, sorted order and gradients
@@ -40,29 +42,7 @@ WEIGHTS, GRADIENTS, CLIPPING, UNIT_NORM = 8, 4, 12, 48
 UNIT_NORM_IN_FACTORS = 4
 
 
-@dataclass(frozen=True)
-class Gpu:
-    """Rates that large kernels reach, below the data sheet's: 80% in matmuls, 90% in memory."""
-
-    name: str
-    memory: float  # bytes that a process can have
-    bfloat16: float  # FLOP/s of dense matmuls
-    float32: float  # FLOP/s, without TF32, which torch leaves off
-    bandwidth: float  # bytes/s of its memory
-    link: float  # bytes/s to other devices, one way
-
-
-GIB = 2.0**30
-GPUS = (
-    # Data sheets (SXM): 989 TFLOP/s, 67 TFLOP/s, 4.8 TB/s, NVLink 450 GB/s each way, 141 GB
-    Gpu("H200", 139 * GIB, 790e12, 54e12, 4.3e12, 360e9),
-    # 989 TFLOP/s, 67 TFLOP/s, 3.35 TB/s, NVLink 450 GB/s each way
-    Gpu("H100 80GB", 79 * GIB, 790e12, 54e12, 3.0e12, 360e9),
-    # 312 TFLOP/s, 19.5 TFLOP/s, 2.04 TB/s, NVLink 300 GB/s each way
-    Gpu("A100 80GB", 79 * GIB, 250e12, 15.6e12, 1.83e12, 240e9),
-)
 DEAD = 0.25  # share of dead features that a plan leaves room for
-RESERVE = 2 * GIB  # the driver's context, libraries' workspaces, what the allocator cannot reuse
 
 
 @dataclass(frozen=True)
@@ -96,7 +76,9 @@ class Run:
     @property
     def low_precision(self) -> bool:
         """Whether the encoder's matmul runs in half the bytes."""
-        return "bf16" in str(self.cfg.trainer.precision)
+        if self.cfg.selection == "auto":
+            return "bf16" in str(self.cfg.trainer.precision)
+        return self.cfg.selection != "float32"
 
 
 # --- memory -----------------------------------------------------------------------------------
@@ -167,9 +149,13 @@ def memory(run: Run, on_gpu: bool, devices: int = 1, dead: float = DEAD) -> Memo
         parts["optimiser"] += n * state_bytes(cfg)
         parts[NORMALISED] += normalised
         # Sources are encoded one after the other, and so are dictionaries.
-        selection = searching(N, one.n_features, shape.k, on_gpu, run.low_precision)
-        if run.low_precision:  # W_enc in it, and on a CPU what it gives
-            selection += 2 * W_enc + (0 if on_gpu else 2 * N * one.n_features)
+        if not on_gpu and in_fixed_point(run, one):  # both operands, and bounds of a few rows
+            rows = min(N, fixed_point.AT_ONCE * torch.get_num_threads())
+            selection = 2 * (W_enc + N * one.encoder.width) + FLOAT * rows * one.n_features
+        else:
+            selection = searching(N, one.n_features, shape.k, on_gpu, run.low_precision)
+            if run.low_precision:  # W_enc in it, and on a CPU what it gives
+                selection += 2 * W_enc + (0 if on_gpu else 2 * N * one.n_features)
         parts["selection"] = max(parts["selection"], selection)
         parts["codes"] += code_bytes(one, N, shape.k)
         made = n - count_rows(one) if factors else n
@@ -242,6 +228,13 @@ def count_kept(dictionary: Dictionary) -> int:
 
 def _matrices(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters() if p.ndim > 2)
+
+
+def in_fixed_point(run: Run, dictionary: Dictionary) -> bool:
+    """Whether a CPU like this one selects so, which it does without being told."""
+    pays = fixed_point.pays(run.batch, dictionary.n_features, dictionary.encoder.width)
+    chosen = run.cfg.selection
+    return chosen == "int16" or (chosen == "auto" and pays and fixed_point.available())
 
 
 def searching(n_tokens: int, n_features: float, k: float, on_gpu: bool, low: bool) -> float:
@@ -446,13 +439,9 @@ def predictions(run: Run, devices: int) -> list[Prediction]:
         whole = sum(seconds.values())
         limit = max(seconds, key=lambda name: seconds[name])
         rate = devices * run.step_tokens / whole
-        remedy = "" if peak <= room(gpu) else remedies(run, gpu, devices)
+        remedy = "" if peak <= gpu.room else remedies(run, gpu, devices)
         found.append(Prediction(gpu, rate, limit, seconds[limit] / whole, peak, remedy))
     return found
-
-
-def room(gpu: Gpu) -> float:
-    return gpu.memory - RESERVE
 
 
 def remedies(run: Run, gpu: Gpu, devices: int) -> str:
@@ -463,7 +452,7 @@ def remedies(run: Run, gpu: Gpu, devices: int) -> str:
     def fits(**changes: Any) -> bool:
         with torch.device("meta"):
             other = Dictionary(replace(shape, prefixes=(), **changes), sparsity)
-        return memory(replace(run, dictionary=other), True, devices).peak <= room(gpu)
+        return memory(replace(run, dictionary=other), True, devices).peak <= gpu.room
 
     ways = []
     if "n_features" in own:
@@ -481,7 +470,7 @@ def remedies(run: Run, gpu: Gpu, devices: int) -> str:
         smaller = run.cfg.copy()
         if half:
             smaller.source[key] = half
-            if memory(replace(run, cfg=smaller), True, devices).peak <= room(gpu):
+            if memory(replace(run, cfg=smaller), True, devices).peak <= gpu.room:
                 ways.append(f"source.{key}={half}")
     if not ways:
         return "a smaller model or dictionary: no single change makes room"

@@ -151,7 +151,7 @@ def show(plan: Plan, console: Console) -> None:
         verdict = "fits" if not one.remedy else f"does not fit; what would: {one.remedy}"
         console.print(
             f"{one.gpu.name}: {_si(one.tokens_per_second)}tokens/s at most, {one.share:.0%} of the "
-            f"time in the {one.limit}; {_bytes(one.peak)} of {_bytes(costs.room(one.gpu))}: {verdict}",
+            f"time in the {one.limit}; {_bytes(one.peak)} of {_bytes(one.gpu.room)}: {verdict}",
             highlight=False,
             soft_wrap=True,
         )
