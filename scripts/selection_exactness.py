@@ -6,7 +6,7 @@ Trains a TopK dictionary on pico's middle layer for a few hundred steps, selects
 tokens with the matmul in bfloat16, in float16 and in 16-bit fixed point, and compares with float32: rows
 whose set differs by more than entries equal to within float32's own rounding. Beside it, for each number
 of candidates, the share of rows that the certificate would not settle, there and on Gaussian activations;
-and for 8-bit floats, which is why there is no such selection. Fixed point settles every row, by looking at
+and for 8-bit floats, which is why there is no such selection. Fixed point settles every row, looking at
 as many entries as it takes: how many that is.
 """
 
