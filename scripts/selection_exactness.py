@@ -91,12 +91,11 @@ def exactness(operands: Operands, k: int, dtype: torch.dtype) -> dict[str, int |
         rough = (rough.to(dtype) if dtype.is_floating_point else rough).topk(k).indices
         positive = torch.zeros_like(plain).scatter_(1, rough, True) & (x @ W_CD.T + b_C > 0)
         uncertified += int((positive != plain).any(1).sum())
-    flagged, rows = topk_encode.flagged()
     return {
-        "rows": rows,
+        "rows": len(x_RD),
         "rows_that_differ": differ,
         "rows_tied_in_float32": tied,
-        "rows_flagged": flagged,
+        "rows_flagged": topk_encode.flagged()[0],
         "rows_that_differ_by_rough_values": uncertified,
     }
 
