@@ -4,13 +4,14 @@
 What a machine without a GPU cannot notice otherwise: operands on two devices, which CUDA refuses and
 a CPU never has; branches that ask `is_cuda`; and each time the host waits for the device (a number
 read back, a boolean mask, a copy from ordinary memory), which costs nothing here and idle multiprocessors
-there. Triton's kernels run in its interpreter (TRITON_INTERPRET=1). Nothing is said about speed,
-numerics or races: `make test-gpu` is for those.
+there. What is launched is noted too. Triton's kernels run in its interpreter (TRITON_INTERPRET=1).
+Nothing is said about speed, numerics or races: `make test-gpu` is for those.
 
     with pretend_gpu() as gpu:
         x = torch.randn(3, device="cuda")
         float(x.sum())
     assert gpu.waits == ["_local_scalar_dense at ..."]
+    assert gpu.launches == ["sum", "_local_scalar_dense"]
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ WAITING = {
     "_local_scalar_dense", "bincount", "equal", "is_nonzero", "item", "masked_select", "nonzero",
     "_unique2", "unique_consecutive", "unique_dim",
 }  # fmt: skip
+ALLOCATING = {"empty_like", "empty_strided", "new_empty", "new_empty_strided", "detach", "alias"}
 INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index"}
 # Which take a tensor of no dimensions from the CPU beside others on the device.
 SCALARS_WELCOME = {
@@ -155,7 +157,7 @@ class PretendGPU(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.waits: list[str] = []
-        self.launches = 0  # of operations and kernels
+        self.launches: list[str] = []  # operations and kernels that run on the device
         self.quiet = False
 
     def wait(self, what: str) -> None:
@@ -164,7 +166,7 @@ class PretendGPU(TorchDispatchMode):
 
     def forget(self) -> None:
         self.waits.clear()
-        self.launches = 0
+        self.launches.clear()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -190,7 +192,8 @@ class PretendGPU(TorchDispatchMode):
         elif there and here:
             self._refuse_mix(func, name, args, here)
         if there:
-            self.launches += 1
+            if not func.is_view and name not in ALLOCATING:
+                self.launches.append(name)
             self._note_waits(func, name, args, kwargs)
         plain, options = tree_map_only(OnGPU, lambda t: t.there, (args, kwargs))
         plain, options = tree_map_only(
@@ -263,7 +266,7 @@ def pretend_gpu() -> Iterator[PretendGPU]:
                     f"Pointer argument cannot be accessed from Triton (cpu tensor?) at {_where()}"
                 )
         args, kwargs = tree_map_only(OnGPU, lambda t: t.there, (args, kwargs))
-        gpu.launches += 1
+        gpu.launches.append(self.fn.__name__)
         with _disable_current_modes():
             return launch(self, *args, **kwargs)
 

@@ -17,21 +17,11 @@ import torch
 from torch import Tensor
 
 from dictlearn_kernels.pattern import Pattern
+from dictlearn_kernels.rounded import SLACK, rounded
 
 # Of a float32 accumulation that may cut off where it should round, as tensor cores do.
 ROUNDOFF = 2.0**-23
-SLACK = 1 + 2.0**-10  # on norms, for the rounding of the norms themselves
-
-
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # whose sums are float32
-
-
-class Rounded(NamedTuple):
-    """A matrix in a lower precision; its rows' norms before, and how far rounding moved them."""
-
-    low_RD: Tensor
-    norm_R: Tensor
-    error_R: Tensor
 
 
 class Terms(NamedTuple):
@@ -53,15 +43,6 @@ def certifies(x_RD: Tensor, dtype: torch.dtype) -> bool:
     """
     lower = x_RD.element_size() > dtype.itemsize and x_RD.is_floating_point()
     return lower and dtype in KERNEL_DTYPES and x_RD.device.type == "cpu"
-
-
-def rounded(x_RD: Tensor, dtype: torch.dtype) -> Rounded:
-    norm_R = torch.linalg.vector_norm(x_RD, dim=1) * SLACK
-    if dtype == x_RD.dtype:
-        return Rounded(x_RD.contiguous(), norm_R, torch.zeros_like(norm_R))
-    low_RD = x_RD.to(dtype, memory_format=torch.contiguous_format)
-    error_R = torch.linalg.vector_norm(x_RD - low_RD, dim=1) * SLACK
-    return Rounded(low_RD, norm_R, error_R)
 
 
 def terms(x_RD: Tensor, W_CD: Tensor, b_C: Tensor, dtype: torch.dtype) -> Terms:

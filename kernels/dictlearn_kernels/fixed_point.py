@@ -25,9 +25,10 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 from torch import Tensor
 
-from dictlearn_kernels.bounds import ROUNDOFF, SLACK
+from dictlearn_kernels.bounds import ROUNDOFF
 from dictlearn_kernels.compiled import array, loop, sums
 from dictlearn_kernels.memory import kept
+from dictlearn_kernels.rounded import SLACK
 from dictlearn_kernels.threads import over
 
 DTYPE = torch.int16

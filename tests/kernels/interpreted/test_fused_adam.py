@@ -12,6 +12,8 @@ from dictlearn_kernels.fused_adam.types import Step
 from dictlearn_kernels.weight_grad import RowGradient
 
 from tests.kernels.adam_cases import CASES, WHERE, build
+from tests.kernels.interpreted.conftest import INTERPRETED
+from tests.pretend_gpu import pretend_gpu
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -46,6 +48,43 @@ def test_two_runs_agree_to_the_bit(device):
             update(case.features, case.gradients, case.moments, along, case.steps)
     for first, second in zip(runs[0].tensors(), runs[1].tensors(), strict=True):
         assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("missing", ["gradient", "moments"])
+@pytest.mark.parametrize("name", ["several_targets", "sum_of_norms"])
+def test_a_part_that_does_not_move_is_brought_to_the_norm_with_the_others(name, missing, device):
+    ours, plain = build(name, device), build(name, device)
+    _, along = reference.measure(ours.features, ours.gradients)
+    for case in (ours, plain):
+        if missing == "gradient":
+            case.gradients[1] = None
+        else:
+            case.moments[1] = case.steps[1] = None
+    with using("triton"):
+        update(ours.features, ours.gradients, ours.moments, along, ours.steps)
+    reference.update(plain.features, plain.gradients, plain.moments, along, plain.steps, 1.0)
+    for got, expected in zip(ours.tensors(), plain.tensors(), strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("norm", ["free", "concat", "sum"])
+def test_launches_do_not_grow_with_parts(norm, monkeypatch):
+    """Of a CLT of 12 layers a feature has up to 12 parts: one kernel a pass goes through all."""
+    if not INTERPRETED:
+        pytest.skip("about the pretended GPU")
+    launched = []
+    for n_parts in (2, 5):
+        monkeypatch.setitem(CASES, "many", (7, 5, 12, norm, 1.0, n_parts, 1, False))
+        with pretend_gpu() as gpu:
+            case = build("many", "cuda")
+            measure(case.features, case.gradients)  # sorts what a parameter's parts share
+            gpu.forget()
+            _, along = measure(case.features, case.gradients)
+            assert gpu.launches.count("measure_kernel") == 1
+            update(case.features, case.gradients, case.moments, along, case.steps)
+            assert gpu.launches.count("update_kernel") == 1 and not gpu.waits
+            launched.append(list(gpu.launches))
+    assert launched[0] == launched[1]
 
 
 def test_moments_in_bfloat16_are_rounded_by_chance_to_a_neighbour(device):

@@ -112,6 +112,18 @@ def test_small_moments_stay_on_the_gpu(moments):
     assert ours == pytest.approx(losses, rel=1e-2)
 
 
+@pytest.mark.parametrize("kind, matrices", [("sae", 2), ("plt", 2), ("sum", 2), ("clt", 1 + 3)])
+def test_the_optimiser_launches_a_kernel_for_each_source_not_for_each_pair(kind, matrices):
+    """The CLT's 3 sources have 6 pairs; encoder and other decoders are one matrix or read together."""
+    if not INTERPRETED:
+        pytest.skip("about the pretended one")
+    with pretend_gpu() as gpu:
+        run = training(SHAPES[kind], partial(FusedAdam, lr=1e-2), clip_norm=0.5).to("cuda")
+        take_steps(run, [moved(batch, "cuda") for batch in batches(SHAPES[kind], 1)], gpu)
+        for kernel in ("measure_kernel", "update_kernel"):
+            assert gpu.launches.count(kernel) == matrices
+
+
 def test_what_a_gpu_would_refuse_is_refused():
     if not INTERPRETED:
         pytest.skip("about the pretended one")
