@@ -78,8 +78,7 @@ def built(case: Case, who: str, *overrides: str) -> Dictionary:
     dictionary = build.build_dictionary(
         cfg, ModelInfo("random", None, "random", 1, case.width, 0, 0)
     )
-    low = torch.bfloat16 if case.device == "cuda" else None
-    dictionary.encoder.matmul_dtype = torch.float32 if who == OURS_FLOAT32 else low
+    dictionary.encoder.matmul_dtype = torch.float32 if who == OURS_FLOAT32 else None
     return dictionary.to(case.device)
 
 

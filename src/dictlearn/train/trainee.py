@@ -103,11 +103,11 @@ class Trainee(nn.Module):
             return self._forward(batch, progress)
 
     def _matmul_dtype(self, device: str) -> torch.dtype | None:
-        if self.selection is not None:
+        """What was asked for; None, where the encoder knows what is fastest. Else the model's."""
+        known = device == "cuda" or (device == "cpu" and fixed_point.available())
+        if self.selection is not None or known or not torch.is_autocast_enabled(device):
             return self.selection
-        if device == "cpu" and fixed_point.available():
-            return None  # which an encoder takes before bfloat16
-        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        return torch.get_autocast_dtype(device)
 
     def _forward(self, batch: Batch, progress: float) -> Outcome:
         self.dictionary.sparsity.anneal(progress)

@@ -73,11 +73,10 @@ class Run:
         """Of one device."""
         return self.batch * self.cfg.trainer.accumulate_grad_batches
 
-    @property
-    def low_precision(self) -> bool:
+    def low_precision(self, on_gpu: bool) -> bool:
         """Whether the encoder's matmul runs in half the bytes."""
         if self.cfg.selection == "auto":
-            return "bf16" in str(self.cfg.trainer.precision)
+            return on_gpu or "bf16" in str(self.cfg.trainer.precision)
         return self.cfg.selection != "float32"
 
 
@@ -153,8 +152,9 @@ def memory(run: Run, on_gpu: bool, devices: int = 1, dead: float = DEAD) -> Memo
             rows = min(N, fixed_point.AT_ONCE * torch.get_num_threads())
             selection = 2 * (W_enc + N * one.encoder.width) + FLOAT * rows * one.n_features
         else:
-            selection = searching(N, one.n_features, shape.k, on_gpu, run.low_precision)
-            if run.low_precision:  # W_enc in it, and on a CPU what it gives
+            low = run.low_precision(on_gpu)
+            selection = searching(N, one.n_features, shape.k, on_gpu, low)
+            if low:  # W_enc in it, and on a CPU what it gives
                 selection += 2 * W_enc + (0 if on_gpu else 2 * N * one.n_features)
         parts["selection"] = max(parts["selection"], selection)
         parts["codes"] += code_bytes(one, N, shape.k)
@@ -348,8 +348,9 @@ def work(run: Run, on_gpu: bool = True, devices: int = 1) -> dict[str, Work]:
         encoder = sum(p.numel() for p in one.encoder.parameters())
         # A CPU's matmul writes pre-activations, the selection reads them, and once more of itself.
         written = 0 if on_gpu else 3 * FLOAT * one.code_sources * one.n_features
-        read = (FLOAT + (4 if run.low_precision else 0)) * encoder / run.batch
-        encode = _sum(encode, _at(run.low_precision, 2.0 * encoder, written + read))
+        low = run.low_precision(on_gpu)
+        read = (FLOAT + (4 if low else 0)) * encoder / run.batch
+        encode = _sum(encode, _at(low, 2.0 * encoder, written + read))
         decode = _sum(decode, decoding(one, run.batch, factors))
         decoder = sum(p.numel() for p in one.decoder.parameters())
         dense = count(one) - (count_rows(one) if factors else 0)
