@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,3 +84,25 @@ def normalised(features: Features) -> None:
     whole = norms.sum(0) if features.norm == "sum" else norms.square().sum(0).sqrt()
     for W, _ in features.parts:
         W.mul_((features.length / whole)[None, :, None])
+
+
+def assert_right_on_average(
+    update: Callable[..., None], form: str, device: torch.device | str = "cpu"
+) -> None:
+    """100 rows of the same moments take a step, each by draws of its own: their errors cancel."""
+    n, width = 100, 33
+    draws = torch.Generator().manual_seed(4)
+    m, v = torch.randn(width, generator=draws), torch.rand(width, generator=draws)
+    p = torch.randn(1, n, width, generator=draws).to(device)
+    moments = FORMS[form](FORMS[form].zeros(p), width, 0)
+    moments.store(0, n, m.expand(n, width).to(device), v.expand(n, width).to(device))
+    before = moments.load(0, n)
+    gradient = RowGradient(torch.ones_like(p), [], width)
+    step = Step(3, 0.1, 0.9, 0.99, 1e-8, 7)
+    update(Features(((p, 0),), n), [gradient], [moments], None, [step])
+    exact = [0.9 * before[0] + 0.1, 0.99 * before[1] + 0.01]
+    for after, moment in zip(moments.load(0, n), exact, strict=True):
+        errors = after - moment
+        one, mean = errors.square().mean().sqrt(), errors.mean(0).square().mean().sqrt()
+        # Errors of one sign, or the same in every row, would leave a mean as large as one of them.
+        assert 0 < mean < 0.15 * one

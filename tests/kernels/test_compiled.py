@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from functools import partial
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from dictlearn_kernels import counting_sort, selection
 from dictlearn_kernels.decode_error.compiled import decode_error
 from dictlearn_kernels.fused_adam import compiled as fused_adam
+from dictlearn_kernels.fused_adam.moments import FORMS
 from dictlearn_kernels.threads import ALONE, each, over
 from dictlearn_kernels.threshold_encode import reference
 from dictlearn_kernels.threshold_encode.compiled import above
@@ -149,8 +151,8 @@ def test_the_number_of_threads_does_not_show(monkeypatch):
         starts, columns = torch.arange(201) * 5, torch.arange(1000) % 50
         values = torch.rand(1000, generator=generator)
         out = list(decode_error(starts, columns, values, W, y, None, True))
-        for name in CASES:
-            case = build(name)
+        for name, form in itertools.product(CASES, FORMS):
+            case = build(name, form=form)
             square, along = fused_adam.measure(case.features, case.gradients)
             fused_adam.update(case.features, case.gradients, case.moments, along, case.steps, 0.3)
             out += [square, *case.tensors()]

@@ -84,8 +84,17 @@ def test_a_shadow_follows_its_rows():
     assert torch.equal(shadow, W.to(torch.bfloat16))
 
 
-def test_the_choice_is_told():
+@pytest.mark.parametrize("form", FORMS)
+def test_the_choice_is_told(form):
     forget()
-    case = build("free")
+    case = build("free", form=form)
     measure(case.features, case.gradients)
+    update(case.features, case.gradients, case.moments, None, case.steps)
     assert summary()["fused_adam"] == "compiled loops on cpu"
+
+
+def test_weights_that_no_loop_serves_are_told():
+    forget()
+    p = torch.zeros(1, 4, 3, dtype=torch.float64)
+    measure(Features(((p, 0),), 4), [RowGradient(torch.ones_like(p), [], 3)])
+    assert summary()["fused_adam"] == "torch on cpu"

@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 import torch
-from dictlearn_kernels.fused_adam import cpu
+from dictlearn_kernels.fused_adam import compiled, cpu
 from dictlearn_kernels.fused_adam.moments import FORMS
 
 from dictlearn.dicts.dictionary import Dictionary, Shape
@@ -201,9 +201,11 @@ def test_the_state_is_saved_and_goes_on(moments):
         assert torch.equal(p, expected)
 
 
+@pytest.mark.parametrize("loops", [True, False], ids=["compiled", "torch"])
 @pytest.mark.parametrize("moments, bound", [("bfloat16", 0.02), ("8bit", 0.1)])
-def test_low_moments_follow_full_ones(moments, bound):
+def test_low_moments_follow_full_ones(moments, bound, loops, monkeypatch):
     """300 steps on one noisy gradient; the update's error is small on average and has no drift."""
+    monkeypatch.setattr(compiled, "serves", lambda features: loops)
     draws = torch.Generator().manual_seed(0)
     drift = torch.randn(1, 20, 64, generator=draws)
     ends = {}

@@ -36,7 +36,7 @@ def measure(
     `gradients` has one for each part. `along` is what the projection takes out, per feature, in
     units that `update` understands.
     """
-    return _implementation(features, []).measure(features, gradients)
+    return _implementation(features).measure(features, gradients)
 
 
 @torch.no_grad()
@@ -53,19 +53,19 @@ def update(
     `moments` and `steps` have one for each part; parts without a gradient keep theirs and their
     weights.
     """
-    chosen = _implementation(features, moments)
+    chosen = _implementation(features)
     chosen.update(features, gradients, moments, along_N, steps, scale)
 
 
-def _implementation(features: Features, moments: Sequence[Moments | None]) -> Any:
+def _implementation(features: Features) -> Any:
     weights = features.parts[0][0]
     unserved = None if weights.dtype == torch.float32 else f"weights of {weights.dtype}"
-    loops = weights.device.type == "cpu" and _loops_serve(features, moments)
+    loops = weights.device.type == "cpu" and _loops_serve(features)
     chosen = dispatch.choose("fused_adam", weights, unserved, loops)
     return import_module(f"dictlearn_kernels.fused_adam.{chosen}")
 
 
-def _loops_serve(features: Features, moments: Sequence[Moments | None]) -> bool:
+def _loops_serve(features: Features) -> bool:
     from dictlearn_kernels.fused_adam import compiled
 
-    return compiled.serves(features, moments)
+    return compiled.serves(features)

@@ -1,7 +1,8 @@
 """The CPU's passes over float32 rows: each is summed, moved and brought to its norm in the cache.
 
-A feature of several parts is brought to its norm once all of them have moved, a few features at a
-time, which are then still near.
+Moments in low forms are read, and rounded again, while their row is there. A feature of several parts
+is brought to its norm once all of them have moved, a few features at a time, which are then still
+near.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from dictlearn_kernels import compiled
 from dictlearn_kernels.compiled import array, fused, loop, sums
-from dictlearn_kernels.fused_adam.moments import Full, Moments
+from dictlearn_kernels.fused_adam.moments import BFloat16, EightBit, Full, Moments
 from dictlearn_kernels.fused_adam.types import CONCAT, FREE, SUM, Features, Step, projected, rows_of
 from dictlearn_kernels.threads import over
 from dictlearn_kernels.weight_grad import RowGradient
@@ -23,9 +24,9 @@ from dictlearn_kernels.weight_grad import RowGradient
 NEAR = 2**20  # numbers of weights that are still in the cache when their norms are restored
 
 
-def serves(features: Features, moments: Sequence[Moments | None]) -> bool:
-    stored = all(one is None or isinstance(one, Full) for one in moments)
-    return stored and compiled.serves(*(rows_of(p) for p, _ in features.parts))
+def serves(features: Features) -> bool:
+    """Whether there are loops for these weights; there are for moments in every form."""
+    return compiled.serves(*(rows_of(p) for p, _ in features.parts))
 
 
 def measure(
@@ -36,14 +37,14 @@ def measure(
     along_N = first.new_zeros(0 if features.norm == FREE else features.n)
     out = array(squares_N), array(along_N)
     parts = [
-        (array(rows_of(p)), start, *_arrays(p, gradient))
+        (array(rows_of(p)), start, _arrays(p, gradient))
         for (p, start), gradient in zip(features.parts, gradients, strict=True)
         if gradient is not None
     ]
 
     def rows(low: int, high: int) -> None:
-        for w, start, *gradient in parts:
-            _measure(low, high, start, w, *gradient, features.norm == SUM, *out)
+        for w, start, gradient in parts:
+            _measure(low, high, start, w, gradient, features.norm == SUM, *out)
 
     over(features.n, rows, _numbers(features))
     if features.norm == CONCAT:
@@ -59,12 +60,13 @@ def update(
     steps: Sequence[Step | None],
     scale: float,
 ) -> None:
-    fixed = features.norm != FREE
+    fixed, is_sum = features.norm != FREE, features.norm == SUM
     first = features.parts[0][0]
-    along = array(first.new_zeros(0) if along_N is None else along_N)
     # What a feature's norm will be made of: a sum of squares, or of norms.
     sizes_N = first.new_zeros(features.n if fixed else 0)
     sizes = array(sizes_N)
+    along = array(first.new_zeros(0) if along_N is None else along_N)
+    change = along, np.float32(1 / features.length), np.float32(scale), is_sum
     weights, moving = [], []
     for (p, start), gradient, stored, step in zip(
         features.parts, gradients, moments, steps, strict=True
@@ -74,11 +76,8 @@ def update(
         if gradient is None or stored is None or step is None:
             moving.append(None)
             continue
-        assert isinstance(stored, Full)
-        m, v = array(stored.first), array(stored.second)
-        moving.append((m, v, *_arrays(p, gradient), *_coefficients(step)))
-    is_sum = features.norm == SUM
-    unit = np.float32(1 / features.length)
+        move, *state = _stored(stored, step)
+        moving.append((move, *state, _arrays(p, gradient), _coefficients(step)))
     room = max(1, NEAR // (len(weights) * first.shape[-1]))
 
     def rows(low: int, high: int) -> None:
@@ -86,9 +85,8 @@ def update(
             far = min(near + room, high)
             for (w, start), moves in zip(weights, moving, strict=True):
                 if moves is not None:
-                    _update(
-                        near, far, start, w, *moves, along, unit, np.float32(scale), is_sum, sizes
-                    )
+                    move, *given = moves
+                    move(near, far, start, w, *given, change, sizes)
                 elif fixed:
                     _measure_weights(near, far, start, w, is_sum, sizes)
             if fixed:
@@ -123,6 +121,21 @@ def _arrays(parameter: Tensor, gradient: RowGradient) -> tuple[Any, ...]:
     return gradient.prepared
 
 
+def _stored(moments: Moments, step: Step) -> tuple[Any, ...]:
+    """The loop for moments in this form, and the arrays and numbers that it wants of them."""
+    if isinstance(moments, Full):
+        return _update, array(moments.first), array(moments.second)
+    seed = np.uint64(step.seed)
+    if isinstance(moments, BFloat16):
+        # numpy has no bfloat16: these are the upper halves of float32's bits.
+        halves = (array(t.view(torch.int16)) for t in (moments.first, moments.second))
+        return _update_bfloat16, *halves, seed
+    assert isinstance(moments, EightBit)
+    codes = array(moments.first), array(moments.second)
+    scales = array(moments.first_scale.view(-1)), array(moments.second_scale.view(-1))
+    return _update_8bit, *codes, *scales, seed
+
+
 def _coefficients(step: Step) -> tuple[Any, ...]:
     """Of torch's fused Adam, rounded to float32 where it rounds them."""
     rate = step.lr / (1 - step.beta1**step.number)
@@ -132,8 +145,9 @@ def _coefficients(step: Step) -> tuple[Any, ...]:
 
 
 @sums
-def _gradient(g, r, rows, values, starts, table, dense):
+def _gradient(g, r, gradient):
     """Sums row r of the gradient into g."""
+    rows, values, starts, table, dense = gradient
     D = len(g)
     if len(dense) > 0:
         for d in range(D):
@@ -165,8 +179,9 @@ def _norm(w):
 
 
 @sums
-def _measure(low, high, start, w, rows, values, starts, table, dense, is_sum, squares, along):
+def _measure(low, high, start, w, gradient, is_sum, squares, along):
     """Adds to each feature's squared gradient and, times its norm, the gradient along it."""
+    _, values, starts, _, dense = gradient
     D = w.shape[1]
     g = np.empty(D, np.float32)
     for n in range(low, high):
@@ -176,7 +191,7 @@ def _measure(low, high, start, w, rows, values, starts, table, dense, is_sum, sq
         if len(values) == 0:
             g_r = dense[r]
         else:
-            _gradient(g, r, rows, values, starts, table, dense)
+            _gradient(g, r, gradient)
             g_r = g
         square = dot = np.float32(0)
         for d in range(D):
@@ -191,32 +206,76 @@ def _measure(low, high, start, w, rows, values, starts, table, dense, is_sum, sq
 
 
 @sums
-def _update(
-    low, high, start, w, m, v, rows, values, starts, table, dense,
-    rise, keep_second, rise_second, root, eps, rate, along, unit, scale, is_sum, sizes,
-):  # fmt: skip
-    D = w.shape[1]
-    g = np.empty(D, np.float32)
-    for n in range(low, high):
-        r = start + n
-        w_r = w[r]
-        _gradient(g, r, rows, values, starts, table, dense)
-        if len(along) > 0:
-            out = along[n] / max(_norm(w_r), np.float32(1e-12)) if is_sum else along[n] * unit
-            for d in range(D):
-                g[d] -= out * w_r[d]
-        if scale != 1:
-            for d in range(D):
-                g[d] *= scale
-        _adam(w_r, g, m[r], v[r], rise, keep_second, rise_second, root, eps, rate)
-        if len(sizes) > 0:
-            size = _norm(w_r)
-            sizes[n] += size if is_sum else size * size
+def _changed_gradient(g, n, r, w_r, gradient, change):
+    """Row r of the gradient into g: less what would only change the norm of feature n, and scaled."""
+    along, unit, scale, is_sum = change
+    _gradient(g, r, gradient)
+    if len(along) > 0:
+        out = along[n] / max(_norm(w_r), np.float32(1e-12)) if is_sum else along[n] * unit
+        for d in range(len(g)):
+            g[d] -= out * w_r[d]
+    if scale != 1:
+        for d in range(len(g)):
+            g[d] *= scale
+
+
+@sums
+def _add_size(n, w_r, change, sizes):
+    if len(sizes) > 0:
+        size = _norm(w_r)
+        sizes[n] += size if change[3] else size * size
 
 
 @loop
-def _adam(w, g, m, v, rise, keep_second, rise_second, root, eps, rate):
+def _update(low, high, start, w, m, v, gradient, coefficients, change, sizes):
+    g = np.empty(w.shape[1], np.float32)
+    for n in range(low, high):
+        r = start + n
+        _changed_gradient(g, n, r, w[r], gradient, change)
+        _adam(w[r], g, m[r], v[r], coefficients)
+        _add_size(n, w[r], change, sizes)
+
+
+@loop
+def _update_bfloat16(low, high, start, w, m, v, seed, gradient, coefficients, change, sizes):
+    D = w.shape[1]
+    g, first, second = np.empty(D, np.float32), np.empty(D, np.float32), np.empty(D, np.float32)
+    noise = np.empty(D, np.uint32)
+    for n in range(low, high):
+        r = start + n
+        _changed_gradient(g, n, r, w[r], gradient, change)
+        _from_bfloat16(m[r], first)
+        _from_bfloat16(v[r], second)
+        _adam(w[r], g, first, second, coefficients)
+        _draw(noise, seed, r * D)
+        _to_bfloat16(first, noise, 0, m[r])
+        _to_bfloat16(second, noise, 16, v[r])
+        _add_size(n, w[r], change, sizes)
+
+
+@loop
+def _update_8bit(
+    low, high, start, w, m, v, m_scale, v_scale, seed, gradient, coefficients, change, sizes
+):
+    D = w.shape[1]
+    g, first, second = np.empty(D, np.float32), np.empty(D, np.float32), np.empty(D, np.float32)
+    noise = np.empty(D, np.uint32)
+    m_scale_bits, v_scale_bits = m_scale.view(np.int32), v_scale.view(np.int32)
+    for n in range(low, high):
+        r = start + n
+        _changed_gradient(g, n, r, w[r], gradient, change)
+        _from_codes(m[r], v[r], m_scale[r], v_scale[r], first, second)
+        _adam(w[r], g, first, second, coefficients)
+        _draw(noise, seed, r * D)
+        m_scale_bits[r], v_scale_bits[r] = _largest(first), _largest(second)
+        _to_codes(first, second, m_scale[r], v_scale[r], noise, m[r], v[r])
+        _add_size(n, w[r], change, sizes)
+
+
+@loop
+def _adam(w, g, m, v, coefficients):
     """Rounds where torch's own fused kernel does, which has been seen to give the same bits."""
+    rise, keep_second, rise_second, root, eps, rate = coefficients
     for d in range(len(w)):
         m[d] = _fused(rise, g[d] - m[d], m[d])
         v[d] = _fused(rise_second * g[d], g[d], keep_second * v[d])
@@ -226,6 +285,83 @@ def _adam(w, g, m, v, rise, keep_second, rise_second, root, eps, rate):
 @fused
 def _fused(a, b, c):
     return a * b + c
+
+
+@loop
+def _draw(noise, seed, place):
+    """Random bits for the numbers from `place` on, the same as a kernel's: triton.language.randint.
+
+    That is the first word of Philox 4x32-10 (Salmon et al. 2011), of 32 bits in registers of 64.
+    """
+    low, half = np.uint64(0xFFFFFFFF), np.uint64(32)
+    for d in range(len(noise)):
+        c0, c1 = np.uint64(place + d) & low, np.uint64(0)
+        c2, c3 = np.uint64(0), np.uint64(0)
+        k0, k1 = seed & low, seed >> half
+        for _ in range(10):
+            a, b = np.uint64(0xD2511F53) * c0, np.uint64(0xCD9E8D57) * c2
+            c0, c1 = (b >> half) ^ c1 ^ k0, b & low
+            c2, c3 = (a >> half) ^ c3 ^ k1, a & low
+            k0, k1 = (k0 + np.uint64(0x9E3779B9)) & low, (k1 + np.uint64(0xBB67AE85)) & low
+        noise[d] = c0
+
+
+@loop
+def _from_bfloat16(stored, x):
+    bits = x.view(np.int32)
+    for d in range(len(x)):
+        bits[d] = np.int32(stored[d]) << 16
+
+
+@loop
+def _to_bfloat16(x, noise, shift, stored):
+    """Rounded up or down by 16 bits of the noise, right on average."""
+    bits = x.view(np.int32)
+    for d in range(len(x)):
+        stored[d] = np.int32(bits[d] + np.int32((noise[d] >> shift) & 0xFFFF)) >> 16
+
+
+@loop
+def _from_codes(first_codes, second_codes, first_scale, second_scale, first, second):
+    """What `EightBit.load` does."""
+    for d in range(len(first)):
+        x = np.float32(first_codes[d]) / np.float32(127)
+        first[d] = x * abs(x) * first_scale
+        x = np.float32(second_codes[d]) / np.float32(255)
+        x *= x
+        second[d] = x * x * second_scale
+
+
+@loop
+def _largest(x):
+    """The bits of the largest magnitude: numbers without a sign are in the order of their bits."""
+    bits = x.view(np.int32)
+    largest = np.int32(0)
+    for d in range(len(x)):
+        largest = max(largest, np.int32(bits[d] & 0x7FFFFFFF))
+    return largest
+
+
+@loop
+def _to_codes(first, second, first_scale, second_scale, noise, first_codes, second_codes):
+    """What `EightBit.store` does, with 16 bits of the noise for each moment."""
+    tiny = np.float32(1.1754944e-38)
+    first_scale, second_scale = max(first_scale, tiny), max(second_scale, tiny)
+    for d in range(len(first)):
+        x = np.sqrt(abs(first[d]) / first_scale) * np.float32(127)
+        below = np.float32(np.int32(x))
+        low, above = below * below, below + np.float32(1)
+        chance = np.float32(np.int32(noise[d] & 0xFFFF)) * np.float32(2**-16)
+        code = np.int32(below) + (x * x - low > chance * (above * above - low))
+        first_codes[d] = -code if first[d] < 0 else code
+    for d in range(len(second)):
+        x = np.sqrt(np.sqrt(second[d] / second_scale)) * np.float32(255)
+        below = np.float32(np.int32(x))
+        low, above = below * below, below + np.float32(1)
+        low, x, above = low * low, x * x, above * above
+        chance = np.float32(np.int32(noise[d] >> 16)) * np.float32(2**-16)
+        code = np.int32(below) + (x * x - low > chance * (above * above - low))
+        second_codes[d] = max(code, 1) if second[d] > 0 else 0
 
 
 @sums

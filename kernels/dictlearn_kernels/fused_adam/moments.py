@@ -2,7 +2,8 @@
 
 Low forms are rounded stochastically: with beta2 = 0.999 a second moment moves by a thousandth a
 step, less than half of bfloat16's last place, and would stand still if it were rounded to nearest.
-The draws are fixed by a seed, so that a run which resumes repeats them.
+The draws are fixed by a seed, so that a run which resumes repeats them. Kernels and compiled loops
+draw by a number's place and agree with each other; `store`, which is torch's, in the order it is called.
 """
 
 from __future__ import annotations
