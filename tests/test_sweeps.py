@@ -109,6 +109,7 @@ def test_a_sweep_trains(tmp_path: Path) -> None:
     sweep = read(config.conf_dir() / "sweep" / "matryoshka.yaml")
     draw = next(draws(sweep["parameters"]))
     draw |= {"logger.wandb.offline": True, "debug": "fast", "run_dir": str(tmp_path / "run")}
+    draw |= {"steps": 2, "data.max_tokens": 20_000, "eval_tokens": 512}
     line = agent_command(sweep, draw)
     line[1:2] = [sys.executable]
     environment = {**os.environ, "WANDB_MODE": "offline"}

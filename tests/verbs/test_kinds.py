@@ -10,9 +10,10 @@ import pytest
 import torch
 
 import dictlearn
-from dictlearn import cli
+from dictlearn import cli, config
 from dictlearn.lm.capture import capture
 from dictlearn.lm.load import load_model
+from dictlearn.verbs import build
 
 SMALL = [
     "steps=6",
@@ -24,10 +25,14 @@ SMALL = [
     "dict.n_features=48",
     "dict.k=4",
     "eval_tokens=512",
+    "eval.baselines.fit_tokens=2048",
+    "eval.jacobian.tokens=32",
     "trainer.log_every_n_steps=2",
     "trainer=cpu",
     "callbacks.checkpoint.every_steps=3",
 ]
+# Where only what was trained is looked at.
+UNEVALUATED = ["~eval.baselines", "~eval.jacobian", "~eval.replacement", "~eval.downstream"]
 
 
 def train(folder: Path, *overrides: str) -> int:
@@ -52,18 +57,24 @@ def test_a_run_of_all_layers_leaves_a_dictionary_of_raw_activations(kind, tmp_pa
     assert 0 < figures["fvu"] < 1.5 and figures["l0"] > 0
 
 
-def test_a_clt_comes_with_the_per_layer_transcoders_of_its_size_and_both_resume(tmp_path):
-    assert train(tmp_path, "dict=clt", "name=whole") == 0
-    whole = tmp_path / "runs" / "whole"
-    dictionary = dictlearn.load(whole)
-    beside = dictlearn.load(whole / "beside" / "plt")
+@pytest.fixture(scope="module")
+def clt(tmp_path_factory) -> Path:
+    """The folder of a CLT's run, which trains the PLT of equal parameters beside it."""
+    folder = tmp_path_factory.mktemp("clt")
+    assert train(folder, "dict=clt", "name=whole") == 0
+    return folder / "runs" / "whole"
+
+
+def test_a_clt_comes_with_the_per_layer_transcoders_of_its_size_and_both_resume(clt, tmp_path):
+    dictionary = dictlearn.load(clt)
+    beside = dictlearn.load(clt / "beside" / "plt")
     assert (dictionary.kind, beside.kind) == ("clt", "plt")
     sizes = [sum(p.numel() for p in one.parameters()) for one in (dictionary, beside)]
     assert abs(sizes[0] - sizes[1]) < 0.01 * sizes[0]
-    assert "plt" in (whole / "report.html").read_text().lower()
+    assert "plt" in (clt / "report.html").read_text().lower()
 
-    step = whole / "checkpoints" / "step-3"
-    assert train(tmp_path, "dict=clt", "name=cut", f"resume={step}") == 0
+    step = clt / "checkpoints" / "step-3"
+    assert train(tmp_path, "dict=clt", "name=cut", f"resume={step}", *UNEVALUATED) == 0
     cut = tmp_path / "runs" / "cut"
     for ours, theirs in ((dictionary, cut), (beside, cut / "beside" / "plt")):
         again = dictlearn.load(theirs).state_dict()
@@ -71,13 +82,30 @@ def test_a_clt_comes_with_the_per_layer_transcoders_of_its_size_and_both_resume(
             assert torch.equal(tensor, again[name]), name
 
 
-def test_a_dictionary_in_company_trains_as_it_would_alone(tmp_path):
-    for name, beside in (("two", "true"), ("one", "false")):
-        assert train(tmp_path, "dict=clt", f"name={name}", f"beside={beside}") == 0
-    two, one = (dictlearn.load(tmp_path / "runs" / name) for name in ("two", "one"))
-    for name, tensor in one.state_dict().items():
-        assert torch.equal(tensor, two.state_dict()[name]), name
-    assert not (tmp_path / "runs" / "one" / "beside").exists()
+def test_a_dictionary_in_company_trains_as_it_would_alone(clt, tmp_path):
+    assert train(tmp_path, "dict=clt", "name=alone", "beside=false", *UNEVALUATED) == 0
+    alone = tmp_path / "runs" / "alone"
+    in_company = dictlearn.load(clt).state_dict()
+    for name, tensor in dictlearn.load(alone).state_dict().items():
+        assert torch.equal(tensor, in_company[name]), name
+    assert (clt / "beside").exists() and not (alone / "beside").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "beside"),
+    [
+        (["beside=auto"], ["plt"]),
+        (["beside=auto", "init=runs/x"], []),
+        (["beside=true", "init=runs/x"], ["plt"]),
+        (["beside=false"], []),
+    ],
+    ids=" ".join,
+)
+def test_what_is_trained_beside_a_clt_is_what_was_asked_for(overrides, beside):
+    cfg = config.compose("train", ["dict=clt", *SMALL, *overrides])
+    assert (
+        list(build.build_beside(cfg, build.build_dictionary(cfg, build.build_info(cfg)))) == beside
+    )
 
 
 @pytest.fixture(scope="module")

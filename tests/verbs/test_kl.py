@@ -22,7 +22,10 @@ SMALL = [
     "dict.n_features=64",
     "dict.k=8",
     "eval_tokens=512",
-    "~eval.baselines",
+    "~eval.baselines",  # nobody looks at an evaluation here
+    "~eval.jacobian",
+    "~eval.replacement",
+    "~eval.downstream",
     "trainer.log_every_n_steps=2",
     "trainer=cpu",
     "callbacks.checkpoint.every_steps=3",

@@ -25,6 +25,7 @@ SMALL = [
     "dict.n_features=64",
     "dict.k=8",
     "eval_tokens=1024",
+    "eval.baselines.fit_tokens=2048",
     "trainer.log_every_n_steps=2",
     "trainer=cpu",
 ]
@@ -86,13 +87,14 @@ def test_the_loaded_dictionary_reads_and_writes_raw_activations(run):
 
 
 def test_a_run_cut_in_two_is_the_run_in_one_piece(run, tmp_path):
-    assert dictlearn_train(tmp_path, "name=cut", "callbacks.checkpoint.every_steps=3") == 0
+    unevaluated = ["name=cut", "~eval.baselines", "~eval.downstream"]
+    assert dictlearn_train(tmp_path, *unevaluated, "callbacks.checkpoint.every_steps=3") == 0
     cut = tmp_path / "runs" / "cut"
     for file in (cut / "checkpoints").glob("step-6/*"):
         file.unlink()
     (cut / "checkpoints/step-6").rmdir()
     (cut / "checkpoints/LATEST").unlink()
-    assert dictlearn_train(tmp_path, "name=cut", "resume=auto") == 0
+    assert dictlearn_train(tmp_path, *unevaluated, "resume=auto") == 0
     whole, resumed = (dictlearn.load(folder).state_dict() for folder in (run, cut))
     for name, tensor in whole.items():
         assert torch.equal(tensor, resumed[name]), name
