@@ -78,7 +78,8 @@ class Found(NamedTuple):
 @cache
 def available() -> bool:
     """Whether this CPU has the instructions."""
-    if numba.config.CPU_NAME is not None:  # pyright: ignore  # then it compiles for some other CPU
+    told = numba.config.CPU_NAME, numba.config.CPU_FEATURES  # pyright: ignore
+    if told != (None, None):  # then it compiles for some other CPU
         return False
     return bool(llvmlite.binding.get_host_cpu_features().get("avx2"))
 

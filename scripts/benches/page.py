@@ -18,6 +18,7 @@ from typing import Any
 from benches import curves, steps
 from benches.cases import CASES, OURS, PEERS
 from benches.draw import AXES, newest
+from benches.ops import OPS
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = (Path("README.md"), Path("docs/performance.md"))
@@ -51,7 +52,7 @@ def blocks(results: Path) -> dict[str, str]:
         records = newest(results, device)
         cases = [records[name] for name in CASES if name in records]
         lines = [records[name] for name in AXES if name in records]
-        ops = [record for record in records.values() if record["part"] == "op"]
+        ops = [record for record in records.values() if record.get("op") in OPS]
         if cases:
             tables = [f"{taken(record)}\n\n{steps.table(record)}" for record in cases]
             found[f"steps-{device}"] = "\n\n".join(tables)
