@@ -24,14 +24,6 @@ def expected(pre_RC: torch.Tensor, k: int) -> selection.Selection:
     return selection.of_positive(columns_RK, values_RK)
 
 
-@pytest.fixture(params=[1, 3], ids=["one_thread", "three_threads"])
-def threads(request):
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("shift", [0.0, -2.5, -9.0, 4.0])
 @pytest.mark.parametrize("rows, columns, k", [
     (1, 64, 1), (7, 64, 64), (5, 128, 3), (33, 1024, 32), (3, 8192, 32), (2, 8192, 4000), (0, 64, 2),

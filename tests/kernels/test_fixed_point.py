@@ -24,14 +24,6 @@ pytestmark = pytest.mark.skipif(not fixed_point.available(), reason="this CPU ha
 SHAPES = [(1, 1, 1), (5, 7, 2), (6, 64, 16), (7, 33, 130), (13, 300, 97), (200, 130, 51)]
 
 
-@pytest.fixture(params=[1, 3], ids=["one_thread", "three_threads"])
-def threads(request):
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
-
-
 def bounds_of(of: fixed_point.Bounded) -> Tensor:
     """All upper bounds, the columns that fill up included."""
 
