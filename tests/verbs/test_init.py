@@ -28,7 +28,7 @@ def start(tmp_path) -> Dictionary:
 
 
 def test_a_run_that_learns_nothing_saves_what_it_started_from(start, tmp_path):
-    options = ["dict=skip_transcoder", "sparsity=jumprelu", "eval=reconstruction", "name=run"]
+    options = ["dict=skip_transcoder", "sparsity=jumprelu", "name=run"]
     assert dictlearn_train(tmp_path, *options, "init=start", "steps=1", "optim.lr=1e-30") == 0
     run = dictlearn.load(tmp_path / "runs" / "run")
     x_NSD = 3 * torch.randn(500, 1, 256)
