@@ -3,7 +3,8 @@
     python scripts/bench_transforms.py
 
 A step's forward and backward pass of `dictlearn_kernels.transforms` on both routes, interleaved, at
-several densities and widths; dictlearn_kernels.transforms.DENSE_ABOVE is where they cross.
+several densities and widths; DENSE_ABOVE_LOOPS of dictlearn_kernels.transforms, and DENSE_ABOVE where
+no loops serve, is where they cross.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     for width in options.widths:
-        for density in (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.6):
+        for density in (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0):
             seconds = measure(options.tokens, width, options.units, density, options.repeats)
             grouped, dense = (1e3 * statistics.median(s) for s in seconds)
             print(
@@ -52,7 +53,7 @@ def measure(n: int, d: int, units: int, density: float, repeats: int) -> tuple[l
     seconds: tuple[list[float], ...] = ([], [])
     for _ in range(repeats + 1):
         for route, taken in zip((1.0, -1.0), seconds, strict=True):
-            op.DENSE_ABOVE = route
+            op.DENSE_ABOVE = op.DENSE_ABOVE_LOOPS = route
             start = time.perf_counter()
             y = op.transform(Pattern(starts, columns, count), values, x, U, V)
             torch.autograd.grad(y.sum(), [values, *U, *V])

@@ -1,15 +1,11 @@
-"""Work that is shared out among as many threads as torch has, and not by torch.
-
-`over` is for compiled loops, `each` for many small calls of torch: one thread for a call and several
-calls at a time keep what a call reads in one core's cache, and nobody waits at the end of each.
-"""
+"""Compiled loops on as many threads as torch has, and not by torch."""
 
 from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any, TypeVar
 
@@ -46,31 +42,6 @@ def over(n: int, part: Callable[[int, int], Result], numbers: int | None = None)
     for other in others:
         other.result()
     return results
-
-
-def each(jobs: Sequence[Callable[[], Result]]) -> list[Result]:
-    """Every job on a thread of its own, where torch's calls take no other: what they returned.
-
-    No job builds a graph. There are at most as many jobs as torch has threads.
-    """
-    threads = torch.get_num_threads()
-
-    def alone(job: Callable[[], Result]) -> Result:
-        torch.set_num_threads(1)  # of this thread's calls
-        with torch.no_grad():
-            return job()
-
-    if len(jobs) < 2:
-        with torch.no_grad():
-            return [job() for job in jobs]
-    _pause()()
-    others = [_pool(os.getpid(), threads).submit(alone, job) for job in jobs[1:]]
-    try:
-        first = alone(jobs[0])
-    finally:
-        wait(others)
-        torch.set_num_threads(threads)
-    return [first, *(other.result() for other in others)]
 
 
 @cache

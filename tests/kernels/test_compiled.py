@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from functools import partial
 
 import pytest
 import torch
@@ -11,7 +10,7 @@ from dictlearn_kernels import counting_sort, selection
 from dictlearn_kernels.decode_error.compiled import decode_error
 from dictlearn_kernels.fused_adam import compiled as fused_adam
 from dictlearn_kernels.fused_adam.moments import FORMS
-from dictlearn_kernels.threads import ALONE, each, over
+from dictlearn_kernels.threads import ALONE, over
 from dictlearn_kernels.threshold_encode import reference
 from dictlearn_kernels.threshold_encode.compiled import above
 from dictlearn_kernels.topk_encode.compiled import largest
@@ -108,30 +107,6 @@ def test_an_error_in_a_part_is_raised(threads):
 
         with pytest.raises(ValueError, match=f"row {bad}$"):
             over(100, part)
-
-
-def test_jobs_have_threads_of_their_own(threads):
-    weight = torch.nn.Parameter(torch.ones(3))
-
-    def job(i: int) -> tuple[int, int, bool]:
-        return i, torch.get_num_threads(), (weight * i).requires_grad
-
-    for n in (0, 1, threads):
-        alone = threads if n == 1 else 1  # one job alone has torch's threads to itself
-        assert each([partial(job, i) for i in range(n)]) == [(i, alone, False) for i in range(n)]
-    assert torch.get_num_threads() == threads
-
-
-def test_an_error_in_a_job_is_raised_and_the_threads_are_given_back(threads):
-    for bad in range(threads):
-
-        def job(i: int, bad: int = bad) -> None:
-            if i == bad:
-                raise ValueError(f"job {bad}")
-
-        with pytest.raises(ValueError, match=f"job {bad}$"):
-            each([partial(job, i) for i in range(threads)])
-        assert torch.get_num_threads() == threads
 
 
 def test_the_number_of_threads_does_not_show(monkeypatch):

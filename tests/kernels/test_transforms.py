@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import dictlearn_kernels.transforms as op
 import pytest
 import torch
+from dictlearn_kernels import dispatch
 from dictlearn_kernels.pattern import Pattern
 from dictlearn_kernels.transforms import reference
 from dictlearn_kernels.weight_grad import Collector
@@ -159,6 +162,96 @@ def test_hidden_ranks_are_kept_or_computed_again(route):
         )
     pairs = 40 * 4 if route == "dense" else len(problem_[0].columns)
     assert kept == [6 * pairs, 0]
+
+
+# --- compiled loops -----------------------------------------------------------------------------
+
+# As CASES, of widths that panels divide: ranks of all remainders, transforms of one token and of many.
+LOOPED = [
+    (1, 16, [(1, 1)], 1.0),
+    (50, 32, [(2, 7), (3, 1), (2, 8), (2, 17)], 0.2),
+    (70, 48, [(1, 5), (4, 24)], 0.25),
+    (400, 96, [(2, 40), (8, 9)], 0.2),
+    (6, 16, [(2, 2)], 0.0),
+]
+
+
+def single(case):
+    """The problem in float32 and float64: (pattern, [values, x, *U, *V]) twice."""
+    pattern, values, x, U, V = problem(*case)
+    inputs = [t.detach().float().requires_grad_() for t in (values, x, *U, *V)]
+    return pattern, inputs, [t.detach().double().requires_grad_() for t in inputs]
+
+
+def applied(pattern: Pattern, inputs, transform=op.transform, **options):
+    n = (len(inputs) - 2) // 2
+    return transform(pattern, *inputs[:2], inputs[2 : 2 + n], inputs[2 + n :], **options)
+
+
+def assert_near(found: torch.Tensor, exact: torch.Tensor) -> None:
+    """As near as float32's sums come, whatever cancels in them."""
+    most = float(exact.detach().abs().max()) if exact.numel() else 0.0
+    torch.testing.assert_close(found.double(), exact, rtol=0, atol=3e-6 * most)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("case", LOOPED, ids=str)
+def test_loops_match_the_reference_in_double_precision(case, recompute, threads, monkeypatch):
+    monkeypatch.setattr(op, "DENSE_ABOVE_LOOPS", 1.0)
+    pattern, inputs, exact = single(case)
+    dispatch.forget()
+    ours = applied(pattern, inputs, recompute=recompute)
+    assert dispatch.summary() == {"transforms": "compiled loops on cpu"}
+    plain = applied(pattern, exact, reference.transform)
+    assert_near(ours, plain)
+    weights = torch.randn_like(ours)
+    mine = torch.autograd.grad((ours * weights).sum(), inputs)
+    theirs = torch.autograd.grad((plain * weights).sum(), exact)
+    for a, b in zip(mine, theirs, strict=True):
+        assert_near(a, b)
+
+
+def test_loops_give_the_same_bits_on_any_number_of_threads():
+    pattern, inputs, _ = single(LOOPED[3])
+    before, results = torch.get_num_threads(), []
+    for n in (1, 2, 3):
+        torch.set_num_threads(n)
+        y = applied(pattern, inputs)
+        results.append((y, *torch.autograd.grad(y.square().sum(), inputs)))
+    torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(map(torch.equal, results[0], other))
+
+
+def test_loops_write_all_of_a_gradient(monkeypatch):
+    """Whatever was in memory before: here numbers that would spoil it."""
+    pattern, inputs, _ = single(LOOPED[1])
+    empty = torch.Tensor.new_empty
+    expected = torch.autograd.grad(applied(pattern, inputs).square().sum(), inputs)
+
+    def poisoned(self, *size, **options):
+        made = empty(self, *size, **options)
+        return made.fill_(math.nan) if made.is_floating_point() else made
+
+    monkeypatch.setattr(torch.Tensor, "new_empty", poisoned)
+    found = torch.autograd.grad(applied(pattern, inputs).square().sum(), inputs)
+    for a, b in zip(found, expected, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_what_loops_do_not_serve_torch_does():
+    for make in (lambda t: t[..., :17], lambda t: t.double()):
+        pattern, inputs, _ = single(LOOPED[2])
+        given = [inputs[0], *(make(t.detach()).contiguous() for t in inputs[1:])]
+        given[0] = given[0].to(given[1].dtype)
+        dispatch.forget()
+        ours = applied(pattern, given)
+        assert dispatch.summary() == {"transforms": "torch on cpu"}
+        plain = applied(pattern, given, reference.transform)
+        torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-4)
+
+
+# --- norms ----------------------------------------------------------------------------------------
 
 
 def test_norms_are_those_of_the_maps_with_their_gradients():

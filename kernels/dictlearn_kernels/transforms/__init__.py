@@ -20,8 +20,7 @@ from dictlearn_kernels.transforms import cpu, reference
 from dictlearn_kernels.weight_grad import collecting
 
 # scripts/bench_transforms.py: above this fraction of stored pairs, computing all of them wins.
-DENSE_ABOVE = 0.3
-ON_A_CPU = {"dense": cpu.backward_dense, "cpu": cpu.backward_grouped}
+DENSE_ABOVE, DENSE_ABOVE_LOOPS = 0.3, 0.75
 SERVED = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -40,11 +39,14 @@ def transform(
     pass: memory then doesn't grow with the number of active ranks.
     """
     assert pattern.n_columns == sum(len(U_g) for U_g in U) == sum(len(V_g) for V_g in V)
-    chosen = choose("transforms", x_RD, unserved(values, x_RD, U, V))
+    loops = _loops_serve(values, x_RD, U, V)
+    share = len(pattern.columns) / max(1, pattern.n_rows * pattern.n_columns)
+    many = share > (DENSE_ABOVE_LOOPS if loops else DENSE_ABOVE)
+    chosen = choose("transforms", x_RD, unserved(values, x_RD, U, V), loops and not many)
     if chosen == "reference":
         return reference.transform(pattern, values, x_RD, U, V)
     order = starts = None
-    if _prefers_dense(pattern):
+    if many:
         chosen = "dense"
     else:
         order, starts = pattern.by_column
@@ -75,8 +77,12 @@ def unserved(values: Tensor, x_RD: Tensor, U: Sequence[Tensor], V: Sequence[Tens
     return None if x_RD.dtype in SERVED else str(x_RD.dtype)
 
 
-def _prefers_dense(pattern: Pattern) -> bool:
-    return len(pattern.columns) > DENSE_ABOVE * pattern.n_rows * pattern.n_columns
+def _loops_serve(values: Tensor, x_RD: Tensor, U: Sequence[Tensor], V: Sequence[Tensor]) -> bool:
+    if x_RD.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    from dictlearn_kernels.transforms import compiled
+
+    return compiled.serves(values, x_RD, U, V)
 
 
 # --- for autograd and torch.compile -------------------------------------------------------------
@@ -95,17 +101,18 @@ def _forward(
     chosen: str,
     keep: bool,
 ) -> tuple[Tensor, Tensor]:
-    """(y, V x), the second empty unless it is kept. `chosen`: dense, cpu or triton."""
+    """(y, V x), the second empty unless it is kept. `chosen`: dense, compiled, cpu or triton."""
     pattern = _pattern(row_starts, columns, order, column_starts, U)
     match chosen:
         case "triton":
-            from dictlearn_kernels.transforms import triton
-
-            y_RD, hidden = triton.forward(pattern, values, x_RD, U, V)
+            from dictlearn_kernels.transforms.triton import forward
+        case "compiled":
+            from dictlearn_kernels.transforms.compiled import forward
         case "dense":
-            y_RD, hidden = cpu.forward_dense(pattern, values, x_RD, U, V)
+            forward = cpu.forward_dense
         case _:
-            y_RD, hidden = cpu.forward_grouped(pattern, values, x_RD, U, V)
+            forward = cpu.forward_grouped
+    y_RD, hidden = forward(pattern, values, x_RD, U, V)
     return y_RD, hidden if keep else hidden.new_empty(0)
 
 
@@ -144,8 +151,20 @@ def _backward(
         g_values, g_x, g_U, g_V = triton.backward(*given)
     else:
         g_U, g_V = (x_RD.new_empty(_n_ranks(maps), x_RD.shape[1]) for maps in (U, V))
-        g_values, g_x = ON_A_CPU[chosen](*given, cpu.split(g_U, U), cpu.split(g_V, V))
+        into = cpu.split(g_U, U), cpu.split(g_V, V)
+        g_values, g_x = _backward_on_a_cpu(chosen, *given, *into)
     return g_values, x_RD.new_empty(0) if g_x is None else g_x, g_U, g_V
+
+
+def _backward_on_a_cpu(chosen: str, *given: Any) -> tuple[Tensor, Tensor | None]:
+    match chosen:
+        case "compiled":
+            from dictlearn_kernels.transforms.compiled import backward
+        case "dense":
+            backward = cpu.backward_dense
+        case _:
+            backward = cpu.backward_grouped
+    return backward(*given)
 
 
 @_backward.register_fake
@@ -196,7 +215,8 @@ def _gradients(ctx: Any, g_RD: Tensor | None, _: Tensor | None) -> tuple[Any, ..
         row_starts, columns, order, starts = place
         pattern = _pattern(row_starts, columns, order, starts, U)
         given = pattern, values, x_RD, U, V, hidden, g_RD.contiguous(), ctx.wants_x
-        g_values, g_x = ON_A_CPU[ctx.chosen](*given, rooms[: len(U)], rooms[len(U) :])
+        into = rooms[: len(U)], rooms[len(U) :]
+        g_values, g_x = _backward_on_a_cpu(ctx.chosen, *given, *into)
         for p, g_p in zip((*U, *V), rooms, strict=True):
             collector.add_dense(p, g_p)
         return g_values, g_x, nothing, nothing, *(None,) * 6

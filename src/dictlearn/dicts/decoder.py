@@ -55,7 +55,8 @@ class Decoder(nn.Module, ABC):
             if len(prefixes) > 1:
                 part = code.where((code.features >= low) & (code.features < high))
             y_hat_NTD = y_hat_NTD + self.without_bias(part, x_NSD)
-            error, low = error + weight * (y_NTD - y_hat_NTD).square().sum(), high
+            squares = torch.nn.functional.mse_loss(y_hat_NTD, y_NTD, reduction="sum")
+            error, low = error + weight * squares, high
         return error, (y_NTD - y_hat_NTD).detach().unbind(1)
 
     @abstractmethod
