@@ -113,7 +113,7 @@ def contenders(operands: Operands, k: int) -> dict[str, float]:
     of = fixed_point.bounded(*operands)
     assert of is not None
     counts = []
-    for rows, bounds_RC, _ in fixed_point.upper(of, 0, fixed_point.n_tiles(of)):
+    for rows, bounds_RC, *_ in fixed_point.upper(of, 0, fixed_point.n_tiles(of)):
         upper_RC = torch.from_numpy(bounds_RC)
         least_R = upper_RC.topk(k, dim=1).values[:, -1] - torch.from_numpy(of.spread_R[rows])
         counts.append((upper_RC >= least_R[:, None]).sum(1))

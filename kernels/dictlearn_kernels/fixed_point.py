@@ -32,11 +32,9 @@ from dictlearn_kernels.rounded import SLACK
 from dictlearn_kernels.threads import over
 
 DTYPE = torch.int16
-ROWS, COLUMNS = (
-    6,
-    16,
-)  # of a tile: twelve sums, two columns' and one row's numbers fill 16 registers
-PAD = 64  # columns come in multiples of it, for loops that look at so many at once
+# Of a tile: twelve sums, two columns' and one row's numbers fill 16 registers.
+ROWS, COLUMNS = 6, 16
+UNROLLED = 2  # pairs of numbers that a tile takes before it looks whether there are more
 AT_ONCE = 96  # rows of x that stay in a core's own cache while all of W passes by
 # Below these float32 is as fast (scripts/bench_fixed_point.py): rows, entries of the product, width.
 FEWEST_ROWS, FEWEST_ENTRIES, NARROWEST = 128, 2**20, 64
@@ -53,7 +51,7 @@ class Bounded(NamedTuple):
     spread_R. All are numpy arrays.
     """
 
-    x_RD: Any  # int16, rows in tiles of ROWS, an even width
+    x_RD: Any  # int16, rows in tiles of ROWS, the width filled up to pairs
     of_R3: Any  # worth, over, reach
     W_PDC: Any  # int16 [panels, D / 2, COLUMNS, 2]: pairs of a column's neighbours
     of_P4C: Any  # worth, norm, error, bias: [panels, 4, COLUMNS]
@@ -95,13 +93,18 @@ def pays(rows: int, columns: int, width: int) -> bool:
     return rows >= FEWEST_ROWS and rows * columns >= FEWEST_ENTRIES and width >= NARROWEST
 
 
-def bounded(x_RD: Tensor, W_CD: Tensor, b_C: Tensor) -> Bounded | None:
-    """The operands of `upper`; None where a number is not finite, or a row too large or small."""
+def bounded(
+    x_RD: Tensor, W_CD: Tensor, b_C: Tensor, less_C: Tensor | None = None
+) -> Bounded | None:
+    """The operands of `upper`; None where a number is not finite, or a row too large or small.
+
+    Bounds are then of x W^T + b - less.
+    """
     (R, D), C = x_RD.shape, len(W_CD)
     x_RD, W_CD, b_C = (t.detach().contiguous() for t in (x_RD, W_CD, b_C))
     operands = array(x_RD), array(W_CD), array(b_C)
-    width = D + D % 2
-    rows, columns = R + -R % ROWS, C + -C % PAD
+    width = D + -D % (2 * UNROLLED)
+    rows, columns = R + -R % ROWS, C + -C % COLUMNS
     x = torch.empty(rows, width, dtype=torch.int16)
     W = kept(columns * width, torch.int16).view(-1, width // 2, COLUMNS, 2)
     worth_R, norm_R, error_R = of_R = torch.zeros(3, rows)
@@ -110,15 +113,18 @@ def bounded(x_RD: Tensor, W_CD: Tensor, b_C: Tensor) -> Bounded | None:
     into_W = operands[1], array(W.view(torch.int32)), *array(of_C)
     over(rows, lambda low, high: _round_rows(low, high, *into_x), rows * D)
     over(len(W), lambda low, high: _round_panels(low, high, *into_W), columns * D)
-    known = torch.stack([norm_R.sum(), norm_C.sum(), b_C.abs().sum()]).isfinite().all()
+    bias, size_C = b_C, b_C.abs()
+    if less_C is not None:
+        bias, size_C = b_C - less_C, size_C + less_C.abs()
+    known = torch.stack([norm_R.sum(), norm_C.sum(), size_C.sum()]).isfinite().all()
     if not known:
         return None
     reach_R = norm_R + error_R
     over_R = error_R + 2 * (D + 16) * ROUNDOFF * reach_R
     norm_C += error_C
     bias_C = torch.full((columns,), -torch.inf)
-    bias_C[:C] = b_C + 2.0**-20 * b_C.abs()
-    most = 2.0**-20 * b_C.abs().max() if C else 0.0
+    bias_C[:C] = bias + 2.0**-20 * size_C
+    most = 2.0**-20 * size_C.max() if C else 0.0
     spread_R = 2 * SLACK * (over_R * norm_C.max() + reach_R * error_C.max() + most)
     of_R3 = torch.stack([worth_R, over_R, reach_R], dim=1)
     of_4C = torch.stack([worth_C, norm_C, error_C, bias_C])
@@ -131,23 +137,26 @@ def n_tiles(of: Bounded) -> int:
     return len(of.x_RD) // ROWS
 
 
-def upper(of: Bounded, low: int, high: int) -> Iterator[tuple[slice, Any, Found]]:
-    """Tiles low to high - 1, a few rows at a time: (rows, their upper bounds, room for what is found).
+def upper(of: Bounded, low: int, high: int) -> Iterator[tuple[slice, Any, Any, Found]]:
+    """Tiles low to high - 1, a few rows at a time: (rows, upper bounds, maxima, room for what is found).
 
-    Bounds are [rows, columns], those that fill up included. They and the room are overwritten by the
-    next. All is done without the interpreter's lock.
+    Bounds are [rows, columns], those that fill up included; maxima [rows, panels] are the largest of
+    COLUMNS neighbours. They and the room are overwritten by the next. All is done without the
+    interpreter's lock.
     """
-    n_rows = len(of.operands[0])
+    n_rows, n_panels = len(of.operands[0]), len(of.W_PDC)
     n_parts = -(-(high - low) // (AT_ONCE // ROWS))
     size = -(-(high - low) // n_parts)  # all alike
-    bounds = np.empty((size * ROWS, len(of.W_PDC) * COLUMNS), np.float32)
+    bounds = np.empty((size * ROWS, n_panels * COLUMNS), np.float32)
+    maxima = np.empty((size * ROWS, n_panels), np.float32)
     columns, entries = np.empty(bounds.size, np.int64), np.empty(bounds.size, np.float32)
     for tile in range(low, high, size):
         first, last = tile * ROWS, min(tile + size, high) * ROWS
-        _upper(first, last, of.x_RD, of.of_R3, of.W_PDC, of.of_P4C, bounds)
+        _upper(first, last, of.x_RD, of.of_R3, of.W_PDC, of.of_P4C, bounds, maxima)
         rows = slice(first, min(last, n_rows))
         n = rows.stop - first
-        yield rows, bounds[:n], Found(np.zeros(n + 1, np.int64), columns, entries, of.operands)
+        found = Found(np.zeros(n + 1, np.int64), columns, entries, of.operands)
+        yield rows, bounds[:n], maxima[:n], found
 
 
 @sums
@@ -223,20 +232,25 @@ def _round_panels(low, high, W, out, worth, norm, error):
 
 
 @loop
-def _upper(low, high, x, of_rows, W, of_columns, out):
+def _upper(low, high, x, of_rows, W, of_columns, out, maxima):
     n_pairs = x.shape[1] // 2
     for panel in range(len(W)):
         columns, bounds = W[panel].ctypes.data, out[:, panel * COLUMNS :].ctypes.data
-        of_panel = of_columns[panel].ctypes.data
+        of_panel, largest = of_columns[panel].ctypes.data, maxima[:, panel:].ctypes.data
         for r in range(low, high, ROWS):
-            place = bounds + (r - low) * out.strides[0]
+            into = bounds + (r - low) * out.strides[0], out.strides[0]
+            most = largest + (r - low) * maxima.strides[0], maxima.strides[0]
             rows, of_tile = x[r:].ctypes.data, of_rows[r:].ctypes.data
-            _tile(rows, x.strides[0], columns, n_pairs, of_tile, of_panel, place, out.strides[0])  # pyright: ignore
+            _tile(rows, x.strides[0], columns, n_pairs, of_tile, of_panel, *into, *most)  # pyright: ignore
 
 
 @intrinsic
-def _tile(typingctx, x, x_stride, W, n_pairs, of_rows, of_columns, out, out_stride):
-    """The upper bounds of one tile. All are addresses and distances in bytes, but for n_pairs.
+def _tile(
+    typingctx, x, x_stride, W, n_pairs, of_rows, of_columns, out, out_stride, maxima, maxima_stride
+):
+    """The upper bounds of one tile, and each row's largest.
+
+    All are addresses and distances in bytes, but for n_pairs, a multiple of UNROLLED.
 
     A pair of a row's neighbours goes to all lanes; vpmaddwd multiplies it with 8 columns' pairs.
     """
@@ -246,7 +260,8 @@ def _tile(typingctx, x, x_stride, W, n_pairs, of_rows, of_columns, out, out_stri
     vectors = range(COLUMNS // 8)
 
     def generate(context, builder, signature, arguments):
-        x, x_stride, W, n_pairs, of_rows, of_columns, out, out_stride = arguments
+        x, x_stride, W, n_pairs, of_rows, of_columns, out, out_stride, *of_maxima = arguments
+        maxima, maxima_stride = of_maxima
 
         def number(n):
             return ir.Constant(i64, n)
@@ -261,6 +276,9 @@ def _tile(typingctx, x, x_stride, W, n_pairs, of_rows, of_columns, out, out_stri
             nothing = ir.Constant(kind, ir.Undefined)
             first = builder.insert_element(nothing, one, ir.Constant(i32, 0))
             return builder.shuffle_vector(first, nothing, ir.Constant(ints, [0] * 8))
+
+        def larger(a, b):
+            return builder.select(builder.fcmp_ordered(">", a, b), a, b)
 
         def multiply_add(a, b, c):
             return builder.fadd(builder.fmul(a, b, flags=["contract"]), c, flags=["contract"])
@@ -277,20 +295,24 @@ def _tile(typingctx, x, x_stride, W, n_pairs, of_rows, of_columns, out, out_stri
         builder.position_at_end(loop)
         pair = builder.phi(i64)
         totals = [builder.phi(ints) for _ in range(ROWS * len(vectors))]
-        next_pair = builder.add(pair, number(1))
+        next_pair = builder.add(pair, number(UNROLLED))
         pair.add_incoming(number(0), before)
         pair.add_incoming(next_pair, loop)
-        place = builder.mul(pair, number(COLUMNS * 4))
-        columns = [load(W, builder.add(place, number(32 * j)), shorts) for j in vectors]
-        sums = []
-        for i in range(ROWS):
-            both = everywhere(load(rows[i], builder.mul(pair, number(4)), i32), ints)
-            both = builder.bitcast(both, shorts)
-            for j in vectors:
-                total = totals[len(sums)]
-                sums.append(builder.add(total, builder.call(products, [both, columns[j]])))
-                total.add_incoming(ir.Constant(ints, [0] * 8), before)
-                total.add_incoming(sums[-1], loop)
+        sums = list(totals)
+        for ahead in range(UNROLLED):
+            here = builder.add(pair, number(ahead))
+            place, along = builder.mul(here, number(COLUMNS * 4)), builder.mul(here, number(4))
+            columns = [load(W, builder.add(place, number(32 * j)), shorts) for j in vectors]
+            for i in range(ROWS):
+                both = everywhere(load(rows[i], along, i32), ints)
+                both = builder.bitcast(both, shorts)
+                for j in vectors:
+                    product = builder.call(products, [both, columns[j]])
+                    cell = i * len(vectors) + j
+                    sums[cell] = builder.add(sums[cell], product)
+        for total, result in zip(totals, sums, strict=True):
+            total.add_incoming(ir.Constant(ints, [0] * 8), before)
+            total.add_incoming(result, loop)
         builder.cbranch(builder.icmp_signed("<", next_pair, n_pairs), loop, after)
 
         builder.position_at_end(after)
@@ -304,12 +326,19 @@ def _tile(typingctx, x, x_stride, W, n_pairs, of_rows, of_columns, out, out_stri
                 for term in range(3)
             )
             row = builder.add(out, builder.mul(number(i), out_stride))
+            most = None
             for j in vectors:
                 worth_c, norm, error, bias = of_column[j]
                 rough = builder.sitofp(sums[i * len(vectors) + j], floats)
                 bound = multiply_add(rough, builder.fmul(worth, worth_c), bias)
                 bound = multiply_add(reach, error, multiply_add(over, norm, bound))
                 builder.store(bound, at(row, number(32 * j), floats), align=4)
+                most = bound if most is None else larger(most, bound)
+            for half in (4, 2, 1):  # the upper lanes against the lower, until one is left
+                lanes = ir.Constant(ints, [min(lane + half, 7) for lane in range(8)])
+                most = larger(most, builder.shuffle_vector(most, most, lanes))
+            place = at(maxima, builder.mul(number(i), maxima_stride), ir.FloatType())
+            builder.store(builder.extract_element(most, ir.Constant(i32, 0)), place, align=4)
         return context.get_dummy_value()
 
-    return types.void(*[types.intp] * 8), generate
+    return types.void(*[types.intp] * 10), generate

@@ -29,7 +29,7 @@ def bounds_of(of: fixed_point.Bounded) -> Tensor:
 
     def tiles(low: int, high: int) -> list[Tensor]:
         parts = fixed_point.upper(of, low, high)
-        return [torch.from_numpy(bounds.copy()) for _, bounds, _ in parts]
+        return [torch.from_numpy(bounds.copy()) for _, bounds, *_ in parts]
 
     return torch.cat([one for part in over(fixed_point.n_tiles(of), tiles) for one in part])
 
@@ -53,7 +53,7 @@ def test_no_entry_exceeds_its_bound_nor_is_further_below_than_the_spread(
     of = fixed_point.bounded(x, W, b)
     assert of is not None
     bounds = bounds_of(of)
-    assert bounds.shape == (rows, columns + -columns % fixed_point.PAD)
+    assert bounds.shape == (rows, columns + -columns % fixed_point.COLUMNS)
     assert (bounds[:, columns:] == -math.inf).all()
     above = bounds[:, :columns].double() - (x.double() @ W.double().T + b.double())
     single = torch.addmm(b, x, W.T).double()

@@ -40,18 +40,17 @@ def above_fixed(
     x_RD: Tensor, W_CD: Tensor, b_C: Tensor, threshold_C: Tensor | float
 ) -> Selection | None:
     """The entries of x W^T + b above their column's threshold, as CSR; None where many could be."""
-    of = fixed_point.bounded(x_RD, W_CD, b_C)
+    threshold_C = torch.as_tensor(threshold_C, dtype=x_RD.dtype).expand(len(W_CD)).contiguous()
+    of = fixed_point.bounded(x_RD, W_CD, b_C, threshold_C)
     if of is None:
         return None
-    threshold_C = torch.as_tensor(threshold_C, dtype=x_RD.dtype).expand(len(W_CD))
-    threshold_C = torch.nn.functional.pad(threshold_C, (0, -len(W_CD) % fixed_point.PAD))
     threshold = array(threshold_C)
     crowded = []
 
     def tiles(low: int, high: int) -> list[tuple[Any, Any, Any]]:
         parts = []
-        for rows, bounds, found in fixed_point.upper(of, low, high):
-            _contenders(bounds, threshold, found.starts, found.columns)
+        for rows, bounds, maxima, found in fixed_point.upper(of, low, high):
+            _contenders(bounds, maxima, found.starts, found.columns)
             if found.starts[-1] > CROWDED * bounds.size:
                 crowded.append(rows)
             if crowded:
@@ -75,18 +74,17 @@ def above_fixed(
 
 
 @loop
-def _contenders(bounds, threshold, starts, columns):
-    n_columns = bounds.shape[1]
+def _contenders(bounds, maxima, starts, columns):
+    """Where bounds, of what an entry is above its threshold by, are above zero."""
+    n_panels = maxima.shape[1]
+    of_panel = bounds.shape[1] // n_panels
     for r in range(len(bounds)):
         n = starts[r]
-        for first in range(0, n_columns, BLOCK):
-            reached = np.int32(0)
-            for c in range(first, first + BLOCK):
-                reached |= np.int32(bounds[r, c] > threshold[c])
-            if reached:
-                for c in range(first, first + BLOCK):
+        for panel in range(n_panels):
+            if maxima[r, panel] > 0:
+                for c in range(panel * of_panel, (panel + 1) * of_panel):
                     columns[n] = c
-                    n += bounds[r, c] > threshold[c]
+                    n += bounds[r, c] > 0
         starts[r + 1] = n
 
 

@@ -69,7 +69,7 @@ def _begun(
         if dtype == torch.int16:  # where it doesn't serve, float32 is next
             dtype = x_RD.dtype
         m = min(taken(k, dtype), n_columns)
-        loops = dtype == x_RD.dtype and _loops_serve(x_RD, n_columns)
+        loops = dtype == x_RD.dtype and _loops_serve(x_RD)
         unserved = _unserved(x_RD, dtype, m, n_columns)
         how = dispatch.choose("topk_encode", x_RD, unserved, loops, fixed)
         if how == "fixed":
@@ -173,9 +173,9 @@ def _unserved(x_RD: Tensor, dtype: torch.dtype, m: int, n_columns: int) -> str |
     return None if layout(m, n_columns) else f"{m} candidates of {n_columns} columns"
 
 
-def _loops_serve(x_RD: Tensor, n_columns: int) -> bool:
+def _loops_serve(x_RD: Tensor) -> bool:
     if x_RD.device.type != "cpu" or torch.compiler.is_compiling():
         return False
     from dictlearn_kernels.topk_encode import compiled
 
-    return compiled.serves(x_RD, n_columns)
+    return compiled.serves(x_RD)

@@ -3,7 +3,8 @@
 The first finds a threshold that at least k entries reach: the k-th largest of the maxima of groups of
 columns. The second keeps what reaches it, which is little more than k. Both go by vectors, because
 float32 numbers above zero are ordered as the integers of their bits are, and those below zero as
-negative ones.
+negative ones. Bounds come with the maxima of every few neighbours: both passes go over those, and only
+where one reaches the threshold are its neighbours looked at.
 
 In fixed point no bound exceeds its entry by more than the row's spread. So the k entries with the
 largest bounds are no smaller than the k-th largest bound less the spread, and what has a lower bound
@@ -22,17 +23,19 @@ from torch import Tensor
 
 from dictlearn_kernels import fixed_point, selection
 from dictlearn_kernels.compiled import array, loop
+from dictlearn_kernels.fixed_point import COLUMNS
 from dictlearn_kernels.linear import passing
 from dictlearn_kernels.selection import Selection
 from dictlearn_kernels.threads import over
-from dictlearn_kernels.topk_encode.cpu import LANES
 
-GROUPS_PER_PICK = 3  # at least so many groups for each entry that is looked for
+GROUPS_PER_PICK = 3  # so many groups for each entry that is looked for, where there are so many
+LANES = 64  # numbers that are looked at together
+LANES_OF_MAXIMA = 16  # which are a few hundred
 INFINITY = 0x7F800000  # as an integer; above it nothing is a number
 
 
-def serves(x_RD: Tensor, n_columns: int) -> bool:
-    return x_RD.device.type == "cpu" and x_RD.dtype == torch.float32 and n_columns % LANES == 0
+def serves(x_RD: Tensor) -> bool:
+    return x_RD.device.type == "cpu" and x_RD.dtype == torch.float32
 
 
 def topk_encode(x_RD: Tensor, W_CD: Tensor, b_C: Tensor, k: int) -> Selection:
@@ -56,10 +59,9 @@ def topk_encode_fixed(x_RD: Tensor, W_CD: Tensor, b_C: Tensor, k: int) -> Select
 
     def search(values: Any, columns: Any, counts: Any) -> None:
         def tiles(low: int, high: int) -> None:
-            for rows, bounds, found in fixed_point.upper(of, low, high):
-                _contenders(
-                    bounds.view(np.int32), k, of.spread_R[rows], found.starts, found.columns
-                )
+            for rows, bounds, maxima, found in fixed_point.upper(of, low, high):
+                bits = bounds.view(np.int32), maxima.view(np.int32)
+                _contenders(*bits, k, of.spread_R[rows], found.starts, found.columns)
                 found.evaluate(rows)
                 entries = found.entries.view(np.int32)
                 of_rows = values[rows], columns[rows], counts[rows]
@@ -87,17 +89,29 @@ def _collected(n_rows: int, k: int, search: Callable[..., object]) -> Selection:
 def _largest(low, high, bits, k, values, columns, counts):
     kept, places, memory, word = _memory(bits.shape[1], k)
     for r in range(low, high):
-        n = _search(bits[r], k, np.float32(0), kept, places, memory, word)
+        threshold = _threshold(bits[r], k, np.float32(0), memory, word)
+        n = _reaching(bits[r], threshold, kept, places)
         counts[r] = _taken(kept[:n], places[:n], k, memory, values[r], columns[r])
 
 
 @loop
-def _contenders(bits, k, spread, starts, columns):
+def _contenders(bits, maxima, k, spread, starts, columns):
     """Which entries of every row may be among its k largest, by the bits of their bounds."""
-    kept, places, memory, word = _memory(bits.shape[1], k)
+    n_columns, n_panels = bits.shape[1], maxima.shape[1]
+    kept, places, memory, word = _memory(n_columns, k)
+    largest, panels = np.empty(n_panels, np.int32), np.empty(n_panels, np.int64)
     starts[0] = 0
     for r in range(len(bits)):
-        n = _search(bits[r], k, spread[r], kept, places, memory, word)
+        threshold = _threshold_of_maxima(maxima[r], k, spread[r], memory, word)
+        n_near = _reaching_of_maxima(maxima[r], threshold, largest, panels)
+        n = 0
+        for i in range(n_near):
+            first = panels[i] * COLUMNS
+            for c in range(first, first + COLUMNS):
+                x = bits[r, c]
+                if x >= threshold:
+                    kept[n], places[n] = x, c
+                    n += 1
         if n > k:  # what the groups' maxima say is a little too low
             memory[:n] = kept[:n]
             threshold = max(1, _less(_kth_largest(memory, n, k), spread[r], word))
@@ -127,48 +141,67 @@ def _largest_of(bits, starts, places, k, values, columns, counts):
 @loop
 def _memory(n_columns, k):
     """(kept, places, memory, word) that the searches of all rows share."""
-    n_groups = (GROUPS_PER_PICK * k + LANES - 1) // LANES  # of LANES each
-    memory = np.empty(max(n_groups * LANES, n_columns), np.int32)
+    room = max(n_columns, GROUPS_PER_PICK * k) + LANES
     return (
-        np.empty(n_columns, np.int32),
-        np.empty(n_columns, np.int64),
-        memory,
+        np.empty(room, np.int32),
+        np.empty(room, np.int64),
+        np.empty(room, np.int32),
         np.empty(1, np.int32),
     )
 
 
-@loop
-def _search(bits, k, spread, kept, places, memory, word):
-    """Keeps the numbers above zero that may be no more than `spread` below the k-th largest: how many.
-
-    Some that are a little further below are among them.
-    """
-    n_blocks = len(bits) // LANES
-    n_groups = (GROUPS_PER_PICK * k + LANES - 1) // LANES
-    blocks = bits.reshape(n_blocks, LANES)
-    threshold = np.int32(1)  # the smallest number above zero
-    if n_blocks >= 2 * n_groups:
-        groups = memory[: n_groups * LANES].reshape(n_groups, LANES)
+def _threshold_by(lanes: int) -> Any:
+    @loop
+    def threshold(bits, k, spread, memory, word):
+        """The bits of a number above zero that no entry is below which `spread` more would bring among
+        the k largest: their k-th largest or a little less, less the spread.
+        """
+        n_blocks = len(bits) // lanes
+        n_groups = min((GROUPS_PER_PICK * k + lanes - 1) // lanes, n_blocks)
+        if n_groups * lanes < k:
+            return np.int32(1)
+        blocks = bits[: n_blocks * lanes].reshape(n_blocks, lanes)
+        groups = memory[: n_groups * lanes].reshape(n_groups, lanes)
         groups[:] = 0
+        for first in range(0, n_blocks, n_groups):
+            for group in range(min(n_groups, n_blocks - first)):
+                for j in range(lanes):
+                    x = blocks[first + group, j]
+                    groups[group, j] = x if x > groups[group, j] else groups[group, j]
+        reached = _kth_largest(memory, n_groups * lanes, k)
+        return max(np.int32(1), _less(reached, spread, word))
+
+    return threshold
+
+
+def _reaching_by(lanes: int) -> Any:
+    @loop
+    def reaching(bits, threshold, kept, places):
+        """Keeps the numbers that reach the threshold: how many."""
+        n, n_blocks = 0, len(bits) // lanes
+        blocks = bits[: n_blocks * lanes].reshape(n_blocks, lanes)
         for block in range(n_blocks):
-            group = block % n_groups
-            for j in range(LANES):
-                x = blocks[block, j]
-                groups[group, j] = x if x > groups[group, j] else groups[group, j]
-        reached = _kth_largest(memory, n_groups * LANES, k)
-        threshold = max(threshold, _less(reached, spread, word))
-    n = 0
-    for block in range(n_blocks):
-        reached = np.int32(0)
-        for j in range(LANES):
-            reached |= np.int32(blocks[block, j] >= threshold)
-        if reached:
-            for j in range(LANES):
-                x = blocks[block, j]
-                if x >= threshold:
-                    kept[n], places[n] = x, block * LANES + j
-                    n += 1
-    return n
+            reached = np.int32(0)
+            for j in range(lanes):
+                reached |= np.int32(blocks[block, j] >= threshold)
+            if reached:
+                for j in range(lanes):
+                    x = blocks[block, j]
+                    if x >= threshold:
+                        kept[n], places[n] = x, block * lanes + j
+                        n += 1
+        for i in range(n_blocks * lanes, len(bits)):
+            if bits[i] >= threshold:
+                kept[n], places[n] = bits[i], i
+                n += 1
+        return n
+
+    return reaching
+
+
+_threshold, _reaching = _threshold_by(LANES), _reaching_by(LANES)
+_threshold_of_maxima = _threshold_by(LANES_OF_MAXIMA)
+_reaching_of_maxima = _reaching_by(LANES_OF_MAXIMA)
 
 
 @loop

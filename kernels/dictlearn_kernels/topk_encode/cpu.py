@@ -11,7 +11,6 @@ from dictlearn_kernels.linear import passing
 # scripts/bench_selection.py: groups of so many columns, and where they pay.
 GROUP = 8
 GROUPED_FROM = 2048  # columns
-LANES = 64  # columns that a compiled loop takes at once: it serves multiples of them
 GROUPS_PER_PICK = 2  # at least so many groups for each entry that is looked for
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from dictlearn_kernels import fixed_point
-from dictlearn_kernels.topk_encode.cpu import GROUP, GROUPED_FROM, LANES
+from dictlearn_kernels.topk_encode.cpu import GROUP, GROUPED_FROM
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
@@ -241,7 +241,7 @@ def searching(n_tokens: int, n_features: float, k: float, on_gpu: bool, low: boo
     """To find the k largest of one source's pre-activations, which a GPU never writes."""
     if on_gpu:
         return 16 * n_tokens * 2 * k  # candidates: places, bounds and values
-    if not low and n_features % LANES == 0:  # a compiled loop, which needs a row more
+    if not low:  # a compiled loop, which needs a row more
         return n_tokens * (n_features * FLOAT + k * (INT + FLOAT))
     groups = GROUP * k * (INT + FLOAT) + n_features / GROUP * FLOAT
     return n_tokens * (n_features * FLOAT + (groups if n_features >= GROUPED_FROM else 0))
