@@ -51,7 +51,7 @@ class Bounded(NamedTuple):
     spread_R. All are numpy arrays.
     """
 
-    x_RD: Any  # int16, rows in tiles of ROWS, the width filled up to pairs
+    x_RD: Any  # int16, rows in tiles of ROWS, the width filled up for tiles
     of_R3: Any  # worth, over, reach
     W_PDC: Any  # int16 [panels, D / 2, COLUMNS, 2]: pairs of a column's neighbours
     of_P4C: Any  # worth, norm, error, bias: [panels, 4, COLUMNS]
@@ -260,8 +260,8 @@ def _tile(
     vectors = range(COLUMNS // 8)
 
     def generate(context, builder, signature, arguments):
-        x, x_stride, W, n_pairs, of_rows, of_columns, out, out_stride, *of_maxima = arguments
-        maxima, maxima_stride = of_maxima
+        x, x_stride, W, n_pairs, of_rows, of_columns = arguments[:6]
+        out, out_stride, maxima, maxima_stride = arguments[6:]
 
         def number(n):
             return ir.Constant(i64, n)

@@ -211,6 +211,7 @@ def _differentiate(low, high, first, entries, values, of, g_values, g_U, g_V):
     hidden, back, x, g = of
     K = g_U.shape[1]
     wide = K + -K % LANES
+    lost = np.empty(x.shape[1], np.float32)
     for t in range(low, high):
         start, stop = starts[t], starts[t + 1]
         if start == stop:
@@ -224,18 +225,20 @@ def _differentiate(low, high, first, entries, values, of, g_values, g_U, g_V):
             for k in range(K):
                 total += h_MK[m, k] * b_MK[m, k]
             g_values[start + m] = total
-        _outer(h_MK, g, rows[start:stop], values[start:stop], g_U[t - first])
-        _outer(b_MK, x, rows[start:stop], values[start:stop], g_V[t - first])
+        _outer(h_MK, g, rows[start:stop], values[start:stop], g_U[t - first], lost)
+        _outer(b_MK, x, rows[start:stop], values[start:stop], g_V[t - first], lost)
 
 
 @loop
-def _outer(h_MK, x, rows, values, out_KD):
-    """out = sum over tokens m of value_m * h_m x_m."""
+def _outer(h_MK, x, rows, values, out_KD, lost):
+    """out = sum over tokens m of value_m * h_m x_m; `lost` is a row for what fills up a tile.
+
+    It is the caller's: numba frees an array of ours after its last use, and an address is none.
+    """
     (M, wide), (K, D) = h_MK.shape, out_KD.shape
     of = np.empty(K + ROWS, np.int64)
     for k in range(K + ROWS):
         of[k] = h_MK.ctypes.data + 4 * min(k, wide - 1)
-    lost = np.empty(D, np.float32)
     into = _in_turn(out_KD, K, lost)
     near = _near(M, D // COLUMNS)
     panels = np.empty((near, M, COLUMNS), np.float32)
