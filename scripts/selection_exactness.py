@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 
 import torch
-from dictlearn_kernels import bounds, fixed_point, topk_encode
+from dictlearn_kernels import bounds, fixed_point, tiles, topk_encode
 from torch import Tensor
 
 from dictlearn import config
@@ -113,9 +113,10 @@ def contenders(operands: Operands, k: int) -> dict[str, float]:
     of = fixed_point.bounded(*operands)
     assert of is not None
     counts = []
-    for rows, bounds_RC, *_ in fixed_point.upper(of, 0, fixed_point.n_tiles(of)):
-        upper_RC = torch.from_numpy(bounds_RC)
-        least_R = upper_RC.topk(k, dim=1).values[:, -1] - torch.from_numpy(of.spread_R[rows])
+    for strip in tiles.strips(of, 0, of.n_tiles):
+        upper_RC = torch.from_numpy(strip.upper)
+        spread_R = torch.from_numpy(of.spread_R[strip.rows])
+        least_R = upper_RC.topk(k, dim=1).values[:, -1] - spread_R
         counts.append((upper_RC >= least_R[:, None]).sum(1))
     per_row = torch.cat(counts).double()
     return {"mean": float(per_row.mean()), "most": float(per_row.max())}

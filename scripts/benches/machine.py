@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
-from dictlearn_kernels import fixed_point
+from dictlearn_kernels import fixed_point, tiles
 from dictlearn_kernels.threads import over
 from peers.speed import busy_elsewhere, synchronise
 
@@ -89,25 +89,28 @@ def measure_rates(device: str, quick: bool = False) -> Rates:
             torch.mm(a, b.T, out=out)
 
         flops[str(dtype).removeprefix("torch.")] = 2 * rows * inner * columns / best(matmul)
-    if device == "cpu" and fixed_point.available():
-        flops["int16"] = 2 * rows * inner * columns / best(fixed_matmul(rows, inner, columns))
+    if device == "cpu":  # our own, where selection goes by it
+        operands = torch.randn(rows, inner), torch.randn(columns, inner), torch.zeros(columns)
+        if tiles.pays(rows, columns):
+            rate = 2 * rows * inner * columns / best(in_tiles(tiles.exact(*operands)))
+            flops["float32"] = max(flops["float32"], rate)
+        if fixed_point.available():
+            of = fixed_point.bounded(*operands)
+            assert of is not None
+            flops["int16"] = 2 * rows * inner * columns / best(in_tiles(of))
     source = torch.zeros(mebibytes << 18, device=device)
     target = torch.zeros_like(source)
     return Rates(flops, 2 * 4 * len(source) / best(lambda: target.copy_(source)))
 
 
-def fixed_matmul(rows: int, inner: int, columns: int) -> Callable[[], object]:
-    """The product in 16-bit fixed point of operands that are in it already."""
-    of = fixed_point.bounded(
-        torch.randn(rows, inner), torch.randn(columns, inner), torch.zeros(columns)
-    )
-    assert of is not None
+def in_tiles(of: tiles.Tiled) -> Callable[[], object]:
+    """The product of operands that are in the order of tiles already."""
 
     def part(low: int, high: int) -> None:
-        for _ in fixed_point.upper(of, low, high):
+        for _ in tiles.strips(of, low, high):
             pass
 
-    return lambda: over(fixed_point.n_tiles(of), part)
+    return lambda: over(of.n_tiles, part)
 
 
 def best(run: Callable[[], object], samples: int = 7) -> float:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from dictlearn_kernels import dispatch, fixed_point
+from dictlearn_kernels import dispatch, fixed_point, tiles
 from dictlearn_kernels.threads import over
 from dictlearn_kernels.threshold_encode import compiled as threshold_loops
 from dictlearn_kernels.threshold_encode import reference as threshold_reference
@@ -24,14 +24,13 @@ pytestmark = pytest.mark.skipif(not fixed_point.available(), reason="this CPU ha
 SHAPES = [(1, 1, 1), (5, 7, 2), (6, 64, 16), (7, 33, 130), (13, 300, 97), (200, 130, 51)]
 
 
-def bounds_of(of: fixed_point.Bounded) -> Tensor:
+def bounds_of(of: tiles.Tiled) -> Tensor:
     """All upper bounds, the columns that fill up included."""
 
-    def tiles(low: int, high: int) -> list[Tensor]:
-        parts = fixed_point.upper(of, low, high)
-        return [torch.from_numpy(bounds.copy()) for _, bounds, *_ in parts]
+    def part(low: int, high: int) -> list[Tensor]:
+        return [torch.from_numpy(strip.upper.copy()) for strip in tiles.strips(of, low, high)]
 
-    return torch.cat([one for part in over(fixed_point.n_tiles(of), tiles) for one in part])
+    return torch.cat([one for part in over(of.n_tiles, part) for one in part])
 
 
 def spoilt(rows: int, columns: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -53,7 +52,7 @@ def test_no_entry_exceeds_its_bound_nor_is_further_below_than_the_spread(
     of = fixed_point.bounded(x, W, b)
     assert of is not None
     bounds = bounds_of(of)
-    assert bounds.shape == (rows, columns + -columns % fixed_point.COLUMNS)
+    assert bounds.shape == (rows, columns + -columns % tiles.COLUMNS)
     assert (bounds[:, columns:] == -math.inf).all()
     above = bounds[:, :columns].double() - (x.double() @ W.double().T + b.double())
     single = torch.addmm(b, x, W.T).double()

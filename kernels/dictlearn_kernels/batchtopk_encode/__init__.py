@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dictlearn_kernels import bounds, dispatch, fixed_point, selection
+from dictlearn_kernels import bounds, dispatch, fixed_point, selection, tiles
 from dictlearn_kernels.batchtopk_encode import reference
 from dictlearn_kernels.linear import passing, pre_activations
 from dictlearn_kernels.selection import Selection
@@ -40,7 +40,8 @@ def batchtopk_encode(
     with torch.no_grad():
         if how == "reference":
             return reference.batchtopk_encode(x_RSD, W_SCD, b_SC, budget)
-        if how == "compiled" or (how == "cpu" and not bounds.certifies(x_RSD, dtype)):
+        in_tiles = how == "compiled" and tiles.pays(len(x_RSD), W_SCD.shape[1])
+        if how in ("compiled", "cpu") and not (in_tiles or bounds.certifies(x_RSD, dtype)):
             return _of_dense(passing(x_RSD, W_SCD, b_SC), budget, loops)
         sample = pre_activations(x_RSD[::STRIDE], W_SCD[:, ::STRIDE], b_SC[:, ::STRIDE])
         bound = float(_bound(sample.flatten(), budget * sample.numel() / _size(x_RSD, W_SCD)))

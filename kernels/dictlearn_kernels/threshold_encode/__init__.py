@@ -47,7 +47,7 @@ def threshold_encode(
         if how == "compiled":
             from dictlearn_kernels.threshold_encode import compiled
 
-            return compiled.above(passing(x_RD[:, None], W_CD[None], b_C[None]), threshold_C)
+            return compiled.threshold_encode(x_RD, W_CD, b_C, threshold_C)
         if how == "cpu" and not bounds.certifies(x_RD, dtype):
             pre_RC = passing(x_RD[:, None], W_CD[None], b_C[None])
             return reference.select_above(pre_RC, threshold_C)

@@ -12,10 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dictlearn_kernels import fixed_point, selection
+from dictlearn_kernels import fixed_point, selection, tiles
 from dictlearn_kernels.compiled import array, loop
+from dictlearn_kernels.linear import passing
 from dictlearn_kernels.selection import Selection
 from dictlearn_kernels.threads import over
+
+_Part = tuple[Any, Any, Any]  # of a few rows: how many entries each has, their columns and values
 
 CROWDED = 0.03  # of a few rows' entries: evaluating more takes longer than float32 throughout
 BLOCK = 16  # entries that are looked at together first: most have none above
@@ -36,10 +39,35 @@ def above(pre_RC: Tensor, threshold_C: Tensor | float) -> Selection:
     return row_starts, columns, values
 
 
+def threshold_encode(
+    x_RD: Tensor, W_CD: Tensor, b_C: Tensor, threshold_C: Tensor | float
+) -> Selection:
+    """The entries of x W^T + b above their column's threshold, as CSR."""
+    if not tiles.pays(len(x_RD), len(W_CD)):
+        return above(passing(x_RD[:, None], W_CD[None], b_C[None]), threshold_C)
+    of = tiles.exact(x_RD, W_CD, b_C)
+    threshold = np.full(of.of_columns.size, np.inf, np.float32)
+    threshold[: len(W_CD)] = array(torch.as_tensor(threshold_C, dtype=x_RD.dtype))
+
+    def part(low: int, high: int) -> list[_Part]:
+        parts = []
+        for strip in tiles.strips(of, low, high):
+            n = len(strip.upper)
+            _count(0, n, strip.upper, threshold, strip.starts[1:])
+            counts = strip.starts[1:].copy()
+            np.cumsum(counts, out=strip.starts[1:])
+            _take(0, n, strip.upper, threshold, strip.starts, strip.columns, strip.entries)
+            end = strip.starts[-1]
+            parts.append((counts, strip.columns[:end].copy(), strip.entries[:end].copy()))
+        return parts
+
+    return _joined(over(of.n_tiles, part))
+
+
 def above_fixed(
     x_RD: Tensor, W_CD: Tensor, b_C: Tensor, threshold_C: Tensor | float
 ) -> Selection | None:
-    """The entries of x W^T + b above their column's threshold, as CSR; None where many could be."""
+    """The same by bounds in fixed point; None where many could be above."""
     threshold_C = torch.as_tensor(threshold_C, dtype=x_RD.dtype).expand(len(W_CD)).contiguous()
     of = fixed_point.bounded(x_RD, W_CD, b_C, threshold_C)
     if of is None:
@@ -47,25 +75,26 @@ def above_fixed(
     threshold = array(threshold_C)
     crowded = []
 
-    def tiles(low: int, high: int) -> list[tuple[Any, Any, Any]]:
+    def part(low: int, high: int) -> list[_Part]:
         parts = []
-        for rows, bounds, maxima, found in fixed_point.upper(of, low, high):
-            _contenders(bounds, maxima, found.starts, found.columns)
-            if found.starts[-1] > CROWDED * bounds.size:
-                crowded.append(rows)
+        for strip in tiles.strips(of, low, high):
+            _contenders(strip.upper, strip.maxima, strip.starts, strip.columns)
+            if strip.starts[-1] > CROWDED * strip.upper.size:
+                crowded.append(strip.rows)
             if crowded:
                 break
-            found.evaluate(rows)
-            _keep(threshold, *found[:3])
-            n = found.starts[-1]
-            parts.append(
-                (np.diff(found.starts), found.columns[:n].copy(), found.entries[:n].copy())
-            )
+            strip.evaluate()
+            _keep(threshold, strip.starts, strip.columns, strip.entries)
+            n = strip.starts[-1]
+            found = strip.columns[:n].copy(), strip.entries[:n].copy()
+            parts.append((np.diff(strip.starts), *found))
         return parts
 
-    parts = over(fixed_point.n_tiles(of), tiles)
-    if crowded:
-        return None
+    parts = over(of.n_tiles, part)
+    return None if crowded else _joined(parts)
+
+
+def _joined(parts: list[list[_Part]]) -> Selection:
     counts_R, columns, values = (
         torch.from_numpy(np.concatenate(several))
         for several in zip(*(one for some in parts for one in some), strict=True)

@@ -21,12 +21,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dictlearn_kernels import fixed_point, selection
+from dictlearn_kernels import fixed_point, selection, tiles
 from dictlearn_kernels.compiled import array, loop
-from dictlearn_kernels.fixed_point import COLUMNS
 from dictlearn_kernels.linear import passing
 from dictlearn_kernels.selection import Selection
 from dictlearn_kernels.threads import over
+from dictlearn_kernels.tiles import COLUMNS, Tiled
 
 GROUPS_PER_PICK = 3  # so many groups for each entry that is looked for, where there are so many
 LANES = 64  # numbers that are looked at together
@@ -39,7 +39,16 @@ def serves(x_RD: Tensor) -> bool:
 
 
 def topk_encode(x_RD: Tensor, W_CD: Tensor, b_C: Tensor, k: int) -> Selection:
+    """The k largest positive entries of every row of x W^T + b, as CSR."""
+    if tiles.pays(len(x_RD), len(W_CD)):
+        return _largest_in_tiles(tiles.exact(x_RD, W_CD, b_C), k)
     return largest(passing(x_RD[:, None], W_CD[None], b_C[None]), k)
+
+
+def topk_encode_fixed(x_RD: Tensor, W_CD: Tensor, b_C: Tensor, k: int) -> Selection | None:
+    """The same by bounds in fixed point; None where the operands don't go into it."""
+    of = fixed_point.bounded(x_RD, W_CD, b_C)
+    return None if of is None else _largest_in_tiles(of, k)
 
 
 def largest(pre_RC: Tensor, k: int) -> Selection:
@@ -51,25 +60,19 @@ def largest(pre_RC: Tensor, k: int) -> Selection:
     )
 
 
-def topk_encode_fixed(x_RD: Tensor, W_CD: Tensor, b_C: Tensor, k: int) -> Selection | None:
-    """The same by bounds in fixed point; None where the operands don't go into it."""
-    of = fixed_point.bounded(x_RD, W_CD, b_C)
-    if of is None:
-        return None
-
+def _largest_in_tiles(of: Tiled, k: int) -> Selection:
     def search(values: Any, columns: Any, counts: Any) -> None:
-        def tiles(low: int, high: int) -> None:
-            for rows, bounds, maxima, found in fixed_point.upper(of, low, high):
-                bits = bounds.view(np.int32), maxima.view(np.int32)
-                _contenders(*bits, k, of.spread_R[rows], found.starts, found.columns)
-                found.evaluate(rows)
-                entries = found.entries.view(np.int32)
-                of_rows = values[rows], columns[rows], counts[rows]
-                _largest_of(entries, found.starts, found.columns, k, *of_rows)
+        def part(low: int, high: int) -> None:
+            for strip in tiles.strips(of, low, high):
+                bits = strip.upper.view(np.int32), strip.maxima.view(np.int32)
+                _contenders(*bits, k, of.spread_R[strip.rows], strip.starts, strip.columns)
+                strip.evaluate()
+                of_rows = (out[strip.rows] for out in (values, columns, counts))
+                _largest_of(strip.entries.view(np.int32), strip.starts, strip.columns, k, *of_rows)
 
-        over(fixed_point.n_tiles(of), tiles)
+        over(of.n_tiles, part)
 
-    return _collected(len(x_RD), k, search)
+    return _collected(len(of.operands[0]), k, search)
 
 
 def _collected(n_rows: int, k: int, search: Callable[..., object]) -> Selection:
@@ -104,6 +107,8 @@ def _contenders(bits, maxima, k, spread, starts, columns):
     for r in range(len(bits)):
         threshold = _threshold_of_maxima(maxima[r], k, spread[r], memory, word)
         n_near = _reaching_of_maxima(maxima[r], threshold, largest, panels)
+        for i in range(n_near):
+            tiles.fetch(bits[r, panels[i] * COLUMNS :].ctypes.data)  # pyright: ignore
         n = 0
         for i in range(n_near):
             first = panels[i] * COLUMNS

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from dictlearn_kernels import fixed_point
+from dictlearn_kernels import fixed_point, tiles
 from dictlearn_kernels.topk_encode.cpu import GROUP, GROUPED_FROM
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -148,9 +148,9 @@ def memory(run: Run, on_gpu: bool, devices: int = 1, dead: float = DEAD) -> Memo
         parts["optimiser"] += n * state_bytes(cfg)
         parts[NORMALISED] += normalised
         # Sources are encoded one after the other, and so are dictionaries.
-        if not on_gpu and in_fixed_point(run, one):  # both operands, and bounds of a few rows
-            rows = min(N, fixed_point.AT_ONCE * torch.get_num_threads())
-            selection = 2 * (W_enc + N * one.encoder.width) + FLOAT * rows * one.n_features
+        if not on_gpu and (number := in_tiles(run, one)):  # both operands, and bounds of a few rows
+            rows = min(N, tiles.AT_ONCE * torch.get_num_threads())
+            selection = number * (W_enc + N * one.encoder.width) + FLOAT * rows * one.n_features
         else:
             low = run.low_precision(on_gpu)
             selection = searching(N, one.n_features, shape.k, on_gpu, low)
@@ -230,11 +230,14 @@ def _matrices(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters() if p.ndim > 2)
 
 
-def in_fixed_point(run: Run, dictionary: Dictionary) -> bool:
-    """Whether a CPU like this one selects so, which it does without being told."""
-    pays = fixed_point.pays(run.batch, dictionary.n_features, dictionary.encoder.width)
-    chosen = run.cfg.selection
-    return chosen == "int16" or (chosen == "auto" and pays and fixed_point.available())
+def in_tiles(run: Run, dictionary: Dictionary) -> int:
+    """Bytes of a number as a CPU like this one multiplies it in tiles; 0 where torch multiplies."""
+    chosen, n_features = run.cfg.selection, dictionary.n_features
+    fixed = fixed_point.pays(run.batch, n_features, dictionary.encoder.width)
+    if chosen == "int16" or (chosen == "auto" and fixed and fixed_point.available()):
+        return 2
+    exact = chosen in ("auto", "float32") and tiles.pays(run.batch, n_features)
+    return FLOAT if exact else 0
 
 
 def searching(n_tokens: int, n_features: float, k: float, on_gpu: bool, low: bool) -> float:
