@@ -41,14 +41,14 @@ def serves(x_RD: Tensor) -> bool:
 def topk_encode(x_RD: Tensor, W_CD: Tensor, b_C: Tensor, k: int) -> Selection:
     """The k largest positive entries of every row of x W^T + b, as CSR."""
     if tiles.pays(len(x_RD), len(W_CD)):
-        return _largest_in_tiles(tiles.exact(x_RD, W_CD, b_C), k)
+        return largest_in_tiles(tiles.exact(x_RD, W_CD, b_C), k)
     return largest(passing(x_RD[:, None], W_CD[None], b_C[None]), k)
 
 
 def topk_encode_fixed(x_RD: Tensor, W_CD: Tensor, b_C: Tensor, k: int) -> Selection | None:
     """The same by bounds in fixed point; None where the operands don't go into it."""
     of = fixed_point.bounded(x_RD, W_CD, b_C)
-    return None if of is None else _largest_in_tiles(of, k)
+    return None if of is None else largest_in_tiles(of, k)
 
 
 def largest(pre_RC: Tensor, k: int) -> Selection:
@@ -60,7 +60,9 @@ def largest(pre_RC: Tensor, k: int) -> Selection:
     )
 
 
-def _largest_in_tiles(of: Tiled, k: int) -> Selection:
+def largest_in_tiles(of: Tiled, k: int) -> Selection:
+    """The same of a product, a few rows of which are searched at a time."""
+
     def search(values: Any, columns: Any, counts: Any) -> None:
         def part(low: int, high: int) -> None:
             for strip in tiles.strips(of, low, high):
