@@ -1,4 +1,4 @@
-"""From what size products by tiles beat torch's, and 16-bit fixed point float32, and up to how many contenders.
+"""From what size tiles beat torch's matmul, fixed point float32, and up to how many contenders.
 
     python scripts/bench_fixed_point.py
 

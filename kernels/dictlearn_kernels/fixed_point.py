@@ -30,7 +30,7 @@ from dictlearn_kernels.tiles import COLUMNS, ROWS, UNROLLED, Tiled
 
 DTYPE = torch.int16
 # Below these float32 is as fast (scripts/bench_fixed_point.py): rows, entries of the product, width.
-FEWEST_ROWS, FEWEST_ENTRIES, NARROWEST = 128, 2**20, 64
+FEWEST_ROWS, FEWEST_ENTRIES, NARROWEST = 128, 2**20, 128
 LARGEST = 2.0**15 - 2  # the norm of a row
 # Beyond these a row's scale may not be a float32: nothing is known of what it is multiplied with.
 SMALLEST_NORM, LARGEST_NORM = 1e-30, 1e30
