@@ -69,9 +69,7 @@ class Strip(NamedTuple):
     of: Tiled
     rows: slice
     upper: Any  # float32 [rows, columns], the columns that fill up included
-    maxima: (
-        Any  # float32 [rows, panels]: the largest of COLUMNS neighbours, by their bits as integers
-    )
+    maxima: Any  # float32 [rows, panels]: the largest of COLUMNS neighbours, their bits as integers
     starts: Any  # int64 [rows + 1]
     columns: Any  # int64, room for all
     entries: Any  # float32, likewise
