@@ -114,7 +114,7 @@ def contenders(operands: Operands, k: int) -> dict[str, float]:
     assert of is not None
     counts = []
     for strip in tiles.strips(of, 0, of.n_tiles):
-        upper_RC = torch.from_numpy(strip.upper)
+        upper_RC = torch.from_numpy(strip.matrix())
         spread_R = torch.from_numpy(of.spread_R[strip.rows])
         least_R = upper_RC.topk(k, dim=1).values[:, -1] - spread_R
         counts.append((upper_RC >= least_R[:, None]).sum(1))

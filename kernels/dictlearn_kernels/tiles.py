@@ -5,6 +5,9 @@ float32 or a pair of int16, to all lanes and multiplies them with the columns'; 
 lanes stay in registers. The rows of a strip of tiles stay in a core's own cache while all of W passes
 by, a panel of float32 fetched while the one before it is multiplied, and are searched right after. With
 the results comes the largest of every 16 neighbours, which says where to search.
+
+Results lie by panels, as they are made: rows of a matrix of 8,192 columns are 32 KB apart, which a cache
+keeps in the same few places, and writing them took a quarter of a tile's time at width 512.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ from dictlearn_kernels.threads import over
 ROWS, COLUMNS = 6, 16
 UNROLLED = 2  # steps that a tile takes before it looks whether there are more
 AT_ONCE = 144  # rows of a strip
+LINE = 16  # float32 numbers of a line of the cache
 # Below these torch's matmul is as fast (scripts/bench_fixed_point.py): rows, entries of the product.
 FEWEST_ROWS, FEWEST_ENTRIES = 128, 2**20
 
@@ -63,16 +67,24 @@ class Tiled(NamedTuple):
 class Strip(NamedTuple):
     """A few rows' entries, or upper bounds of them, and room for what is looked for among those.
 
-    Who searches fills `starts` and `columns`, as CSR; `evaluate` then fills `entries`.
+    Who searches fills `starts` and `columns`, as CSR; `evaluate` then fills `entries`. Arrays may have
+    more rows than there are, up to whole tiles.
     """
 
     of: Tiled
     rows: slice
-    upper: Any  # float32 [rows, columns], the columns that fill up included
-    maxima: Any  # float32 [rows, panels]: the largest of COLUMNS neighbours, their bits as integers
+    upper: Any  # float32 [panels, rows, COLUMNS]
+    maxima: (
+        Any  # float32 [rows, panels and some zeros]: the largest of COLUMNS, by bits as integers
+    )
     starts: Any  # int64 [rows + 1]
     columns: Any  # int64, room for all
     entries: Any  # float32, likewise
+
+    def matrix(self) -> Any:
+        """A copy of `upper` as [rows, columns], the columns that fill up included."""
+        n_rows = len(self.starts) - 1
+        return self.upper[:, :n_rows].transpose(1, 0, 2).reshape(n_rows, -1).copy()
 
     def evaluate(self) -> None:
         """What x W^T + b is at those columns, in float32."""
@@ -130,15 +142,23 @@ def strips(of: Tiled, low: int, high: int) -> Iterator[Strip]:
     n_rows, n_panels = len(of.operands[0]), len(of.W_PDC)
     n_parts = -(-(high - low) // (AT_ONCE // ROWS))
     size = -(-(high - low) // n_parts)  # all alike
-    upper = np.empty((size * ROWS, n_panels * COLUMNS), np.float32)
-    maxima = np.empty((size * ROWS, n_panels), np.float32)
-    columns, entries = np.empty(upper.size, np.int64), np.empty(upper.size, np.float32)
+    room = _in_lines(size * ROWS * n_panels * COLUMNS)
+    n_lines = -(-n_panels // LINE)
+    maxima = np.zeros((size * ROWS, (n_lines + 1 - n_lines % 2) * LINE), np.float32)
+    columns, entries = np.empty(room.size, np.int64), np.empty(room.size, np.float32)
     for tile in range(low, high, size):
         first, last = tile * ROWS, min(tile + size, high) * ROWS
+        upper = room[: (last - first) * n_panels * COLUMNS].reshape(n_panels, -1, COLUMNS)
         _fill(first, last, *of[:4], upper, maxima)
         rows = slice(first, min(last, n_rows))
-        n = rows.stop - first
-        yield Strip(of, rows, upper[:n], maxima[:n], np.zeros(n + 1, np.int64), columns, entries)
+        starts = np.zeros(rows.stop - first + 1, np.int64)
+        yield Strip(of, rows, upper, maxima, starts, columns, entries)
+
+
+def _in_lines(n: int) -> Any:
+    """Room for n float32 that begins where a line of the cache does."""
+    room = np.empty(n + LINE, np.float32)
+    return room[-room.ctypes.data // room.itemsize % LINE :][:n]
 
 
 @loop
@@ -157,7 +177,8 @@ def _panels(low, high, W, out):
 def _copy(upper, starts, columns, entries):
     for r in range(len(starts) - 1):
         for i in range(starts[r], starts[r + 1]):
-            entries[i] = upper[r, columns[i]]
+            panel, j = divmod(columns[i], COLUMNS)
+            entries[i] = upper[panel, r, j]
 
 
 @loop
@@ -188,11 +209,11 @@ def _fill(low, high, x, W, of_rows, of_columns, upper, maxima):
     steps = x.shape[1] * x.itemsize // 4
     pace = -(-4 * COLUMNS * ROWS // (high - low))
     for panel in range(len(W)):
-        columns, bounds = W[panel].ctypes.data, upper[:, panel * COLUMNS :].ctypes.data
+        columns, bounds = W[panel].ctypes.data, upper[panel].ctypes.data
         ahead = W[min(panel + 1, len(W) - 1)].ctypes.data
         of_panel, largest = of_columns[panel].ctypes.data, maxima[:, panel:].ctypes.data
         for r in range(low, high, ROWS):
-            into = bounds + (r - low) * upper.strides[0], upper.strides[0]
+            into = bounds + (r - low) * upper.strides[1], upper.strides[1]
             most = largest + (r - low) * maxima.strides[0], maxima.strides[0]
             rows, of_tile = x[r:].ctypes.data, of_rows[r:].ctypes.data
             given = rows, x.strides[0], columns, steps, of_tile, of_panel

@@ -28,7 +28,7 @@ def bounds_of(of: tiles.Tiled) -> Tensor:
     """All upper bounds, the columns that fill up included."""
 
     def part(low: int, high: int) -> list[Tensor]:
-        return [torch.from_numpy(strip.upper.copy()) for strip in tiles.strips(of, low, high)]
+        return [torch.from_numpy(strip.matrix()) for strip in tiles.strips(of, low, high)]
 
     return torch.cat([one for part in over(of.n_tiles, part) for one in part])
 

@@ -36,12 +36,18 @@ def in_tiles(given: Operands) -> tuple[Tensor, Tensor]:
 
     def part(low: int, high: int) -> list[tuple[Tensor, Tensor]]:
         return [
-            (torch.from_numpy(strip.upper.copy()), torch.from_numpy(strip.maxima.copy()))
+            (torch.from_numpy(strip.matrix()), maxima_of(strip))
             for strip in tiles.strips(of, low, high)
         ]
 
     entries, maxima = zip(*(one for some in over(of.n_tiles, part) for one in some), strict=True)
     return torch.cat(entries), torch.cat(maxima)
+
+
+def maxima_of(strip: tiles.Strip) -> Tensor:
+    n_rows, n_panels = len(strip.starts) - 1, len(strip.upper)
+    assert not strip.maxima[:, n_panels:].any()  # which are searched as well
+    return torch.from_numpy(strip.maxima[:n_rows, :n_panels].copy())
 
 
 @pytest.mark.parametrize("rows, columns, width", SHAPES, ids=str)

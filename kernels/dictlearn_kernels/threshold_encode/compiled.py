@@ -17,6 +17,7 @@ from dictlearn_kernels.compiled import array, loop
 from dictlearn_kernels.linear import passing
 from dictlearn_kernels.selection import Selection
 from dictlearn_kernels.threads import over
+from dictlearn_kernels.tiles import COLUMNS, Strip, Tiled
 
 _Part = tuple[Any, Any, Any]  # of a few rows: how many entries each has, their columns and values
 
@@ -46,19 +47,14 @@ def threshold_encode(
     if not tiles.pays(len(x_RD), len(W_CD)):
         return above(passing(x_RD[:, None], W_CD[None], b_C[None]), threshold_C)
     of = tiles.exact(x_RD, W_CD, b_C)
-    threshold = np.full(of.of_columns.size, np.inf, np.float32)
-    threshold[: len(W_CD)] = array(torch.as_tensor(threshold_C, dtype=x_RD.dtype))
+    given = _by_panels(of, threshold_C)
 
     def part(low: int, high: int) -> list[_Part]:
         parts = []
         for strip in tiles.strips(of, low, high):
-            n = len(strip.upper)
-            _count(0, n, strip.upper, threshold, strip.starts[1:])
-            counts = strip.starts[1:].copy()
-            np.cumsum(counts, out=strip.starts[1:])
-            _take(0, n, strip.upper, threshold, strip.starts, strip.columns, strip.entries)
-            end = strip.starts[-1]
-            parts.append((counts, strip.columns[:end].copy(), strip.entries[:end].copy()))
+            _above(strip.upper, strip.maxima.view(np.int32), *given, strip.starts, strip.columns)
+            strip.evaluate()
+            parts.append(_found(strip))
         return parts
 
     return _joined(over(of.n_tiles, part))
@@ -72,26 +68,38 @@ def above_fixed(
     of = fixed_point.bounded(x_RD, W_CD, b_C, threshold_C)
     if of is None:
         return None
-    threshold = array(threshold_C)
+    given, threshold = _by_panels(of, 0.0), array(threshold_C)
     crowded = []
 
     def part(low: int, high: int) -> list[_Part]:
         parts = []
         for strip in tiles.strips(of, low, high):
-            _contenders(strip.upper, strip.maxima, strip.starts, strip.columns)
+            _above(strip.upper, strip.maxima.view(np.int32), *given, strip.starts, strip.columns)
             if strip.starts[-1] > CROWDED * strip.upper.size:
                 crowded.append(strip.rows)
             if crowded:
                 break
             strip.evaluate()
             _keep(threshold, strip.starts, strip.columns, strip.entries)
-            n = strip.starts[-1]
-            found = strip.columns[:n].copy(), strip.entries[:n].copy()
-            parts.append((np.diff(strip.starts), *found))
+            parts.append(_found(strip))
         return parts
 
     parts = over(of.n_tiles, part)
     return None if crowded else _joined(parts)
+
+
+def _by_panels(of: Tiled, threshold_C: Tensor | float) -> tuple[Any, Any]:
+    """(threshold [panels, COLUMNS], the bits of each panel's least: negative where that is below 0)."""
+    n_columns = len(of.operands[1])
+    threshold = np.full((len(of.W_PDC), COLUMNS), np.inf, np.float32)
+    threshold.reshape(-1)[:n_columns] = array(torch.as_tensor(threshold_C, dtype=torch.float32))
+    least = np.where((threshold >= 0).all(1), threshold.min(1), np.float32(-1))
+    return threshold, least.view(np.int32)
+
+
+def _found(strip: Strip) -> _Part:
+    n = strip.starts[-1]
+    return np.diff(strip.starts), strip.columns[:n].copy(), strip.entries[:n].copy()
 
 
 def _joined(parts: list[list[_Part]]) -> Selection:
@@ -103,17 +111,17 @@ def _joined(parts: list[list[_Part]]) -> Selection:
 
 
 @loop
-def _contenders(bounds, maxima, starts, columns):
-    """Where bounds, of what an entry is above its threshold by, are above zero."""
-    n_panels = maxima.shape[1]
-    of_panel = bounds.shape[1] // n_panels
-    for r in range(len(bounds)):
+def _above(entries, maxima, threshold, least, starts, columns):
+    """Where entries exceed their column's threshold. Panels whose largest doesn't are passed over; the
+    largest by bits is that of numbers only where some are above zero.
+    """
+    for r in range(len(starts) - 1):
         n = starts[r]
-        for panel in range(n_panels):
-            if maxima[r, panel] > 0:
-                for c in range(panel * of_panel, (panel + 1) * of_panel):
-                    columns[n] = c
-                    n += bounds[r, c] > 0
+        for panel in range(len(entries)):
+            if least[panel] < 0 or maxima[r, panel] > least[panel]:
+                for j in range(COLUMNS):
+                    columns[n] = panel * COLUMNS + j
+                    n += entries[panel, r, j] > threshold[panel, j]
         starts[r + 1] = n
 
 

@@ -102,22 +102,21 @@ def _largest(low, high, bits, k, values, columns, counts):
 @loop
 def _contenders(bits, maxima, k, spread, starts, columns):
     """Which entries of every row may be among its k largest, by the bits of their bounds."""
-    n_columns, n_panels = bits.shape[1], maxima.shape[1]
-    kept, places, memory, word = _memory(n_columns, k)
-    largest, panels = np.empty(n_panels, np.int32), np.empty(n_panels, np.int64)
+    kept, places, memory, word = _memory(len(bits) * COLUMNS, k)
+    largest, panels = np.empty(maxima.shape[1], np.int32), np.empty(maxima.shape[1], np.int64)
     starts[0] = 0
-    for r in range(len(bits)):
+    for r in range(len(spread)):
         threshold = _threshold_of_maxima(maxima[r], k, spread[r], memory, word)
         n_near = _reaching_of_maxima(maxima[r], threshold, largest, panels)
         for i in range(n_near):
-            tiles.fetch(bits[r, panels[i] * COLUMNS :].ctypes.data)  # pyright: ignore
+            tiles.fetch(bits[panels[i], r].ctypes.data)  # pyright: ignore
         n = 0
         for i in range(n_near):
-            first = panels[i] * COLUMNS
-            for c in range(first, first + COLUMNS):
-                x = bits[r, c]
+            panel = panels[i]
+            for j in range(COLUMNS):
+                x = bits[panel, r, j]
                 if x >= threshold:
-                    kept[n], places[n] = x, c
+                    kept[n], places[n] = x, panel * COLUMNS + j
                     n += 1
         if n > k:  # what the groups' maxima say is a little too low
             memory[:n] = kept[:n]
