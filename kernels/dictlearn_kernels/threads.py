@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import torch
@@ -15,7 +16,7 @@ Result = TypeVar("Result")
 
 SOFT = 1  # omp_pause_soft: OpenMP 5.0, section 3.2.44
 ALONE = 2**20  # numbers that one thread is done with before others have begun
-PARTS = 8  # of a loop for each thread, so that none waits long for the last
+SMALLEST = 16  # parts at the end that a thread's share would come to: none waits longer for the last
 
 
 def over(n: int, part: Callable[[int, int], Result], numbers: int | None = None) -> list[Result]:
@@ -27,14 +28,16 @@ def over(n: int, part: Callable[[int, int], Result], numbers: int | None = None)
     few = numbers is not None and numbers < ALONE
     if threads == 1 or n < 2 or few:
         return [part(0, n)]
-    size = -(-n // (PARTS * threads))
-    lows = range(0, n, size)
-    waiting = iter(enumerate(lows))
-    results: list[Any] = [None] * len(lows)
+    ends = [0]
+    while ends[-1] < n:  # a thread takes half of its share of what is left
+        half = -(-(n - ends[-1]) // (2 * threads))
+        ends.append(min(ends[-1] + max(half, -(-n // (SMALLEST * threads))), n))
+    waiting = iter(enumerate(pairwise(ends)))
+    results: list[Any] = [None] * (len(ends) - 1)
 
     def work() -> None:
-        for i, low in waiting:
-            results[i] = part(low, min(low + size, n))
+        for i, (low, high) in waiting:
+            results[i] = part(low, high)
 
     _pause()()
     others = [_pool(os.getpid(), threads).submit(work) for _ in range(threads - 1)]

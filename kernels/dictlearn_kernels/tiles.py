@@ -3,8 +3,8 @@
 A tile is six rows of x times a panel of 16 columns of W. A step of it takes four bytes of each row, a
 float32 or a pair of int16, to all lanes and multiplies them with the columns'; twelve sums of eight
 lanes stay in registers. The rows of a strip of tiles stay in a core's own cache while all of W passes
-by, a panel of float32 fetched while the one before it is multiplied, and are searched right after. With
-the results comes the largest of every 16 neighbours, which says where to search.
+by, each panel fetched while the one before it is multiplied, and are searched right after. With the
+results comes the largest of every 16 neighbours, which says where to search.
 
 Results lie by panels, as they are made: rows of a matrix of 8,192 columns are 32 KB apart, which a cache
 keeps in the same few places, and writing them took a quarter of a tile's time at width 512.
@@ -310,8 +310,7 @@ def _tile(
         step.add_incoming(number(0), before)
         step.add_incoming(following, loop)
         sums = begun
-        if exact:  # panels are twice as large; to int16 it brought nothing
-            fetch(builder.add(ahead, builder.mul(step, pace)))
+        fetch(builder.add(ahead, builder.mul(step, pace)))
         for more in range(UNROLLED):
             here = builder.add(step, number(more))
             place, along = builder.mul(here, number(4 * COLUMNS)), builder.mul(here, number(4))
