@@ -73,7 +73,7 @@ class Pattern:
     @property
     def sorted_rows(self) -> Tensor:
         """The row of every entry, in `by_column`'s order: [nnz]."""
-        return self._once("sorted_rows", lambda: self.rows[self.by_column[0]])
+        return self._once("sorted_rows", lambda: self.rows.index_select(0, self.by_column[0]))
 
     def _once(self, name: str, make: Callable[[], Any]) -> Any:
         if name in self._derived:
@@ -166,7 +166,7 @@ class Pattern:
         if self.prefers_dense:
             return _dense_product(self.dense(values).T, g_RD)
         order, starts = self.by_column
-        return bag(self.sorted_rows, starts, values[order], g_RD)
+        return bag(self.sorted_rows, starts, values.index_select(0, order), g_RD)
 
     def column_sums(self, values: Tensor) -> Tensor:
         """A.T @ 1: [C]."""
@@ -175,7 +175,7 @@ class Pattern:
             return values.new_zeros(self.n_columns).index_add_(0, self.columns, values)
         order, starts = self.by_column
         ones = values.new_ones(self.n_rows, 1)
-        return bag(self.sorted_rows, starts, values[order], ones).squeeze(1)
+        return bag(self.sorted_rows, starts, values.index_select(0, order), ones).squeeze(1)
 
     def sampled(self, g_RD: Tensor, W_CD: Tensor) -> Tensor:
         """<g_r, W_c> at every stored (r, c): [nnz]."""

@@ -16,7 +16,9 @@ Result = TypeVar("Result")
 
 SOFT = 1  # omp_pause_soft: OpenMP 5.0, section 3.2.44
 ALONE = 2**20  # numbers that one thread is done with before others have begun
-SMALLEST = 16  # parts at the end that a thread's share would come to: none waits longer for the last
+SMALLEST = (
+    16  # parts at the end that a thread's share would come to: none waits longer for the last
+)
 
 
 def over(n: int, part: Callable[[int, int], Result], numbers: int | None = None) -> list[Result]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -10,6 +11,8 @@ from torch.autograd.function import once_differentiable
 
 from dictlearn_kernels.pattern import Pattern
 from dictlearn_kernels.weight_grad import weight_grad
+
+PARTS = 32  # that a row times a matrix is split into: torch gives the whole to one thread
 
 
 def sparse_encode(
@@ -63,5 +66,7 @@ class _SparseEncode(torch.autograd.Function):
             g_b = sums if wants_b else None
         if wants_centre:
             n = ctx.n_centres
-            g_centre = -torch.bmm(sums.view(n, 1, -1), W_CD.view(n, -1, W_CD.shape[1])).squeeze(1)
+            n_parts = n * math.gcd(len(sums) // n, PARTS)
+            parts = torch.bmm(sums.view(n_parts, 1, -1), W_CD.view(n_parts, -1, W_CD.shape[1]))
+            g_centre = -parts.view(n, -1, W_CD.shape[1]).sum(1)
         return g_x, g_W, g_b, g_centre, None, None

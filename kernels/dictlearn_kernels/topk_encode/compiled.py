@@ -32,6 +32,7 @@ GROUPS_PER_PICK = 3  # so many groups for each entry that is looked for, where t
 LANES = 64  # numbers that are looked at together
 LANES_OF_MAXIMA = 16  # which are a few hundred
 INFINITY = 0x7F800000  # as an integer; above it nothing is a number
+ROUGH = 12  # bits that a first threshold may lack: it is then less by a 2,000th at most
 
 
 def serves(x_RD: Tensor) -> bool:
@@ -96,7 +97,7 @@ def _largest(low, high, bits, k, values, columns, counts):
     for r in range(low, high):
         threshold = _threshold(bits[r], k, np.float32(0), memory, word)
         n = _reaching(bits[r], threshold, kept, places)
-        counts[r] = _taken(kept[:n], places[:n], k, memory, values[r], columns[r])
+        counts[r] = _taken(kept[:n], places[:n], k, values[r], columns[r])
 
 
 @loop
@@ -118,11 +119,8 @@ def _contenders(bits, maxima, k, spread, starts, columns):
                 if x >= threshold:
                     kept[n], places[n] = x, panel * COLUMNS + j
                     n += 1
-        if n > k:  # what the groups' maxima say is a little too low
-            memory[:n] = kept[:n]
-            threshold = max(1, _less(_kth_largest(memory, n, k), spread[r], word))
-        else:
-            threshold = 1
+        # What the groups' maxima say is a little too low.
+        threshold = max(1, _less(_kth_largest(kept[:n], k, 0), spread[r], word)) if n > k else 1
         end = starts[r]
         for i in range(n):
             columns[end] = places[i]
@@ -132,7 +130,6 @@ def _contenders(bits, maxima, k, spread, starts, columns):
 
 @loop
 def _largest_of(bits, starts, places, k, values, columns, counts):
-    memory = np.empty(len(bits), np.int32)
     kept = np.empty(len(bits), np.int32)
     for r in range(len(counts)):
         n = 0
@@ -141,7 +138,7 @@ def _largest_of(bits, starts, places, k, values, columns, counts):
             kept[n], places[first + n] = bits[i], places[i]
             n += bits[i] > 0
         of_row = kept[:n], places[first : first + n]
-        counts[r] = _taken(*of_row, k, memory, values[r], columns[r])
+        counts[r] = _taken(*of_row, k, values[r], columns[r])
 
 
 @loop
@@ -174,7 +171,7 @@ def _threshold_by(lanes: int) -> Any:
                 for j in range(lanes):
                     x = blocks[first + group, j]
                     groups[group, j] = x if x > groups[group, j] else groups[group, j]
-        reached = _kth_largest(memory, n_groups * lanes, k)
+        reached = _kth_largest(memory[: n_groups * lanes], k, ROUGH)
         return max(np.int32(1), _less(reached, spread, word))
 
     return threshold
@@ -219,14 +216,13 @@ def _less(bits, spread, word):
 
 
 @loop
-def _taken(kept, places, k, memory, values, columns):
+def _taken(kept, places, k, values, columns):
     """Writes the k largest, in the order they come in: how many there are."""
     n = len(kept)
     ties = 0  # that may still be taken
     threshold = np.int32(0)
     if n > k:
-        memory[:n] = kept
-        threshold = _kth_largest(memory, n, k)
+        threshold = _kth_largest(kept, k, 0)
         ties = k
         for i in range(n):
             ties -= kept[i] > threshold
@@ -244,25 +240,14 @@ def _taken(kept, places, k, memory, values, columns):
 
 
 @loop
-def _kth_largest(numbers, n, k):
-    """Of the first n, which it puts in another order (Hoare's quickselect)."""
-    low, high = 0, n - 1
-    while low < high:
-        pivot = numbers[(low + high) >> 1]
-        i, j = low, high
-        while i <= j:
-            while numbers[i] > pivot:
-                i += 1
-            while numbers[j] < pivot:
-                j -= 1
-            if i <= j:
-                numbers[i], numbers[j] = numbers[j], numbers[i]
-                i += 1
-                j -= 1
-        if k - 1 <= j:
-            high = j
-        elif k - 1 >= i:
-            low = i
-        else:
-            break
-    return numbers[k - 1]
+def _kth_largest(numbers, k, lowest):
+    """Of numbers that are not below zero, a bit at a time; the `lowest` bits are left out."""
+    found = np.int32(0)
+    for bit in range(30, lowest - 1, -1):
+        higher = found | np.int32(1 << bit)
+        n = np.int32(0)
+        for x in numbers:
+            n += np.int32(x >= higher)
+        if n >= k:
+            found = higher
+    return found

@@ -54,7 +54,7 @@ class Product:
     def by_column(self) -> tuple[Tensor, Tensor, Tensor]:
         """(row of g, value) of every entry in the order of columns, and where columns start."""
         order, starts = self.pattern.by_column
-        return self.pattern.sorted_rows, self.values[order], starts
+        return self.pattern.sorted_rows, self.values.index_select(0, order), starts
 
     @cached_property
     def _starts(self) -> list[int]:
@@ -83,7 +83,12 @@ class Product:
     def sorted(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Entries by column: (rows of g, values, columns), each [nnz], and where columns start."""
         order, starts = self.pattern.by_column
-        return self.pattern.sorted_rows, self.values[order], self.pattern.columns[order], starts
+        return (
+            self.pattern.sorted_rows,
+            self.values.index_select(0, order),
+            self.pattern.columns[order],
+            starts,
+        )
 
 
 @final
