@@ -75,6 +75,12 @@ class Pattern:
         """The row of every entry, in `by_column`'s order: [nnz]."""
         return self._once("sorted_rows", lambda: self.rows.index_select(0, self.by_column[0]))
 
+    @property
+    def by_loops(self) -> bool:
+        """Whether entries are put in another order by loops of our own."""
+        # Their file is imported only where it is asked for: numba takes its time.
+        return self.columns.device.type == "cpu" and mode() == "auto" and not is_compiling()
+
     def _once(self, name: str, make: Callable[[], Any]) -> Any:
         if name in self._derived:
             return self._derived[name]
@@ -89,10 +95,10 @@ class Pattern:
         return torch.repeat_interleave(ids, counts, output_size=len(self.columns))
 
     def _sorted(self) -> tuple[Tensor, Tensor]:
-        if self.columns.device.type == "cpu" and mode() == "auto" and not is_compiling():
-            from dictlearn_kernels import counting_sort
+        if self.by_loops:
+            from dictlearn_kernels import csr
 
-            order, starts = counting_sort.by_column(self.columns, self.n_columns)
+            order, starts = csr.by_column(self.columns, self.n_columns)
             return order, starts.to(self.row_starts.dtype)
         # Half as many digits to sort by; and bincount would make the host wait for a GPU.
         narrow = self.columns.int() if self.n_columns < 2**31 else self.columns
@@ -111,19 +117,24 @@ class Pattern:
         row_starts = self.row_starts[::n]
         if (low, high) == (0, self.n_columns):
             return Pattern(row_starts, self.columns, high, lambda: self.by_column), slice(None)
-        kept = (self.columns >= low) & (self.columns < high)
-        before = torch.zeros(len(kept) + 1, dtype=torch.int64, device=kept.device)
-        torch.cumsum(kept, 0, out=before[1:])
-
         first, last = self._ends(n, low), self._ends(n, high)
+        if self.by_loops:
+            from dictlearn_kernels import csr
+
+            given = row_starts, self.columns, low, high, last - first
+            row_starts, columns, entries, before = csr.between(*given)
+        else:
+            kept = (self.columns >= low) & (self.columns < high)
+            before = torch.zeros(len(kept) + 1, dtype=torch.int64, device=kept.device)
+            torch.cumsum(kept, 0, out=before[1:])
+            entries = torch.nonzero_static(kept, size=last - first).squeeze(1)
+            row_starts, columns = before[row_starts], self.columns[entries] - low
 
         def sort() -> tuple[Tensor, Tensor]:
             order, starts = self.by_column
-            return before[order[first:last]], starts[low : high + 1] - first
+            return before.index_select(0, order[first:last]), starts[low : high + 1] - first
 
-        entries = torch.nonzero_static(kept, size=last - first).squeeze(1)
-        columns = self.columns[entries] - low
-        return Pattern(before[row_starts], columns, high - low, sort), entries
+        return Pattern(row_starts, columns, high - low, sort), entries
 
     def _ends(self, n: int, column: int) -> int:
         """How many entries of a block diagonal, n blocks, come before a column that begins one.

@@ -6,6 +6,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
+
+from dictlearn_kernels.dispatch import mode
 
 Selection = tuple[Tensor, Tensor, Tensor]  # row_starts [R+1], columns [nnz] ascending, values [nnz]
 
@@ -41,6 +44,12 @@ def interleaved(parts: Sequence[Selection]) -> Selection:
     """Selections over the same rows as one: row r of part p becomes row r * len(parts) + p."""
     if len(parts) == 1:
         return parts[0]
+    values = parts[0][2]
+    of_floats = values.device.type == "cpu" and values.dtype == torch.float32
+    if of_floats and mode() == "auto" and not is_compiling():
+        from dictlearn_kernels import csr
+
+        return csr.interleaved(parts)
     counts_RP = torch.stack([row_starts.diff() for row_starts, _, _ in parts], dim=1)
     rows = torch.arange(counts_RP.numel(), device=counts_RP.device).view_as(counts_RP)
     order = torch.cat(

@@ -6,10 +6,11 @@ import itertools
 
 import pytest
 import torch
-from dictlearn_kernels import counting_sort, selection
+from dictlearn_kernels import csr, dispatch, selection
 from dictlearn_kernels.decode_error.compiled import decode_error
 from dictlearn_kernels.fused_adam import compiled as fused_adam
 from dictlearn_kernels.fused_adam.moments import FORMS
+from dictlearn_kernels.pattern import Pattern
 from dictlearn_kernels.threads import ALONE, over
 from dictlearn_kernels.threshold_encode import reference
 from dictlearn_kernels.threshold_encode.compiled import above
@@ -80,10 +81,49 @@ def test_takes_what_is_above_a_threshold(rows, columns, threshold, threads):
 def test_sorts_by_column_stably(dtype):
     for entries, n_columns in ((0, 4), (1, 1), (500, 37), (64, 1000)):
         columns = torch.randint(n_columns, (entries,), dtype=dtype)
-        order, starts = counting_sort.by_column(columns, n_columns)
+        order, starts = csr.by_column(columns, n_columns)
         assert torch.equal(order, columns.argsort(stable=True))
         counts = torch.bincount(columns, minlength=n_columns)
         assert torch.equal(starts, torch.nn.functional.pad(counts.cumsum(0), (1, 0)))
+
+
+@pytest.mark.parametrize("shares", [(0.3, 0.3), (0.0, 0.5, 1.0), (0.0, 0.0)])
+def test_interleaves_as_torch_does(shares):
+    generator = torch.Generator().manual_seed(len(shares))
+    parts = [
+        reference.select_above(torch.rand(9, 20, generator=generator), 1 - share)
+        for share in shares
+    ]
+    ours = selection.interleaved(parts)
+    with dispatch.using("reference"):
+        theirs = selection.interleaved(parts)
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine.dtype == other.dtype and torch.equal(mine, other)
+
+
+@pytest.mark.parametrize("narrow", [False, True])
+@pytest.mark.parametrize("low, high", [(0, 1), (1, 3), (2, 3), (0, 3)])
+def test_puts_rows_together_as_torch_does(low, high, narrow):
+    """The code of three sources as one row a token, with the columns of some of them."""
+    generator = torch.Generator().manual_seed(3)
+    parts = [
+        reference.select_above(torch.rand(9, 20, generator=generator), t) for t in (0.7, 0.99, 0.2)
+    ]
+    row_starts, columns, _ = selection.interleaved(parts)
+    source = (torch.arange(27) % 3).repeat_interleave(row_starts.diff())
+    columns = columns + 20 * source
+    if narrow:
+        row_starts, columns = row_starts.int(), columns.int()
+
+    def merged() -> list[torch.Tensor]:
+        pattern, entries = Pattern(row_starts, columns, 60).merged(3, 20 * low, 20 * high)
+        return [pattern.row_starts, pattern.columns, *pattern.by_column, columns[entries]]
+
+    ours = merged()
+    with dispatch.using("reference"):
+        theirs = merged()
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine.dtype == other.dtype and torch.equal(mine, other)
 
 
 def test_every_row_is_given_to_one_part(threads):

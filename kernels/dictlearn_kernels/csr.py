@@ -1,0 +1,88 @@
+"""Entries of sparse matrices put elsewhere on a CPU: each step is one loop, where torch takes several.
+
+With some tens of thousands of entries torch's calls take longer than what they do, sorting the most.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from dictlearn_kernels import selection
+from dictlearn_kernels.compiled import array, loop
+from dictlearn_kernels.selection import Selection
+
+
+def by_column(columns: Tensor, n_columns: int) -> tuple[Tensor, Tensor]:
+    """(order [nnz], column_starts [n_columns + 1]), int64; entries of one column stay in order.
+
+    They are counted and placed, where torch compares.
+    """
+    order = torch.empty(len(columns), dtype=torch.int64)
+    starts = torch.zeros(n_columns + 2, dtype=torch.int64)
+    _sort(array(columns), array(order), array(starts))
+    return order, starts[:-1]
+
+
+def between(
+    row_starts: Tensor, columns: Tensor, low: int, high: int, n: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The n entries in columns low to high - 1: (row_starts, columns less low, which they are, before).
+
+    `before` [nnz + 1] says how many of them come before each entry. All but columns are int64.
+    """
+    starts, entries, before = (
+        torch.empty(length, dtype=torch.int64) for length in (len(row_starts), n, len(columns) + 1)
+    )
+    kept = columns.new_empty(n)
+    out = array(starts), array(kept), array(entries), array(before)
+    _between(array(row_starts.contiguous()), array(columns), low, high, *out)
+    return starts, kept, entries, before
+
+
+def interleaved(parts: Sequence[Selection]) -> Selection:
+    """Selections over the same rows as one: row r of part p becomes row r * len(parts) + p."""
+    counts_RP = torch.stack([row_starts.diff() for row_starts, _, _ in parts], dim=1)
+    starts = selection.starts(counts_RP.flatten())
+    n = sum(len(columns) for _, columns, _ in parts)
+    columns, values = (of.new_empty(n) for of in parts[0][1:])
+    for p, part in enumerate(parts):
+        given = (array(of.contiguous()) for of in part)
+        _spread(*given, p, len(parts), array(starts), array(columns), array(values))
+    return starts, columns, values
+
+
+@loop
+def _sort(columns, order, starts):
+    # Counts stand two places on, so that after placing each column's start is where it belongs.
+    for i in range(len(columns)):
+        starts[columns[i] + 2] += 1
+    for c in range(2, len(starts)):
+        starts[c] += starts[c - 1]
+    for i in range(len(columns)):
+        c = columns[i] + 1
+        order[starts[c]] = i
+        starts[c] += 1
+
+
+@loop
+def _between(row_starts, columns, low, high, starts, kept, entries, before):
+    n = starts[0] = before[0] = 0
+    for r in range(len(row_starts) - 1):
+        for i in range(row_starts[r], row_starts[r + 1]):
+            if columns[i] >= low and columns[i] < high:
+                kept[n], entries[n] = columns[i] - low, i
+                n += 1
+            before[i + 1] = n
+        starts[r + 1] = n
+
+
+@loop
+def _spread(row_starts, columns, values, part, n_parts, starts, into_columns, into_values):
+    for r in range(len(row_starts) - 1):
+        place = starts[r * n_parts + part]
+        for i in range(row_starts[r], row_starts[r + 1]):
+            into_columns[place], into_values[place] = columns[i], values[i]
+            place += 1
