@@ -16,9 +16,7 @@ Result = TypeVar("Result")
 
 SOFT = 1  # omp_pause_soft: OpenMP 5.0, section 3.2.44
 ALONE = 2**20  # numbers that one thread is done with before others have begun
-SMALLEST = (
-    16  # parts at the end that a thread's share would come to: none waits longer for the last
-)
+LEAST = 16  # parts of a thread's whole share: the last ones are no smaller
 
 
 def over(n: int, part: Callable[[int, int], Result], numbers: int | None = None) -> list[Result]:
@@ -33,7 +31,7 @@ def over(n: int, part: Callable[[int, int], Result], numbers: int | None = None)
     ends = [0]
     while ends[-1] < n:  # a thread takes half of its share of what is left
         half = -(-(n - ends[-1]) // (2 * threads))
-        ends.append(min(ends[-1] + max(half, -(-n // (SMALLEST * threads))), n))
+        ends.append(min(ends[-1] + max(half, -(-n // (LEAST * threads))), n))
     waiting = iter(enumerate(pairwise(ends)))
     results: list[Any] = [None] * (len(ends) - 1)
 
