@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torch import Tensor
+from torch.compiler import is_compiling
 
 MODES = ("auto", "reference", "triton")
 
@@ -87,6 +88,14 @@ def _choose(
     if unserved:
         return "cpu", f"torch on {tensor.device.type}, slow: there is no kernel for {unserved}"
     return "triton", "triton"
+
+
+def by_loops(entries: Tensor) -> bool:
+    """Whether a sparse matrix's entries are put elsewhere by loops of our own (`csr`).
+
+    That file is imported only where it is asked for: numba takes its time.
+    """
+    return entries.device.type == "cpu" and mode() == "auto" and not is_compiling()
 
 
 @functools.cache

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.compiler import is_compiling
 
 from dictlearn_kernels.bag import bag
-from dictlearn_kernels.dispatch import mode
+from dictlearn_kernels.dispatch import by_loops, mode
 from dictlearn_kernels.sampled import sampled
 
 # scripts/bench_crossover.py: above this fraction of stored entries a dense matmul wins. Measured on
@@ -75,12 +75,6 @@ class Pattern:
         """The row of every entry, in `by_column`'s order: [nnz]."""
         return self._once("sorted_rows", lambda: self.rows.index_select(0, self.by_column[0]))
 
-    @property
-    def by_loops(self) -> bool:
-        """Whether entries are put in another order by loops of our own."""
-        # Their file is imported only where it is asked for: numba takes its time.
-        return self.columns.device.type == "cpu" and mode() == "auto" and not is_compiling()
-
     def _once(self, name: str, make: Callable[[], Any]) -> Any:
         if name in self._derived:
             return self._derived[name]
@@ -95,7 +89,7 @@ class Pattern:
         return torch.repeat_interleave(ids, counts, output_size=len(self.columns))
 
     def _sorted(self) -> tuple[Tensor, Tensor]:
-        if self.by_loops:
+        if by_loops(self.columns):
             from dictlearn_kernels import csr
 
             order, starts = csr.by_column(self.columns, self.n_columns)
@@ -118,7 +112,7 @@ class Pattern:
         if (low, high) == (0, self.n_columns):
             return Pattern(row_starts, self.columns, high, lambda: self.by_column), slice(None)
         first, last = self._ends(n, low), self._ends(n, high)
-        if self.by_loops:
+        if by_loops(self.columns):
             from dictlearn_kernels import csr
 
             given = row_starts, self.columns, low, high, last - first

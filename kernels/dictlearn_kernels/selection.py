@@ -6,9 +6,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.compiler import is_compiling
 
-from dictlearn_kernels.dispatch import mode
+from dictlearn_kernels.dispatch import by_loops
 
 Selection = tuple[Tensor, Tensor, Tensor]  # row_starts [R+1], columns [nnz] ascending, values [nnz]
 
@@ -45,8 +44,7 @@ def interleaved(parts: Sequence[Selection]) -> Selection:
     if len(parts) == 1:
         return parts[0]
     values = parts[0][2]
-    of_floats = values.device.type == "cpu" and values.dtype == torch.float32
-    if of_floats and mode() == "auto" and not is_compiling():
+    if values.dtype == torch.float32 and by_loops(values):
         from dictlearn_kernels import csr
 
         return csr.interleaved(parts)

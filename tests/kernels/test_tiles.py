@@ -110,6 +110,16 @@ def test_takes_what_is_above_a_threshold(rows, columns, width, threshold, always
     assert dispatch.summary() == {"threshold_encode": "compiled loops on cpu"}
 
 
+@pytest.mark.parametrize("threshold", [-9.5, 0.0, 3.0])
+def test_what_is_no_number_is_above_nothing_and_hides_nothing(threshold, always):
+    x, W, b = torch.ones(2, 4), torch.ones(40, 4), torch.full((40,), -9.0)
+    b[5], b[6], b[9], b[20] = math.inf, math.nan, -math.nan, 2.0
+    ours = threshold_encode(x, W, b, threshold)
+    expected = torch.addmm(b, x, W.T) > threshold
+    assert ours[0].tolist() == [0, *expected.sum(1).cumsum(0).tolist()]
+    assert torch.equal(ours[1], expected.nonzero()[:, 1])
+
+
 @pytest.mark.parametrize("budget", [0, 1, 300, 10**6])
 @pytest.mark.parametrize("shift", [0.0, -2.0])
 def test_takes_the_largest_of_a_batch(budget, shift, always, threads):
