@@ -5,16 +5,19 @@ that `threads.over` can give parts of it to several threads. Every row is summed
 order: results don't depend on how many there are.
 
 What is compiled is kept on disk beside its source, or where NUMBA_CACHE_DIR says. numba looks only at
-the file that a loop stands in to see whether it has changed: what a loop calls stands there too.
+the file that a loop stands in to see whether it has changed: what a loop calls stands there too, and
+sizes that depend on the CPU come with an array's shape.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
 from numba import njit
+from numba.core.registry import cpu_target
 from torch import Tensor
 
 
@@ -39,6 +42,20 @@ def _compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any
         return njit(cache=True, **options)(function)
     except RuntimeError:  # there is no folder to keep it in: it is compiled again in each process
         return njit(**options)(function)
+
+
+@cache
+def features() -> frozenset[str]:
+    """The instruction sets that loops are compiled for, by LLVM's names: this CPU's, or those told in
+    NUMBA_CPU_NAME and NUMBA_CPU_FEATURES. What is kept on disk is kept by them too.
+    """
+    _, _, words = cpu_target.target_context.codegen().magic_tuple()  # pyright: ignore
+    return frozenset(word[1:] for word in words.split(",") if word.startswith("+"))
+
+
+def lanes() -> int:
+    """How many float32 numbers a vector has: with AVX-512 sixteen, with AVX2 eight."""
+    return 16 if features() >= {"avx512f", "avx512bw"} else 8
 
 
 def serves(*tensors: Tensor) -> bool:

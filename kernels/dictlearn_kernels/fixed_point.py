@@ -1,9 +1,9 @@
-"""x W^T in 16-bit fixed point, with upper bounds: on a CPU without bfloat16, the fast way to select.
+"""x W^T in 16-bit fixed point, with upper bounds: the fast way to select on a CPU.
 
-Rows are scaled to norm 2^15 - 2 and rounded to integers. AVX2 multiplies 16 pairs of those at once and
-adds neighbours to int32, twice as many products an instruction as float32's. Sums are exact, and by
-Cauchy and Schwarz none can reach 2^31. Rounding moves a row by sqrt(D / 12) of the 2^15 that its norm
-is: 2e-4 at width 512, a fifth of what bfloat16 does, whatever outliers a row has.
+Rows are scaled to norm 2^15 - 2 and rounded to integers. AVX2 multiplies 16 pairs of those at once,
+AVX-512 32, and adds neighbours to int32: twice as many products an instruction as float32's. Sums are
+exact, and by Cauchy and Schwarz none can reach 2^31. Rounding moves a row by sqrt(D / 12) of the 2^15
+that its norm is: 2e-4 at width 512, a fifth of what bfloat16 does, whatever outliers a row has.
 
     <x, W> <= <x', W'> + e_x |W| + (|x| + e_x) e_W
 
@@ -12,15 +12,11 @@ as in `bounds`, e the measured distances of x' and W', and D unit roundoffs for 
 
 from __future__ import annotations
 
-from functools import cache
-
-import llvmlite.binding
-import numba
 import numpy as np
 import torch
 from torch import Tensor
 
-from dictlearn_kernels import tiles
+from dictlearn_kernels import compiled, tiles
 from dictlearn_kernels.bounds import ROUNDOFF
 from dictlearn_kernels.compiled import array, sums
 from dictlearn_kernels.memory import kept
@@ -36,13 +32,9 @@ LARGEST = 2.0**15 - 2  # the norm of a row
 SMALLEST_NORM, LARGEST_NORM = 1e-30, 1e30
 
 
-@cache
 def available() -> bool:
     """Whether this CPU has the instructions."""
-    told = numba.config.CPU_NAME, numba.config.CPU_FEATURES  # pyright: ignore
-    if told != (None, None):  # then it compiles for some other CPU
-        return False
-    return bool(llvmlite.binding.get_host_cpu_features().get("avx2"))
+    return "avx2" in compiled.features()
 
 
 def serves(x: Tensor, W: Tensor) -> bool:
@@ -129,17 +121,18 @@ def _round_rows(low, high, x, out, worth, norm, error):
 
 @sums
 def _round_panels(low, high, W, out, worth, norm, error):
-    """out int32 [panels, D / 2, COLUMNS, 1]: an int32 is a pair of int16."""
+    """out int32 [panels, D / 2, a panel's columns, 1]: an int32 is a pair of int16."""
     C, D = W.shape
-    rows = np.zeros((COLUMNS, 2 * out.shape[1]), np.int16)
+    columns = out.shape[2]
+    rows = np.zeros((columns, 2 * out.shape[1]), np.int16)
     pairs = rows.view(np.int32)
     for panel in range(low, high):
-        for j in range(COLUMNS):
-            c = panel * COLUMNS + j
+        for j in range(columns):
+            c = panel * columns + j
             if c < C:
                 _round_row(W[c], rows[j], (worth, norm, error), c)
             else:
                 rows[j] = 0
         for i in range(out.shape[1]):
-            for j in range(COLUMNS):
+            for j in range(columns):
                 out[panel, i, j, 0] = pairs[j, i]

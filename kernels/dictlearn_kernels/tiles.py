@@ -1,23 +1,22 @@
 """x W^T + b a few rows at a time, or upper bounds of it: nothing of the size of both is written.
 
-A tile is six rows of x times a panel of 16 columns of W. A step of it takes four bytes of each row, a
-float32 or a pair of int16, to all lanes and multiplies them with the columns'; twelve sums of eight
-lanes stay in registers. The rows of a strip of tiles stay in a core's own cache while all of W passes
-by, each panel fetched while the one before it is multiplied, and are searched right after. With the
-results comes the largest of every 16 neighbours, which says where to search.
+A tile is a few rows of x times a panel of two vectors of W's columns: 6 x 16 with AVX2, 12 x 32 with
+AVX-512. A step of it takes four bytes of each row, a float32 or a pair of int16, to all lanes and
+multiplies them with the columns'; the sums stay in registers. The rows of a strip of tiles stay in a
+core's own cache while all of W passes by, each panel fetched while the one before it is multiplied, and
+are searched right after. With the results comes the largest of a panel's columns, which says where to
+search.
 
 Results lie by panels, as they are made: rows of a matrix of 8,192 columns are 32 KB apart, which a cache
-keeps in the same few places. In int16 tiles took 1.2 times as long at width 512, 1.5 times at 128.
+keeps in the same few places. With AVX2 tiles of int16 took 1.2 times as long at width 512, 1.5 times at
+128.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cache
 from typing import Any, NamedTuple
 
-import llvmlite.binding
-import numba
 import numpy as np
 import torch
 from llvmlite import ir
@@ -25,12 +24,14 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 from torch import Tensor
 
+from dictlearn_kernels import compiled
 from dictlearn_kernels.compiled import array, loop
 from dictlearn_kernels.memory import kept
 from dictlearn_kernels.threads import over
 
-# Of a tile: twelve sums, two columns' and one row's numbers fill 16 registers.
-ROWS, COLUMNS = 6, 16
+LANES = compiled.lanes()  # numbers of a vector
+# Of a tile: 12 sums, two columns' and one row's numbers fill 16 registers, 24 sums 27 of 32.
+ROWS, COLUMNS = {8: 6, 16: 12}[LANES], 2 * LANES
 UNROLLED = 2  # steps that a tile takes before it looks whether there are more
 AT_ONCE = 144  # rows of a strip
 LINE = 16  # float32 numbers of a line of the cache
@@ -93,16 +94,9 @@ class Strip(NamedTuple):
             _evaluate(x[self.rows], W, b, *self[-3:])
 
 
-@cache
 def available() -> bool:
-    """Whether this CPU multiplies and adds eight numbers at once, and no more: torch's matmul is as
-    fast as ours where it has longer vectors, or other units, to itself.
-    """
-    told = numba.config.CPU_NAME, numba.config.CPU_FEATURES  # pyright: ignore
-    if told != (None, None):  # then it compiles for some other CPU
-        return False
-    has = llvmlite.binding.get_host_cpu_features()
-    return bool(has.get("avx2") and has.get("fma") and not has.get("avx512f"))
+    """Whether this CPU multiplies and adds eight or sixteen numbers at once."""
+    return compiled.features() >= {"avx2", "fma"}
 
 
 def serves(x: Tensor, W: Tensor) -> bool:
@@ -183,7 +177,7 @@ def _copy(upper, starts, columns, entries):
 def _evaluate(x, W, b, starts, columns, entries):
     """Four entries at a time, while the rows of W for the next four are fetched."""
     D = x.shape[1]
-    whole = D - D % 16
+    whole = D - D % (2 * LANES)
     sums = np.empty(4, np.float32)
     places, rows, following = np.empty(4, np.int64), np.empty(4, np.int64), np.empty(4, np.int64)
     for r in range(len(x)):
@@ -219,11 +213,15 @@ def _fill(low, high, x, W, of_rows, of_columns, upper, maxima):
             ahead += steps * pace
 
 
+# Sums of two neighbours' products, which a CPU may have one instruction to add to a total for.
+PRODUCTS = {8: "llvm.x86.avx2.pmadd.wd", 16: "llvm.x86.avx512.pmaddw.d.512"}
+HALVES = [n for n in (8, 4, 2, 1) if n < LANES]
 READ, NEAR, DATA = 0, 2, 1  # what llvm.prefetch is told: 2 is a core's own second cache
 _i32, _i64, _float = ir.IntType(32), ir.IntType(64), ir.FloatType()
 _bytes = ir.IntType(8).as_pointer()
 _ints, _floats, _shorts = (
-    ir.VectorType(kind, n) for kind, n in ((_i32, 8), (_float, 8), (ir.IntType(16), 16))
+    ir.VectorType(kind, n)
+    for kind, n in ((_i32, LANES), (_float, LANES), (ir.IntType(16), 2 * LANES))
 )
 
 
@@ -240,7 +238,7 @@ def _store(builder, value, address, offset):
 def _everywhere(builder, number, kind):
     nothing = ir.Constant(kind, ir.Undefined)
     first = builder.insert_element(nothing, number, ir.Constant(_i32, 0))
-    return builder.shuffle_vector(first, nothing, ir.Constant(_ints, [0] * 8))
+    return builder.shuffle_vector(first, nothing, ir.Constant(_ints, [0] * LANES))
 
 
 def _multiply_add(builder, a, b, c):
@@ -271,14 +269,14 @@ def _tile(
     """
     exact = kind == types.float32
     sum_type = _floats if exact else _ints
-    vectors = range(COLUMNS // 8)
+    vectors = range(COLUMNS // LANES)
 
     def generate(context, builder, signature, arguments):
         _, x, x_stride, W, n_steps, of_rows, of_columns = arguments[:7]
         out, out_stride, maxima, maxima_stride, ahead, pace = arguments[7:]
         fetch = _fetching(builder)
         products = cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(_ints, [_shorts, _shorts]), "llvm.x86.avx2.pmadd.wd"
+            builder.module, ir.FunctionType(_ints, [_shorts, _shorts]), PRODUCTS[LANES]
         )
 
         def number(n):
@@ -313,7 +311,12 @@ def _tile(
             here = builder.add(step, number(more))
             place, along = builder.mul(here, number(4 * COLUMNS)), builder.mul(here, number(4))
             columns = [
-                _load(builder, W, builder.add(place, number(32 * j)), _floats if exact else _shorts)
+                _load(
+                    builder,
+                    W,
+                    builder.add(place, number(4 * LANES * j)),
+                    _floats if exact else _shorts,
+                )
                 for j in vectors
             ]
             sums = [
@@ -322,14 +325,16 @@ def _tile(
             ]
         for i in range(ROWS):
             for j in vectors:
-                begun[i][j].add_incoming(ir.Constant(sum_type, [0.0 if exact else 0] * 8), before)
+                begun[i][j].add_incoming(
+                    ir.Constant(sum_type, [0.0 if exact else 0] * LANES), before
+                )
                 begun[i][j].add_incoming(sums[i][j], loop)
         builder.cbranch(builder.icmp_signed("<", following, n_steps), loop, after)
 
         builder.position_at_end(after)
         of_column = [
             [
-                _load(builder, of_columns, number(4 * (term * COLUMNS + 8 * j)), _floats)
+                _load(builder, of_columns, number(4 * (term * COLUMNS + LANES * j)), _floats)
                 for term in range(1 if exact else 4)
             ]
             for j in vectors
@@ -355,11 +360,11 @@ def _tile(
             most = None
             for j in vectors:
                 entries = result(sums[i][j], of_row, *of_column[j])
-                _store(builder, entries, row, 32 * j)
+                _store(builder, entries, row, 4 * LANES * j)
                 bits = builder.bitcast(entries, _ints)
                 most = bits if most is None else _larger(builder, most, bits)
-            for half in (4, 2, 1):  # the upper lanes against the lower, until one is left
-                lanes = ir.Constant(_ints, [min(lane + half, 7) for lane in range(8)])
+            for half in HALVES:  # the upper lanes against the lower, until one is left
+                lanes = ir.Constant(_ints, [min(lane + half, LANES - 1) for lane in range(LANES)])
                 most = _larger(builder, most, builder.shuffle_vector(most, most, lanes))
             largest = builder.extract_element(most, ir.Constant(_i32, 0))
             _store(builder, largest, builder.add(maxima, builder.mul(number(i), maxima_stride)), 0)
@@ -374,7 +379,7 @@ def _larger(builder, a, b):
 
 @intrinsic
 def _dots(typingctx, x, rows, following, n, out):
-    """The products of x with four rows, as far as n, a multiple of 16; four other rows are fetched.
+    """The products of x with four rows, as far as n, a multiple of 2 * LANES; four others are fetched.
 
     All but n are addresses: `rows` and `following` of where the rows' addresses lie, `out` of the sums.
     """
@@ -383,7 +388,7 @@ def _dots(typingctx, x, rows, following, n, out):
         x, rows, following, n, out = arguments
         fetch = _fetching(builder)
         zero = ir.Constant(_i64, 0)
-        nothing = ir.Constant(_floats, [0.0] * 8)
+        nothing = ir.Constant(_floats, [0.0] * LANES)
         theirs, next_ones = (
             [_load(builder, of, ir.Constant(_i64, 8 * i), _i64) for i in range(4)]
             for of in (rows, following)
@@ -402,7 +407,7 @@ def _dots(typingctx, x, rows, following, n, out):
 
         builder.position_at_end(loop)
         along = builder.mul(d, ir.Constant(_i64, 4))
-        places = [builder.add(along, ir.Constant(_i64, 32 * j)) for j in range(2)]
+        places = [builder.add(along, ir.Constant(_i64, 4 * LANES * j)) for j in range(2)]
         numbers = [_load(builder, x, place, _floats) for place in places]
         for row, ahead, total in zip(theirs, next_ones, totals, strict=True):
             fetch(builder.add(ahead, along))
@@ -412,14 +417,14 @@ def _dots(typingctx, x, rows, following, n, out):
                 )
                 total[j].add_incoming(nothing, before)
                 total[j].add_incoming(more, loop)
-        d.add_incoming(builder.add(d, ir.Constant(_i64, 16)), loop)
+        d.add_incoming(builder.add(d, ir.Constant(_i64, 2 * LANES)), loop)
         builder.branch(test)
 
         builder.position_at_end(after)
         for i in range(4):
             total = builder.fadd(*totals[i])
-            for half in (4, 2, 1):
-                lanes = ir.Constant(_ints, [min(lane + half, 7) for lane in range(8)])
+            for half in HALVES:
+                lanes = ir.Constant(_ints, [min(lane + half, LANES - 1) for lane in range(LANES)])
                 total = builder.fadd(total, builder.shuffle_vector(total, total, lanes))
             _store(builder, builder.extract_element(total, ir.Constant(_i32, 0)), out, 4 * i)
         return context.get_dummy_value()

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from dictlearn_kernels import csr, dispatch, selection
+from dictlearn_kernels.compiled import lanes
 from dictlearn_kernels.decode_error.compiled import decode_error
 from dictlearn_kernels.fused_adam import compiled as fused_adam
 from dictlearn_kernels.fused_adam.moments import FORMS
@@ -17,6 +22,27 @@ from dictlearn_kernels.threshold_encode.compiled import above
 from dictlearn_kernels.topk_encode.compiled import largest
 
 from tests.kernels.adam_cases import CASES, build
+
+SIZED_BY_VECTORS = ("tiles", "fixed_point", "transforms")
+
+
+@pytest.mark.skipif(lanes() == 8, reason="vectors are no longer here")
+def test_loops_for_shorter_vectors_pass_the_same_tests():
+    """What a CPU without AVX-512 runs, compiled for one and run on this."""
+    told = {
+        "NUMBA_CPU_NAME": "haswell",
+        "NUMBA_CPU_FEATURES": "+avx,+avx2,+fma,+bmi,+bmi2,+lzcnt,+popcnt,+sse4.2",
+    }
+    files = [str(Path(__file__).with_name(f"test_{name}.py")) for name in SIZED_BY_VECTORS]
+    code = "from dictlearn_kernels.compiled import lanes; assert lanes() == 8; import sys, pytest; "
+    code += "sys.exit(pytest.main(['-q', '-x', '-p', 'no:cacheprovider', *sys.argv[1:]]))"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *files],
+        env={**os.environ, **told},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def expected(pre_RC: torch.Tensor, k: int) -> selection.Selection:

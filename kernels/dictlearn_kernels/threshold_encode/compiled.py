@@ -115,12 +115,13 @@ def _above(entries, maxima, threshold, least, starts, columns):
     """Where entries exceed their column's threshold. Panels whose largest doesn't are passed over; the
     largest by bits is that of numbers only where some are above zero.
     """
+    of_panel = entries.shape[2]
     for r in range(len(starts) - 1):
         n = starts[r]
         for panel in range(len(entries)):
             if least[panel] < 0 or maxima[r, panel] > least[panel]:
-                for j in range(COLUMNS):
-                    columns[n] = panel * COLUMNS + j
+                for j in range(of_panel):
+                    columns[n] = panel * of_panel + j
                     n += entries[panel, r, j] > threshold[panel, j]
         starts[r + 1] = n
 

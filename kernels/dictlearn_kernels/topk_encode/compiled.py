@@ -19,6 +19,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from llvmlite import ir
+from numba.core import types
+from numba.extending import intrinsic
 from torch import Tensor
 
 from dictlearn_kernels import fixed_point, selection, tiles
@@ -26,10 +29,11 @@ from dictlearn_kernels.compiled import array, loop
 from dictlearn_kernels.linear import passing
 from dictlearn_kernels.selection import Selection
 from dictlearn_kernels.threads import over
-from dictlearn_kernels.tiles import COLUMNS, Tiled
+from dictlearn_kernels.tiles import Tiled
 
 GROUPS_PER_PICK = 3  # so many groups for each entry that is looked for, where there are so many
-LANES = 64  # numbers that are looked at together
+WIDE = 16  # numbers whose comparisons are the bits of one word
+LANES = 64  # that are looked at together
 LANES_OF_MAXIMA = 16  # which are a few hundred
 INFINITY = 0x7F800000  # as an integer; above it nothing is a number
 ROUGH = 12  # bits that a first threshold may lack: it is then less by a 2,000th at most
@@ -97,30 +101,35 @@ def _largest(low, high, bits, k, values, columns, counts):
     for r in range(low, high):
         threshold = _threshold(bits[r], k, np.float32(0), memory, word)
         n = _reaching(bits[r], threshold, kept, places)
-        counts[r] = _taken(kept[:n], places[:n], k, values[r], columns[r])
+        counts[r] = _taken(kept, places, n, k, values[r], columns[r])
 
 
 @loop
 def _contenders(bits, maxima, k, spread, starts, columns):
     """Which entries of every row may be among its k largest, by the bits of their bounds."""
-    kept, places, memory, word = _memory(len(bits) * COLUMNS, k)
+    of_panel = bits.shape[2]
+    kept, places, memory, word = _memory(len(bits) * of_panel, k)
     largest, panels = np.empty(maxima.shape[1], np.int32), np.empty(maxima.shape[1], np.int64)
     starts[0] = 0
     for r in range(len(spread)):
         threshold = _threshold_of_maxima(maxima[r], k, spread[r], memory, word)
         n_near = _reaching_of_maxima(maxima[r], threshold, largest, panels)
         for i in range(n_near):
-            tiles.fetch(bits[panels[i], r].ctypes.data)  # pyright: ignore
+            place = bits[panels[i], r].ctypes.data
+            for line in range(0, of_panel * bits.itemsize, 64):
+                tiles.fetch(place + line)  # pyright: ignore
         n = 0
         for i in range(n_near):
             panel = panels[i]
-            for j in range(COLUMNS):
-                x = bits[panel, r, j]
-                if x >= threshold:
-                    kept[n], places[n] = x, panel * COLUMNS + j
+            for first in range(0, of_panel, WIDE):
+                reached = _reaching_mask(bits[panel, r, first:].ctypes.data, threshold)  # pyright: ignore
+                while reached:
+                    j = first + _lowest(reached)  # pyright: ignore
+                    kept[n], places[n] = bits[panel, r, j], panel * of_panel + j
                     n += 1
+                    reached &= reached - 1
         # What the groups' maxima say is a little too low.
-        threshold = max(1, _less(_kth_largest(kept[:n], k, 0), spread[r], word)) if n > k else 1
+        threshold = max(1, _less(_kth_largest(kept, n, k, 0), spread[r], word)) if n > k else 1
         end = starts[r]
         for i in range(n):
             columns[end] = places[i]
@@ -130,15 +139,14 @@ def _contenders(bits, maxima, k, spread, starts, columns):
 
 @loop
 def _largest_of(bits, starts, places, k, values, columns, counts):
-    kept = np.empty(len(bits), np.int32)
+    kept = np.empty(len(bits) + WIDE, np.int32)
     for r in range(len(counts)):
         n = 0
         first = starts[r]
         for i in range(first, starts[r + 1]):
             kept[n], places[first + n] = bits[i], places[i]
             n += bits[i] > 0
-        of_row = kept[:n], places[first : first + n]
-        counts[r] = _taken(*of_row, k, values[r], columns[r])
+        counts[r] = _taken(kept, places[first:], n, k, values[r], columns[r])
 
 
 @loop
@@ -171,7 +179,7 @@ def _threshold_by(lanes: int) -> Any:
                 for j in range(lanes):
                     x = blocks[first + group, j]
                     groups[group, j] = x if x > groups[group, j] else groups[group, j]
-        reached = _kth_largest(memory[: n_groups * lanes], k, ROUGH)
+        reached = _kth_largest(memory, n_groups * lanes, k, ROUGH)
         return max(np.int32(1), _less(reached, spread, word))
 
     return threshold
@@ -216,13 +224,12 @@ def _less(bits, spread, word):
 
 
 @loop
-def _taken(kept, places, k, values, columns):
-    """Writes the k largest, in the order they come in: how many there are."""
-    n = len(kept)
+def _taken(kept, places, n, k, values, columns):
+    """Writes the k largest of the first n, in the order they come in: how many there are."""
     ties = 0  # that may still be taken
     threshold = np.int32(0)
     if n > k:
-        threshold = _kth_largest(kept, k, 0)
+        threshold = _kth_largest(kept, n, k, 0)
         ties = k
         for i in range(n):
             ties -= kept[i] > threshold
@@ -240,14 +247,62 @@ def _taken(kept, places, k, values, columns):
 
 
 @loop
-def _kth_largest(numbers, k, lowest):
-    """Of numbers that are not below zero, a bit at a time; the `lowest` bits are left out."""
+def _kth_largest(numbers, n, k, lowest):
+    """Of the first n, none below zero, a bit at a time; the `lowest` bits are left out.
+
+    What comes after them is overwritten with zeros, up to a whole vector.
+    """
+    numbers[n : n + -n % WIDE] = 0
+    first = numbers.ctypes.data
     found = np.int32(0)
     for bit in range(30, lowest - 1, -1):
         higher = found | np.int32(1 << bit)
-        n = np.int32(0)
-        for x in numbers:
-            n += np.int32(x >= higher)
-        if n >= k:
+        reaching = 0
+        for i in range(0, n, WIDE):
+            reaching += _n_reaching(first + i * numbers.itemsize, higher)  # pyright: ignore
+        if reaching >= k:
             found = higher
     return found
+
+
+_i1, _i32, _i64 = (ir.IntType(n) for n in (1, 32, 64))
+_ints = ir.VectorType(_i32, WIDE)
+
+
+def _which_reach(builder, place, threshold):
+    numbers = builder.load(builder.inttoptr(place, _ints.as_pointer()), align=4)
+    nothing = ir.Constant(_ints, ir.Undefined)
+    first = builder.insert_element(nothing, threshold, ir.Constant(_i32, 0))
+    everywhere = builder.shuffle_vector(first, nothing, ir.Constant(_ints, [0] * WIDE))
+    reach = builder.icmp_signed(">=", numbers, everywhere)
+    return builder.bitcast(reach, ir.IntType(WIDE))
+
+
+@intrinsic
+def _reaching_mask(typingctx, place, threshold):
+    """A bit for each of WIDE int32 at an address: whether it is no less than the threshold."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.zext(_which_reach(builder, *arguments), _i32)
+
+    return types.int32(types.intp, types.int32), generate
+
+
+@intrinsic
+def _n_reaching(typingctx, place, threshold):
+    """How many of them are."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.zext(builder.ctpop(_which_reach(builder, *arguments)), _i64)
+
+    return types.int64(types.intp, types.int32), generate
+
+
+@intrinsic
+def _lowest(typingctx, mask):
+    """The place of the lowest bit of an int32 that has any."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.zext(builder.cttz(arguments[0], ir.Constant(_i1, 1)), _i64)
+
+    return types.int64(types.int32), generate

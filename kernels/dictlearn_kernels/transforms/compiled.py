@@ -26,8 +26,9 @@ from dictlearn_kernels.compiled import array, loop, sums
 from dictlearn_kernels.pattern import Pattern
 from dictlearn_kernels.threads import over
 
-ROWS, LANES = 6, 8
-COLUMNS = 2 * LANES  # of a panel: twelve sums, two columns' and a row's numbers fill 16 registers
+LANES = compiled.lanes()
+# Of a tile: 12 sums, two columns' and a row's numbers fill 16 registers, 24 sums 27 of 32.
+ROWS, COLUMNS = {8: 6, 16: 12}[LANES], 2 * LANES
 PARTS = 2  # of the columns that are written, for each thread: narrower ones are slower
 NEAR = 2**16  # numbers in panels that stay in a core's own cache while rows pass by
 
@@ -387,7 +388,7 @@ def _spread(typingctx, row, factor, n, place, panel):
     return types.void(types.intp, types.float32, *[types.intp] * 3), generate
 
 
-# Of two vectors, numbered one after the other: their single numbers, pairs and fours in turn.
+# Of two vectors of eight, numbered one after the other: their single numbers, pairs and fours in turn.
 _INTERLEAVE = (
     ([0, 8, 1, 9, 4, 12, 5, 13], [2, 10, 3, 11, 6, 14, 7, 15]),
     ([0, 1, 8, 9, 4, 5, 12, 13], [2, 3, 10, 11, 6, 7, 14, 15]),
@@ -398,11 +399,12 @@ _COMES_OUT = (0, 2, 1, 3, 4, 6, 5, 7)  # which column each vector is after that
 
 @intrinsic
 def _transpose(typingctx, rows, n, panel):
-    """panel[d, j] = row_j[d] for d below n, a multiple of LANES; `rows` has COLUMNS addresses."""
+    """panel[d, j] = row_j[d] for d below n, a multiple of 8; `rows` has COLUMNS addresses."""
 
     def generate(context, builder, signature, arguments):
         rows, n, panel = arguments
-        shuffle = ir.VectorType(_i32, LANES)
+        eight = ir.VectorType(_float, 8)
+        shuffle = ir.VectorType(_i32, 8)
         addresses = [builder.load(_at(builder, rows, 8 * j, _i64)) for j in range(COLUMNS)]
         before = builder.block
         loop = builder.append_basic_block("blocks")
@@ -411,18 +413,18 @@ def _transpose(typingctx, rows, n, panel):
 
         builder.position_at_end(loop)
         d = builder.phi(_i64)
-        following = builder.add(d, ir.Constant(_i64, LANES))
+        following = builder.add(d, ir.Constant(_i64, 8))
         d.add_incoming(ir.Constant(_i64, 0), before)
         d.add_incoming(following, loop)
         along = builder.mul(d, ir.Constant(_i64, 4))
         into = builder.add(panel, builder.mul(d, ir.Constant(_i64, 4 * COLUMNS)))
-        for half in range(0, COLUMNS, LANES):
+        for first in range(0, COLUMNS, 8):
             block = [
-                builder.load(_at(builder, builder.add(address, along), 0, _floats), align=4)
-                for address in addresses[half : half + LANES]
+                builder.load(_at(builder, builder.add(address, along), 0, eight), align=4)
+                for address in addresses[first : first + 8]
             ]
             for distance, masks in zip((1, 2, 4), _INTERLEAVE, strict=True):
-                for i in range(LANES):
+                for i in range(8):
                     if i & distance:
                         continue
                     pair = block[i], block[i + distance]
@@ -430,7 +432,7 @@ def _transpose(typingctx, rows, n, panel):
                         builder.shuffle_vector(*pair, ir.Constant(shuffle, mask)) for mask in masks
                     )
             for column, vector in zip(_COMES_OUT, block, strict=True):
-                place = _at(builder, into, 4 * (COLUMNS * column + half), _floats)
+                place = _at(builder, into, 4 * (COLUMNS * column + first), eight)
                 builder.store(vector, place, align=4)
         builder.cbranch(builder.icmp_signed("<", following, n), loop, after)
         builder.position_at_end(after)
