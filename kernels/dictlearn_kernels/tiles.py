@@ -36,7 +36,7 @@ UNROLLED = 2  # steps that a tile takes before it looks whether there are more
 AT_ONCE = 144  # rows of a strip
 LINE = 16  # float32 numbers of a line of the cache
 # Below these torch's matmul is as fast (scripts/bench_fixed_point.py): rows, entries of the product.
-FEWEST_ROWS, FEWEST_ENTRIES = 128, 2**20
+FEWEST_ROWS, FEWEST_ENTRIES = 128, {8: 2**20, 16: 2**18}[LANES]
 
 
 class Tiled(NamedTuple):

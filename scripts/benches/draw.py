@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ DARK = Palette(
 )  # fmt: skip
 PALETTES = {"light": LIGHT, "dark": DARK}
 SAES, AXES = ("sae-8k", "sae-24k", "sae-65k", "sae-131k"), ("F", "k", "L")
+# Whose figures stand beside one another in the documents: a GPU's, a CPU's by its vectors.
+KINDS = ("avx512", "avx2", "cpu", "cuda")
 NAMES = {"step": "case", "curve": "curve", "op": "op"}
 WORDS = {"F": "features F", "k": "active features k", "L": "layers L of a CLT"}
 
@@ -36,27 +38,36 @@ def pictures(results: Path, folder: Path) -> list[Path]:
     """Draws everything that results/bench.json has figures for; returns what was written."""
     folder.mkdir(parents=True, exist_ok=True)
     written = []
-    for device in ("cpu", "cuda"):
-        records = newest(results, device)
+    for kind in KINDS:
+        records = newest(results, kind)
         steps = [records[name] for name in SAES if name in records]
         curves = [records[name] for name in AXES if name in records]
         for shade, palette in PALETTES.items():
             with matplotlib.rc_context(style(palette)):
                 for what, found, draw in (("steps", steps, bars), ("cost", curves, lines)):
                     if found:
-                        target = folder / f"{what}-{device}-{shade}.png"
+                        target = folder / f"{what}-{kind}-{shade}.png"
                         save(draw(found, palette), target)
                         written.append(target)
     return written
 
 
-def newest(results: Path, device: str) -> dict[str, dict[str, Any]]:
-    """The last record of every case, curve and operation of a device, by its name."""
+def newest(results: Path, kind: str) -> dict[str, dict[str, Any]]:
+    """The last record of every case, curve and operation of a kind of machine, by its name."""
     path = results / "bench.json"
     if not path.exists():
         raise ValueError(f"{path}: no figures yet; want those of steps or curves first")
-    records = [record for record in json.loads(path.read_text()) if record["device"] == device]
+    records = [record for record in json.loads(path.read_text()) if kind_of(record) == kind]
     return {record[NAMES[record["part"]]]: record for record in records}
+
+
+def kind_of(record: Mapping[str, Any]) -> str:
+    """Which of KINDS a record was taken on; those that don't name instructions, on a CPU with AVX2."""
+    if record.get("device") == "cuda":
+        return "cuda"
+    instructions = record["machine"].get("instructions", ["avx2"])
+    named = {"avx512f": "avx512", "avx2": "avx2"}
+    return next((kind for name, kind in named.items() if name in instructions), "cpu")
 
 
 def save(figure: Figure, path: Path) -> None:

@@ -1,6 +1,6 @@
 """Tables of what is on record, put into the documents between their marks.
 
-    <!-- bench: steps-cpu -->
+    <!-- bench: steps-avx512 -->
     ... rewritten by `python scripts/bench.py draw` ...
     <!-- /bench -->
 
@@ -17,7 +17,7 @@ from typing import Any
 
 from benches import curves, steps
 from benches.cases import CASES, OURS, PEERS
-from benches.draw import AXES, newest
+from benches.draw import AXES, KINDS, kind_of, newest
 from benches.ops import OPS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -47,23 +47,27 @@ def replaced(text: str, found: Mapping[str, str]) -> str:
 
 def blocks(results: Path) -> dict[str, str]:
     """Markdown by the block's name."""
-    found = {}
-    for device in ("cpu", "cuda"):
-        records = newest(results, device)
+    found, readme = {}, []
+    for kind in KINDS:
+        records = newest(results, kind)
         cases = [records[name] for name in CASES if name in records]
         lines = [records[name] for name in AXES if name in records]
         ops = [record for record in records.values() if record.get("op") in OPS]
         if cases:
             tables = [f"{taken(record)}\n\n{steps.table(record)}" for record in cases]
-            found[f"steps-{device}"] = "\n\n".join(tables)
+            found[f"steps-{kind}"] = "\n\n".join(tables)
         if ops:
-            found[f"ops-{device}"] = f"{taken(ops[0])}\n\n{ops_table(ops)}"
+            found[f"ops-{kind}"] = f"{taken(ops[0])}\n\n{ops_table(ops)}"
         if lines:
-            tables = [f"{taken(lines[0])}\n\n{picture('cost', device, 'img')}"]
-            found[f"curves-{device}"] = "\n\n".join([*tables, *map(curves.table, lines)])
+            tables = [f"{taken(lines[0])}\n\n{picture('cost', kind, 'img')}"]
+            found[f"curves-{kind}"] = "\n\n".join([*tables, *map(curves.table, lines)])
         beside = [case for case in cases if any(peer in case["a_step"] for peer in PEERS)]
-        if device == "cpu" and beside:
-            found["readme"] = readme(beside)
+        if kind != "cuda" and beside:
+            readme.append(f"{taken(beside[0])}\n\n{times_ours(beside)}")
+            if len(readme) == 1:
+                readme.insert(0, picture("steps", kind, "docs/img"))
+    if readme:
+        found["readme"] = "\n\n".join(readme)
     if (results / "profile.json").exists():
         record = json.loads((results / "profile.json").read_text())[-1]
         found["profile"] = f"{taken(record)}\n\n{profile_table(record['rows'])}"
@@ -73,24 +77,24 @@ def blocks(results: Path) -> dict[str, str]:
 def taken(record: Mapping[str, Any]) -> str:
     """On what and when, in a line."""
     machine, versions = record["machine"], record["versions"]
-    processor = machine.get("gpu") if record.get("device") == "cuda" else None
-    words = [processor or f"{machine['cpu']}, {machine['threads']} threads"]
+    kind = kind_of(record)
+    vectors = {"avx512": " with AVX-512", "avx2": " with AVX2"}.get(kind, "")
+    processor = f"{machine['cpu']}{vectors}, {machine['threads']} threads"
+    words = [machine["gpu"] if kind == "cuda" else processor]
     words += [f"torch {versions['torch']}", record["date"]]
     if record.get("others", 0) > 0.1:
         words.append(f"other processes used {record['others']:.0%} of the cores")
     return ", ".join(words) + ":"
 
 
-def picture(what: str, device: str, folder: str) -> str:
-    dark = (
-        f'<source media="(prefers-color-scheme: dark)" srcset="{folder}/{what}-{device}-dark.png">'
-    )
+def picture(what: str, kind: str, folder: str) -> str:
+    dark = f'<source media="(prefers-color-scheme: dark)" srcset="{folder}/{what}-{kind}-dark.png">'
     words = {"steps": "Milliseconds of a training step", "cost": "Time a token against size"}[what]
-    light = f'<img alt="{words}" src="{folder}/{what}-{device}-light.png">'
+    light = f'<img alt="{words}" src="{folder}/{what}-{kind}-light.png">'
     return f"<picture>{dark}{light}</picture>"
 
 
-def readme(cases: Sequence[Mapping[str, Any]]) -> str:
+def times_ours(cases: Sequence[Mapping[str, Any]]) -> str:
     lines = []
     for case in cases:
         rates, size = case["tokens_per_second"], case["size"]
@@ -101,7 +105,7 @@ def readme(cases: Sequence[Mapping[str, Any]]) -> str:
                 f"- {size['B']:,} tokens, width {size['D']:,}, {size['F']:,} features: a step takes "
                 f"{1e3 * size['B'] / rates[OURS]:,.0f} ms in {OURS}, {', '.join(theirs)}"
             )
-    return "\n".join([picture("steps", "cpu", "docs/img"), "", taken(cases[0]), "", *lines])
+    return "\n".join(lines)
 
 
 def ops_table(records: Sequence[Mapping[str, Any]]) -> str:

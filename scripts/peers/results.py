@@ -13,18 +13,20 @@ from typing import Any
 import torch
 
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
+# Instruction sets that figures on a CPU depend on, by Linux' names.
+INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
 PACKAGES = ("torch", "lightning", "sae-lens", "eai-sparsify", "transformer-lens", "dictlearn-lm")
 
 
 def machine() -> dict[str, Any]:
     """The processors and what of them was used; nothing that names the computer or its owner."""
-    model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [row for row in cpuinfo.read_text().splitlines() if row.startswith("model name")]
-        model = names[0].split(":", 1)[1].strip() if names else model
+    rows = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    told = {name.strip(): value.strip() for name, _, value in (row.partition(":") for row in rows)}
+    flags = told.get("flags", "").split()
     found = {
-        "cpu": model,
+        "cpu": told.get("model name") or platform.processor() or platform.machine(),
+        "instructions": [name for name in INSTRUCTIONS if name in flags],
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "system": platform.system(),

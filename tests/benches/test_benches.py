@@ -160,19 +160,49 @@ def test_a_step_is_raced_and_drawn(tmp_path: Path):
         "fits": {who: curves.fitted([1, 2, 4], line) for who, line in lines.items()},
     }
     results.append("bench", {"versions": machine.versions(), **curve}, tmp_path)
+    kind = draw.kind_of({"device": "cpu", "machine": results.machine()})
     blocks = page.blocks(tmp_path)
-    assert blocks.keys() == {"steps-cpu", "curves-cpu"}  # no peer: nothing for the README
+    assert blocks.keys() == {f"steps-{kind}", f"curves-{kind}"}  # no peer: nothing for the README
     marked = "before\n<!-- bench: {} -->\nold\n<!-- /bench -->\nafter"
-    filled = page.replaced(marked.format("curves-cpu"), blocks)
+    filled = page.replaced(marked.format(f"curves-{kind}"), blocks)
     assert f"{DENSE} | 2.00 | 8.00 | 32.00 | 2.00 ± 0.00 |" in filled and "old" not in filled
     assert filled.startswith("before\n") and filled.endswith("<!-- /bench -->\nafter")
     assert page.replaced(filled, blocks) == filled
     assert page.replaced(marked.format("steps-cuda"), blocks) == marked.format("steps-cuda")
     written = draw.pictures(tmp_path, tmp_path / "img")
     assert {path.name for path in written} == {
-        f"{what}-cpu-{shade}.png" for what in ("steps", "cost") for shade in ("light", "dark")
+        f"{what}-{kind}-{shade}.png" for what in ("steps", "cost") for shade in ("light", "dark")
     }
     assert all(path.stat().st_size > 5000 for path in written)
+
+
+def test_figures_are_told_apart_by_the_vectors_of_the_cpu(tmp_path: Path):
+    """The newest of each kind of machine; records from before instructions were noted had AVX2."""
+    times = {OURS: {SAELENS: 2.0}}
+    size = {"B": 4, "D": 2, "F": 8, "k": 1, "L": 1}
+    record = {
+        "part": "step", "case": "sae-8k", "kind": "sae", "device": "cpu", "size": size, "others": 0.0,
+        "date": "2026-01-01", "versions": {"torch": "2"}, "peak_bytes": {}, "times_ours": times,
+        "a_step": {SAELENS: {"median_ms": 2.0, "quartile_1_ms": 2.0, "quartile_3_ms": 2.0}},
+        "of_floor": {}, "bars": [], "tokens_per_second": {OURS: 4.0, SAELENS: 2.0},
+    }  # fmt: skip
+    machines = {"old": None, "wide": ["avx2", "avx512f"], "short": ["avx2"], "arm": []}
+    records = [
+        {**record, "machine": {"cpu": cpu, "threads": 2}
+         | ({} if instructions is None else {"instructions": instructions})}
+        for cpu, instructions in machines.items()
+    ]  # fmt: skip
+    (tmp_path / "bench.json").write_text(json.dumps(records))
+    blocks = page.blocks(tmp_path)
+    starts = {name: block.splitlines()[0].split(", ")[0] for name, block in blocks.items()}
+    assert starts == {
+        "steps-avx512": "wide with AVX-512", "steps-avx2": "short with AVX2", "steps-cpu": "arm",
+        "readme": page.picture("steps", "avx512", "docs/img"),
+    }  # fmt: skip
+    in_readme = [blocks["readme"].index(f"\n{cpu}") for cpu in ("wide", "short", "arm")]
+    assert in_readme == sorted(in_readme)
+    (tmp_path / "bench.json").write_text(json.dumps(records[:1]))
+    assert page.blocks(tmp_path).keys() == {"steps-avx2", "readme"}
 
 
 def test_a_sample_of_ours_holds_the_steps_it_says():

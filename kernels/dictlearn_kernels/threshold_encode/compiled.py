@@ -21,7 +21,7 @@ from dictlearn_kernels.tiles import COLUMNS, Strip, Tiled
 
 _Part = tuple[Any, Any, Any]  # of a few rows: how many entries each has, their columns and values
 
-CROWDED = 0.03  # of a few rows' entries: evaluating more takes longer than float32 throughout
+CROWDED = 0.02  # of a few rows' entries: evaluating more takes longer than float32 throughout
 BLOCK = 16  # entries that are looked at together first: most have none above
 
 
