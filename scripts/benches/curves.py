@@ -1,4 +1,4 @@
-"""What a token costs against the number of features, against k and against layers.
+"""What a token costs against the number of features, against k, layers and the tokens of a batch.
 
 A line through the logarithms, by least squares, gives an exponent with its standard error: time goes
 as size ** exponent over the sizes that were timed. Everybody has a sample of every size by turns.
@@ -42,6 +42,9 @@ CURVES = {
         ),
         Curve("k", "k", (8, 16, 32, 64, 128), Case("curve", "cpu", "sae", 1024, 256, 8192, 8)),
         Curve("L", "L", (2, 3, 4, 6, 8, 12), Case("curve", "cpu", "clt", 512, 128, 2048, 16, 2)),
+        Curve(
+            "B", "B", (256, 512, 1024, 2048, 4096), Case("curve", "cpu", "sae", 256, 256, 8192, 32)
+        ),
     ),
     "cuda": (
         Curve(
@@ -52,6 +55,12 @@ CURVES = {
         ),
         Curve("k", "k", (8, 16, 32, 64, 128), Case("curve", "cuda", "sae", 4096, 2304, 65536, 8)),
         Curve("L", "L", (2, 3, 4, 6, 8, 12), Case("curve", "cuda", "clt", 4096, 768, 8192, 16, 2)),
+        Curve(
+            "B",
+            "B",
+            (1024, 2048, 4096, 8192, 16384),
+            Case("curve", "cuda", "sae", 1024, 2304, 65536, 64),
+        ),
     ),
 }
 QUICK = {"B": 64, "D": 16, "F": 128, "L": 2, "k": 4}
@@ -66,8 +75,12 @@ def trace(device: str, rounds: int, quick: bool) -> Iterator[dict[str, Any]]:
         cases = [base.resized({curve.letter: value}) for value in values]
         watch = machine.Watch()
         races = raced(cases, curve.lines, rounds, 2 if quick else None)
-        milliseconds = {
-            who: [race.summary()[who]["median_ms"] for race in races] for who in curve.lines
+        milliseconds = {  # of as many tokens as the first case has
+            who: [
+                race.summary()[who]["median_ms"] * base.tokens / case.tokens
+                for case, race in zip(cases, races, strict=True)
+            ]
+            for who in curve.lines
         }
         yield {
             "part": "curve",

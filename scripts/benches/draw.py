@@ -16,6 +16,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from benches.cases import DENSE, OURS, OURS_FLOAT32, SAELENS, SPARSIFY
 from benches.curves import ENCODER
@@ -27,11 +28,11 @@ DARK = Palette(
     first="#72b0ee", second="#ef945c", third="#6fc08d", fourth="#bb9ae2",
 )  # fmt: skip
 PALETTES = {"light": LIGHT, "dark": DARK}
-SAES, AXES = ("sae-8k", "sae-24k", "sae-65k", "sae-131k"), ("F", "k", "L")
+SAES, AXES = ("sae-8k", "sae-24k", "sae-65k", "sae-131k"), ("F", "k", "L", "B")
 # Whose figures stand beside one another in the documents: a GPU's, a CPU's by its vectors.
 KINDS = ("avx512", "avx2", "cpu", "cuda")
 NAMES = {"step": "case", "curve": "curve", "op": "op"}
-WORDS = {"F": "features F", "k": "active features k", "L": "layers L of a CLT"}
+WORDS = {"F": "features F", "k": "active features k", "L": "layers L of a CLT", "B": "tokens B"}
 
 
 def pictures(results: Path, folder: Path) -> list[Path]:
@@ -127,15 +128,18 @@ def panel(axes: Axes, record: dict[str, Any], palette: Palette, rows: int) -> No
 
 
 def lines(records: Sequence[dict[str, Any]], palette: Palette) -> Figure:
-    """One panel a curve, both axes logarithmic: points, the fit through them, its exponent."""
-    width, height = 8.0, 3.2
+    """One panel a curve, two beside each other, both axes logarithmic: points, the fit through them, its
+    exponent.
+    """
+    rows = -(-len(records) // 2)
+    width, each, tall, head = 8.0, 4.0, 2.75, 0.45
+    height = head + rows * tall
     figure = Figure(figsize=(width, height))
-    each = width / len(records)
     colour = colours(palette)
     for place, record in enumerate(records):
-        left, bottom = place * each + 0.62, 0.55
+        left, bottom = place % 2 * each + 0.62, height - head - (place // 2 + 1) * tall + 0.55
         axes = figure.add_axes(
-            (left / width, bottom / height, (each - 0.78) / width, (height - 1.05) / height)
+            (left / width, bottom / height, (each - 0.78) / width, (tall - 0.62) / height)
         )
         values = record["values"]
         for who, times in record["microseconds_per_token"].items():
@@ -149,13 +153,16 @@ def lines(records: Sequence[dict[str, Any]], palette: Palette) -> Figure:
         axes.set_yscale("log")
         axes.set_xticks(values, [_short(value) for value in values])
         axes.set_xlabel(WORDS[record["curve"]])
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
         low, high = axes.get_ylim()
         axes.set_ylim(low, high * (high / low) ** 0.35)  # room for the exponents
         axes.margins(x=0.06)
         axes.tick_params(which="minor", left=False)
         axes.tick_params(labelsize=8)
-        axes.legend(loc="upper left", fontsize=8, handletextpad=0.2, borderaxespad=0.0)
-        if place == 0:
+        axes.legend(loc="upper left", ncols=3, fontsize=8, handletextpad=0.2, borderaxespad=0.0)
+        if place % 2 == 0:
             axes.set_ylabel("µs a token")
     top = 1 - 0.27 / height
     figure.text(0.12 / width, top, "Time a token, and its exponent", fontweight="bold", fontsize=10)
