@@ -62,7 +62,9 @@ def made(kind: str, sparsity: str, *, skip: bool = False, centre: bool | None = 
         dictionary.decoder.normalise()
         dictionary.decoder.W_dec.mul_(torch.linspace(0.5, 2, FEATURES)[:, None])
         pre = dictionary.encoder.pre(dictionary.read(activations()[source][:, None]))
-        level = float(pre.flatten().kthvalue(pre.numel() - 384 * K).values)
+        # Between two of them: an entry that is the threshold itself goes by how it was rounded.
+        largest = pre.flatten().topk(384 * K + 1).values
+        level = float(largest[-2:].mean())
         for name, parameter in dictionary.sparsity.named_parameters():
             parameter.fill_(level) if "threshold" in name else parameter.normal_(std=0.1)
         if sparsity == "gated":
