@@ -100,9 +100,6 @@ def test_a_short_run_goes_with_every_objective(objective: str) -> None:
     assert_binds(composed("train", "debug=fast", f"objective={objective}"))
 
 
-COMBINATIONS = list(itertools.product(config.options("dict"), config.options("sparsity")))
-
-
 @pytest.fixture(scope="session")
 def slim(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of conf whose train.yaml has no other groups than these: it composes twice as fast."""
@@ -115,13 +112,21 @@ def slim(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return copy
 
 
-@pytest.mark.parametrize("model", config.options("model"))
-def test_every_dictionary_and_sparsity_goes_with_a_model(
-    model: str, slim: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("group", "option", "other"),
+    [
+        (group, option, other)
+        for group, other in itertools.combinations(("model", "dict", "sparsity"), 2)
+        for option in config.options(group)
+    ],
+)
+def test_models_dictionaries_and_sparsities_go_together(
+    group: str, option: str, other: str, slim: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Two at a time: no file of one group looks at both of the others."""
     monkeypatch.setattr(config, "conf_dir", lambda: slim)
-    for kind, sparsity in COMBINATIONS:
-        assert_binds(composed("train", f"model={model}", f"dict={kind}", f"sparsity={sparsity}"))
+    for choice in config.options(other):
+        assert_binds(composed("train", f"{group}={option}", f"{other}={choice}"))
 
 
 def test_every_folder_of_conf_is_a_group_of_some_verb() -> None:

@@ -23,7 +23,7 @@ def _forced():
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("threshold", [-10.0, 0.0, 1.5, 100.0, "per column"])
-@pytest.mark.parametrize(("rows", "columns", "width"), [(1, 1, 1), (0, 9, 4), (70, 300, 33)])
+@pytest.mark.parametrize(("rows", "columns", "width"), [(1, 1, 1), (0, 9, 4), (70, 140, 33)])
 def test_matches_a_comparison(device, rows, columns, width, threshold, dtype):
     x, W, b = on(device, operands(rows, columns, width))
     if threshold == "per column":
