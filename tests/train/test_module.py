@@ -9,6 +9,7 @@ from functools import partial
 import lightning
 import pytest
 import torch
+from dictlearn_kernels import topk_encode
 
 from dictlearn.dicts.dictionary import Dictionary, Shape
 from dictlearn.objectives.auxk import AuxK
@@ -45,12 +46,12 @@ class Stream:
         return iter(self.batches)
 
 
-def trainee(sparsity: str = "topk", dead_after: int = 256) -> Trainee:
+def trainee(sparsity: str = "topk", dead_after: int = 256, selection: str = "auto") -> Trainee:
     site = ("resid_post.1",)
     shape = Shape("sae", site, site, width=8, n_features=32, k=4, centre=True)
     dictionary = Dictionary(shape, SPARSITIES[sparsity])
     objective = Objective({"reconstruction": Reconstruction(), "auxk": AuxK(k_aux=4)})
-    made = Trainee(dictionary, objective, "sqrt_width", dead_after)
+    made = Trainee(dictionary, objective, "sqrt_width", dead_after, selection)
     made.begin(batch(1024))
     return made
 
@@ -89,6 +90,24 @@ def test_training_lowers_the_error(sparsity):
     assert after.loss < 0.6 * before.loss
     assert set(training.metrics) >= {"loss", "loss/auxk", "fvu", "l0", "dead", "lr", "tokens"}
     assert training.metrics["tokens"] == 60 * 64
+
+
+def test_the_share_of_rows_that_low_precision_left_open_is_a_metric(monkeypatch):
+    """Of those since the step that was logged before."""
+    batches = [batch() for _ in range(4)]
+    exact = module(4, trainees={"dictionary": trainee(selection="float32")})
+    fit(exact, batches)
+    assert "recomputed" not in exact.metrics
+    low = {"dictionary": trainee(selection="bfloat16")}
+    training = module(4, trainees=low)
+    fit(training, batches)
+    assert 0 <= training.metrics["recomputed"] <= 1
+    assert topk_encode.flagged() == (0, 0)  # counted anew after each logged step
+    monkeypatch.setattr(topk_encode, "taken", lambda k, dtype: k)  # too few to prove anything by
+    hard = {"dictionary": trainee(selection="bfloat16")}
+    training = module(4, trainees=hard)
+    fit(training, batches)
+    assert training.metrics["recomputed"] > 0.01
 
 
 def test_every_parameter_is_in_one_group():

@@ -9,6 +9,7 @@ from typing import Any, final
 
 import lightning
 import torch
+from dictlearn_kernels import topk_encode
 from torch import Tensor, nn
 
 from dictlearn.train.fused_adam import FusedAdam
@@ -117,6 +118,10 @@ class DictionaryTraining(lightning.LightningModule):
                 self.metrics[prefix + metric] = value
         self.metrics["lr"] = self.optimizers().param_groups[0]["lr"]  # type: ignore[union-attr]
         self.metrics["refused_steps"] = float(self.refused)
+        flagged, rows = topk_encode.flagged()
+        topk_encode.forget()
+        if rows:  # of selection in low precision, since the step that was logged before
+            self.metrics["recomputed"] = flagged / rows
         now = time.perf_counter()
         if self._logged_at is not None:
             earlier, when = self._logged_at
