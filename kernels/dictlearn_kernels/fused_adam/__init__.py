@@ -55,6 +55,8 @@ def update(
     """
     chosen = _implementation(features)
     chosen.update(features, gradients, moments, along_N, steps, scale)
+    for parameter, _ in features.parts:  # of a loop's or a kernel's writing torch doesn't know
+        torch.autograd.graph.increment_version(parameter)
 
 
 def _implementation(features: Features) -> Any:

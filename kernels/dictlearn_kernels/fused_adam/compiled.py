@@ -17,7 +17,16 @@ from torch import Tensor
 from dictlearn_kernels import compiled
 from dictlearn_kernels.compiled import array, fused, loop, sums
 from dictlearn_kernels.fused_adam.moments import BFloat16, EightBit, Full, Moments
-from dictlearn_kernels.fused_adam.types import CONCAT, FREE, SUM, Features, Step, projected, rows_of
+from dictlearn_kernels.fused_adam.types import (
+    CONCAT,
+    FREE,
+    SUM,
+    Features,
+    Step,
+    projected,
+    round_into,
+    rows_of,
+)
 from dictlearn_kernels.threads import over
 from dictlearn_kernels.weight_grad import RowGradient
 
@@ -95,8 +104,7 @@ def update(
 
     over(features.n, rows, _numbers(features))
     if features.shadow is not None:
-        p, start = features.parts[0]
-        rows_of(features.shadow).copy_(rows_of(p)[start : start + features.n])
+        round_into(features.shadow, rows_of(features.parts[0][0])[: features.n], 0)
 
 
 def _numbers(features: Features) -> int:

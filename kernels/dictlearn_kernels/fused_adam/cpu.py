@@ -8,7 +8,15 @@ import torch
 from torch import Tensor
 
 from dictlearn_kernels.fused_adam.moments import Moments
-from dictlearn_kernels.fused_adam.types import FREE, SUM, Features, Step, projected, rows_of
+from dictlearn_kernels.fused_adam.types import (
+    FREE,
+    SUM,
+    Features,
+    Step,
+    projected,
+    round_into,
+    rows_of,
+)
 from dictlearn_kernels.weight_grad import RowGradient
 
 BLOCK = (
@@ -64,7 +72,7 @@ def update(
         if features.norm != FREE:
             _restore(features, rows)
         if features.shadow is not None:
-            rows_of(features.shadow)[low:high] = rows[0]
+            round_into(features.shadow, rows[0], low)
 
 
 def blocks(features: Features) -> list[tuple[int, int]]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dictlearn_kernels.fused_adam.moments import Moments
-from dictlearn_kernels.fused_adam.types import CONCAT, FREE, Features, Step, rows_of
+from dictlearn_kernels.fused_adam.types import CONCAT, FREE, Features, Step, round_into, rows_of
 from dictlearn_kernels.weight_grad import RowGradient
 
 
@@ -51,7 +51,7 @@ def update(
         for w in weights:
             w *= (features.length / together)[:, None]
     if features.shadow is not None:
-        rows_of(features.shadow).copy_(weights[0])
+        round_into(features.shadow, weights[0], 0)
 
 
 def _gradients(features: Features, gradients: Sequence[RowGradient | None]) -> Tensor:

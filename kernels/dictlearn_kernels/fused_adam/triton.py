@@ -41,6 +41,7 @@ from dictlearn_kernels.fused_adam.factors import (
 from dictlearn_kernels.fused_adam.moments import FORMS, BFloat16, EightBit, Full, Moments
 from dictlearn_kernels.fused_adam.rounding import to_bfloat16, to_codes
 from dictlearn_kernels.fused_adam.types import CONCAT, FREE, SUM, Features, Step, projected, rows_of
+from dictlearn_kernels.rounded import SLACK
 from dictlearn_kernels.shipped import Variant
 from dictlearn_kernels.weight_grad import RowGradient
 
@@ -50,6 +51,7 @@ HALF = WIDEST // 2  # numbers of a row at once by as many threads, where a step 
 # What Adam needs of a part beside its line: `LR` and `ROOT` hold the corrections of the moments' bias.
 LR, BETA1, BETA2, EPS, ROOT = map(tl.constexpr, range(5))
 NUMBERS = tl.constexpr(5)
+SLACK_OF_NORMS = tl.constexpr(SLACK)
 
 
 @triton.jit
@@ -200,11 +202,11 @@ def _step(
 
 @triton.jit(do_not_specialize=["n_parts"])
 def update_kernel(
-    parts_ptr, numbers_ptr, along_ptr, shadow_ptr, n_parts, D, length, scale,
+    parts_ptr, numbers_ptr, along_ptr, low_ptr, norm_ptr, error_ptr, n_parts, D, length, scale,
     NORM: tl.constexpr, PROJECT: tl.constexpr, FORM: tl.constexpr, WHOLE: tl.constexpr,
     HAS_SHADOW: tl.constexpr, CHUNK: tl.constexpr, SIZE: tl.constexpr,
 ):  # fmt: skip
-    """Adam on all parts of a feature, then its norm, then its copy in low precision."""
+    """Adam on all parts of a feature, then its norm, then its copy in low precision, as `rounded`'s."""
     feature = tl.program_id(0).to(tl.int64)
     size = 0.0  # what the feature's norm is made of: a sum of squares, or of norms
     for part in range(n_parts):
@@ -229,6 +231,7 @@ def update_kernel(
     norm = tl.maximum(size / length, 1e-12)
     if NORM != "free" or HAS_SHADOW:
         tl.debug_barrier()  # what one thread wrote, another may read
+        square, error_square = 0.0, 0.0
         for part in range(n_parts):
             line_ptr = parts_ptr + part * SLOTS
             row = tl.load(line_ptr + FIRST_ROW) + feature
@@ -240,8 +243,14 @@ def update_kernel(
                     w = w / norm
                     tl.store(w_ptr + row * D + d, w, mask=d < D)
                 if HAS_SHADOW:
-                    low = w.to(shadow_ptr.dtype.element_ty)
-                    tl.store(shadow_ptr + feature * D + d, low, mask=d < D)
+                    low = w.to(low_ptr.dtype.element_ty)
+                    tl.store(low_ptr + feature * D + d, low, mask=d < D)
+                    error = w - low.to(tl.float32)
+                    square += tl.sum(w * w)
+                    error_square += tl.sum(error * error)
+        if HAS_SHADOW:
+            tl.store(norm_ptr + feature, tl.sqrt_rn(square) * SLACK_OF_NORMS)
+            tl.store(error_ptr + feature, tl.sqrt_rn(error_square) * SLACK_OF_NORMS)
 
 
 def measure(
@@ -290,7 +299,7 @@ def update(
         on_device(lines, torch.int64, first),
         on_device([_numbers(step) for step in steps], torch.float32, first),
         along_N,
-        features.shadow,
+        *(features.shadow or (None, None, None)),
         scale=scale,
         PROJECT=along_N is not None,
         FORM=form.form,
@@ -372,10 +381,13 @@ def shipped() -> list[Variant]:
                     kinds.append({"WHOLE": False, "HAS_SHADOW": False, "SIZE": HALF})
                 for kind in kinds:
                     chosen, signature = {**options, **kind}, dict(updated)
-                    there = {"along_ptr": chosen["PROJECT"], "shadow_ptr": chosen["HAS_SHADOW"]}
+                    there = {"along_ptr": chosen["PROJECT"]}
+                    there |= dict.fromkeys(
+                        ("low_ptr", "norm_ptr", "error_ptr"), chosen["HAS_SHADOW"]
+                    )
                     for name, given in there.items():
                         if given:
-                            signature[name] = "*fp32" if name == "along_ptr" else "*fp16"
+                            signature[name] = "*fp16" if name == "low_ptr" else "*fp32"
                         else:
                             chosen[name] = None
                     launch = {"num_warps": warps(size), **_room(norm, form)}

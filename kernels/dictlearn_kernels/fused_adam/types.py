@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from dictlearn_kernels.rounded import SLACK, Rounded, reference
+
 FREE, CONCAT, SUM = "free", "concat", "sum"
 
 
@@ -21,7 +23,7 @@ class Features:
     n: int
     norm: str = FREE
     length: float = 1.0
-    shadow: Tensor | None = None  # a copy of the one part in low precision, kept up to date
+    shadow: Rounded | None = None  # of the one part, which begins at its row 0: kept up to date
 
 
 @dataclass(frozen=True)
@@ -50,3 +52,10 @@ def projected(features: Features, square: Tensor, along_N: Tensor) -> tuple[Tens
 def rows_of(parameter: Tensor) -> Tensor:
     """A parameter as the [rows, D] matrix of its last dimension, without its graph."""
     return parameter.detach().view(-1, parameter.shape[-1])
+
+
+def round_into(copy: Rounded, rows: Tensor, first: int) -> None:
+    """Rounds rows that have moved into a copy, from its row `first` on."""
+    made = reference.rounded(rows, copy.low_RD.dtype, SLACK)
+    for kept, new in zip(copy, made, strict=True):
+        kept[first : first + len(rows)] = new

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar, final
 
 import torch
+from dictlearn_kernels import rounded
 from dictlearn_kernels.fused_adam import Features
 from torch import Tensor, nn
 
@@ -294,10 +295,15 @@ class Dictionary(nn.Module):
         """Sets the decoder's bias to the mean of the targets, in the units it trains in."""
         self.decoder.b_dec.copy_(y_NTD.mean(0))
 
-    def features(self) -> list[Features]:
-        """The rows that a fused optimiser takes: those whose gradients are sums over a code."""
+    def features(self, kept: torch.dtype | None = None) -> list[Features]:
+        """The rows that a fused optimiser takes: those whose gradients are sums over a code.
+
+        `kept` is a precision in which it is to keep a copy of W_enc up to date for selection.
+        """
         W_enc = self.encoder.W_enc
-        return [Features(((W_enc, 0),), W_enc.shape[0] * W_enc.shape[1]), *self.decoder.features()]
+        n_rows = W_enc.shape[0] * W_enc.shape[1]
+        shadow = None if kept is None else rounded.keep(W_enc, kept)
+        return [Features(((W_enc, 0),), n_rows, shadow=shadow), *self.decoder.features()]
 
     def project_gradients(self, fused: bool = False) -> None:
         """After the backward pass, before the optimiser's step.

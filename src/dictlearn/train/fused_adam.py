@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, final
 
 import torch
+from dictlearn_kernels import rounded
 from dictlearn_kernels.fused_adam import Features, Step, adam, measure, update
 from dictlearn_kernels.fused_adam.moments import FORMS
 from dictlearn_kernels.weight_grad import Collector, RowGradient
@@ -132,6 +133,8 @@ class FusedAdam(torch.optim.Optimizer):
             for (p, _), step in zip(features.parts, steps, strict=True)
         ]
         update(features, self._gradients(features), moments, along_N, steps, scale)
+        if features.shadow is not None:
+            rounded.settle(features.parts[0][0])
 
     def _begin(self, p: Tensor, group: Mapping[str, Any], index: int) -> Step:
         """Makes a parameter's state where there is none, and counts the step."""

@@ -69,7 +69,9 @@ class DictionaryTraining(lightning.LightningModule):
     def configure_optimizers(self) -> Any:
         optimiser = self.optimiser(parameter_groups(self))
         if isinstance(optimiser, FusedAdam) and self._alone():
-            rows = {name: one.dictionary.features() for name, one in self.named_trainees()}
+            rows = {
+                name: one.dictionary.features(one.rounds_to) for name, one in self.named_trainees()
+            }
             if optimiser.attach(rows):
                 self._fused = optimiser
         schedule = torch.optim.lr_scheduler.LambdaLR(

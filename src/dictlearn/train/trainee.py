@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple, final
 
 import torch
-from dictlearn_kernels import fixed_point
+from dictlearn_kernels import fixed_point, rounded
 from torch import Tensor, nn
 
 from dictlearn.dicts.dictionary import Dictionary
+from dictlearn.dicts.encoder import ON_A_GPU
 from dictlearn.dicts.start import start_from
 from dictlearn.objectives.objective import Objective
 from dictlearn.objectives.protocol import Forward, Windows
@@ -101,6 +102,14 @@ class Trainee(nn.Module):
         self.dictionary.encoder.matmul_dtype = self._matmul_dtype(device)
         with torch.autocast(device, enabled=False):
             return self._forward(batch, progress)
+
+    @property
+    def rounds_to(self) -> torch.dtype | None:
+        """What selection has W_enc rounded to in every step; None where it hasn't, or not on a GPU."""
+        W_enc = self.dictionary.encoder.W_enc
+        dtype = self.selection or ON_A_GPU
+        rounds = W_enc.is_cuda and W_enc.dtype == torch.float32 and dtype in rounded.LOW
+        return dtype if rounds else None
 
     def _matmul_dtype(self, device: str) -> torch.dtype | None:
         """What was asked for; None, where the encoder knows what is fastest. Else the model's."""

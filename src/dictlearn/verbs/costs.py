@@ -86,6 +86,7 @@ RESIDENT = (
     "language model",
     "shuffle buffer",
     "weights",
+    "copy for selection",
     "optimiser",
     "reduction buckets",
     "gradients in factors",
@@ -154,7 +155,10 @@ def memory(run: Run, on_gpu: bool, devices: int = 1, dead: float = DEAD) -> Memo
         else:
             low = run.low_precision(on_gpu)
             selection = searching(N, one.n_features, shape.k, on_gpu, low)
-            if low:  # W_enc in it, and on a CPU what it gives
+            if low and on_gpu and factors:  # the optimiser rounds W_enc, with two norms a row
+                rows = one.code_sources * one.n_features
+                parts["copy for selection"] += 2 * W_enc * one.code_sources + 2 * FLOAT * rows
+            elif low:  # W_enc in it, and on a CPU what it gives
                 selection += 2 * W_enc + (0 if on_gpu else 2 * N * one.n_features)
         parts["selection"] = max(parts["selection"], selection)
         parts["codes"] += code_bytes(one, N, shape.k)
@@ -352,7 +356,9 @@ def work(run: Run, on_gpu: bool = True, devices: int = 1) -> dict[str, Work]:
         # A CPU's matmul writes pre-activations, the selection reads them, and once more of itself.
         written = 0 if on_gpu else 3 * FLOAT * one.code_sources * one.n_features
         low = run.low_precision(on_gpu)
-        read = (FLOAT + (4 if low else 0)) * encoder / run.batch
+        kept = low and on_gpu and factors  # the optimiser writes what the matmul reads
+        read = (2 if kept else FLOAT + (4 if low else 0)) * encoder / run.batch
+        moved += 2 * encoder if kept else 0
         encode = _sum(encode, _at(low, 2.0 * encoder, written + read))
         decode = _sum(decode, decoding(one, run.batch, factors))
         decoder = sum(p.numel() for p in one.decoder.parameters())

@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import torch
+from dictlearn_kernels import rounded
 from dictlearn_kernels.dispatch import using
 from dictlearn_kernels.fused_adam import Features, compiled, measure, reference, update
 
@@ -106,12 +107,15 @@ def test_moments_in_bfloat16_are_rounded_by_chance_to_a_neighbour(device):
 def test_a_shadow_follows_its_rows(device):
     case = build("concat", device)
     (W, _) = case.features.parts[0]
-    shadow = torch.full_like(W, torch.nan, dtype=torch.float16)
+    shadow = rounded.keep(W, torch.float16)
     whole = Features(((W, 0),), W.shape[1], "concat", shadow=shadow)
     with using("triton"):
         _, along = measure(whole, case.gradients)
         update(whole, case.gradients, case.moments, along, case.steps)
-    torch.testing.assert_close(shadow.float(), W, rtol=1e-3, atol=1e-6)
+    low, norm, error = rounded.reference.rounded(W[0], torch.float16, rounded.SLACK)
+    assert torch.equal(shadow.low_RD, low)
+    torch.testing.assert_close(shadow.norm_R, norm)
+    torch.testing.assert_close(shadow.error_R, error)
 
 
 @pytest.mark.parametrize("name", ["concat", "wider_than_a_block", "beside_a_dense_one"])

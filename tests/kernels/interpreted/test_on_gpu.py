@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from dictlearn_kernels import topk_encode
+from dictlearn_kernels import rounded, topk_encode
 from dictlearn_kernels.topk_encode import groups
 
 from dictlearn.train import fused_adam
@@ -122,6 +122,30 @@ def test_the_optimiser_launches_a_kernel_for_each_source_not_for_each_pair(kind,
         take_steps(run, [moved(batch, "cuda") for batch in batches(SHAPES[kind], 1)], gpu)
         for kernel in ("measure_kernel", "update_kernel"):
             assert gpu.launches.count(kernel) == matrices
+
+
+@pytest.mark.parametrize("kind, sources", [("sae", 1), ("clt", 3)])
+@pytest.mark.parametrize("sparsity", ["topk", "jumprelu"])
+def test_the_optimiser_rounds_the_encoder_for_the_next_selection(kind, sources, sparsity):
+    if not INTERPRETED:
+        pytest.skip("about the pretended one")
+    with pretend_gpu() as gpu:
+        run = training(SHAPES[kind], partial(FusedAdam, lr=1e-2), sparsity, clip_norm=0.5).to(
+            "cuda"
+        )
+        given = [moved(batch, "cuda") for batch in batches(SHAPES[kind], 3)]
+        for n_steps, n_rounded in ((1, 2), (3, 1)):  # the first finds no copy; W_enc and x, then x
+            take_steps(run, given[:n_steps], gpu)
+            assert gpu.launches.count("rounded_kernel") == n_rounded * sources
+        W_enc = run.trainee().dictionary.encoder.W_enc
+        copy = rounded.rounded(W_enc.detach().flatten(0, 1), torch.float16)
+        with torch.no_grad():
+            kept = rounded.rounded(W_enc.flatten(0, 1), torch.float16)
+            assert all(torch.allclose(a.cpu(), b.cpu()) for a, b in zip(kept, copy, strict=True))
+            assert gpu.launches.count("rounded_kernel") == n_rounded * sources + 1
+            W_enc.mul_(2)
+            rounded.rounded(W_enc[0], torch.float16)  # it has been written to: rounded anew
+            assert gpu.launches.count("rounded_kernel") == n_rounded * sources + 2
 
 
 def test_what_a_gpu_would_refuse_is_refused():
