@@ -10,6 +10,7 @@ it has just written, is still in the cache: of 12 parts of width 768 they are 36
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 import torch
@@ -374,22 +375,15 @@ def shipped() -> list[Variant]:
             variants.append(Variant(measure_kernel, measured, constants, warps(size)))
             for form in FORMS:
                 options = {**constants, "FORM": form, "PROJECT": norm != FREE}
-                kinds = [{"WHOLE": True, "HAS_SHADOW": False}]
-                if norm == FREE:
-                    kinds.append({"WHOLE": True, "HAS_SHADOW": True})
-                if form == "8bit" and size == WIDEST:
-                    kinds.append({"WHOLE": False, "HAS_SHADOW": False, "SIZE": HALF})
-                for kind in kinds:
-                    chosen, signature = {**options, **kind}, dict(updated)
-                    there = {"along_ptr": chosen["PROJECT"]}
-                    there |= dict.fromkeys(
-                        ("low_ptr", "norm_ptr", "error_ptr"), chosen["HAS_SHADOW"]
-                    )
-                    for name, given in there.items():
-                        if given:
-                            signature[name] = "*fp16" if name == "low_ptr" else "*fp32"
-                        else:
-                            chosen[name] = None
+                lows = ("", "*fp16", "*bf16") if norm == FREE else ("",)
+                wholes = (True, False) if form == "8bit" and size == WIDEST else (True,)
+                for low, whole in product(lows, wholes):
+                    chosen = {**options, "WHOLE": whole, "HAS_SHADOW": low != ""}
+                    chosen |= {} if whole else {"SIZE": HALF}
+                    there = {"along_ptr": "*fp32" if chosen["PROJECT"] else "", "low_ptr": low}
+                    there |= dict.fromkeys(("norm_ptr", "error_ptr"), "*fp32" if low else "")
+                    signature = updated | {name: to for name, to in there.items() if to}
+                    chosen |= {name: None for name, to in there.items() if not to}
                     launch = {"num_warps": warps(size), **_room(norm, form)}
                     variants.append(Variant(update_kernel, signature, chosen, **launch))
     return variants
