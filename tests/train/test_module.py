@@ -94,7 +94,7 @@ def test_training_lowers_the_error(sparsity):
 
 def test_the_share_of_rows_that_low_precision_left_open_is_a_metric(monkeypatch):
     """Of those since the step that was logged before."""
-    batches = [batch() for _ in range(4)]
+    batches = [batch(1024) for _ in range(4)]
     exact = module(4, trainees={"dictionary": trainee(selection="float32")})
     fit(exact, batches)
     assert "recomputed" not in exact.metrics

@@ -24,7 +24,7 @@ from dictlearn_kernels.fused_adam.types import (
     Features,
     Step,
     projected,
-    round_into,
+    round_shadow,
     rows_of,
 )
 from dictlearn_kernels.threads import over
@@ -103,8 +103,7 @@ def update(
                     _restore(near, far, start, w, is_sum, np.float32(features.length), sizes)
 
     over(features.n, rows, _numbers(features))
-    if features.shadow is not None:
-        round_into(features.shadow, rows_of(features.parts[0][0])[: features.n], 0)
+    round_shadow(features)
 
 
 def _numbers(features: Features) -> int:

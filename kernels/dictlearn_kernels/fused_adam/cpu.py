@@ -14,7 +14,7 @@ from dictlearn_kernels.fused_adam.types import (
     Features,
     Step,
     projected,
-    round_into,
+    round_shadow,
     rows_of,
 )
 from dictlearn_kernels.weight_grad import RowGradient
@@ -71,8 +71,7 @@ def update(
             stored.store(start + low, start + high, first, second)
         if features.norm != FREE:
             _restore(features, rows)
-        if features.shadow is not None:
-            round_into(features.shadow, rows[0], low)
+    round_shadow(features)
 
 
 def blocks(features: Features) -> list[tuple[int, int]]:

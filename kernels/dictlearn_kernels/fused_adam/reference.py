@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dictlearn_kernels.fused_adam.moments import Moments
-from dictlearn_kernels.fused_adam.types import CONCAT, FREE, Features, Step, round_into, rows_of
+from dictlearn_kernels.fused_adam.types import CONCAT, FREE, Features, Step, round_shadow, rows_of
 from dictlearn_kernels.weight_grad import RowGradient
 
 
@@ -50,8 +50,7 @@ def update(
         together = norms_PN.square().sum(0).sqrt() if features.norm == CONCAT else norms_PN.sum(0)
         for w in weights:
             w *= (features.length / together)[:, None]
-    if features.shadow is not None:
-        round_into(features.shadow, weights[0], 0)
+    round_shadow(features)
 
 
 def _gradients(features: Features, gradients: Sequence[RowGradient | None]) -> Tensor:

@@ -283,7 +283,6 @@ def update(
     scale: float,
 ) -> None:
     first = features.parts[0][0]
-    assert features.shadow is None or len(features.parts) == 1
     forms = {type(one) for one in moments if one is not None}
     if features.n == 0 or not forms:
         return

@@ -23,7 +23,11 @@ class Features:
     n: int
     norm: str = FREE
     length: float = 1.0
-    shadow: Rounded | None = None  # of the one part, which begins at its row 0: kept up to date
+    shadow: Rounded | None = None  # of all rows of the one part: kept up to date
+
+    def __post_init__(self) -> None:
+        if self.shadow is not None:
+            assert len(self.parts) == 1 and len(rows_of(self.parts[0][0])) == self.n
 
 
 @dataclass(frozen=True)
@@ -54,8 +58,11 @@ def rows_of(parameter: Tensor) -> Tensor:
     return parameter.detach().view(-1, parameter.shape[-1])
 
 
-def round_into(copy: Rounded, rows: Tensor, first: int) -> None:
-    """Rounds rows that have moved into a copy, from its row `first` on."""
-    made = reference.rounded(rows, copy.low_RD.dtype, SLACK)
-    for kept, new in zip(copy, made, strict=True):
-        kept[first : first + len(rows)] = new
+def round_shadow(features: Features) -> None:
+    """Rounds rows that have moved, where a copy of them is kept."""
+    if features.shadow is None:
+        return
+    rows = rows_of(features.parts[0][0])
+    made = reference.rounded(rows, features.shadow.low_RD.dtype, SLACK)
+    for kept, new in zip(features.shadow, made, strict=True):
+        kept.copy_(new)
