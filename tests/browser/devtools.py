@@ -130,10 +130,14 @@ class Browser:
         for letter in text:
             self.press(letter)
 
-    def click(self, selector: str) -> None:
+    def click(self, selector: str, meanwhile: str = "") -> None:
+        """A click on the first element that `selector` finds; JavaScript runs before it ends."""
         x, y = self._middle(selector)
-        for kind in ("mousePressed", "mouseReleased"):
-            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+        button = {"x": x, "y": y, "button": "left", "clickCount": 1}
+        self.call("Input.dispatchMouseEvent", type="mousePressed", **button)
+        if meanwhile:
+            self.value(meanwhile)
+        self.call("Input.dispatchMouseEvent", type="mouseReleased", **button)
 
     def hover(self, selector: str) -> None:
         x, y = self._middle(selector)
@@ -153,12 +157,16 @@ class Browser:
         path.write_bytes(base64.b64decode(picture))
 
     def _middle(self, selector: str) -> tuple[float, float]:
-        """Of the first element that `selector` finds, brought into sight."""
+        """Of the first element that `selector` finds, brought into sight and standing still."""
         found = self.value(
-            f"""(() => {{
-                const element = document.querySelector({json.dumps(selector)});
+            f"""(async () => {{
+                const frame = () => new Promise(requestAnimationFrame);
+                const find = () => document.querySelector({json.dumps(selector)});
+                find()?.scrollIntoView({{ block: "nearest" }});
+                await frame(); // the page answers to sizes and scrolling at the end of a frame,
+                await frame(); // so it has answered once the next one begins
+                const element = find();
                 if (!element) return null;
-                element.scrollIntoView({{ block: "nearest" }});
                 const box = element.getBoundingClientRect();
                 return [box.x + box.width / 2, box.y + box.height / 2];
             }})()"""

@@ -282,6 +282,36 @@ def test_many_features_cost_a_screenful(browser, tmp_path):
     assert browser.value(OPEN).endswith(browser.value("share(data.density[199])"))
 
 
+def test_a_list_drawn_anew_keeps_its_rows(browser, page):
+    browser.open(page)
+    browser.click("#rows .row:nth-child(3) a", meanwhile="drawList()")
+    at(browser, 2)
+    focused = "document.activeElement.closest('.row').getAttribute('aria-posinset')"
+    assert browser.value(focused) == "3"
+    browser.press("ArrowDown")
+    assert browser.value(focused) == "4"
+
+
+def test_walking_along_a_long_list(browser, tmp_path):
+    store = many_features(tmp_path / "long", 200)
+    page = write_pages(store, {}, pico_tokenizer(), store.folder)
+    browser.look(1400, 500)
+    browser.open(page)
+    browser.press("/")
+    for _ in range(40):
+        browser.press("ArrowDown")
+        browser.value("new Promise(requestAnimationFrame)")  # the list follows
+    for _ in range(3):
+        browser.press("ArrowUp")
+        browser.value("new Promise(requestAnimationFrame)")
+    assert browser.value("document.querySelectorAll('#rows .row').length") < 40
+    places = "[...document.querySelectorAll('#rows .row')].map((row) => Number(row.ariaPosInSet))"
+    drawn = browser.value(places)
+    assert drawn == list(range(drawn[0], drawn[-1] + 1)) and drawn[0] > 1
+    browser.press("Enter")
+    at(browser, 36)
+
+
 def test_a_lost_file_is_a_sentence(browser, tmp_path):
     store = made_store(tmp_path / "torn")
     page = write_pages(store, {}, pico_tokenizer(), store.folder)

@@ -4,7 +4,7 @@
 const ROW_HEIGHT = 58; // px, as in style.css
 const SPARE = 6; // rows kept above and below
 
-const list = { rows: [], places: new Map(), open: null, href: null };
+const list = { rows: [], places: new Map(), drawn: new Map(), open: null, href: null }; // drawn: elements by row
 
 // `href(row)` is where a row leads.
 function makeList(href) {
@@ -41,25 +41,44 @@ function beside(row, step) {
   return list.rows[place === undefined ? 0 : place + step] ?? null;
 }
 
+// A row that stays in sight stays in the document: a click that began on it ends on it, and the
+// keyboard's focus is not lost.
 function drawList() {
   const box = byId("list");
   const first = Math.max(0, Math.floor(box.scrollTop / ROW_HEIGHT) - SPARE);
   const end = Math.ceil((box.scrollTop + box.clientHeight) / ROW_HEIGHT) + SPARE;
-  byId("rows").replaceChildren(
-    ...list.rows.slice(first, end).map((row, i) => listRow(row, first + i)),
-  );
+  const inSight = list.rows.slice(first, end);
+  const drawn = new Map(inSight.map((row) => [row, list.drawn.get(row) ?? listRow(row)]));
+  for (const [row, item] of list.drawn) if (!drawn.has(row)) item.remove();
+  list.drawn = drawn;
+  let next = byId("rows").firstChild;
+  inSight.forEach((row, i) => {
+    const item = drawn.get(row);
+    update(item, row, first + i);
+    if (item === next) next = next.nextSibling;
+    else byId("rows").insertBefore(item, next);
+  });
 }
 
-function listRow(row, place) {
-  const link = el("a", { href: list.href(row), "aria-current": row === list.open && "true" },
+function listRow(row) {
+  const link = el("a", {},
     el("span", { class: "what" }, summaryOf(row)),
     el("span", { class: "facts" },
       el("span", { class: "name" }, nameOf(row)),
       el("span", {}, data.density[row] > 0 ? share(data.density[row]) : "dead"),
       scoreOf(row)));
-  const item = el("div", { class: "row", role: "listitem", "aria-setsize": list.rows.length, "aria-posinset": place + 1 }, link);
+  return el("div", { class: "row", role: "listitem" }, link);
+}
+
+// What depends on the search and on what is open.
+function update(item, row, place) {
   item.style.top = `${place * ROW_HEIGHT}px`;
-  return item;
+  item.setAttribute("aria-setsize", list.rows.length);
+  item.setAttribute("aria-posinset", place + 1);
+  const link = item.firstChild;
+  link.setAttribute("href", list.href(row));
+  if (row === list.open) link.setAttribute("aria-current", "true");
+  else link.removeAttribute("aria-current");
 }
 
 // A description, struck as unreliable where it is; else the tokens that the feature fires on.

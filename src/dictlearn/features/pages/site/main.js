@@ -130,7 +130,7 @@ function onKey(event) {
   event.preventDefault();
 }
 
-// Moves the focus along the list, which draws its rows anew as it scrolls.
+// Moves the focus along the list, of which only the rows in sight are in the document.
 function walk(item, step) {
   const place = Number(item.getAttribute("aria-posinset")) - 1 + step;
   if (place < 0) { byId("query").focus(); return; }
