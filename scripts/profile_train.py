@@ -234,7 +234,7 @@ def main() -> int:
         return 2
     print(profile_table(rows))
     folder = options.results or (Path(tempfile.mkdtemp()) if options.quick else results.RESULTS)
-    record = {"versions": machine.versions(), "bar": BAR, "rows": rows}
+    record = {"device": rows[0]["device"], "versions": machine.versions(), "bar": BAR, "rows": rows}
     print(f"appended to {results.append('profile', record, folder)}")
     return 0
 

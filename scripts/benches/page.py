@@ -48,6 +48,7 @@ def replaced(text: str, found: Mapping[str, str]) -> str:
 def blocks(results: Path) -> dict[str, str]:
     """Markdown by the block's name."""
     found, readme = {}, []
+    profiles = profiles_in(results)
     for kind in KINDS:
         records = newest(results, kind)
         cases = [records[name] for name in CASES if name in records]
@@ -61,6 +62,9 @@ def blocks(results: Path) -> dict[str, str]:
         if lines:
             tables = [f"{taken(lines[0])}\n\n{picture('cost', kind, 'img')}"]
             found[f"curves-{kind}"] = "\n\n".join([*tables, *map(curves.table, lines)])
+        if kind in profiles:
+            record = profiles[kind]
+            found[f"profile-{kind}"] = f"{taken(record)}\n\n{profile_table(record['rows'])}"
         beside = [case for case in cases if any(peer in case["a_step"] for peer in PEERS)]
         if kind != "cuda" and beside:
             readme.append(f"{taken(beside[0])}\n\n{times_ours(beside)}")
@@ -68,10 +72,14 @@ def blocks(results: Path) -> dict[str, str]:
                 readme.insert(0, picture("steps", kind, "docs/img"))
     if readme:
         found["readme"] = "\n\n".join(readme)
-    if (results / "profile.json").exists():
-        record = json.loads((results / "profile.json").read_text())[-1]
-        found["profile"] = f"{taken(record)}\n\n{profile_table(record['rows'])}"
     return found
+
+
+def profiles_in(results: Path) -> dict[str, Mapping[str, Any]]:
+    """The newest profile of a training run of every kind of machine there is one of."""
+    path = results / "profile.json"
+    records = json.loads(path.read_text()) if path.exists() else []
+    return {kind_of(record): record for record in records}
 
 
 def taken(record: Mapping[str, Any]) -> str:
