@@ -131,7 +131,7 @@ class Browser:
             self.press(letter)
 
     def click(self, selector: str, meanwhile: str = "") -> None:
-        """A click on the first element that `selector` finds; JavaScript runs before it ends."""
+        """On the first element that `selector` finds; `meanwhile` runs while the button is down."""
         x, y = self._middle(selector)
         button = {"x": x, "y": y, "button": "left", "clickCount": 1}
         self.call("Input.dispatchMouseEvent", type="mousePressed", **button)

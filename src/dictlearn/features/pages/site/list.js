@@ -4,7 +4,8 @@
 const ROW_HEIGHT = 58; // px, as in style.css
 const SPARE = 6; // rows kept above and below
 
-const list = { rows: [], places: new Map(), drawn: new Map(), open: null, href: null }; // drawn: elements by row
+// `places` and `drawn` are by row: where it stands, and its element where it is in the document.
+const list = { rows: [], places: new Map(), drawn: new Map(), open: null, href: null };
 
 // `href(row)` is where a row leads.
 function makeList(href) {
@@ -13,12 +14,13 @@ function makeList(href) {
   new ResizeObserver(drawList).observe(byId("list"));
 }
 
+// What the list holds from the next time it is drawn, at its beginning.
 function fillList(rows) {
   list.rows = rows;
   list.places = new Map(rows.map((row, place) => [row, place]));
   byId("rows").style.height = `${rows.length * ROW_HEIGHT}px`;
   byId("count").textContent = `${whole(rows.length)} of ${whole(data.rows)} features`;
-  drawList();
+  byId("list").scrollTop = 0;
 }
 
 // Marks `row` as the one that is open, and scrolls to it where it is out of sight.
@@ -54,7 +56,7 @@ function drawList() {
   let next = byId("rows").firstChild;
   inSight.forEach((row, i) => {
     const item = drawn.get(row);
-    update(item, row, first + i);
+    mark(item, row, first + i);
     if (item === next) next = next.nextSibling;
     else byId("rows").insertBefore(item, next);
   });
@@ -71,7 +73,7 @@ function listRow(row) {
 }
 
 // What depends on the search and on what is open.
-function update(item, row, place) {
+function mark(item, row, place) {
   item.style.top = `${place * ROW_HEIGHT}px`;
   item.setAttribute("aria-setsize", list.rows.length);
   item.setAttribute("aria-posinset", place + 1);

@@ -43,8 +43,6 @@ async function show() {
     wanted.list = asked;
     fillControls();
     fillList(search(state));
-    byId("list").scrollTop = 0;
-    drawList();
   }
   document.body.dataset.open = row === null && !state.about ? "list" : "view";
   markOpen(row);
