@@ -9,7 +9,7 @@ A name's suffix is its shape: x_NSD is [N, S, D].
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -42,6 +42,10 @@ class Code:
 
     Every stored value is positive; a feature that a top-k picked at zero is not in the code, so it
     gets no gradient. Feature ids ascend within a row: two equal codes are equal tensors.
+
+    N is all tokens in a row. Where one site's activations came as [tokens, width] or [batch,
+    positions, width], `leading` is what stood before the width, and what is made of the code has it
+    again.
     """
 
     row_starts: Tensor  # int64 [N*S + 1], from 0 to nnz
@@ -49,6 +53,7 @@ class Code:
     values: Tensor  # float [nnz]
     n_sources: int
     n_features: int  # F, per source
+    leading: tuple[int, ...] | None = None  # of activations that had no axis of sites
 
     @property
     def n_tokens(self) -> int:
@@ -99,16 +104,22 @@ class Code:
 
     def with_values(self, values: Tensor) -> Code:
         """The same positions with other values; shares the sorted column order."""
-        other = Code(self.row_starts, self.features, values, self.n_sources, self.n_features)
+        other = replace(self, values=values)
         other.__dict__["pattern"] = self.pattern
+        return other
+
+    def shaped(self, leading: tuple[int, ...] | None) -> Code:
+        """The same code of tokens that stand in another shape; one source only."""
+        other = replace(self, leading=leading)
+        other.__dict__.update({k: v for k, v in self.__dict__.items() if k not in vars(other)})
         return other
 
     def where(self, keep: Tensor) -> Code:
         """The entries for which keep (bool [nnz]) is true."""
         running = torch.nn.functional.pad(keep.cumsum(0), (1, 0))
         row_starts = running[self.row_starts]
-        return Code(
-            row_starts, self.features[keep], self.values[keep], self.n_sources, self.n_features
+        return replace(
+            self, row_starts=row_starts, features=self.features[keep], values=self.values[keep]
         )
 
     @property
@@ -117,20 +128,27 @@ class Code:
         return self.row_starts.diff().view(self.n_tokens, self.n_sources)
 
     def dense(self) -> Tensor:
-        """The code as float [N, S, F]; keeps the gradient of `values`."""
+        """The code as float [N, S, F], or [*leading, F]; keeps the gradient of `values`."""
         flat = self.values.new_zeros(len(self.row_starts) - 1, self.n_features)
         flat = flat.index_put((self.rows, self.features), self.values)
-        return flat.view(self.n_tokens, self.n_sources, self.n_features)
+        return flat.view(*self._rows_shape, self.n_features)
+
+    @property
+    def _rows_shape(self) -> tuple[int, ...]:
+        return (self.n_tokens, self.n_sources) if self.leading is None else self.leading
 
     def padded(self) -> tuple[Tensor, Tensor]:
-        """(features, values), each [N, S, K] with K the longest row; short rows end in (0, 0.0)."""
+        """(features, values), each [N, S, K] with K the longest row; short rows end in (0, 0.0).
+
+        [*leading, K] where the activations had no axis of sites.
+        """
         longest = int(self.row_starts.diff().max()) if len(self.row_starts) > 1 else 0
         slot = torch.arange(len(self.features), device=self.features.device)
         slot = slot - self.row_starts[self.rows]
         shape = (len(self.row_starts) - 1, longest)
         features = self.features.new_zeros(shape).index_put((self.rows, slot), self.features)
         values = self.values.new_zeros(shape).index_put((self.rows, slot), self.values)
-        final = (self.n_tokens, self.n_sources, longest)
+        final = (*self._rows_shape, longest)
         return features.view(final), values.view(final)
 
 

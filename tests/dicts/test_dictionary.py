@@ -144,7 +144,7 @@ def test_bad_options_get_one_sentence(options, message):
 
 def test_activations_of_another_width_are_refused():
     with pytest.raises(
-        ValueError, match=r"shape \(50, 1, 8\): this sae reads \[tokens, 1 sites, wid"
+        ValueError, match=r"shape \(50, 1, 8\): this sae reads \[tokens, width 16\] or "
     ):
         small_dictionary()(activations(width=8))
 

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from dictlearn.dicts.decoder import Decoder, DiagonalDecoder
 from dictlearn.dicts.encoder import LinearEncoder, LinearMap
+from dictlearn.dicts.leading import as_tokens, code_of, shaped
 from dictlearn.dicts.linked import LinkedDecoder
+from dictlearn.dicts.summary import summary
 from dictlearn.dicts.tied import TiedDecoder
 from dictlearn.dicts.transforms import TransformDecoder
 from dictlearn.sparsity import registry as sparsity_registry
@@ -99,6 +101,7 @@ class Dictionary(nn.Module):
             n_targets = len(shape.targets)
             self.W_skip = nn.Parameter(torch.zeros(n_targets, shape.width, shape.width))
         self.training_figures: dict[str, Any] = {}
+        self.figures: dict[str, float] = {}  # on held-out text, of a run that was evaluated
         self.reset_parameters()
 
     # --- what it is ---------------------------------------------------------------------------
@@ -145,20 +148,70 @@ class Dictionary(nn.Module):
         """The code's sources that target t is decoded from."""
         return self.decoder.reads(t)
 
+    def __repr__(self) -> str:
+        return summary(self)
+
+    # The weights as a notebook wants them. Of one source, site or target that axis is left out.
+
+    @property
+    def W_enc(self) -> Tensor:
+        """What features read: [S, F, D], [F, D] of one site. pre-activations: x W_enc^T + b_enc.
+
+        A shared code adds up what it reads from every site. An autoencoder reads x - b_dec.
+        """
+        rows = self.encoder.W_enc.unflatten(-1, (-1, self.width))  # code_sources, F, sites read, D
+        rows = rows.squeeze(0).movedim(1, 0) if self.shape.link == "shared" else rows.squeeze(2)
+        return rows.squeeze(0) if self.n_sources == 1 else rows
+
+    @property
+    def b_enc(self) -> Tensor:
+        """[S, F]; [F] where all sites share a code, or there is one."""
+        return self.encoder.b_enc.squeeze(0) if self.code_sources == 1 else self.encoder.b_enc
+
+    @property
+    def W_dec(self) -> Any:  # a tensor, but for a CLT
+        """What features write: [S, F, D], [F, D] of one site.
+
+        Of a crosscoder [T, F, D], put together anew each time. Of a CLT a tuple: for target t
+        [the sources in `reads(t)`, F, D]; of a tied one [S, F, D], to be scaled for target t and
+        source s by `decoder.links_TS[t, s]`. A MOLT has none: ValueError.
+        """
+        if isinstance(self.decoder, TransformDecoder):
+            raise ValueError(
+                f"a {self.kind} has no fixed decoder vectors; decoder.U and decoder.V are its maps"
+            )
+        if not isinstance(self.decoder, LinkedDecoder):
+            return self.decoder.W_dec.squeeze(0) if self.n_sources == 1 else self.decoder.W_dec
+        targets = tuple(self.decoder.W_dec)
+        if self.n_targets == 1 and len(targets[0]) == 1:
+            return targets[0].squeeze(0)
+        return torch.cat(targets) if self.shape.link == "shared" else targets
+
+    @property
+    def b_dec(self) -> Tensor:
+        """[T, D]; [D] of one target."""
+        return self.decoder.b_dec.squeeze(0) if self.n_targets == 1 else self.decoder.b_dec
+
     # --- use ----------------------------------------------------------------------------------
 
     def forward(self, x_NSD: Tensor) -> Tensor:
-        """The reconstruction of the targets: [N, T, D]."""
+        """The reconstruction of the targets: [N, T, D], or in the shape of `decode`."""
         return self.decode(self.encode(x_NSD), x_NSD)
 
     def encode(self, x_NSD: Tensor) -> Code:
-        """Which features fire on each token and how strongly."""
-        return self.encode_training(x_NSD).code
+        """Which features fire on each token and how strongly.
+
+        `x_NSD` is [tokens, sites, width]; of a dictionary of one site also [tokens, width], or
+        [batch, positions, width], which `decode` and `Code.dense` give back.
+        """
+        x_NSD, leading = as_tokens(x_NSD, self)
+        code = self.encode_training(x_NSD).code
+        return code if leading is None else code.shaped(leading)
 
     @_in_own_precision
     def encode_training(self, x_NSD: Tensor) -> Encoding:
         """The code and what its gradient estimators and losses read beside it."""
-        self._check(x_NSD)
+        as_tokens(x_NSD, self, strict=True)
         return self.sparsity(*self.encoding_of(self._own(x_NSD)))
 
     def encoding_of(self, x_NSD: Tensor) -> tuple[Tensor, LinearMap]:
@@ -179,10 +232,16 @@ class Dictionary(nn.Module):
         return x_NSD.flatten(1)[:, None] if self.shape.link == "shared" else x_NSD
 
     @_in_own_precision
-    def decode(self, code: Code, x_NSD: Tensor | None = None) -> Tensor:
-        """y_hat [N, T, D]. A dictionary with a skip needs its input too."""
-        x_NSD = None if x_NSD is None else self._own(x_NSD)
-        return self.decoder(code, x_NSD) + self.bypass(x_NSD)
+    def decode(self, code: Code | Tensor, x_NSD: Tensor | None = None) -> Tensor:
+        """y_hat [N, T, D]; without T for one target, and in their shape, where `encode` was given
+        activations without an axis of sites.
+
+        The code may be dense: [tokens, sources, F], or of one source [..., F]. A dictionary with a
+        skip, and a MOLT, decode from their input too. ValueError where sizes don't fit.
+        """
+        code = code_of(code, self)
+        x_NSD = None if x_NSD is None else self._own(as_tokens(x_NSD, self, code.n_tokens)[0])
+        return shaped(self.decoder(code, x_NSD) + self.bypass(x_NSD), code.leading)
 
     @_in_own_precision
     def encode_source(self, x_ND: Tensor, s: int) -> Encoding:
@@ -267,13 +326,6 @@ class Dictionary(nn.Module):
     def _own(self, x: Tensor) -> Tensor:
         """Activations in the parameters' precision, as models in half precision don't give them."""
         return x.to(self.encoder.W_enc.dtype)
-
-    def _check(self, x_NSD: Tensor) -> None:
-        if x_NSD.ndim != 3 or x_NSD.shape[1:] != (self.n_sources, self.width):
-            raise ValueError(
-                f"activations of shape {tuple(x_NSD.shape)}: this {self.kind} reads "
-                f"[tokens, {self.n_sources} sites, width {self.width}]"
-            )
 
     # --- training -----------------------------------------------------------------------------
 

@@ -1,0 +1,95 @@
+"""What a dictionary prints of itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+
+class Summarised(Protocol):
+    """What of a dictionary is looked at here."""
+
+    training_figures: dict[str, Any]
+    figures: dict[str, float]
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def sources(self) -> tuple[str, ...]: ...
+    @property
+    def targets(self) -> tuple[str, ...]: ...
+    @property
+    def code_sources(self) -> int: ...
+    @property
+    def n_features(self) -> int: ...
+    @property
+    def width(self) -> int: ...
+    @property
+    def shape(self) -> Any: ...
+    @property
+    def sparsity(self) -> Any: ...
+
+
+FIGURES = {  # of figures.json: what to write of each
+    "fvu": "FVU {:.4f}",
+    "ce_increase": "CE increase {:+.4f} nats per token",
+    "dead": "{:.2%} of features never fired",
+}
+
+
+def summary(dictionary: Summarised) -> str:
+    """Several short lines: kind, model, sites, features, sparsity with L0, and held-out figures.
+
+    Whatever a file said is printed as data: no control character of it reaches the terminal.
+    """
+    trained = dictionary.training_figures
+    model = trained.get("model")
+    lines = {
+        "reads": sites(dictionary.sources),
+        "writes": sites(dictionary.targets),
+        "features": _features(dictionary),
+        "sparsity": _sparsity(dictionary),
+        "held out": _held_out(dictionary.figures),
+    }
+    if isinstance(tokens := trained.get("tokens"), int):
+        lines["trained on"] = f"{tokens:,} tokens"
+    of = f" of {printable(model)}" if isinstance(model, str) else ""
+    head = f"Dictionary: {printable(dictionary.kind)}{of}"
+    return "\n".join([head, *(f"  {name:<11}{line}" for name, line in lines.items())])
+
+
+def sites(names: Sequence[str]) -> str:
+    """All of a few, else the first and the last of so many."""
+    if len(names) <= 3:
+        return printable(", ".join(names))
+    return printable(f"{names[0]} ... {names[-1]} ({len(names)})")
+
+
+def printable(text: str) -> str:
+    """`text` with escapes for what a terminal could take as an order."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _features(dictionary: Summarised) -> str:
+    each = f" for each of {dictionary.code_sources} sources" if dictionary.code_sources > 1 else ""
+    return f"{dictionary.n_features:,}{each}, width {dictionary.width:,}"
+
+
+def _sparsity(dictionary: Summarised) -> str:
+    name, k = dictionary.sparsity.name, dictionary.shape.k
+    trained = dictionary.training_figures.get("sparsity")
+    if isinstance(trained, Mapping) and isinstance(target := trained.get("_target_"), str):
+        before = printable(target.rpartition(".")[2].lower())
+        name += f" (trained as {before})" if before != name else ""
+    unit = "per token and source" if dictionary.code_sources > 1 else "per token"
+    l0 = dictionary.figures.get("l0")
+    measured = "" if l0 is None else f"L0 {l0:.2f} {unit}, "
+    return f"{name}, {measured}k = {k:g}"
+
+
+def _held_out(figures: Mapping[str, float]) -> str:
+    known = [form.format(figures[key]) for key, form in FIGURES.items() if key in figures]
+    if not known:
+        return "no figures were saved with it; dictlearn.evaluate() takes them"
+    tokens = f" ({figures['tokens']:,.0f} tokens)" if "tokens" in figures else ""
+    return ", ".join(known) + tokens
