@@ -11,6 +11,7 @@ import torch
 from omegaconf import OmegaConf
 
 from dictlearn.ckpt.dictionary import save_dictionary
+from dictlearn.ckpt.signature import signed
 from dictlearn.config import compose, conf_dir
 from dictlearn.dicts.sae import sae
 from dictlearn.lm.load import load_model, read_info
@@ -27,7 +28,7 @@ def one_text(tmp_path, monkeypatch):
     (tmp_path / "text.jsonl").write_text("\n".join(map(json.dumps, lines)))
 
 
-def saved(folder, width=256, site="resid_post.1", **training):
+def saved(folder, width=256, site="resid_post.1", own=True, **training):
     info = replace(read_info("pico"), width=width)
     dictionary = sae(info, partial(TopK, k=4), site, n_features=64, k=4).eval()
     training = {
@@ -42,7 +43,7 @@ def saved(folder, width=256, site="resid_post.1", **training):
         },
         **training,
     }
-    save_dictionary(dictionary, folder, training)
+    save_dictionary(dictionary, folder, signed(training) if own else training)
     return dictionary
 
 
@@ -128,15 +129,77 @@ def test_a_site_the_model_lacks_is_refused(tmp_path):
     assert not (tmp_path / "evaluations").exists()
 
 
-def test_a_strangers_file_names_no_code_to_run(tmp_path):
+def test_a_file_names_no_code_to_run(tmp_path):
     known = "dictlearn.sources.tokens.text_windows"
     theirs = {"_target_": known, "_partial_": False, "paths": {"_target_": "os.abort"}, "evil": 1}
-    ours = opened.trained_on({"data": theirs | {"context": 99}}, "d")
+    ours = opened.trained_on(signed({"data": theirs | {"context": 99, "held_out": "x"}}), "d")
     assert ours["_target_"] == known and ours["_partial_"] is True and ours["context"] == 99
     own = OmegaConf.to_container(OmegaConf.load(conf_dir() / "data" / "text.yaml"))
     assert isinstance(own, dict) and ours == {**own, "context": 99}
-    with pytest.raises(ValueError, match="does not say which text"):
-        opened.trained_on({"data": {"_target_": "os.abort"}}, "d")
+    for odd in ({"_target_": "os.abort"}, {}, None, [1]):
+        with pytest.raises(ValueError, match="does not say which text"):
+            opened.trained_on(signed({"data": odd}), "d")
+
+
+@pytest.mark.parametrize("named", ["run", "dictionary"])
+def test_a_strangers_file_chooses_no_text(tmp_path, named):
+    """Not even inside what looks like a run of one's own: a folder may be a copy of a stranger's."""
+    saved(tmp_path / "runs/a/dictionary", own=False)
+    with pytest.raises(ValueError, match="chooses no text to read here; name some with data="):
+        evaluate.main(compose("evaluate", [f"{named}=runs/a", *SMALL]))
+    text = ["data=text", "data.paths=text.jsonl", "data.context=64", "data.held_out=0.3"]
+    assert (
+        evaluate.main(compose("evaluate", [f"{named}=runs/a", "eval=sparsity", *SMALL[:2], *text]))
+        == 0
+    )
+
+
+def test_own_provenance_that_was_edited_is_a_strangers(tmp_path):
+    saved(tmp_path / "d")
+    path = tmp_path / "d/dictionary.json"
+    path.write_text(path.read_text().replace("text.jsonl", "id_rsa"))
+    (tmp_path / "d/manifest.json").unlink()
+    with pytest.raises(ValueError, match="chooses no text"):
+        evaluate.main(compose("evaluate", ["dictionary=d", *SMALL]))
+
+
+def test_text_that_comes_with_python_may_be_named_by_anybody(tmp_path):
+    builder = "dictlearn.sources.tokens.stdlib_windows"
+    ours = opened.trained_on(
+        {"data": {"_target_": builder, "context": 64, "evil": "${oc.env:HOME}"}}, "d"
+    )
+    assert ours["_target_"] == builder and ours["context"] == 64 and "evil" not in ours
+
+
+def test_nothing_in_own_provenance_is_interpolated(tmp_path, monkeypatch):
+    """A key with `${` in its name is that key's name, in this process and in those beside it."""
+    monkeypatch.setenv("SECRET", "swordfish")
+    odd = "${oc.env:SECRET}"
+    lines = [json.dumps({odd: f"def f{i}(x):\n    return x + {i}\n" * 5}) for i in range(60)]
+    (tmp_path / "odd.jsonl").write_text("\n".join(lines))
+    builder = "dictlearn.sources.tokens.text_windows"
+    data = {
+        "_target_": builder,
+        "paths": ["odd.jsonl"],
+        "field": odd,
+        "context": 64,
+        "held_out": 0.3,
+    }
+    saved(tmp_path / "d", data=data)
+    overrides = ["dictionary=d", "eval=sparsity", *SMALL[:2], "output=out"]
+    assert evaluate.main(compose("evaluate", overrides)) == 0
+    record = (tmp_path / "out/figures.json").read_text()
+    assert json.loads(record)["text"]["data"]["field"] == odd and "swordfish" not in record
+
+
+def test_a_strangers_file_chooses_no_folder_as_model(tmp_path, monkeypatch):
+    monkeypatch.setattr(opened, "load_model", lambda *_, **__: pytest.fail("weights were loaded"))
+    (tmp_path / "private").mkdir()
+    for key in ("model", "other_model"):
+        named = {"data": {"_target_": "dictlearn.sources.tokens.stdlib_windows"}, key: "private"}
+        saved(tmp_path / key, own=False, **named)
+        with pytest.raises(ValueError, match="chooses no folder to read here; name it with model="):
+            evaluate.main(compose("evaluate", [f"dictionary={key}", *SMALL]))
 
 
 def test_a_dictionary_without_provenance_asks_for_a_model(tmp_path):

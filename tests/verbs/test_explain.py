@@ -11,6 +11,7 @@ from functools import partial
 import pytest
 
 from dictlearn.ckpt.dictionary import save_dictionary
+from dictlearn.ckpt.signature import signed
 from dictlearn.config import compose
 from dictlearn.dicts.sae import sae
 from dictlearn.evals.report.descriptions import descriptions
@@ -49,7 +50,7 @@ def save(folder, n_features=64):
         "context": 64,
         "held_out": 0.5,
     }
-    save_dictionary(dictionary, folder, {"model": "pico", "revision": None, "data": data})
+    save_dictionary(dictionary, folder, signed({"model": "pico", "revision": None, "data": data}))
 
 
 def run(*overrides):

@@ -11,6 +11,7 @@ import torch
 import dictlearn
 from dictlearn import config
 from dictlearn.ckpt.dictionary import save_dictionary
+from dictlearn.ckpt.signature import signed
 from dictlearn.config import compose
 from dictlearn.dicts.plt import plt
 from dictlearn.export.circuit_tracer import CircuitTracer
@@ -45,7 +46,7 @@ def saved(folder, layers=None):
     dictionary = plt(
         read_info("pico"), partial(TopK, k=4), layers, n_features=48, k=4, unit_norm=False
     )
-    training = {"model": "pico", "revision": None, "data": DATA}
+    training = signed({"model": "pico", "revision": None, "data": DATA})
     save_dictionary(dictionary.eval(), folder, training)
 
 

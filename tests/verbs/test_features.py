@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from dictlearn.ckpt.dictionary import save_dictionary
+from dictlearn.ckpt.signature import signed
 from dictlearn.config import compose
 from dictlearn.dicts.sae import sae
 from dictlearn.lm.load import read_info
@@ -36,7 +37,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ).eval()
     data = {"_target_": "dictlearn.sources.tokens.text_windows", "_partial_": True}
     data |= {"paths": ["text.jsonl"], "context": 64, "held_out": 0.3}
-    training = {"model": "pico", "revision": None, "data": data}
+    training = signed({"model": "pico", "revision": None, "data": data})
     save_dictionary(dictionary, tmp_path / "runs/a/dictionary", training)
     return tmp_path / "runs/a"
 

@@ -68,7 +68,10 @@ def build_start(cfg: DictConfig, dictionary: Dictionary) -> Dictionary | None:
 
 def build_windows(cfg: DictConfig, lm: LanguageModel, split: str) -> Any:
     """Tokenised text of one split: "train" or "eval"."""
-    return instantiate(cfg.data)(lm=lm, split=split)
+    settings = plain(cfg.data)
+    # Hydra would interpolate what is resolved already once more: a file's name may hold `${`.
+    odd = {key: settings.pop(key) for key in list(settings) if "${" in str(settings[key])}
+    return instantiate(settings)(lm=lm, split=split, **odd)
 
 
 def build_source(

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import Progress, TaskID
 
 from dictlearn.ckpt.dictionary import load_dictionary
+from dictlearn.config import literal
 from dictlearn.features.harvest import Harvest
 from dictlearn.features.settings import Settings
 from dictlearn.features.text import Text
@@ -80,7 +81,7 @@ def _others(cfg: DictConfig) -> Iterator[list[SpawnProcess]]:
     threads = torch.get_num_threads()
     torch.set_num_threads(max(1, threads // cfg.processes))
     context = multiprocessing.get_context("spawn")
-    plain = OmegaConf.to_container(cfg, resolve=True)
+    plain = literal(OmegaConf.to_container(cfg, resolve=True))  # it is made into one again
     started = [
         context.Process(target=_read, args=(plain, rank), daemon=True)
         for rank in range(1, cfg.processes)

@@ -12,7 +12,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from dictlearn.ckpt.dictionary import load_dictionary
-from dictlearn.config import conf_dir
+from dictlearn.ckpt.signature import is_own
+from dictlearn.config import conf_dir, literal
 from dictlearn.dicts.dictionary import Dictionary
 from dictlearn.evals.evaluation import check_fits
 from dictlearn.lm.language_model import LanguageModel
@@ -20,6 +21,8 @@ from dictlearn.lm.load import load_model, read_info
 from dictlearn.types import ModelInfo
 
 Check = Callable[[Dictionary, ModelInfo], None]
+
+EMBEDDED = "stdlib"  # of conf/data: text that is on every machine and tells nobody anything
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,8 +41,9 @@ def open_dictionary(
     """Loads what `run` or `dictionary` names, and `model`, or else the model it was trained on.
 
     Where the configuration names no `data`, it is set to the text that the dictionary was trained
-    on. Output goes to `output`, else into the run's folder, else to `elsewhere`/<name>. `check` is
-    called before the model's weights are read, with what its config says. `text=False`: none is read.
+    on, if that is the user's own choice or comes with Python. Output goes to `output`, else into the
+    run's folder, else to `elsewhere`/<name>. `check` is called before the model's weights are read,
+    with what its config says. `text=False`: none is read.
 
     Raises:
         ValueError: one sentence where there is nothing to `verb`, or where the two don't fit.
@@ -47,10 +51,10 @@ def open_dictionary(
     path, folder = where(cfg, verb, elsewhere)
     dictionary = load_dictionary(path)
     trained = dictionary.training_figures
-    lm = _model(cfg, dictionary, trained, check)
     if text and not cfg.get("data"):
         with open_dict(cfg):
-            cfg.data = trained_on(trained, path)
+            cfg.data = literal(trained_on(trained, path))
+    lm = _model(cfg, dictionary, path, check)
     return Opened(Path(path), folder, dictionary.to(lm.device), lm)
 
 
@@ -77,22 +81,33 @@ def where(cfg: DictConfig, verb: str, elsewhere: str) -> tuple[str, Path]:
 def trained_on(trained: Mapping[str, Any], path: str) -> dict[str, Any]:
     """The `data` settings that a dictionary's file names, for this installation's own builders.
 
-    The file may come from anybody: of it only plain values are taken, and only for keys that the
-    yaml of the same builder in conf/data has.
+    The file may come from anybody, so it chooses no text: its settings count where this user signed
+    them, by training the dictionary, and where they are of the text that comes with Python. Even then
+    only plain values are taken, and only for keys that the yaml of the same builder in conf/data has.
     """
-    theirs = trained.get("data", {})
+    theirs = trained.get("data")
     for file in sorted((conf_dir() / "data").glob("*.yaml")):
         ours = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
         assert isinstance(ours, dict)
-        if ours.get("_target_") == theirs.get("_target_"):
-            plain = {key: theirs[key] for key in ours if _takes(key, theirs)}
-            return {str(key): value for key, value in (ours | plain).items()}
+        if not isinstance(theirs, Mapping) or ours.get("_target_") != theirs.get("_target_"):
+            continue
+        if file.stem != EMBEDDED and not is_own(trained):
+            raise ValueError(
+                f"{path}: was trained on data={file.stem}, and a file that was not written by your own "
+                f"training chooses no text to read here; name some with data="
+            )
+        plain = {key: theirs[key] for key in ours if _takes(key, ours, theirs)}
+        return {str(key): value for key, value in (ours | plain).items()}
     raise ValueError(f"{path}: does not say which text it was trained on; name some with data=")
 
 
-def _takes(key: object, theirs: Mapping[object, object]) -> bool:
-    hydras = str(key).startswith("_")  # _target_, _partial_: ours alone
-    return not hydras and key in theirs and _is_plain(theirs[key])
+def _takes(key: object, ours: Mapping[Any, Any], theirs: Mapping[Any, Any]) -> bool:
+    if str(key).startswith("_") or key not in theirs:  # _target_, _partial_: ours alone
+        return False
+    default, value = ours[key], theirs[key]
+    if isinstance(default, int | float) and not isinstance(default, bool):
+        return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+    return _is_plain(value)
 
 
 def _is_plain(value: object) -> bool:
@@ -101,24 +116,35 @@ def _is_plain(value: object) -> bool:
     return value is None or isinstance(value, str | int | float | bool)
 
 
-def _model(
-    cfg: DictConfig, dictionary: Dictionary, trained: Mapping[str, Any], check: Check
-) -> LanguageModel:
+def own_model(trained: Mapping[str, Any], path: str, key: str = "model") -> str | None:
+    """The model that a file names under `key`: `pico`, a hub id or, in the user's own, a folder."""
+    name = trained.get(key)
+    if not isinstance(name, str):
+        return None
+    if name != "pico" and not is_own(trained) and Path(name).expanduser().exists():
+        raise ValueError(
+            f"{path}: says that it reads the model in the folder {name}, and a file that was not "
+            f"written by your own training chooses no folder to read here; name it with model="
+        )
+    return name
+
+
+def _model(cfg: DictConfig, dictionary: Dictionary, path: str, check: Check) -> LanguageModel:
     """The model of the configuration, else the one that the dictionary was trained on."""
-    name = trained.get("model")
+    trained = dictionary.training_figures
     if cfg.get("model"):
+        name = trained.get("model")
         if name not in (None, cfg.model.path):
             sys.stderr.write(
                 f"The dictionary was trained on {name}; the model is {cfg.model.path}.\n"
             )
         check(dictionary, read_info(cfg.model.path, cfg.model.revision))
         return instantiate(cfg.model)
-    if not isinstance(name, str):
+    name = own_model(trained, path)
+    if name is None:
         raise ValueError("model: the dictionary does not say which model it reads; pass model=")
     revision = trained.get("revision")
     revision = revision if isinstance(revision, str) else None
+    other = own_model(trained, path, "other_model")
     check(dictionary, read_info(name, revision))
-    other = trained.get("other_model")
-    return load_model(
-        name, revision, device="auto", other=other if isinstance(other, str) else None
-    )
+    return load_model(name, revision, device="auto", other=other)

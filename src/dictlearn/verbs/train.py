@@ -21,6 +21,7 @@ from dictlearn.ckpt.dictionary import save_dictionary
 from dictlearn.ckpt.diff import refuse_changes
 from dictlearn.ckpt.lock import run_lock
 from dictlearn.ckpt.resume import CHECKPOINTS, resolve_resume
+from dictlearn.ckpt.signature import signed
 from dictlearn.dicts.decoder import DiagonalDecoder
 from dictlearn.dicts.dictionary import Dictionary
 from dictlearn.evals.ground_truth import mcc, mean_max_cosine
@@ -173,9 +174,12 @@ def split(batch: Batch, n: int) -> Iterator[Batch]:
 
 
 def provenance(cfg: DictConfig, info: ModelInfo) -> dict[str, Any]:
-    """Where a dictionary comes from: what anybody who loads it will want to know."""
+    """Where a dictionary comes from: what anybody who loads it will want to know.
+
+    Signed, so that later verbs read the user's own text without being told again.
+    """
     config = build.plain(cfg)
-    return {
+    said = {
         "model": info.name,
         "revision": info.revision,
         "other_model": cfg.model.other,
@@ -187,6 +191,7 @@ def provenance(cfg: DictConfig, info: ModelInfo) -> dict[str, Any]:
         "objective": config["objective"],
         "seed": cfg.seed,
     }
+    return signed(said)
 
 
 def say(text: str) -> None:

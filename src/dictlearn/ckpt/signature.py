@@ -1,0 +1,74 @@
+"""Whether what a file says of its origin was written by this user: a keyed hash of it.
+
+A dictionary's provenance names the model and the text that it was trained on. Followed blindly, a
+file from a stranger would choose which of the user's files are read, shown in pages and sent to an
+explainer's server. Training therefore signs the provenance with a key that never leaves the user's
+home folder. Whatever carries no such signature was named by somebody else, wherever it lies.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import os
+import secrets
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+SIGNATURE = "signature"
+FOLLOWED = ("model", "revision", "other_model", "data")  # what is read when a verb is told nothing
+KEY_BYTES = 32
+
+
+def signed(training: Mapping[str, Any]) -> dict[str, Any]:
+    """`training` as its user's own. Unsigned where the home folder can't hold a key."""
+    plain = {key: value for key, value in training.items() if key != SIGNATURE}
+    key = _key(make=True)
+    return plain if key is None else {**plain, SIGNATURE: _hash(plain, key)}
+
+
+def is_own(training: Mapping[str, Any]) -> bool:
+    """Whether `signed` gave it, under this user's key."""
+    found, key = training.get(SIGNATURE), _key(make=False)
+    if key is None or not isinstance(found, str) or not found.isascii():
+        return False
+    return hmac.compare_digest(found, _hash(training, key))
+
+
+def key_file() -> Path:
+    """`$XDG_STATE_HOME/dictlearn/key`; without it, no earlier run counts as the user's own."""
+    root = os.environ.get("XDG_STATE_HOME") or Path("~/.local/state").expanduser()
+    return Path(root) / "dictlearn" / "key"
+
+
+def _hash(training: Mapping[str, Any], key: bytes) -> str:
+    followed = json.dumps([training.get(name) for name in FOLLOWED], sort_keys=True)
+    return hmac.new(key, followed.encode(), hashlib.sha256).hexdigest()
+
+
+def _key(make: bool) -> bytes | None:
+    path = key_file()
+    with suppress(OSError):
+        if make and not path.exists():
+            _make(path)
+        key = path.read_bytes()
+        if len(key) == KEY_BYTES:
+            return key
+    return None
+
+
+def _make(path: Path) -> None:
+    """Whole or not at all, and never over the one of another process that was faster."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(secrets.token_bytes(KEY_BYTES))
+        with suppress(FileExistsError):
+            os.link(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
