@@ -205,7 +205,7 @@ def save_step(checkpoints: Path, step: int) -> None:
         (folder / "a").write_text(f"{step}" * 1000)
         (folder / "b").write_text(f"{step}" * 1000)
 
-    commit.commit(checkpoints / f"step-{step}", write, latest=True)
+    commit.commit(checkpoints / f"step-{step}", write, latest=True, sort="a test")
     commit.prune(checkpoints, keep=2)
 
 

@@ -21,7 +21,7 @@ def save(folder: Path, text: str = "x" * 100, latest: bool = True) -> Path:
         (temporary / "more").mkdir()
         (temporary / "more" / "empty").touch()
 
-    commit.commit(folder, write, latest=latest)
+    commit.commit(folder, write, latest=latest, sort="a test")
     return folder
 
 
@@ -190,7 +190,7 @@ def test_a_disk_that_refuses_leaves_the_old_state_alone(tmp_path, monkeypatch, l
 
     with monkeypatch.context() as patched, pytest.raises(SaveError) as caught:
         fail_to_write_after(patched, limit, code)
-        commit.commit(tmp_path / "step-2", write)
+        commit.commit(tmp_path / "step-2", write, sort="a test")
     assert caught.value.errno == code
     assert str(caught.value) == (
         f"cannot save {tmp_path}/step-2: {os.strerror(code)}; what was saved before is untouched"
@@ -235,7 +235,7 @@ def test_a_writer_that_raises_leaves_nothing(tmp_path):
         raise TypeError("no")
 
     with pytest.raises(TypeError):
-        commit.commit(tmp_path / "step-1", write)
+        commit.commit(tmp_path / "step-1", write, sort="a test")
     assert names(tmp_path) == set()
 
 
@@ -245,7 +245,7 @@ def test_a_folder_may_be_saved_over_itself(tmp_path):
     def write(temporary: Path) -> None:
         (temporary / "weights").write_text((folder / "weights").read_text() + " and new")
 
-    commit.commit(folder, write)
+    commit.commit(folder, write, sort="a test")
     commit.verify(folder)
     assert (folder / "weights").read_text() == "old and new"
     assert not (folder / "more").exists()

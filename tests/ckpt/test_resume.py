@@ -20,7 +20,7 @@ def run(tmp_path) -> Path:
     """A run with the checkpoints of steps 1000, 2000 and 3000."""
     for step in (1000, 2000, 3000):
         folder = tmp_path / "clt-7" / "checkpoints" / f"step-{step}"
-        commit.commit(folder, write, latest=True)
+        commit.commit(folder, write, latest=True, sort="a test")
     return tmp_path / "clt-7"
 
 

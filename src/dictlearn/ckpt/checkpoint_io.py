@@ -62,7 +62,7 @@ class DictlearnCheckpointIO(CheckpointIO):
             "git": environment()["git"],
             "config_sha256": hashlib.sha256(self._config.encode()).hexdigest(),
         }
-        commit.commit(Path(path), write, details=details)
+        commit.commit(Path(path), write, sort="a checkpoint", details=details)
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None

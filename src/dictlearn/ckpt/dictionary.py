@@ -25,7 +25,11 @@ TENSORS, DESCRIPTION = "dictionary.safetensors", "dictionary.json"
 
 def save_dictionary(dictionary: Dictionary, folder: Path, training: dict[str, Any]) -> None:
     """Writes the folder whole or not at all. `training` is plain JSON about where it came from."""
-    commit.commit(folder, lambda temporary: write_dictionary(dictionary, temporary, training))
+    commit.commit(
+        folder,
+        lambda temporary: write_dictionary(dictionary, temporary, training),
+        sort="a dictionary",
+    )
 
 
 def write_dictionary(dictionary: Dictionary, folder: Path, training: Mapping[str, Any]) -> None:

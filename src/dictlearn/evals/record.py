@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from dictlearn import __version__
+from dictlearn.disk.whole import write_json
 from dictlearn.evals.context import EvaluatedDictionary
 from dictlearn.evals.evaluation import Evaluation
 from dictlearn.types import ModelInfo
@@ -74,10 +75,8 @@ def versions() -> dict[str, str]:
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> Path:
     """Writes figures.json whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path, partial = folder / "figures.json", folder / "figures.json.partial"
-    partial.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    partial.replace(path)
+    path = folder / "figures.json"
+    write_json(path, record)
     return path
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dictlearn.disk.whole import write_json
 from dictlearn.explain.protocol import Explained, Feature, Material
 from dictlearn.explain.scores import distribution, share
 
@@ -78,11 +78,8 @@ def summarised(
 
 def write_summary(folder: Path, summary: Mapping[str, Any]) -> Path:
     """Whole or not at all."""
-    path, partial = folder / FILE, folder / f"{FILE}.partial"
-    folder.mkdir(parents=True, exist_ok=True)
-    partial.write_text(json.dumps(summary, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    partial.replace(path)
-    return path
+    write_json(folder / FILE, summary)
+    return folder / FILE
 
 
 def _column(explanations: Sequence[Any], name: str) -> list[float]:

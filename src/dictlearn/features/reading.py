@@ -120,7 +120,7 @@ class Reading:
             "tokens": self.tokens,
             "stride": self.sampled.stride,
         }
-        commit.commit(self._state, write, details=details)
+        commit.commit(self._state, write, sort="a pass under way", details=details)
 
     def blocks(self) -> Iterator[tuple[int, int, int]]:
         """(number, first column, features) of every block; none spans two sources."""

@@ -6,12 +6,13 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from dictlearn.disk.whole import replacing
 
 log = logging.getLogger(__name__)
 
@@ -35,15 +36,11 @@ def cached(key: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]
     if found is not None:
         return found
     tensors = make()
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, partial, metadata=_digests(tensors))
-        os.replace(partial, path)  # whoever reads meanwhile has the old file or the new one
-    except (OSError, SafetensorError) as error:
+        with replacing(path) as place:
+            save_file(tensors, place, metadata=_digests(tensors))
+    except OSError as error:
         log.warning("data: the tokens are not kept for the next start: %s", error)
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
     return tensors
 
 

@@ -78,7 +78,7 @@ def write_store(
         text = json.dumps(info.to_json(), indent=1, allow_nan=False)
         (temporary / layout.INFO).write_text(text + "\n", encoding="utf-8")
 
-    commit.commit(folder / layout.FOLDER, write)
+    commit.commit(folder / layout.FOLDER, write, sort="a feature store")
 
 
 def scaled(activations: Tensor) -> tuple[Tensor, Tensor]:

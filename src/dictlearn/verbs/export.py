@@ -16,6 +16,7 @@ from dictlearn import config
 from dictlearn.ckpt.commit import commit
 from dictlearn.ckpt.dictionary import load_dictionary
 from dictlearn.dicts.dictionary import Dictionary
+from dictlearn.disk.replace import check_replaceable
 from dictlearn.evals.evaluation import check_fits
 from dictlearn.evals.observe import windows_read
 from dictlearn.evals.reconstruction import ReconstructionSums
@@ -45,6 +46,7 @@ def main(cfg: DictConfig) -> int:
         check_fits(dictionary, info)
         check_holds(exporter, dictionary, info)
 
+    folder, sort = destination(cfg, exporter.name)
     opened = open_dictionary(cfg, "export", "exports", check)
     calibration, unseen = held_out(cfg, opened)
     dictionary = opened.dictionary
@@ -60,7 +62,6 @@ def main(cfg: DictConfig) -> int:
         figures(opened.path),
         opened.path if opened.path.is_dir() else None,
     )
-    folder = opened.folder if cfg.output else opened.folder / "export" / exporter.name
 
     def write(temporary: Path) -> None:
         exporter.write(job, temporary)
@@ -73,7 +74,7 @@ def main(cfg: DictConfig) -> int:
             )
         say(f"read back on {unseen.n_tokens:,} held-out tokens: {found}, at most {TOLERANCE:g}")
 
-    commit(folder, write)
+    commit(folder, write, sort=sort, overwrite=bool(cfg.overwrite))
     say(f"{folder}: {exporter.name}, {size(folder) / 1e6:,.1f} MB")
     done = exporter.finish(folder)
     if done is not None:
@@ -83,8 +84,8 @@ def main(cfg: DictConfig) -> int:
 
 def export_features(cfg: DictConfig, exporter: FeatureExporter) -> int:
     """The same for what `dictlearn features` found."""
-    path, output = where(cfg, "export", "exports")
-    store = FeatureStore(path)
+    folder, sort = destination(cfg, exporter.name)
+    store = FeatureStore(where(cfg, "export", "exports")[0])
     reason = exporter.refusal(store.info)
     if reason is not None:
         raise ValueError(f"format={exporter.name}: {reason}")
@@ -94,15 +95,27 @@ def export_features(cfg: DictConfig, exporter: FeatureExporter) -> int:
             f"format={exporter.name}: {store.info.model} has no tokenizer to show text"
         )
     job = FeatureJob(store, read_explanations(store.folder), tokenizer)
-    folder = output if cfg.output else output / "export" / exporter.name
 
     def write(temporary: Path) -> None:
         exporter.write(job, temporary)
         say(exporter.check(job, temporary))
 
-    commit(folder, write)
+    commit(folder, write, sort=sort, overwrite=bool(cfg.overwrite))
     say(f"{folder}: {exporter.name}, {size(folder) / 1e6:,.1f} MB")
     return 0
+
+
+def destination(cfg: DictConfig, format: str) -> tuple[Path, str]:
+    """(the folder to write, what will lie there), before any work.
+
+    Raises SaveError where the folder holds anything but an earlier export of this format, as it was
+    written, and `overwrite` does not say that it may go.
+    """
+    _, output = where(cfg, "export", "exports")
+    folder = output if cfg.output else output / "export" / format
+    sort = f"an export as {format}"
+    check_replaceable(folder, sort, bool(cfg.overwrite), edits=True)
+    return folder, sort
 
 
 def build_exporter(cfg: DictConfig) -> Exporter | FeatureExporter:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
+from dictlearn.disk.whole import write_json
 from dictlearn.export.graph_labels import Label, by_tokens, described, label_nodes, read_graph
 from dictlearn.lm.load import load_tokenizer
 from dictlearn.store.explanations import read_explanations
@@ -94,7 +93,4 @@ def destination(path: Path, cfg: DictConfig) -> Path:
 
 def write(path: Path, graph: dict[str, Any]) -> None:
     """Whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
-    partial.write_text(json.dumps(graph, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_json(path, graph, indent=2)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from dictlearn.disk.whole import write_json
 from dictlearn.features.lookup import Match, difference_of_means, matches, vector_from
 from dictlearn.lm.language_model import LanguageModel
 from dictlearn.store.explanations import Explanation, read_explanations
@@ -48,9 +48,7 @@ def main(cfg: DictConfig) -> int:
     rows = described(opened, matches(dictionary, vector_D, site, cfg.features), cfg.examples)
     if output is not None:
         record = {"site": site, "norm": float(vector_D.norm()), "features": rows}
-        text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False)
-        Path(output).parent.mkdir(parents=True, exist_ok=True)
-        Path(output).write_text(text + "\n", encoding="utf-8")
+        write_json(output, record, ascii=False)
         sys.stderr.write(f"{output}: {len(rows)} features\n")
     Console().print(table(site, rows))
     return 0

@@ -24,6 +24,7 @@ from dictlearn.ckpt.resume import CHECKPOINTS, resolve_resume
 from dictlearn.ckpt.signature import signed
 from dictlearn.dicts.decoder import DiagonalDecoder
 from dictlearn.dicts.dictionary import Dictionary
+from dictlearn.disk.whole import write_text
 from dictlearn.evals.ground_truth import mcc, mean_max_cosine
 from dictlearn.evals.record import FORMAT, versions, write_record
 from dictlearn.lm.language_model import LanguageModel
@@ -64,8 +65,7 @@ def main(cfg: DictConfig) -> int:
         lm = build.build_model(cfg)
         build.connect(cfg, training, lm)
         source = build.build_source(cfg, lm, dictionary, "train")
-        run.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(cfg, run / "config.yaml", resolve=True)
+        write_text(run / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
         if resume.folder is None:
             sample = source.sample(SAMPLE_TOKENS)
             for name, trainee in training.named_trainees():

@@ -9,6 +9,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from dictlearn.disk.whole import write_text
 from dictlearn.evals import attribution, layers, table
 from dictlearn.evals.record import read_record
 from dictlearn.evals.report.descriptions import descriptions
@@ -36,17 +37,15 @@ def write_report(folder: Path) -> Path:
     training, evaluation = training_plots(history), evaluation_plots(record)
     by_layer = layer_plots(record)
     pictures = folder / "figures"
-    pictures.mkdir(exist_ok=True)
     for plot in (*training, *by_layer, *evaluation):
         save_png(plot.draw, pictures / f"{plot.name}.png", plot.title, plot.width)
-    path, partial = folder / "report.html", folder / "report.html.partial"
+    path = folder / "report.html"
     name = folder.resolve().name
     settings = read_settings(folder / "config.yaml")
     traced = attribution.read_attribution(folder)
     described = descriptions(folder)
     html = page(name, record, settings, training, evaluation, by_layer, traced, described)
-    partial.write_text(html, encoding="utf-8")
-    partial.replace(path)
+    write_text(path, html)
     return path
 
 

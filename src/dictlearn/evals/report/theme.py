@@ -17,6 +17,8 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from dictlearn.disk.whole import replacing
+
 # Inches. Margins are fixed, so that plots side by side share their axes' lines.
 HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 2.8, 0.58, 0.22, 0.3, 0.55
 TITLE = 0.3  # above a PNG, which has no caption to stand under
@@ -102,7 +104,8 @@ def save_png(draw: Draw, path: Path, title: str, width: float) -> None:
         figure = drawn(draw, LIGHT, width, above=TITLE)
         at = 1 - 0.22 / (HEIGHT + TITLE)
         figure.text(0.1 / width, at, title, fontweight="bold", fontsize=10)
-        figure.savefig(path, dpi=PNG_DPI, metadata={"Software": None})
+        with replacing(path) as place:
+            figure.savefig(place, format="png", dpi=PNG_DPI, metadata={"Software": None})
 
 
 def inline_svg(draw: Draw, name: str, label: str, width: float) -> str:

@@ -14,7 +14,6 @@ them is in memory.
 from __future__ import annotations
 
 import json
-import os
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from importlib.resources import files
@@ -23,7 +22,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from dictlearn.ckpt.commit import collect_garbage, commit
+from dictlearn.ckpt.commit import commit
+from dictlearn.disk.whole import write_bytes
 from dictlearn.features.pages.record import Pieces, main_score, page_of, short, summary
 from dictlearn.store.explanations import Explanation
 from dictlearn.store.features import FeatureStore
@@ -56,13 +56,9 @@ def write_pages(
                 (temporary / file.name).write_bytes(file.read_bytes())
         _write_data(temporary, store, explanations, Pieces(tokenizer), progress)
 
-    if folder.is_dir():
-        collect_garbage(folder)  # of a process that was killed here
-    commit(folder / FOLDER, write)
+    commit(folder / FOLDER, write, sort="a site of features")
     page = files("dictlearn.features.pages").joinpath("site", PAGE).read_bytes()
-    partial = folder / f"{PAGE}.tmp-{os.getpid()}"
-    partial.write_bytes(page)
-    partial.replace(folder / PAGE)
+    write_bytes(folder / PAGE, page)
     return folder / PAGE
 
 
