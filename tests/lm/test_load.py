@@ -252,6 +252,55 @@ def _lost_shard(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
+def _index(folder: Path, place: str) -> None:
+    """Moves the weights to `place`, of which the index tells; and puts another file beside it."""
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    if place.endswith(".bin"):
+        torch.save(tensors, folder / place)
+    else:
+        save_file(tensors, folder / place, metadata={"format": "pt"})
+    save_file({"z": torch.ones(1)}, folder / "decoy.safetensors", metadata={"format": "pt"})
+    index = {"metadata": {}, "weight_map": dict.fromkeys(tensors, place)}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def _pickle_in_the_index(folder: Path) -> None:
+    _index(folder, "w.bin")
+
+
+def _index_that_leaves(folder: Path) -> None:
+    _index(folder, "../outside.safetensors")
+
+
+def _no_index(folder: Path) -> None:
+    _index(folder, "parts.safetensors")
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": ["parts.safetensors"]}')
+
+
+def _weights_elsewhere(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder.parent / "outside.safetensors")
+    _edit(folder, transformers_weights="../outside.safetensors")
+
+
+def _pickled_adapter(folder: Path) -> None:
+    _edit(folder, transformers_weights="adapter_model.bin")
+
+
+def _adapter(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "/somewhere/else"}')
+
+
+def _odd_name(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "weights.safetensors")
+
+
+def _tokenizer_elsewhere(folder: Path) -> None:
+    (folder.parent / "secret.txt").write_text("swordfish\n")
+    config = {"vocab_file": "../secret.txt", "tokenizer_file": None, "old_file": "/nowhere/old"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+
+
 def _broken_tokenizer(folder: Path) -> None:
     (folder / "tokenizer.json").write_text('{"version": "1.0", "mod')
 
@@ -272,13 +321,25 @@ def _foreign_tokenizer(folder: Path) -> None:
         (_truncated, "cannot be loaded: .*incomplete"),
         (_incomplete, r"lack 1 of the tensors .*, model\.layers\.1\.mlp\.up_proj\.weight for one"),
         (_other_shape, "cannot be loaded: .*mismatch"),
-        (_lost_shard, "cannot be loaded: "),
+        (
+            _lost_shard,
+            r"no model-00001-of-00002\.safetensors in .*a part of the weights is missing",
+        ),
+        (_pickle_in_the_index, r"index\.json says that model\..* is in 'w\.bin'; want the name of"),
+        (_index_that_leaves, r"is in '\.\./outside\.safetensors'; want the name of a"),
+        (_no_index, r"no index of weights; want metadata and a weight_map"),
+        (_weights_elsewhere, r"transformers_weights='\.\./outside\.safetensors'; want the name"),
+        (_pickled_adapter, r"transformers_weights='adapter_model\.bin'; want the name"),
+        (_adapter, r"holds an adapter \(adapter_config\.json\)"),
+        (_odd_name, r"has neither model\.safetensors nor model\.safetensors\.index\.json"),
+        (_tokenizer_elsewhere, r"tokenizer_config\.json says vocab_file='\.\./secret\.txt'"),
         (_broken_tokenizer, "tokenizer.json is not valid JSON"),
         (_foreign_tokenizer, "its tokenizer cannot be read: "),
     ],
 )
-def test_a_damaged_folder_gets_one_sentence(folder, damage, says):
+def test_a_damaged_folder_gets_one_sentence(folder, damage, says, monkeypatch):
     damage(folder)
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("a pickle was opened"))
     with pytest.raises(ValueError, match=says) as caught:
         load_model(str(folder))
     sentence = str(caught.value)

@@ -189,6 +189,22 @@ def test_mistakes_about_a_data_set_are_named(hub_folder: Path, tmp_path: Path) -
         list(hub_documents(str(hub_folder), field="body"))
 
 
+@pytest.mark.parametrize("place", ["../private/*.txt", "{parent}/private/key.txt"])
+def test_a_data_set_names_no_files_of_another_place(tmp_path: Path, place: str) -> None:
+    (tmp_path / "private").mkdir()
+    (tmp_path / "private/key.txt").write_text("swordfish")
+    (tmp_path / "theirs/data").mkdir(parents=True)
+    (tmp_path / "theirs/data/a.txt").write_text("a line")
+    files = place.format(parent=tmp_path)
+    readme = tmp_path / "theirs/README.md"
+    front = "---\nconfigs:\n- config_name: default\n  data_files: '{}'\n---\n"
+    readme.write_text(front.format(files))
+    with pytest.raises(ValueError, match=r"names the data file .*key\.txt, which is not its own"):
+        list(hub_documents(str(tmp_path / "theirs")))
+    readme.write_text(front.format("data/*.txt"))
+    assert [d.text for d in hub_documents(str(tmp_path / "theirs"))] == ["a line"]
+
+
 def test_offline_a_hub_id_says_what_to_do() -> None:
     with pytest.raises(ValueError) as error:
         list(hub_documents("someone/some-text"))

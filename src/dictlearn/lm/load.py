@@ -27,6 +27,7 @@ from transformers.utils import logging as transformers_logging
 from dictlearn.lm.check import check_sums
 from dictlearn.lm.hub import PICO_PATH, locate, read_json
 from dictlearn.lm.language_model import LanguageModel, bos_id, describe, freeze
+from dictlearn.lm.weights import check_tokenizer, weight_files
 from dictlearn.types import ModelInfo
 
 __all__ = [
@@ -71,7 +72,7 @@ def load_model(
         other: a second model of the same width and tokenizer, such as a fine-tune of the first;
             its sites are called other/<site>.
 
-    Weights are safetensors; pickled ones are refused, and so is code that comes with a model.
+    Weights are safetensors of that folder; pickled ones are refused, as is code that comes with a model.
     Warns where the family's residual is not the sum of its sites (see check.py).
     Raises ValueError, in one sentence that names the key.
     """
@@ -84,7 +85,7 @@ def load_model(
 
     folder, revision = locate(path, revision, weights=True)
     config = _read_config(path, folder)
-    _refuse_pickles(where, folder)
+    weight_files(path, folder)  # refuses what transformers would unpickle
     tokenizer = _load_tokenizer(path, folder)
     auto_dtype = torch.bfloat16 if on.type == "cuda" else torch.float32
     model = _load_weights(where, folder, config, DTYPES.get(dtype, auto_dtype), attn)
@@ -169,24 +170,13 @@ def _read_config(path: str, folder: Path) -> PretrainedConfig:
         ) from error
 
 
-def _refuse_pickles(where: str, folder: Path) -> None:
-    if any(folder.glob("*.safetensors")):
-        return
-    pickled = sorted(f.name for pattern in ("*.bin", "*.pt", "*.pth") for f in folder.glob(pattern))
-    if pickled:
-        raise ValueError(
-            f"{where}: its weights are pickled ({pickled[0]}), which can run code when loaded; "
-            f"want *.safetensors"
-        )
-    raise ValueError(f"{where}: no *.safetensors in {folder}; the weights are missing")
-
-
 def _load_tokenizer(path: str, folder: Path) -> PreTrainedTokenizerBase | None:
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         return None
     for name in ("tokenizer.json", "tokenizer_config.json"):
         if (folder / name).is_file():
             read_json(path, folder, name)  # a truncated one gets a sentence, not a panic
+    check_tokenizer(path, folder)
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (ValueError, KeyError, TypeError, OSError, ImportError) as error:

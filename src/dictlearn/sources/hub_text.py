@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -40,17 +42,15 @@ def hub_documents(
     folder = Path(path).expanduser()
     try:
         try:
-            rows = datasets.load_dataset(
-                str(folder) if folder.is_dir() else path,
-                name=name,
-                split=split,
-                streaming=True,
-                revision=revision,
+            builder = datasets.load_dataset_builder(
+                str(folder) if folder.is_dir() else path, name=name, revision=revision
             )
+            rows: Iterable[Any] = builder.as_streaming_dataset(split=split)
         except pa.ArrowInvalid:  # a ValueError too
             raise
         except ValueError as error:  # of datasets, about its arguments
             raise ValueError(f"{where} data.name={name} data.hub_split={split}: {error}") from error
+        _check_files(builder, path, folder if folder.is_dir() else None)
         for number, row in enumerate(rows):
             text = checked_text(row, field, f"row {number} of {path}")
             yield Document(text, text)
@@ -66,3 +66,28 @@ def hub_documents(
         ) from error
     except (DatasetGenerationError, pa.ArrowInvalid) as error:
         raise ValueError(f"{where} cannot be read: {error}") from error
+
+
+def _check_files(builder: Any, path: str, folder: Path | None) -> None:
+    """Refuses a data set whose README.md names files of another place: it comes from anybody.
+
+    Its patterns are expanded by now, so what is looked at is what would be read.
+    """
+    inside = f"hf://datasets/{builder.repo_id}@" if folder is None else ""
+    for files in (builder.config.data_files or {}).values():
+        for file in map(str, files):
+            if folder is None:
+                own = file.startswith(inside)
+            else:
+                own = "://" not in file and _is_inside(file, folder)
+            if not own:
+                raise ValueError(
+                    f"data.path={path}: names the data file {file}, which is not its own; want files "
+                    f"in the data set itself"
+                )
+
+
+def _is_inside(file: str, folder: Path) -> bool:
+    """By name: a snapshot of the hub's cache holds links to where its files are."""
+    root = os.path.abspath(folder)
+    return os.path.commonpath([root, os.path.abspath(file)]) == root
