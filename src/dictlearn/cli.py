@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
@@ -21,7 +20,7 @@ from pathlib import Path
 import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, InstantiationException
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -96,7 +95,7 @@ def _launch(verb: str, args: list[str], prefix: list[str]) -> int:
             if "name" in cfg and not named:
                 _check_one_process()
             others = [text for text in job.overrides.task if not text.startswith("name=")]
-            cfg = config.settled(cfg)
+            cfg = config.settled(verb, cfg)
             _refuse_missing(cfg)
             if several:
                 _say(f"run {job.job.num}: {' '.join(others)}")
@@ -176,18 +175,9 @@ def _one_sentence(go_on: bool = False) -> Iterator[None]:
     except (ValueError, OSError, HydraException, OmegaConfBaseException) as error:
         if os.environ.get("DICTLEARN_DEBUG", "0") != "0":
             raise
-        _say(_sentence(error))
+        _say(config.sentence(error))
         if not go_on:
             sys.exit(2)
-
-
-def _sentence(error: Exception) -> str:
-    cause = error.__cause__
-    if isinstance(error, InstantiationException) and isinstance(cause, ValueError | OSError):
-        return str(cause)
-    if missing := re.search(r"Missing mandatory value: ([\w.]+)", str(error)):
-        return f"{missing[1]}: no value was given; pass {missing[1]}=<value>"
-    return " ".join(str(error).split())
 
 
 def _say(text: str) -> None:

@@ -11,7 +11,10 @@ from typing import Any
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf, open_dict
+
+from dictlearn import schema
 
 # Groups that a folder or hub id can be given to, and the option that takes it.
 TAKES_A_PATH = {"model": "hf", "teacher": "model"}
@@ -45,15 +48,32 @@ def groups(verb: str) -> list[str]:
     return names
 
 
+def optional_groups(verb: str) -> set[str]:
+    """The groups of a verb that can be left out: those off by default, and collections."""
+    root = OmegaConf.load(conf_dir() / f"{verb}.yaml")
+    assert isinstance(root, DictConfig)
+    found = {"callbacks", "eval", "logger", "local"}
+    for item in root.get("defaults", []):
+        if isinstance(item, DictConfig):
+            found |= {str(name).split()[-1] for name, option in item.items() if option is None}
+        elif item != "_self_":
+            found |= optional_groups(item)
+    return found
+
+
 def options(group: str) -> list[str]:
     return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
 
 
 def compose(verb: str = "train", overrides: Sequence[str] = ()) -> DictConfig:
-    """The configuration that `dictlearn <verb> <overrides>` would run with."""
+    """The configuration that `dictlearn <verb> <overrides>` would run with.
+
+    Raises:
+        ValueError: one sentence on a value that its key doesn't take.
+    """
     cfg = raw(verb, overrides)
     HydraConfig.instance().set_config(cfg)
-    return settled(cfg)
+    return settled(verb, cfg)
 
 
 def raw(verb: str, overrides: Sequence[str] = ()) -> DictConfig:
@@ -62,12 +82,17 @@ def raw(verb: str, overrides: Sequence[str] = ()) -> DictConfig:
         return hydra_compose(verb, translated(overrides), return_hydra_config=True)
 
 
-def settled(cfg: DictConfig) -> DictConfig:
-    """`cfg` without Hydra's own part, its name decided: nothing asks the clock from here on."""
+def settled(verb: str, cfg: DictConfig) -> DictConfig:
+    """`cfg` without Hydra's own part, its name decided: nothing asks the clock from here on.
+
+    Every value is of its key's type then (1e3 is 1000 where a whole number is due); ValueError
+    where it cannot be.
+    """
     with open_dict(cfg):
         if "name" in cfg:
             cfg.name = str(cfg.name)
         cfg.pop("hydra", None)
+        schema.check(verb, cfg)
     return cfg
 
 
@@ -112,9 +137,19 @@ def _paths() -> dict[str, str]:
     return {option: path for option, path in paths.items() if path is not None}
 
 
-def quoted(value: str) -> str:
-    """`value` as Hydra's grammar reads it back."""
-    if re.fullmatch(r"[\w./@+-]+", value):
+def sentence(error: Exception) -> str:
+    """What an error says, on one line; of one inside an instantiation, that alone."""
+    cause = error.__cause__
+    if isinstance(error, InstantiationException) and isinstance(cause, ValueError | OSError):
+        return str(cause)
+    if missing := re.search(r"Missing mandatory value: ([\w.]+)", str(error)):
+        return f"{missing[1]}: no value was given; pass {missing[1]}=<value>"
+    return " ".join(str(error).split())
+
+
+def quoted(value: str, always: bool = False) -> str:
+    """`value` as Hydra's grammar reads it back; in quotes where it must be, or `always`."""
+    if re.fullmatch(r"[\w./@+-]+", value) and not always:
         return value
     return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
 

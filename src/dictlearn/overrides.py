@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -11,18 +10,17 @@ from hydra.core.override_parser.types import ChoiceSweep, Override, QuotedString
 from hydra.errors import OverrideParseException
 from omegaconf import OmegaConf
 
-from dictlearn import config, help
+from dictlearn import config, schema
 
 
 def checked(
     verb: str, texts: Sequence[str], multirun: bool = False, config_dir: str | None = None
 ) -> list[str]:
-    """The overrides `texts`, whole numbers written as floats (1e4) made integers where one is due.
+    """The overrides `texts`, with numbers in the place of text put into quotes (name=1e3).
 
     Raises ValueError, one sentence on the first override that cannot be: a key or an option that
-    doesn't exist, with the nearest that does; text where a number belongs; null where the key's
-    comment in its yaml doesn't speak of null; several values without `multirun`.
-    `config_dir` is a folder of further yaml.
+    doesn't exist, with the nearest that does; a value that its key doesn't take; several values
+    without `multirun`. `config_dir` is a folder of further yaml.
     """
     folders = [config.conf_dir(), *([Path(config_dir)] if config_dir else [])]
     groups = config.groups(verb)
@@ -35,25 +33,23 @@ def checked(
                 f"a list goes in brackets, {override.key_or_group}=[...]"
             )
         if override.key_or_group in groups:
-            _check_choice(text, override, folders)
+            _check_choice(verb, text, override, folders)
             choices += [] if override.is_sweep_override() else [text]
 
     where = config.quoted(f"file://{folders[-1].resolve()}")
-    cfg = config.raw(verb, [*choices, f"hydra.searchpath=[{where}]"])
-    choices = cfg.hydra.runtime.choices
-    keys = dict(dotted(OmegaConf.to_container(cfg)))
-    said = help.spoken(verb, {group: choices.get(group) for group in groups})
+    tree = OmegaConf.to_container(config.raw(verb, [*choices, f"hydra.searchpath=[{where}]"]))
+    assert isinstance(tree, dict)
+    keys = dict(dotted(tree))
+    takes = schema.keys(verb, {name: node for name, node in tree.items() if name != "hydra"})
     result = []
     for text, override in zip(texts, overrides, strict=True):
         key = override.key_or_group
-        outside = override.is_add() or key in groups or key.startswith("hydra/")
+        outside = override.is_add() or key in groups or key.split(".")[0].split("/")[0] == "hydra"
         if not outside and key not in keys:
             near = config.nearest(key, [*keys, *groups])
             meant = f"; did you mean {near}?" if near else ""
             raise ValueError(f"{text}: no such key{meant}")
-        if not outside:
-            _check_null(text, override, keys, said.get(key, ""))
-        result.append(text if outside else _typed(text, override, keys))
+        result.append(text if outside else _fitted(text, override, takes))
     return result
 
 
@@ -66,43 +62,41 @@ def _parsed(text: str) -> Override:
         ) from error
 
 
-def _check_choice(text: str, override: Override, folders: Sequence[Path]) -> None:
+def _check_choice(verb: str, text: str, override: Override, folders: Sequence[Path]) -> None:
     group = override.key_or_group
     names = {path.stem for folder in folders for path in (folder / group).glob("*.yaml")}
+    if override.is_delete():
+        if group not in config.optional_groups(verb):
+            raise ValueError(f"{group}=null: {config.choose_from('', sorted(names))}")
+        return
+    if not override.is_sweep_override() and isinstance(override.value(), list):
+        raise ValueError(f"{text}: want one option; {config.choose_from('', sorted(names))}")
     for choice in _values(override):
-        if choice not in names:
-            raise ValueError(f"{text}: {config.choose_from(str(choice), sorted(names))}")
+        if str(choice) not in names:
+            raise ValueError(f"{text}: {config.choose_from(schema.shown(choice), sorted(names))}")
 
 
-def _check_null(text: str, override: Override, keys: Mapping[str, object], comment: str) -> None:
-    default = keys[override.key_or_group]
-    plain = isinstance(default, int | float | str) and not isinstance(default, bool)
-    if plain and None in _values(override) and not re.search(r"\bnull\b", comment):
-        if _target(override.key_or_group, keys).startswith("lightning."):
-            return
-        raise ValueError(f"{text}: want a value, such as {default}")
-
-
-def _target(key: str, keys: Mapping[str, object]) -> str:
-    """What is built from the group of keys that this one is in."""
-    return str(keys.get(f"{key.rpartition('.')[0]}._target_"))
-
-
-def _typed(text: str, override: Override, keys: Mapping[str, object]) -> str:
-    """Refuses text in the place of a number or a switch; writes 1e4 as 10000 in an integer's."""
+def _fitted(text: str, override: Override, takes: Mapping[str, schema.Wanted]) -> str:
+    """Refuses a value that its key doesn't take; text that reads as a number gets quotes."""
     key = override.key_or_group
-    default = keys[key]
-    values = _values(override)
-    # Lightning takes words for numbers (devices=auto) and says itself what they may be.
-    words = _target(key, keys).startswith("lightning.")
-    if isinstance(default, bool | int | float) and not words:
-        for value in values:
-            if isinstance(value, QuotedString | str) and "${" not in str(value):
-                wanted = "true or false" if isinstance(default, bool) else "a number"
-                raise ValueError(f"{text}: want {wanted}, such as {str(default).lower()}")
-    whole = [value for value in values if isinstance(value, float) and value.is_integer()]
-    if type(default) is int and values and len(whole) == len(values):
-        return f"{key}={','.join(str(int(value)) for value in whole)}"
+    if key.rpartition(".")[2].startswith("_"):
+        raise ValueError(f"{text}: what a yaml builds is not set on the command line")
+    wanted = takes[key]
+    if override.is_delete():
+        if wanted.part and wanted.null:
+            return text
+        raise ValueError(f"~{key}: a key can't be left out; set it to {wanted}")
+    quote = False
+    for value in _values(override):
+        plain = _plain(value)
+        if isinstance(plain, str) and ("${" in plain or plain == "???"):
+            continue  # known when everything is composed
+        if wanted.fitted(plain) is schema.MISFIT:
+            raise ValueError(f"{key}={schema.shown(plain)}: want {wanted}")
+        number = isinstance(plain, int | float) and not isinstance(plain, bool)
+        quote |= number and isinstance(wanted.fitted(plain), str)
+    if quote and not override.is_sweep_override():
+        return f"{key}={config.quoted(text.partition('=')[2], always=True)}"
     return text
 
 
@@ -113,7 +107,19 @@ def _values(override: Override) -> list[object]:
         return list(value.list)
     if override.is_sweep_override() or override.is_delete():
         return []
-    return value if isinstance(value, list) else [value]
+    return [_plain(value)]
+
+
+def _plain(value: object) -> object:
+    """Lists and mappings without Hydra's own quoted strings inside."""
+    match value:
+        case list():
+            return [_plain(item) for item in value]
+        case dict():
+            return {str(key): _plain(item) for key, item in value.items()}
+        case QuotedString():
+            return value.text
+    return value
 
 
 def dotted(tree: object, prefix: str = "") -> Iterator[tuple[str, object]]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from dictlearn.dicts.dictionary import Dictionary, Shape
 from dictlearn.dicts.sites import feature_count, mlp_sites, prefix_widths
+from dictlearn.ranges import Count, Natural, Positive
 from dictlearn.sparsity.protocol import Sparsity
 from dictlearn.types import ModelInfo
 
@@ -13,16 +14,16 @@ from dictlearn.types import ModelInfo
 def clt(
     info: ModelInfo,
     sparsity: Callable[..., Sparsity],
-    layers: Sequence[int] | None = None,
-    n_features: int | None = None,
-    expansion: float = 12,
-    k: float = 16,
-    window: int | None = None,
+    layers: Sequence[Natural] | None = None,
+    n_features: Count | None = None,
+    expansion: Positive = 12,
+    k: Positive = 16,
+    window: Count | None = None,
     tied: bool = False,
     skip: bool = False,
     unit_norm: bool = True,
-    encoder_scale: float = 1.0,
-    prefixes: Sequence[float] = (),
+    encoder_scale: Positive = 1.0,
+    prefixes: Sequence[Positive] = (),
 ) -> Dictionary:
     """mlp_in.l -> mlp_out.l, mlp_out.(l+1), ... for every layer l of `layers` (null: all).
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 from dictlearn.dicts.dictionary import Dictionary, Shape
 from dictlearn.dicts.sites import feature_count, layers_or_all, prefix_widths
+from dictlearn.ranges import Count, Positive
 from dictlearn.sparsity.protocol import Sparsity
 from dictlearn.types import ModelInfo
 
@@ -16,13 +18,13 @@ def crosscoder(
     sites: Sequence[str] | None = None,
     targets: Sequence[str] | None = None,
     site: str = "resid_post",
-    n_features: int | None = None,
-    expansion: float = 12,
-    k: float = 32,
-    norm: str = "concat",
+    n_features: Count | None = None,
+    expansion: Positive = 12,
+    k: Positive = 32,
+    norm: Literal["concat", "sum"] = "concat",
     unit_norm: bool = True,
-    encoder_scale: float = 1.0,
-    prefixes: Sequence[float] = (),
+    encoder_scale: Positive = 1.0,
+    prefixes: Sequence[Positive] = (),
 ) -> Dictionary:
     """All of `sites` -> one code -> all of `targets`; null: `site` of every layer, from itself.
 

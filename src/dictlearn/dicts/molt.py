@@ -9,6 +9,7 @@ from torch import nn
 
 from dictlearn.dicts.dictionary import Dictionary, Shape
 from dictlearn.dicts.sites import layer_or_middle
+from dictlearn.ranges import Count, Natural, Positive
 from dictlearn.sparsity.protocol import Sparsity
 from dictlearn.types import ModelInfo
 
@@ -20,10 +21,10 @@ OPEN = 1.0  # bias of a gate at the start, about one standard deviation of what 
 def molt(
     info: ModelInfo,
     sparsity: Callable[..., Sparsity],
-    layer: int | None = None,
-    n: int = 4,
-    ranks: Sequence[int] | None = None,
-    k: float = 8,
+    layer: Natural | None = None,
+    n: Count = 4,
+    ranks: Sequence[Count] | None = None,
+    k: Positive = 8,
     unit_norm: bool = False,
 ) -> Dictionary:
     """y_hat = sum_t gate_t(x) U_t V_t x + b_dec; the code's features are the transforms.
@@ -52,7 +53,7 @@ def molt(
     return dictionary
 
 
-def mixture(n: int, width: int) -> tuple[int, ...]:
+def mixture(n: Count, width: int) -> tuple[int, ...]:
     """The rank of every transform, largest first: 31 n of them whose ranks add up to 2560 n.
 
     In a model narrower than 1024 every rank is times width / 1024, and at least 1.

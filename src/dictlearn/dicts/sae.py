@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from dictlearn.dicts.dictionary import Dictionary, Shape
 from dictlearn.dicts.sites import feature_count, prefix_widths, site_at
+from dictlearn.ranges import Count, Natural, Positive
 from dictlearn.sparsity.protocol import Sparsity
 from dictlearn.types import ModelInfo
 
@@ -14,13 +15,13 @@ def sae(
     info: ModelInfo,
     sparsity: Callable[..., Sparsity],
     site: str = "resid_post",
-    layer: int | None = None,
-    n_features: int | None = None,
-    expansion: float = 12,
-    k: float = 32,
+    layer: Natural | None = None,
+    n_features: Count | None = None,
+    expansion: Positive = 12,
+    k: Positive = 32,
     unit_norm: bool = True,
-    encoder_scale: float = 1.0,
-    prefixes: Sequence[float] = (),
+    encoder_scale: Positive = 1.0,
+    prefixes: Sequence[Positive] = (),
 ) -> Dictionary:
     """x -> code -> x. `layer` null means the middle one; `n_features` null means expansion * width.
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from dictlearn.dicts.dictionary import Dictionary, Shape
 from dictlearn.dicts.sites import feature_count, layer_or_middle, prefix_widths
+from dictlearn.ranges import Count, Natural, Positive
 from dictlearn.sparsity.protocol import Sparsity
 from dictlearn.types import ModelInfo
 
@@ -13,14 +14,14 @@ from dictlearn.types import ModelInfo
 def transcoder(
     info: ModelInfo,
     sparsity: Callable[..., Sparsity],
-    layer: int | None = None,
-    n_features: int | None = None,
-    expansion: float = 12,
-    k: float = 32,
+    layer: Natural | None = None,
+    n_features: Count | None = None,
+    expansion: Positive = 12,
+    k: Positive = 32,
     skip: bool = False,
     unit_norm: bool = True,
-    encoder_scale: float = 1.0,
-    prefixes: Sequence[float] = (),
+    encoder_scale: Positive = 1.0,
+    prefixes: Sequence[Positive] = (),
 ) -> Dictionary:
     """mlp_in -> code -> mlp_out of one layer; with `skip`, also a linear map (Paulo et al. 2025)."""
     number = layer_or_middle(layer, info)

@@ -28,6 +28,7 @@ from torch import Tensor
 from dictlearn.evals.comparison import scored_positions
 from dictlearn.evals.context import EvalContext, EvalResult, Observation
 from dictlearn.evals.observe import observe
+from dictlearn.ranges import Count
 from dictlearn.types import Code
 
 CYCLES = 60  # of proportional fitting: converges to 1e-6 nats on tables of this kind
@@ -55,11 +56,11 @@ class Cooccurrence:
 
     def __init__(
         self,
-        features: int = 256,
-        pairs: int = 1024,
-        classes: int = 64,
-        pilot_tokens: int = 8192,
-        max_tokens: int | None = None,
+        features: Count = 256,
+        pairs: Count = 1024,
+        classes: Count = 64,
+        pilot_tokens: Count = 8192,
+        max_tokens: Count | None = None,
     ) -> None:
         given = {"features": features, "classes": classes, "pilot_tokens": pilot_tokens}
         for key, value in given.items():

@@ -26,6 +26,7 @@ from dictlearn.evals.context import (
 from dictlearn.lm.language_model import LanguageModel
 from dictlearn.lm.patch import Replacement, patched
 from dictlearn.lm.readout import has_head
+from dictlearn.ranges import Count
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ class Downstream(Metric):
     An encoder predicts no next token: for one there are no figures, and a warning says so.
     """
 
-    def __init__(self, max_tokens: int | None = None, chunk_tokens: int = 128) -> None:
+    def __init__(self, max_tokens: Count | None = None, chunk_tokens: Count = 128) -> None:
         if max_tokens is not None and max_tokens < 1:
             raise ValueError(
                 f"eval.downstream.max_tokens={max_tokens}: want at least 1, or null for all"
@@ -70,7 +71,7 @@ class DownstreamMeter(Meter):
         lm: LanguageModel,
         targets: tuple[str, ...],
         share: float = 1.0,
-        chunk_tokens: int = 128,
+        chunk_tokens: Count = 128,
     ) -> None:
         self.lm = lm
         self.targets = targets

@@ -28,6 +28,7 @@ from dictlearn.evals.observe import window_batches
 from dictlearn.lm.capture import capture
 from dictlearn.lm.language_model import LanguageModel
 from dictlearn.lm.patch import Replacement, patched
+from dictlearn.ranges import Count
 
 READ, WRITTEN = "mlp_in.", "mlp_out."
 
@@ -48,7 +49,7 @@ class JacobianCosine:
     For dictionaries from mlp_in sites to the mlp_out of the same layers; nothing for others.
     """
 
-    def __init__(self, tokens: int = 256, windows: int = 16, probes: int = 8) -> None:
+    def __init__(self, tokens: Count = 256, windows: Count = 16, probes: Count = 8) -> None:
         for key, value in (("tokens", tokens), ("windows", windows), ("probes", probes)):
             if value < 1:
                 raise ValueError(f"eval.jacobian.{key}={value}: want at least 1")

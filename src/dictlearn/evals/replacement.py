@@ -31,6 +31,7 @@ from dictlearn.evals.context import (
 from dictlearn.lm.language_model import LanguageModel
 from dictlearn.lm.patch import Replacement, patched
 from dictlearn.lm.readout import has_head
+from dictlearn.ranges import Count
 from dictlearn.types import Code
 
 FORCED, FREE, ZERO = "forced", "free", "zero"
@@ -62,7 +63,7 @@ class ReplacementModel(Metric):
     (it is known only after the last of them), or for a model without a next-token head.
     """
 
-    def __init__(self, max_tokens: int | None = None, chunk_tokens: int = 128) -> None:
+    def __init__(self, max_tokens: Count | None = None, chunk_tokens: Count = 128) -> None:
         if max_tokens is not None and max_tokens < 1:
             raise ValueError(
                 f"eval.replacement.max_tokens={max_tokens}: want at least 1, or null for all"
@@ -87,7 +88,7 @@ class ReplacementMeter(Meter):
         lm: LanguageModel,
         dictionary: EvaluatedDictionary,
         share: float = 1.0,
-        chunk_tokens: int = 128,
+        chunk_tokens: Count = 128,
     ) -> None:
         self.lm = lm
         self.dictionary = dictionary

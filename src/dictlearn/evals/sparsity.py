@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dictlearn.evals.context import EvalContext, EvalResult, Meter, Metric, Observation
 from dictlearn.evals.moments import add_padded
+from dictlearn.ranges import Count, Fraction
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
@@ -23,7 +24,7 @@ class Sparsity(Metric):
     feature counts as dense.
     """
 
-    def __init__(self, high_density: float = 0.1, bins_per_decade: int = 5) -> None:
+    def __init__(self, high_density: Fraction = 0.1, bins_per_decade: Count = 5) -> None:
         if not 0 < high_density < 1:
             raise ValueError(
                 f"eval.sparsity.high_density={high_density}: want a share of tokens between 0 and 1"
@@ -49,7 +50,11 @@ class SparsityMeter(Meter):
     """
 
     def __init__(
-        self, sources: tuple[str, ...], n_features: int, high_density: float, bins_per_decade: int
+        self,
+        sources: tuple[str, ...],
+        n_features: int,
+        high_density: Fraction,
+        bins_per_decade: int,
     ) -> None:
         self.sources = sources
         self.high_density = high_density

@@ -21,6 +21,7 @@ from dictlearn.explain.rules import Rule, RuleFinder, Search, holds
 from dictlearn.explain.sample import Firings, Index
 from dictlearn.explain.scores import Confusion, derangement, rounded
 from dictlearn.explain.wording import in_context, sentence
+from dictlearn.ranges import Count, NonNegative
 from dictlearn.store.explanations import Explanation, Failure
 
 FAILURES = 3  # shown of each sort
@@ -34,13 +35,13 @@ class Lexical(Explainer):
 
     def __init__(
         self,
-        terms: int = 3,
-        literals: int = 3,
-        beam: int = 3,
-        f1_weight: float = 0.5,
-        term_cost: float = 0.03,
-        literal_cost: float = 0.02,
-        value_cost: float = 0.005,
+        terms: Count = 3,
+        literals: Count = 3,
+        beam: Count = 3,
+        f1_weight: NonNegative = 0.5,
+        term_cost: NonNegative = 0.03,
+        literal_cost: NonNegative = 0.02,
+        value_cost: NonNegative = 0.005,
     ):
         for key, value in (("terms", terms), ("literals", literals), ("beam", beam)):
             if value < 1:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 import transformers
@@ -29,6 +29,9 @@ from dictlearn.lm.hub import PICO_PATH, locate, read_json
 from dictlearn.lm.language_model import LanguageModel, bos_id, describe, freeze
 from dictlearn.lm.weights import check_tokenizer, weight_files
 from dictlearn.types import ModelInfo
+
+Dtype = Literal["auto", "float32", "bfloat16"]
+Attention = Literal["auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3"]
 
 __all__ = [
     "PICO_PATH",
@@ -57,8 +60,8 @@ def load_model(
     path: str,
     revision: str | None = None,
     device: str = "cpu",
-    dtype: str = "auto",
-    attn: str = "auto",
+    dtype: Dtype = "auto",
+    attn: Attention = "auto",
     other: str | None = None,
 ) -> LanguageModel:
     """The model in evaluation mode, without gradients, and its tokenizer if it has one.

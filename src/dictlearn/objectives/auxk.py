@@ -10,6 +10,7 @@ from dictlearn_kernels.topk_encode import topk_encode
 from torch import Tensor
 
 from dictlearn.objectives.protocol import Forward, Term, zero
+from dictlearn.ranges import Count, Fraction, NonNegative
 from dictlearn.types import Code
 
 
@@ -24,7 +25,9 @@ class AuxK(Term):
     is dead. `k_aux` counts per token and source; null means half the width, shared by the sources.
     """
 
-    def __init__(self, coefficient: float = 1.0, warmup: float = 0.0, k_aux: int | None = None):
+    def __init__(
+        self, coefficient: NonNegative = 1.0, warmup: Fraction = 0.0, k_aux: Count | None = None
+    ):
         super().__init__(coefficient, warmup)
         if k_aux is not None and k_aux < 1:
             raise ValueError(f"objective.terms.auxk.k_aux={k_aux}: want at least 1, or null")

@@ -20,6 +20,7 @@ from dictlearn.lm.readout import Readout
 from dictlearn.objectives.protocol import Forward, Term, Windows, zero
 from dictlearn.objectives.stand_in import MODES, FreeRunning, teacher_forced
 from dictlearn.objectives.teacher import Teacher
+from dictlearn.ranges import Count, Fraction, NonNegative, Seed
 
 SMALLEST, LARGEST = 1e-3, 1e3  # of the ratio: a KL that goes to zero must not take over
 
@@ -57,16 +58,16 @@ class KLToTeacher(Term):
 
     def __init__(
         self,
-        coefficient: float = 1.0,
-        warmup: float = 0.0,
+        coefficient: NonNegative = 1.0,
+        warmup: Fraction = 0.0,
         balance: bool = True,
-        smoothing: float = 0.95,
+        smoothing: Fraction = 0.95,
         mode: str = "teacher_forced",
-        replace_from: float = 0.0,
-        replace_for: float = 0.5,
-        later_layers: float = 0.0,
-        chunk_tokens: int = 512,
-        seed: int = 0,
+        replace_from: Fraction = 0.0,
+        replace_for: Fraction = 0.5,
+        later_layers: NonNegative = 0.0,
+        chunk_tokens: Count = 512,
+        seed: Seed = 0,
     ):
         super().__init__(coefficient, warmup)
         if mode not in MODES:

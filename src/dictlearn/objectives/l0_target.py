@@ -7,6 +7,7 @@ from typing import final
 from torch import Tensor
 
 from dictlearn.objectives.protocol import Forward, Term
+from dictlearn.ranges import Fraction, NonNegative, Positive
 
 
 @final
@@ -16,7 +17,7 @@ class L0Target(Term):
     Source: the variant used by dictionary_learning and Gemma Scope 2, on Rajamanoharan et al. 2024.
     """
 
-    def __init__(self, k: float, coefficient: float = 1.0, warmup: float = 0.0):
+    def __init__(self, k: Positive, coefficient: NonNegative = 1.0, warmup: Fraction = 0.0):
         super().__init__(coefficient, warmup)
         self.k = k
 

@@ -7,13 +7,14 @@ from typing import final
 from torch import Tensor
 
 from dictlearn.objectives.protocol import Forward, Term
+from dictlearn.ranges import Fraction, NonNegative
 
 
 @final
 class MultiTopK(Term):
     """The squared error with `sparsity.wide` times as many features; its coefficient is 1/8."""
 
-    def __init__(self, coefficient: float = 1 / 8, warmup: float = 0.0):
+    def __init__(self, coefficient: NonNegative = 1 / 8, warmup: Fraction = 0.0):
         super().__init__(coefficient, warmup)
 
     def value(self, forward: Forward) -> Tensor:

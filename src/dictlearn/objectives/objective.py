@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, final
+from typing import Any, Literal, final
 
 from torch import Tensor, nn
 
@@ -23,7 +23,9 @@ class Objective(nn.Module):
     means over tokens and divide by a constant of the run, never by a batch statistic.
     """
 
-    def __init__(self, terms: Mapping[str, Term | None], reduction: str = "sum"):
+    def __init__(
+        self, terms: Mapping[str, Term | None], reduction: Literal["sum", "mean", "fvu"] = "sum"
+    ):
         super().__init__()
         if reduction not in REDUCTIONS:
             raise ValueError(

@@ -12,10 +12,11 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from dictlearn.lm.language_model import LanguageModel, bos_id
-from dictlearn.lm.load import load_model
+from dictlearn.lm.load import Attention, Dtype, load_model
 from dictlearn.lm.readout import Readout, has_head
 from dictlearn.objectives.kl_to_teacher import kl_of_log_probs
 from dictlearn.objectives.teacher import Targets, Teacher, total_of_chunks
+from dictlearn.ranges import Fraction, Positive
 
 log = logging.getLogger(__name__)
 
@@ -26,11 +27,11 @@ def other_teacher(
     lm: LanguageModel,
     path: str,
     revision: str | None = None,
-    dtype: str = "auto",
+    dtype: Dtype = "auto",
     device: str = "auto",
-    attn: str = "auto",
-    weight: float = 0.25,
-    temperature: float = 1.0,
+    attn: Attention = "auto",
+    weight: Fraction = 0.25,
+    temperature: Positive = 1.0,
 ) -> OtherTeacher:
     """The model at `path` as a teacher, where `lm` is; for the other arguments see `load_model`."""
     where = str(lm.device) if device == "auto" else device
@@ -55,7 +56,7 @@ class OtherTeacher(Teacher):
     """
 
     def __init__(
-        self, lm: LanguageModel, other: LanguageModel, weight: float, temperature: float = 1.0
+        self, lm: LanguageModel, other: LanguageModel, weight: Fraction, temperature: Positive = 1.0
     ):
         super().__init__(lm, temperature)
         if not 0 < weight <= 1:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import final
+from typing import Literal, final
 
 import torch
 from torch import Tensor
 
 from dictlearn.objectives.protocol import Forward, Term, zero
+from dictlearn.ranges import Fraction, NonNegative
 
 
 @final
@@ -18,7 +19,12 @@ class PreActivation(Term):
     pass; `over: dead` restricts it to the features that need it, at the cost of what is dead.
     """
 
-    def __init__(self, coefficient: float = 3e-6, warmup: float = 0.0, over: str = "all"):
+    def __init__(
+        self,
+        coefficient: NonNegative = 3e-6,
+        warmup: Fraction = 0.0,
+        over: Literal["all", "dead"] = "all",
+    ):
         super().__init__(coefficient, warmup)
         if over not in ("all", "dead"):
             raise ValueError(f"objective.terms.pre_activation.over={over}: want all or dead")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from dictlearn.lm.language_model import LanguageModel
 from dictlearn.objectives.teacher import Teacher
+from dictlearn.ranges import Fraction, NonNegative
 from dictlearn.types import Code, Encoding
 
 
@@ -98,7 +99,7 @@ class Term(nn.Module, ABC):
 
     reads_windows = False  # of the class: whether it needs batches of whole windows, and the model
 
-    def __init__(self, coefficient: float = 1.0, warmup: float = 0.0):
+    def __init__(self, coefficient: NonNegative = 1.0, warmup: Fraction = 0.0):
         super().__init__()
         if not 0 <= warmup <= 1:
             raise ValueError(f"objective: warmup={warmup}: want a fraction of the run, 0 to 1")

@@ -8,6 +8,7 @@ from typing import final
 from torch import Tensor
 
 from dictlearn.objectives.protocol import Forward, Term
+from dictlearn.ranges import Fraction, NonNegative
 
 
 @final
@@ -21,9 +22,9 @@ class Reconstruction(Term):
 
     def __init__(
         self,
-        coefficient: float = 1.0,
-        warmup: float = 0.0,
-        prefix_weights: Sequence[float] | None = None,
+        coefficient: NonNegative = 1.0,
+        warmup: Fraction = 0.0,
+        prefix_weights: Sequence[NonNegative] | None = None,
     ):
         super().__init__(coefficient, warmup)
         self.prefix_weights = prefix_weights

@@ -19,6 +19,7 @@ from dictlearn.lm.language_model import LanguageModel
 from dictlearn.lm.readout import Readout, has_head
 from dictlearn.objectives.sparse_targets import SparseTargets, draw_targets, sparse_kl
 from dictlearn.objectives.teacher import Targets, Teacher, total_of_chunks
+from dictlearn.ranges import Positive
 
 KEY, HASHES = "targets.json", "hashes.safetensors"
 FORMAT = 1
@@ -129,8 +130,8 @@ class StoredTeacher(Teacher):
         folder: str,
         teacher: str | None = None,
         revision: str | None = None,
-        temperature: float | None = None,
-        clip: float = 20.0,
+        temperature: Positive | None = None,
+        clip: Positive = 20.0,
     ):
         self.folder = Path(folder)
         if not (self.folder / KEY).is_file():
@@ -191,7 +192,7 @@ class StoredTeacher(Teacher):
 
 @final
 class _StoredTargets:
-    def __init__(self, targets: SparseTargets, temperature: float, clip: float):
+    def __init__(self, targets: SparseTargets, temperature: float, clip: Positive):
         self._targets, self._temperature, self._clip = targets, temperature, clip
         self._clipped: list[float] = []
 

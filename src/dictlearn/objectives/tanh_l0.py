@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dictlearn.objectives.protocol import Forward, Term
+from dictlearn.ranges import Fraction, NonNegative, Positive
 
 
 @final
@@ -17,7 +18,9 @@ class TanhL0(Term):
     It reads the encoding's support, so a JumpReLU threshold gets its gradient from both sides.
     """
 
-    def __init__(self, coefficient: float = 20.0, warmup: float = 1.0, scale: float = 4.0):
+    def __init__(
+        self, coefficient: NonNegative = 20.0, warmup: Fraction = 1.0, scale: Positive = 4.0
+    ):
         super().__init__(coefficient, warmup)
         self.scale = scale
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from dictlearn.lm.language_model import LanguageModel
 from dictlearn.lm.readout import Readout, has_head
 from dictlearn.objectives.kl_to_teacher import chunked_sum, kl_of_log_probs
+from dictlearn.ranges import Positive
 
 
 class Targets(Protocol):
@@ -55,7 +56,7 @@ def total_of_chunks(
 class Teacher(ABC):
     """Abstract. Built by the `teacher` group with the model that the dictionary is put into."""
 
-    def __init__(self, lm: LanguageModel, temperature: float = 1.0):
+    def __init__(self, lm: LanguageModel, temperature: Positive = 1.0):
         if not has_head(lm):
             raise ValueError(
                 f"model.path={lm.info.name}: predicts no next token, so it has no KL to a teacher; "
@@ -77,7 +78,7 @@ class Teacher(ABC):
 class SelfTeacher(Teacher):
     """The model itself, unpatched: the KL is zero exactly where the dictionary changes nothing."""
 
-    def __init__(self, lm: LanguageModel, temperature: float = 1.0):
+    def __init__(self, lm: LanguageModel, temperature: Positive = 1.0):
         super().__init__(lm, temperature)
         self._readout: Readout | None = None
 
@@ -91,7 +92,7 @@ class SelfTeacher(Teacher):
 
 @final
 class _OwnTargets:
-    def __init__(self, readout: Readout, states_ND: Tensor, temperature: float):
+    def __init__(self, readout: Readout, states_ND: Tensor, temperature: Positive):
         self._readout, self._states_ND, self._temperature = readout, states_ND, temperature
 
     def kl(self, rows: slice, logits_NV: Tensor) -> Tensor:
@@ -114,5 +115,5 @@ class _OwnTargets:
         return {}
 
 
-def _log_probs(logits_NV: Tensor, temperature: float) -> Tensor:
+def _log_probs(logits_NV: Tensor, temperature: Positive) -> Tensor:
     return (logits_NV / temperature).log_softmax(-1)

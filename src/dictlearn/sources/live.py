@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import final
+from typing import Literal, final
 
 import torch
 
 from dictlearn.lm.language_model import LanguageModel
+from dictlearn.ranges import Count
 from dictlearn.sources.buffer import Read, ShuffleBuffer
 from dictlearn.sources.reader import Reader, WindowOrder, Windows
 from dictlearn.types import Batch
@@ -55,12 +56,12 @@ class LiveSource:
         targets: tuple[str, ...],
         batch_tokens: int,
         seed: int,
-        buffer_tokens: int = 65536,
-        lm_batch_windows: int = 16,
-        nonfinite: str = "error",
+        buffer_tokens: Count = 65536,
+        lm_batch_windows: Count = 16,
+        nonfinite: Literal["error", "drop"] = "error",
         store_dtype: str = "model",
         batch_dtype: str = "float32",
-        ahead: bool | str = "auto",
+        ahead: bool | Literal["auto"] = "auto",
     ):
         if ahead not in (True, False, "auto"):
             raise ValueError(f"source.ahead={ahead}: want auto, true or false")

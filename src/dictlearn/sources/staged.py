@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, final
+from typing import Any, Literal, final
 
 import torch
 from torch import Tensor
 
 from dictlearn.lm.language_model import LanguageModel
+from dictlearn.ranges import Count, Fraction
 from dictlearn.sources.live import LiveSource
 from dictlearn.sources.reader import WindowOrder, Windows
 from dictlearn.sources.windows import WindowsSource
@@ -64,14 +65,14 @@ class StagedSource:
         seed: int,
         steps: int,
         accumulate: int = 1,
-        last: float = 0.2,
-        window_tokens: int | None = None,
-        buffer_tokens: int = 65536,
-        lm_batch_windows: int = 16,
-        nonfinite: str = "error",
+        last: Fraction = 0.2,
+        window_tokens: Count | None = None,
+        buffer_tokens: Count = 65536,
+        lm_batch_windows: Count = 16,
+        nonfinite: Literal["error", "drop"] = "error",
         store_dtype: str = "model",
         batch_dtype: str = "float32",
-        ahead: bool | str = "auto",
+        ahead: bool | Literal["auto"] = "auto",
     ):
         if not 0 < last < 1:
             raise ValueError(

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dictlearn.ranges import Count, Fraction, Natural, NonNegative
 from dictlearn.types import Batch, ModelInfo
 
 SITE = "synthetic"
@@ -62,24 +63,24 @@ class SyntheticSource:
         seed: int,
         sources: tuple[str, ...] = (SITE,),
         targets: tuple[str, ...] = (SITE,),
-        n_features: int = 64,
-        width: int = 32,
-        probability_first: float = 0.3,
-        probability_last: float = 0.01,
-        zipf_exponent: float = 0.5,
-        correlation: float = 0.1,
-        correlation_rank: int = 4,
-        roots: int = 0,
-        branching: int = 4,
-        depth: int = 1,
+        n_features: Count = 64,
+        width: Count = 32,
+        probability_first: Fraction = 0.3,
+        probability_last: Fraction = 0.01,
+        zipf_exponent: NonNegative = 0.5,
+        correlation: Fraction = 0.1,
+        correlation_rank: Natural = 4,
+        roots: Natural = 0,
+        branching: Count = 4,
+        depth: Natural = 1,
         exclusive: bool = True,
         scale_children: bool = True,
-        magnitude_first: float = 5.0,
-        magnitude_last: float = 4.0,
-        magnitude_std: float = 0.5,
-        bias: float = 0.5,
-        noise: float = 0.05,
-        orthogonal_steps: int = 100,
+        magnitude_first: NonNegative = 5.0,
+        magnitude_last: NonNegative = 4.0,
+        magnitude_std: NonNegative = 0.5,
+        bias: NonNegative = 0.5,
+        noise: NonNegative = 0.05,
+        orthogonal_steps: Natural = 100,
         device: str = "cpu",
     ):
         del lm, windows  # every source is built in one way; this one reads no text
@@ -233,7 +234,7 @@ def spread(features_FD: Tensor, steps: int) -> Tensor:
 Levels = list[tuple[Tensor, Tensor]]  # (children, the parent of each), top down
 
 
-def tree_levels(n_features: int, roots: int, branching: int, depth: int) -> Levels:
+def tree_levels(n_features: Count, roots: Natural, branching: Count, depth: Natural) -> Levels:
     """Trees over the first features, level after level; siblings are neighbours."""
     levels: Levels = []
     start, size = 0, roots

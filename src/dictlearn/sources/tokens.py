@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from dictlearn.lm.language_model import LanguageModel, bos_id
+from dictlearn.ranges import Count, Fraction
 from dictlearn.sources.documents import (
     Document,
     is_held_out,
@@ -107,9 +108,9 @@ class TokenWindows:
 def stdlib_windows(
     lm: LanguageModel,
     split: str,
-    context: int | None = 512,
-    held_out: float = 0.1,
-    max_tokens: int | None = None,
+    context: Count | None = 512,
+    held_out: Fraction = 0.1,
+    max_tokens: Count | None = None,
 ) -> TokenWindows:
     """The running interpreter's standard library. See `windows` for the arguments."""
     return windows(
@@ -122,9 +123,9 @@ def text_windows(
     split: str,
     paths: str | Sequence[str],
     field: str = "text",
-    context: int | None = 512,
-    held_out: float = 0.1,
-    max_tokens: int | None = None,
+    context: Count | None = 512,
+    held_out: Fraction = 0.1,
+    max_tokens: Count | None = None,
 ) -> TokenWindows:
     """Local files; see `text_documents` for paths and field, `windows` for the rest."""
     listed = [paths] if isinstance(paths, str) else list(paths)
@@ -148,9 +149,9 @@ def hub_windows(
     hub_split: str = "train",
     field: str = "text",
     revision: str | None = None,
-    context: int | None = 512,
-    held_out: float = 0.1,
-    max_tokens: int | None = 20_000_000,
+    context: Count | None = 512,
+    held_out: Fraction = 0.1,
+    max_tokens: Count | None = 20_000_000,
 ) -> TokenWindows:
     """A data set of the hub or a folder in its layout; see `hub_documents`, and `windows`.
 
@@ -175,9 +176,9 @@ def hub_windows(
 def windows(
     lm: LanguageModel,
     split: str,
-    context: int | None,
-    held_out: float,
-    max_tokens: int | None,
+    context: Count | None,
+    held_out: Fraction,
+    max_tokens: Count | None,
     name: str,
     files: Callable[[], list[Path]],
     documents: Callable[[], Iterable[Document]],
@@ -243,7 +244,7 @@ def _pad_id(lm: LanguageModel) -> int | None:
     return next((i for i in candidates if isinstance(i, int) and i in lm.special_ids), None)
 
 
-def _empty(side: str, held_out: float, n_tokens: int) -> ValueError:
+def _empty(side: str, held_out: Fraction, n_tokens: int) -> ValueError:
     if side == "eval" and held_out == 0:
         return ValueError("data.held_out=0: holds out no text to evaluate on; want more than 0")
     if n_tokens == 0:
@@ -258,8 +259,8 @@ def _tokenise(
     documents: Iterable[Document],
     tokenizer: PreTrainedTokenizerBase,
     first_id: int | None,
-    held_out: float,
-    max_tokens: int | None,
+    held_out: Fraction,
+    max_tokens: Count | None,
 ) -> dict[str, Tensor]:
     """Both splits' streams, int32, and where in each its documents start, int64."""
     log.info("data: tokenising; later runs find the tokens on disk")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import final
+from typing import Literal, final
 
 import torch
 from torch import Tensor
 
 from dictlearn.lm.language_model import LanguageModel
+from dictlearn.ranges import Count
 from dictlearn.sources.reader import Reader, Reading, WindowOrder, Windows
 from dictlearn.types import Batch
 
@@ -79,8 +80,8 @@ class WindowsSource:
         targets: tuple[str, ...],
         batch_tokens: int,
         seed: int,
-        window_tokens: int | None = None,
-        nonfinite: str = "error",
+        window_tokens: Count | None = None,
+        nonfinite: Literal["error", "drop"] = "error",
     ):
         key, context = "data.context", windows.context
         if window_tokens is not None and window_tokens < context:

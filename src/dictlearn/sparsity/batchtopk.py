@@ -7,6 +7,7 @@ from typing import final
 
 from torch import Tensor
 
+from dictlearn.ranges import Fraction, Positive
 from dictlearn.sparsity.jumprelu import JumpReLU
 from dictlearn.sparsity.protocol import (
     Encoder,
@@ -34,9 +35,9 @@ class BatchTopK(Sparsity):
         self,
         n_sources: int,
         n_features: int,
-        k: float,
-        k_start: float | None = None,
-        anneal_for: float = 0.0,
+        k: Positive,
+        k_start: Positive | None = None,
+        anneal_for: Fraction = 0.0,
         across_layers: bool = False,
     ):
         super().__init__()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from dictlearn.ranges import Positive
 from dictlearn.sparsity.protocol import Encoder, Options, Sparsity, of_source
 from dictlearn.types import Encoding
 
@@ -31,8 +32,8 @@ class JumpReLU(Sparsity):
         self,
         n_sources: int,
         n_features: int,
-        init_threshold: float = 0.1,
-        bandwidth: float = 0.2,
+        init_threshold: Positive = 0.1,
+        bandwidth: Positive = 0.2,
         log_threshold: bool = False,
     ):
         super().__init__()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import final
+from typing import Annotated, final
 
 from dictlearn_kernels.selection import Selection, row_largest
 from torch import Tensor
 
+from dictlearn.ranges import Count, Fraction
 from dictlearn.sparsity.protocol import (
     Encoder,
     Options,
@@ -33,10 +34,10 @@ class TopK(Sparsity):
         self,
         n_sources: int,
         n_features: int,
-        k: int,
-        k_start: int | None = None,
-        anneal_for: float = 0.0,
-        wide: int = 1,
+        k: Annotated[Count, "batchtopk takes fractions"],
+        k_start: Count | None = None,
+        anneal_for: Fraction = 0.0,
+        wide: Count = 1,
         across_layers: bool = False,
     ):
         super().__init__()

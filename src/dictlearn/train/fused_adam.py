@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, final
+from typing import Any, Literal, final
 
 import torch
 from dictlearn_kernels import rounded
@@ -11,6 +11,8 @@ from dictlearn_kernels.fused_adam import Features, Step, adam, measure, update
 from dictlearn_kernels.fused_adam.moments import FORMS
 from dictlearn_kernels.weight_grad import Collector, RowGradient
 from torch import Tensor
+
+from dictlearn.ranges import Fraction, NonNegative, Positive
 
 # Below so many numbers a CPU keeps gradients in its cache, and summing rows twice, once for the norm
 # that clips, costs more than a buffer of them does (scripts/bench.py).
@@ -39,10 +41,10 @@ class FusedAdam(torch.optim.Optimizer):
     def __init__(
         self,
         params: Iterable[Any],
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        moments: str = "float32",
+        lr: NonNegative = 1e-3,
+        betas: tuple[Fraction, Fraction] = (0.9, 0.999),
+        eps: Positive = 1e-8,
+        moments: Literal["float32", "bfloat16", "8bit"] = "float32",
     ):
         if lr < 0:
             raise ValueError(f"optim.lr={lr}: want 0 or more")

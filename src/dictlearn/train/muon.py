@@ -7,6 +7,8 @@ from typing import Any, final
 
 import torch
 
+from dictlearn.ranges import Count, Fraction, NonNegative
+
 
 @final
 class Muon(torch.optim.Optimizer):
@@ -20,11 +22,11 @@ class Muon(torch.optim.Optimizer):
     def __init__(
         self,
         params: Iterable[Any],
-        lr: float = 4e-3,
-        momentum: float = 0.95,
+        lr: NonNegative = 4e-3,
+        momentum: Fraction = 0.95,
         nesterov: bool = True,
-        ns_steps: int = 5,
-        betas: tuple[float, float] = (0.9, 0.999),
+        ns_steps: Count = 5,
+        betas: tuple[Fraction, Fraction] = (0.9, 0.999),
     ):
         super().__init__(params, {"lr": lr})
         every = [p for group in self.param_groups for p in group["params"]]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import final
 
+from dictlearn.ranges import NonNegative
+
 
 @final
 class Trapezoid:
@@ -12,7 +14,9 @@ class Trapezoid:
     `warmup` and `decay` below 1 are fractions of the run, from 1 on numbers of steps.
     """
 
-    def __init__(self, warmup: float = 0.02, decay: float = 0.2, final: float = 0.0):
+    def __init__(
+        self, warmup: NonNegative = 0.02, decay: NonNegative = 0.2, final: NonNegative = 0.0
+    ):
         for key, value in (("warmup", warmup), ("decay", decay), ("final", final)):
             if value < 0:
                 raise ValueError(f"schedule.{key}={value}: want a number that isn't negative")

@@ -7,6 +7,8 @@ from typing import Any, final
 
 import torch
 
+from dictlearn.ranges import Fraction, NonNegative
+
 
 @final
 class Signum(torch.optim.Optimizer):
@@ -19,7 +21,7 @@ class Signum(torch.optim.Optimizer):
     puts y there again. Checkpoints hold y and z. One tensor of state a parameter.
     """
 
-    def __init__(self, params: Iterable[Any], lr: float = 1e-2, momentum: float = 0.95):
+    def __init__(self, params: Iterable[Any], lr: NonNegative = 1e-2, momentum: Fraction = 0.95):
         from pytorch_optimizer import ScheduleFreeWrapper, SignSGD
 
         if not 0 < momentum < 1:

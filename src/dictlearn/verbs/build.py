@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
 from dictlearn.ckpt.dictionary import load_dictionary
 from dictlearn.dicts.dictionary import Dictionary
@@ -51,6 +52,19 @@ def accelerator(cfg: DictConfig) -> str:
     if cfg.trainer.accelerator != "auto":
         return cfg.trainer.accelerator
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def check_parts(cfg: DictConfig) -> None:
+    """Builds what costs nothing to build and is needed late, for what it refuses."""
+    named(cfg.get("callbacks"))
+    named(cfg.get("eval"))
+    instantiate(cfg.optim)([nn.Parameter(torch.zeros(1, 1, 1))])
+    try:
+        torch.device("cpu" if cfg.model.device == "auto" else cfg.model.device)
+    except RuntimeError:
+        raise ValueError(
+            f"model.device={cfg.model.device}: want auto, cpu, cuda, cuda:N or mps"
+        ) from None
 
 
 def build_dictionary(cfg: DictConfig, info: ModelInfo) -> Dictionary:

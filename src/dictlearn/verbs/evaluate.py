@@ -20,10 +20,21 @@ from dictlearn.evals.record import record_of, write_record
 from dictlearn.evals.report import write_report
 from dictlearn.evals.table import renderable
 from dictlearn.lm.language_model import LanguageModel
+from dictlearn.ranges import Count
 from dictlearn.verbs import build
 from dictlearn.verbs.opened import open_dictionary
 
 BESIDE = "beside"  # folder in a run's, of the dictionaries to compare its own with
+
+
+class Keys:
+    """What the keys of conf/evaluate.yaml take."""
+
+    run: str | None
+    dictionary: str | None
+    output: str | None
+    eval_tokens: Count
+    eval_windows: Count
 
 
 def main(cfg: DictConfig) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,6 +21,7 @@ from dictlearn.explain.protocol import Explainer, Feature, Material, Progress
 from dictlearn.explain.sample import activations, random_like, take_sample
 from dictlearn.explain.summary import summarised, write_summary
 from dictlearn.features.pages import write_pages
+from dictlearn.ranges import Count, Fraction, Natural, Seed
 from dictlearn.store.explanations import add_explanations, read_explanations
 from dictlearn.store.features import FeatureStore
 from dictlearn.store.layout import FOLDER
@@ -29,6 +30,24 @@ from dictlearn.verbs import build
 from dictlearn.verbs.opened import Opened, open_dictionary
 
 COUNTS = ("tokens", "windows", "at_least", "baseline_features", "limit")
+
+
+class Keys:
+    """What the keys of conf/explain.yaml take."""
+
+    run: str | None
+    dictionary: str | None
+    output: str | None
+    features: Sequence[int | str] | None
+    limit: Count | None
+    tokens: Count
+    windows: Count
+    at_least: Count
+    threshold: Fraction
+    precision: Fraction
+    baseline_features: Natural
+    dry_run: bool
+    seed: Seed
 
 
 def main(cfg: DictConfig) -> int:

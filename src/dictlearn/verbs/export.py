@@ -25,12 +25,23 @@ from dictlearn.export.compare import TOLERANCE, difference
 from dictlearn.export.features import FeatureExporter, FeatureJob
 from dictlearn.export.protocol import Exporter, Job, check_holds
 from dictlearn.lm.load import load_tokenizer
+from dictlearn.ranges import Count
 from dictlearn.sources.reader import Reader
 from dictlearn.store.explanations import read_explanations
 from dictlearn.store.features import FeatureStore
 from dictlearn.types import Batch, ModelInfo
 from dictlearn.verbs import build
 from dictlearn.verbs.opened import Opened, open_dictionary, where
+
+
+class Keys:
+    """What the keys of conf/export.yaml take."""
+
+    run: str | None
+    dictionary: str | None
+    output: str | None
+    tokens: Count
+    windows: Count
 
 
 def main(cfg: DictConfig) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from multiprocessing.context import SpawnProcess
@@ -21,6 +21,7 @@ from dictlearn.config import literal
 from dictlearn.features.harvest import Harvest
 from dictlearn.features.settings import Settings
 from dictlearn.features.text import Text
+from dictlearn.ranges import Count, Fraction, Natural, NonNegative
 from dictlearn.sources.synthetic import SITE as SYNTHETIC
 from dictlearn.store.features import FeatureStore
 from dictlearn.verbs import build
@@ -28,6 +29,34 @@ from dictlearn.verbs.opened import open_dictionary, where
 from dictlearn.verbs.pages import write_site
 
 FOLDER = "features"
+
+
+class Keys:
+    """What the keys of conf/features.yaml take."""
+
+    run: str | None
+    dictionary: str | None
+    pages: bool
+    output: str | None
+    tokens: Count
+    batch_windows: Count
+    processes: Count
+    examples: Natural
+    intervals: Natural
+    per_interval: Natural
+    before: Natural
+    after: Natural
+    bins: Count
+    quantiles: Sequence[Fraction]
+    promoted: Natural
+    neighbours: Natural
+    cofiring: Natural
+    sample_tokens: Natural
+    sample_firings: Count
+    directions: Natural
+    buffer: Count
+    block: Count
+    checkpoint_minutes: NonNegative
 
 
 def main(cfg: DictConfig) -> int:

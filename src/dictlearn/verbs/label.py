@@ -11,10 +11,20 @@ from omegaconf import DictConfig
 from dictlearn.disk.whole import write_json
 from dictlearn.export.graph_labels import Label, by_tokens, described, label_nodes, read_graph
 from dictlearn.lm.load import load_tokenizer
+from dictlearn.ranges import Natural
 from dictlearn.store.explanations import read_explanations
 from dictlearn.store.features import FeatureStore
 
 METADATA = "graph-metadata.json"  # circuit-tracer's list of the graphs in a folder
+
+
+class Keys:
+    """What the keys of conf/label.yaml take."""
+
+    run: str | None
+    graph: str | None
+    output: str | None
+    tokens: Natural
 
 
 def main(cfg: DictConfig) -> int:

@@ -15,6 +15,7 @@ from rich.text import Text
 from dictlearn.disk.whole import write_json
 from dictlearn.features.lookup import Match, difference_of_means, matches, vector_from
 from dictlearn.lm.language_model import LanguageModel
+from dictlearn.ranges import Count, Natural
 from dictlearn.store.explanations import Explanation, read_explanations
 from dictlearn.store.features import FeatureStore
 from dictlearn.store.records import Example, Feature
@@ -23,6 +24,20 @@ from dictlearn.verbs.opened import Opened, open_dictionary
 
 BETWEEN = "|||"  # several texts in one string
 AROUND = 12  # tokens of an example shown before its peak, and half as many after
+
+
+class Keys:
+    """What the keys of conf/lookup.yaml take."""
+
+    run: str | None
+    dictionary: str | None
+    vector: str | None
+    pos: str | Sequence[str] | None
+    neg: str | Sequence[str] | None
+    site: str | None
+    features: Count
+    examples: Natural
+    output: str | None
 
 
 def main(cfg: DictConfig) -> int:

@@ -16,6 +16,14 @@ from dictlearn.store.explanations import read_explanations
 from dictlearn.store.features import FeatureStore
 
 
+class Keys:
+    """What the keys of conf/pages.yaml take."""
+
+    run: str
+    tokenizer: str | None
+    output: str | None
+
+
 def main(cfg: DictConfig) -> int:
     store = FeatureStore(cfg.run)
     if cfg.tokenizer is None:

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any, final
 
 import torch
+from hydra.errors import HydraException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from dictlearn import config
 from dictlearn.ckpt.checkpoint_io import read_config
 from dictlearn.ckpt.diff import refuse_changes
 from dictlearn.ckpt.resume import CHECKPOINTS, resolve_resume
@@ -23,6 +25,12 @@ from dictlearn.lm.language_model import LanguageModel
 from dictlearn.lm.load import load_skeleton
 from dictlearn.sources.text_files import find_files
 from dictlearn.verbs import build, costs, train
+
+
+class Keys(train.Keys):
+    """What the keys of conf/plan.yaml take."""
+
+    gpu: str | None
 
 
 def main(cfg: DictConfig) -> int:
@@ -45,8 +53,8 @@ class Plan:
         """What `made` returns; None, and its sentence noted, where the user's configuration fails."""
         try:
             result = made()
-        except (ValueError, OSError) as error:
-            self.mistakes[name] = str(error)
+        except (ValueError, OSError, HydraException) as error:
+            self.mistakes[name] = config.sentence(error)
             return None
         self.passed.append(name)
         return result
@@ -198,7 +206,8 @@ def check_folder(cfg: DictConfig) -> None:
 def check_disk(run: costs.Run) -> None:
     """Room for the checkpoints that are kept and the one being written."""
     cfg = run.cfg
-    keep = cfg.callbacks.checkpoint.keep if "checkpoint" in (cfg.callbacks or {}) else 0
+    saver = (cfg.get("callbacks") or {}).get("checkpoint")
+    keep = saver.keep if saver else 0
     one = sum(map(costs.count, run.trained)) * (costs.FLOAT + costs.state_bytes(cfg))
     wanted = one * (keep + 1)
     folder = next(path for path in Path(cfg.run_dir).absolute().parents if path.is_dir())

@@ -10,6 +10,12 @@ from omegaconf import DictConfig
 from dictlearn.evals.report import write_report
 
 
+class Keys:
+    """What the keys of conf/report.yaml take."""
+
+    run: str | None
+
+
 def main(cfg: DictConfig) -> int:
     if cfg.run is None:
         raise ValueError("nothing to report on; want run=<a run's folder>")

@@ -4,14 +4,29 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Literal
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from dictlearn.objectives.stored_teacher import store_targets
+from dictlearn.ranges import Count, Natural, Positive, Seed
 from dictlearn.verbs import build
 
 OPTIONS = ("head", "samples", "temperature", "dtype", "shard_windows", "batch_windows", "seed")
+
+
+class Keys:
+    """What the keys of conf/targets.yaml take."""
+
+    output: str
+    head: Natural
+    samples: Natural
+    temperature: Positive
+    dtype: Literal["float16", "float32"]
+    shard_windows: Count
+    batch_windows: Count
+    seed: Seed
 
 
 def main(cfg: DictConfig) -> int:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning
 import torch
@@ -28,6 +28,7 @@ from dictlearn.disk.whole import write_text
 from dictlearn.evals.ground_truth import mcc, mean_max_cosine
 from dictlearn.evals.record import FORMAT, versions, write_record
 from dictlearn.lm.language_model import LanguageModel
+from dictlearn.ranges import Count, Positive, Seed
 from dictlearn.sources.protocol import Source
 from dictlearn.sources.synthetic import SyntheticSource
 from dictlearn.train.callbacks.signals import Interrupted
@@ -38,6 +39,28 @@ from dictlearn.verbs import build
 from dictlearn.verbs.evaluate import BESIDE, evaluate_into, label_beside
 
 SAMPLE_TOKENS = 16_384  # for scales, biases and thresholds
+
+
+class Keys:
+    """What the keys of conf/train.yaml take."""
+
+    name: str
+    run_dir: str
+    resume: str | None
+    init: str | None
+    seed: Seed
+    steps: Count
+    batch_tokens: Count
+    normalise: Literal["sqrt_width", "unit", "none"]
+    unit_norm: bool
+    encoder_scale: Positive
+    clip_norm: Positive | None
+    dead_after: Count | None
+    kernels: Literal["auto", "reference"]
+    selection: Literal["auto", "float32", "bfloat16", "float16", "int16"]
+    beside: bool | Literal["auto"]
+    eval_tokens: Count
+    eval_windows: Count
 
 
 def main(cfg: DictConfig) -> int:
@@ -86,9 +109,7 @@ def main(cfg: DictConfig) -> int:
 
 def check(cfg: DictConfig) -> None:
     """Mistakes that can be seen in the configuration alone."""
-    for key in ("steps", "batch_tokens"):
-        if cfg[key] < 1:
-            raise ValueError(f"{key}={cfg[key]}: want at least 1")
+    build.check_parts(cfg)
     if cfg.trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
         raise ValueError(
             f"trainer.accelerator={cfg.trainer.accelerator}: no CUDA device here; use trainer=cpu"

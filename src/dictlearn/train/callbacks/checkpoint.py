@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from dictlearn.ckpt import commit, rng
 from dictlearn.ckpt.checkpoint_io import DictlearnCheckpointIO
+from dictlearn.ranges import Count, Positive
 
 
 @final
@@ -32,10 +33,10 @@ class CheckpointCallback(Checkpoint):
     def __init__(
         self,
         folder: str | Path,
-        every_steps: int | None = 1000,
-        every_minutes: float | None = None,
-        keep: int = 2,
-        pin_every: int | None = None,
+        every_steps: Count | None = 1000,
+        every_minutes: Positive | None = None,
+        keep: Count = 2,
+        pin_every: Count | None = None,
         on_error: Literal["warn", "raise"] = "warn",
     ):
         positive = {"every_steps": every_steps, "every_minutes": every_minutes, "keep": keep}

@@ -11,6 +11,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from dictlearn.ranges import NonNegative
+
 
 @final
 class TrainingBar(Callback):
@@ -21,7 +23,7 @@ class TrainingBar(Callback):
     which implementation every kernel has run as, and which had no fast one.
     """
 
-    def __init__(self, line_seconds: float = 30.0):
+    def __init__(self, line_seconds: NonNegative = 30.0):
         self.line_seconds = line_seconds
         self.console = Console(stderr=True)
         self._bar: Progress | None = None
