@@ -65,6 +65,45 @@ def serves(*tensors: Tensor) -> bool:
     )
 
 
+def sizes(**named: Tensor) -> dict[str, int]:
+    """The size of every dimension by its letter: one that is called x_RD is [R, D].
+
+    Loops trust what they are given, and write past the end of what is too short. So each function that
+    hands tensors to one asks this first, once a call.
+
+    Raises:
+        ValueError: dimensions of one letter differ in size, or numbers with a fraction in dtype.
+    """
+    found: dict[str, int] = {}
+    dtype = None
+    for name, tensor in named.items():
+        letters = name.rpartition("_")[2]
+        shape = tensor.shape
+        if len(shape) != len(letters):
+            raise ValueError(f"{name} has the shape {list(shape)}: want {len(letters)} dimensions")
+        for letter, size in zip(letters, shape, strict=True):
+            if found.setdefault(letter, size) != size:
+                raise ValueError(
+                    f"{name} has the shape {list(shape)}: {letter} is {found[letter]} elsewhere"
+                )
+        if tensor.is_floating_point() and tensor.dtype != (dtype := dtype or tensor.dtype):
+            raise ValueError(f"{name} is {tensor.dtype}, another one {dtype}: want the same")
+    return found
+
+
+def check_csr(row_starts: Tensor, columns: Tensor, values: Tensor, n_rows: int) -> None:
+    """ValueError unless these are entries of so many rows."""
+    if row_starts.shape != (n_rows + 1,):
+        raise ValueError(f"row_starts has the shape {list(row_starts.shape)}: want [{n_rows + 1}]")
+    if columns.ndim != 1 or values.shape != columns.shape:
+        raise ValueError(
+            f"columns and values have the shapes {list(columns.shape)} and {list(values.shape)}: "
+            "want one length"
+        )
+    if int(row_starts[0]) < 0 or int(row_starts[-1]) > len(columns):
+        raise ValueError(f"row_starts ends at {int(row_starts[-1])}, after {len(columns)} entries")
+
+
 def array(tensor: Tensor) -> Any:
     """A tensor's memory as a loop takes it."""
     return tensor.detach().numpy()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dictlearn_kernels import selection
-from dictlearn_kernels.compiled import array, loop
+from dictlearn_kernels.compiled import array, check_csr, loop
 from dictlearn_kernels.selection import Selection
 
 
@@ -20,6 +20,12 @@ def by_column(columns: Tensor, n_columns: int) -> tuple[Tensor, Tensor]:
 
     They are counted and placed, where torch compares.
     """
+    if columns.ndim != 1:
+        raise ValueError(f"columns has the shape {list(columns.shape)}: want one dimension")
+    if len(columns):
+        lowest, highest = map(int, columns.aminmax())
+        if lowest < 0 or highest >= n_columns:
+            raise ValueError(f"columns go from {lowest} to {highest}: want 0 to {n_columns - 1}")
     order = torch.empty(len(columns), dtype=torch.int64)
     starts = torch.zeros(n_columns + 2, dtype=torch.int64)
     _sort(array(columns), array(order), array(starts))
@@ -33,17 +39,22 @@ def between(
 
     `before` [nnz + 1] says how many of them come before each entry. All but columns are int64.
     """
+    check_csr(row_starts, columns, columns, len(row_starts) - 1)
     starts, entries, before = (
         torch.empty(length, dtype=torch.int64) for length in (len(row_starts), n, len(columns) + 1)
     )
     kept = columns.new_empty(n)
     out = array(starts), array(kept), array(entries), array(before)
     _between(array(row_starts.contiguous()), array(columns), low, high, *out)
+    if int(starts[-1]) != n:
+        raise ValueError(f"columns {low} to {high - 1} have other than {n} entries")
     return starts, kept, entries, before
 
 
 def interleaved(parts: Sequence[Selection]) -> Selection:
     """Selections over the same rows as one: row r of part p becomes row r * len(parts) + p."""
+    for part in parts:
+        check_csr(*part, n_rows=len(parts[0][0]) - 1)
     counts_RP = torch.stack([row_starts.diff() for row_starts, _, _ in parts], dim=1)
     starts = selection.starts(counts_RP.flatten())
     n = sum(len(columns) for _, columns, _ in parts)
@@ -73,7 +84,8 @@ def _between(row_starts, columns, low, high, starts, kept, entries, before):
     for r in range(len(row_starts) - 1):
         for i in range(row_starts[r], row_starts[r + 1]):
             if columns[i] >= low and columns[i] < high:
-                kept[n], entries[n] = columns[i] - low, i
+                if n < len(kept):
+                    kept[n], entries[n] = columns[i] - low, i
                 n += 1
             before[i + 1] = n
         starts[r + 1] = n

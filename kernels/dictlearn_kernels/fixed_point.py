@@ -52,7 +52,9 @@ def bounded(x_RD: Tensor, W_CD: Tensor, b_C: Tensor, less_C: Tensor | None = Non
 
     None where a number is not finite, or a row too large or small.
     """
-    (R, D), C = x_RD.shape, len(W_CD)
+    less = {} if less_C is None else {"less_C": less_C}
+    found = compiled.sizes(x_RD=x_RD, W_CD=W_CD, b_C=b_C, **less)
+    R, D, C = (found[letter] for letter in "RDC")
     x_RD, W_CD, b_C = (t.detach().contiguous() for t in (x_RD, W_CD, b_C))
     operands = array(x_RD), array(W_CD), array(b_C)
     width = D + -D % (2 * UNROLLED)

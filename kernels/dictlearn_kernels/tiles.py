@@ -64,6 +64,25 @@ class Tiled(NamedTuple):
     def n_tiles(self) -> int:
         return len(self.x_RD) // ROWS
 
+    def check(self) -> None:
+        """ValueError unless all of it is of one size."""
+        x, W, b = self.operands
+        (rows, width), panels = self.x_RD.shape, len(self.W_PDC)
+        terms, pair = (1, ()) if self.exact else (4, (2,))
+        steps = width if self.exact else width // 2
+        fits = (
+            self.W_PDC.shape == (panels, steps, COLUMNS, *pair)
+            and self.of_rows.shape == (rows, 0 if self.exact else 3)
+            and self.of_columns.shape == (panels, terms, COLUMNS)
+            and self.spread_R.shape == (rows,)
+            and rows % ROWS == 0 == steps % UNROLLED
+            and 0 <= rows - len(x) < ROWS
+            and 0 <= panels * COLUMNS - len(W) < COLUMNS
+            and W.shape == (len(b), x.shape[1])
+        )
+        if not fits:
+            raise ValueError("x, W and what belongs to them differ in size")
+
 
 class Strip(NamedTuple):
     """A few rows' entries, or upper bounds of them, and room for what is looked for among those.
@@ -87,6 +106,10 @@ class Strip(NamedTuple):
 
     def evaluate(self) -> None:
         """What x W^T + b is at those columns, in float32."""
+        n_rows = self.rows.stop - self.rows.start
+        n = self.starts[-1] if self.starts.shape == (n_rows + 1,) else -1
+        if not 0 <= n <= min(len(self.columns), len(self.entries)):
+            raise ValueError(f"starts of {len(self.starts)} say nothing of {n_rows} rows' entries")
         if self.of.exact:
             _copy(self.upper, *self[-3:])
         else:
@@ -112,7 +135,8 @@ def pays(rows: int, columns: int) -> bool:
 
 def exact(x_RD: Tensor, W_CD: Tensor, b_C: Tensor) -> Tiled:
     """float32 operands; W in another order of its numbers, in memory that the next call overwrites."""
-    (R, D), C = x_RD.shape, len(W_CD)
+    found = compiled.sizes(x_RD=x_RD, W_CD=W_CD, b_C=b_C)
+    R, D, C = (found[letter] for letter in "RDC")
     x_RD, W_CD, b_C = (t.detach().contiguous() for t in (x_RD, W_CD, b_C))
     operands = array(x_RD), array(W_CD), array(b_C)
     width, n_panels = D + -D % UNROLLED, -(-C // COLUMNS)
@@ -131,6 +155,9 @@ def strips(of: Tiled, low: int, high: int) -> Iterator[Strip]:
 
     All is done without the interpreter's lock.
     """
+    of.check()
+    if not 0 <= low < high <= of.n_tiles:
+        raise ValueError(f"tiles {low} to {high - 1}: there are {of.n_tiles}")
     n_rows, n_panels = len(of.operands[0]), len(of.W_PDC)
     n_parts = -(-(high - low) // (AT_ONCE // ROWS))
     size = -(-(high - low) // n_parts)  # all alike

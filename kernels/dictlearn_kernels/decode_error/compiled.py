@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dictlearn_kernels.compiled import array, sums
+from dictlearn_kernels.compiled import array, check_csr, sizes, sums
 from dictlearn_kernels.threads import over
 
 
@@ -20,7 +20,11 @@ def decode_error(
     wants_values: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(||e||^2, e [R, D], <W_c, e_r> at every entry [nnz], of length 0 unless wanted)."""
-    bias_SD = y_RD.new_zeros(1, y_RD.shape[1]) if bias_SD is None else bias_SD
+    bias_SD = y_RD.new_zeros(1, y_RD.shape[-1]) if bias_SD is None else bias_SD
+    n_rows = sizes(W_CD=W_CD, y_RD=y_RD, bias_SD=bias_SD)["R"]
+    check_csr(row_starts, columns, values, n_rows)
+    if not len(bias_SD) or W_CD.dtype != values.dtype:
+        raise ValueError("bias_SD is empty, or values and W_CD differ in dtype")
     W_CD, y_RD = W_CD.contiguous(), y_RD.contiguous()  # the targets of a CLT are a batch's columns
     e_RD, squares_R = torch.empty_like(y_RD), y_RD.new_empty(len(y_RD), dtype=torch.float64)
     along = y_RD.new_empty(len(columns) if wants_values else 0)

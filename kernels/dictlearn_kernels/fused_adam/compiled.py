@@ -41,6 +41,7 @@ def serves(features: Features) -> bool:
 def measure(
     features: Features, gradients: Sequence[RowGradient | None]
 ) -> tuple[Tensor, Tensor | None]:
+    _check(features, gradients)
     first = features.parts[0][0]
     squares_N = torch.zeros(features.n, dtype=torch.float64)
     along_N = first.new_zeros(0 if features.norm == FREE else features.n)
@@ -69,6 +70,9 @@ def update(
     steps: Sequence[Step | None],
     scale: float,
 ) -> None:
+    _check(features, gradients)
+    if along_N is not None:
+        _fit("along_N", along_N, (features.n,))
     fixed, is_sum = features.norm != FREE, features.norm == SUM
     first = features.parts[0][0]
     # What a feature's norm will be made of: a sum of squares, or of norms.
@@ -85,7 +89,7 @@ def update(
         if gradient is None or stored is None or step is None:
             moving.append(None)
             continue
-        move, *state = _stored(stored, step)
+        move, *state = _stored(stored, step, w.shape)
         moving.append((move, *state, _arrays(p, gradient), _coefficients(step)))
     room = max(1, NEAR // (len(weights) * first.shape[-1]))
 
@@ -104,6 +108,33 @@ def update(
 
     over(features.n, rows, _numbers(features))
     round_shadow(features)
+
+
+def _check(features: Features, gradients: Sequence[RowGradient | None]) -> None:
+    """ValueError unless every part and its gradient have the rows that are gone through."""
+    if len(gradients) != len(features.parts):
+        raise ValueError(f"{len(gradients)} gradients: want one for each of {len(features.parts)}")
+    for (p, start), gradient in zip(features.parts, gradients, strict=True):
+        if p.ndim < 2 or p.shape[-1] != features.parts[0][0].shape[-1] or not serves(features):
+            raise ValueError(f"weights of {list(p.shape)}: want float32 rows of one width")
+        rows, width = rows_of(p).shape
+        if not 0 <= start <= rows - features.n:
+            raise ValueError(f"weights of {list(p.shape)} lack {features.n} rows from {start} on")
+        if gradient is None:
+            continue
+        if gradient.dense_RD is not None:
+            _fit("a gradient", gradient.dense_RD, (rows, width))
+        for product in gradient.products:
+            _fit("a gradient's table", product.g_RD, (product.pattern.n_rows, width))
+            _fit("a gradient's values", product.values, (len(product.pattern.columns),))
+            if not 0 <= product.first_row <= rows - product.pattern.n_columns:
+                raise ValueError(f"a gradient has more rows than its weights, {rows}")
+
+
+def _fit(what: str, tensor: Tensor, shape: Sequence[int], dtype: torch.dtype | None = None) -> None:
+    if tensor.shape != shape or (dtype and (tensor.dtype != dtype or not tensor.is_contiguous())):
+        found = f"{list(tensor.shape)} in {tensor.dtype}"
+        raise ValueError(f"{what} is {found}: want {list(shape)}{f' in {dtype}' if dtype else ''}")
 
 
 def _numbers(features: Features) -> int:
@@ -128,19 +159,27 @@ def _arrays(parameter: Tensor, gradient: RowGradient) -> tuple[Any, ...]:
     return gradient.prepared
 
 
-def _stored(moments: Moments, step: Step) -> tuple[Any, ...]:
+def _stored(moments: Moments, step: Step, shape: tuple[int, int]) -> tuple[Any, ...]:
     """The loop for moments in this form, and the arrays and numbers that it wants of them."""
+
+    def checked(first: torch.dtype, second: torch.dtype) -> tuple[Tensor, Tensor]:
+        _fit("a first moment", moments.first, shape, first)
+        _fit("a second moment", moments.second, shape, second)
+        return moments.first, moments.second
+
     if isinstance(moments, Full):
-        return _update, array(moments.first), array(moments.second)
+        return _update, *map(array, checked(torch.float32, torch.float32))
     seed = np.uint64(step.seed)
     if isinstance(moments, BFloat16):
         # numpy has no bfloat16: these are the upper halves of float32's bits.
-        halves = (array(t.view(torch.int16)) for t in (moments.first, moments.second))
-        return _update_bfloat16, *halves, seed
+        kept = checked(torch.bfloat16, torch.bfloat16)
+        return _update_bfloat16, *(array(t.view(torch.int16)) for t in kept), seed
     assert isinstance(moments, EightBit)
-    codes = array(moments.first), array(moments.second)
-    scales = array(moments.first_scale.view(-1)), array(moments.second_scale.view(-1))
-    return _update_8bit, *codes, *scales, seed
+    codes = map(array, checked(torch.int8, torch.uint8))
+    scales = moments.first_scale, moments.second_scale
+    for scale in scales:
+        _fit("a moment's scale", scale, (shape[0], 1), torch.float32)
+    return _update_8bit, *codes, *(array(scale.view(-1)) for scale in scales), seed
 
 
 def _coefficients(step: Step) -> tuple[Any, ...]:

@@ -20,6 +20,8 @@ class Moments(Protocol):
     """Both moments of one parameter [rows, D], read and written by rows low to high - 1."""
 
     form: str
+    first: Tensor  # [rows, D]
+    second: Tensor
 
     @staticmethod
     def zeros(parameter: Tensor) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dictlearn_kernels import fixed_point, selection, tiles
-from dictlearn_kernels.compiled import array, loop
+from dictlearn_kernels.compiled import array, loop, sizes
 from dictlearn_kernels.linear import passing
 from dictlearn_kernels.selection import Selection
 from dictlearn_kernels.threads import over
@@ -27,7 +27,8 @@ BLOCK = 16  # entries that are looked at together first: most have none above
 
 def above(pre_RC: Tensor, threshold_C: Tensor | float) -> Selection:
     """The entries of a contiguous float32 matrix above their column's threshold, as CSR."""
-    n_rows, n_columns = pre_RC.shape
+    found = sizes(pre_RC=pre_RC, **_by_column(threshold_C))
+    n_rows, n_columns = found["R"], found["C"]
     threshold_C = torch.as_tensor(threshold_C, dtype=pre_RC.dtype).expand(n_columns).contiguous()
     counts_R = torch.empty(n_rows, dtype=torch.int64)
     pre, threshold, counts = array(pre_RC), array(threshold_C), array(counts_R)
@@ -44,6 +45,7 @@ def threshold_encode(
     x_RD: Tensor, W_CD: Tensor, b_C: Tensor, threshold_C: Tensor | float
 ) -> Selection:
     """The entries of x W^T + b above their column's threshold, as CSR."""
+    sizes(x_RD=x_RD, W_CD=W_CD, b_C=b_C, **_by_column(threshold_C))
     if not tiles.pays(len(x_RD), len(W_CD)):
         return above(passing(x_RD[:, None], W_CD[None], b_C[None]), threshold_C)
     of = tiles.exact(x_RD, W_CD, b_C)
@@ -64,6 +66,7 @@ def above_fixed(
     x_RD: Tensor, W_CD: Tensor, b_C: Tensor, threshold_C: Tensor | float
 ) -> Selection | None:
     """The same by bounds in fixed point; None where many could be above."""
+    sizes(x_RD=x_RD, W_CD=W_CD, b_C=b_C, **_by_column(threshold_C))
     threshold_C = torch.as_tensor(threshold_C, dtype=x_RD.dtype).expand(len(W_CD)).contiguous()
     of = fixed_point.bounded(x_RD, W_CD, b_C, threshold_C)
     if of is None:
@@ -86,6 +89,13 @@ def above_fixed(
 
     parts = over(of.n_tiles, part)
     return None if crowded else _joined(parts)
+
+
+def _by_column(threshold_C: Tensor | float) -> dict[str, Tensor]:
+    """A threshold by its name, where it has a size."""
+    if isinstance(threshold_C, Tensor) and threshold_C.ndim > 0:
+        return {"threshold_C": threshold_C}
+    return {}
 
 
 def _by_panels(of: Tiled, threshold_C: Tensor | float) -> tuple[Any, Any]:

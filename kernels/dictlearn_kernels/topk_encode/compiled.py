@@ -25,7 +25,7 @@ from numba.extending import intrinsic
 from torch import Tensor
 
 from dictlearn_kernels import fixed_point, selection, tiles
-from dictlearn_kernels.compiled import array, loop
+from dictlearn_kernels.compiled import array, loop, sizes
 from dictlearn_kernels.linear import passing
 from dictlearn_kernels.selection import Selection
 from dictlearn_kernels.threads import over
@@ -45,6 +45,7 @@ def serves(x_RD: Tensor) -> bool:
 
 def topk_encode(x_RD: Tensor, W_CD: Tensor, b_C: Tensor, k: int) -> Selection:
     """The k largest positive entries of every row of x W^T + b, as CSR."""
+    sizes(x_RD=x_RD, W_CD=W_CD, b_C=b_C)
     if tiles.pays(len(x_RD), len(W_CD)):
         return largest_in_tiles(tiles.exact(x_RD, W_CD, b_C), k)
     return largest(passing(x_RD[:, None], W_CD[None], b_C[None]), k)
@@ -58,8 +59,10 @@ def topk_encode_fixed(x_RD: Tensor, W_CD: Tensor, b_C: Tensor, k: int) -> Select
 
 def largest(pre_RC: Tensor, k: int) -> Selection:
     """The k largest positive entries of every row of a float32 matrix, as CSR."""
+    n_rows = sizes(pre_RC=pre_RC)["R"]
+    if not serves(pre_RC):
+        raise ValueError(f"pre_RC is {pre_RC.dtype} on {pre_RC.device}: want float32 on a CPU")
     bits = array(pre_RC.view(torch.int32))
-    n_rows = len(pre_RC)
     return _collected(
         n_rows, k, lambda *out: over(n_rows, lambda low, high: _largest(low, high, bits, k, *out))
     )
@@ -67,6 +70,7 @@ def largest(pre_RC: Tensor, k: int) -> Selection:
 
 def largest_in_tiles(of: Tiled, k: int) -> Selection:
     """The same of a product, a few rows of which are searched at a time."""
+    of.check()
 
     def search(values: Any, columns: Any, counts: Any) -> None:
         def part(low: int, high: int) -> None:
@@ -84,6 +88,8 @@ def largest_in_tiles(of: Tiled, k: int) -> Selection:
 
 def _collected(n_rows: int, k: int, search: Callable[..., object]) -> Selection:
     """What `search` writes into the bits of values, columns and counts: [R, k] twice and [R]."""
+    if k < 1:
+        raise ValueError(f"k={k}: want 1 or more")
     values_RK = torch.empty(n_rows, k)
     columns_RK = torch.empty(n_rows, k, dtype=torch.int64)
     counts_R = torch.empty(n_rows, dtype=torch.int64)

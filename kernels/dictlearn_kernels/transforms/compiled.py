@@ -43,6 +43,7 @@ class _Work:
     """A pattern's entries by transform, and the sets of transforms of equal rank."""
 
     def __init__(self, pattern: Pattern, values: Tensor, maps: Sequence[Tensor]):
+        self._check(pattern, values, maps)
         self.order, starts = pattern.by_column
         self.starts = array(starts.long())
         self.rows = array(pattern.sorted_rows.long())
@@ -52,6 +53,13 @@ class _Work:
         self.places = np.zeros(len(self.starts), np.int64)
         np.cumsum(wide * np.diff(self.starts), out=self.places[1:])
         self.entries = self.starts, self.rows, self.places
+
+    @staticmethod
+    def _check(pattern: Pattern, values: Tensor, maps: Sequence[Tensor]) -> None:
+        compiled.check_csr(pattern.row_starts, pattern.columns, values, pattern.n_rows)
+        n = sum(len(one) for one in maps)
+        if n != pattern.n_columns:
+            raise ValueError(f"the maps are {n}: want one for each of {pattern.n_columns} columns")
 
     def over(self, part: Callable[[int, int, int, int], object]) -> None:
         """part(set, low, high, its first transform) for all transforms, low to high - 1 of a set."""
@@ -90,6 +98,7 @@ def forward(
     pattern: Pattern, values: Tensor, x_RD: Tensor, U: Sequence[Tensor], V: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor]:
     """(y [R, D], V x)."""
+    _check(pattern, x_RD, U, V)
     work = _Work(pattern, values, U)
     hidden = work.read(x_RD, V)
     return work.written(hidden, U, x_RD), hidden
@@ -108,9 +117,13 @@ def backward(
     g_V: Sequence[Tensor],
 ) -> tuple[Tensor, Tensor | None]:
     """(g_values, g_x); the maps' gradients are written where the caller says."""
+    _check(pattern, x_RD, U, V, g_U, g_V)
+    compiled.sizes(x_RD=x_RD, g_RD=g_RD)
     work = _Work(pattern, values, U)
     if hidden is None:
         hidden = work.read(x_RD, V)
+    elif hidden.shape != (work.places[-1],):
+        raise ValueError(f"hidden has the shape {list(hidden.shape)}: want [{work.places[-1]}]")
     back = work.read(g_RD, U)
     g_sorted = torch.empty_like(values)
     of = array(hidden), array(back), array(x_RD), array(g_RD)
@@ -120,6 +133,20 @@ def backward(
     g_values = torch.empty_like(values)
     g_values[work.order] = g_sorted
     return g_values, work.written(back, V, x_RD) if wants_x else None
+
+
+def _check(pattern: Pattern, x_RD: Tensor, U: Sequence[Tensor], *others: Sequence[Tensor]) -> None:
+    """ValueError unless x has the pattern's rows, and all of the maps the shapes of U's."""
+    if x_RD.shape != (pattern.n_rows, x_RD.shape[-1]) or x_RD.shape[-1] % COLUMNS:
+        raise ValueError(f"x_RD has the shape {list(x_RD.shape)}: want {pattern.n_rows} rows")
+    for maps in others:
+        if [one.shape for one in maps] != [one.shape for one in U]:
+            raise ValueError("maps that belong together differ in shape")
+    for maps in (U, *others):
+        for one_MKD in maps:
+            compiled.sizes(x_RD=x_RD, one_MKD=one_MKD)
+            if not one_MKD.is_contiguous():
+                raise ValueError("a set of maps is not contiguous")
 
 
 def _whole(rank: int) -> int:

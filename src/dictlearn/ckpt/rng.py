@@ -38,6 +38,7 @@ def restore(states: dict[str, Any]) -> None:
     """
     try:
         python, numpy = states["python"], states["numpy"]
+        _check_numpy(numpy)
         random.setstate((python["version"], tuple(python["words"].tolist()), python["next_gauss"]))
         np.random.set_state(
             (numpy["kind"], numpy["keys"], numpy["position"], numpy["has_gauss"], numpy["gauss"])
@@ -47,3 +48,11 @@ def restore(states: dict[str, Any]) -> None:
             torch.cuda.set_rng_state_all(states["cuda"])
     except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
         raise ValueError(f"the checkpoint's random number states cannot be set: {error}") from None
+
+
+def _check_numpy(state: dict[str, Any]) -> None:
+    """numpy reads from wherever a position points, also past the end of its keys."""
+    keys, position = state["keys"], state["position"]
+    fits = state["kind"] == "MT19937" and keys.shape == (624,) and keys.dtype == np.uint32
+    if not fits or type(position) is not int or not 0 <= position <= 624:
+        raise ValueError("numpy's is no state of MT19937")

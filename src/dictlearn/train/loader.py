@@ -45,13 +45,17 @@ class SourceLoader:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         rank, ranks = _rank()
-        if len(state["sources"]) != ranks:
+        states = state.get("sources") if isinstance(state, dict) else None
+        if not isinstance(states, list):
+            raise ValueError("the checkpoint has no state of a source of activations")
+        if len(states) != ranks:
             raise ValueError(
-                f"trainer.devices: the run to resume had {len(state['sources'])} processes, "
+                f"trainer.devices: the run to resume had {len(states)} processes, "
                 f"this one has {ranks}; want as many, as each goes on with its own activations"
             )
         self.source.shard(rank, ranks)
-        self.source.restore(state["sources"][rank])
+        _refuse_other_counts(states[rank], self.source.state())
+        self.source.restore(states[rank])
 
 
 def _rank() -> tuple[int, int]:
@@ -59,6 +63,16 @@ def _rank() -> tuple[int, int]:
     if not torch.distributed.is_initialized():
         return 0, 1
     return torch.distributed.get_rank(), torch.distributed.get_world_size()
+
+
+def _refuse_other_counts(saved: Any, now: dict[str, int]) -> None:
+    """A source's state is whole numbers by name, none below 0."""
+    keys = saved.keys() if isinstance(saved, dict) else set()
+    for key in sorted({*keys, *now}):
+        value = saved.get(key) if isinstance(saved, dict) else None
+        if key not in now or type(value) is not int or value < 0:
+            want = "no such entry" if key not in now else "a whole number, not negative"
+            raise ValueError(f"the checkpoint's source has {key}={value!r}: want {want}")
 
 
 def _gather(state: dict[str, int]) -> list[dict[str, int]]:

@@ -13,6 +13,7 @@ from dictlearn_kernels import topk_encode
 from torch import Tensor, nn
 
 from dictlearn.train.fused_adam import FusedAdam
+from dictlearn.train.restored import refuse_unfit
 from dictlearn.train.schedules import Trapezoid
 from dictlearn.train.signum import Signum
 from dictlearn.train.trainee import Outcome, Trainee
@@ -74,10 +75,19 @@ class DictionaryTraining(lightning.LightningModule):
             }
             if optimiser.attach(rows):
                 self._fused = optimiser
-        schedule = torch.optim.lr_scheduler.LambdaLR(
+        schedule = {"scheduler": self._scheduled(optimiser), "interval": "step"}
+        return {"optimizer": optimiser, "lr_scheduler": schedule}
+
+    def _scheduled(self, optimiser: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LambdaLR:
+        return torch.optim.lr_scheduler.LambdaLR(
             optimiser, lambda step: self.schedule(step, self.steps)
         )
-        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses what this run could not have written, before anything is loaded."""
+        optimiser = self.optimiser(parameter_groups(self))
+        schedule = self._scheduled(optimiser).state_dict()
+        refuse_unfit(checkpoint, self, optimiser, schedule, self.trainer.ckpt_path)
 
     def _alone(self) -> bool:
         """Whether gradients stay in this process, as they are: not averaged, not scaled."""

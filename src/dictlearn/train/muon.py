@@ -34,9 +34,9 @@ class Muon(torch.optim.Optimizer):
         self._stacks = [(p, list(p.detach().unbind())) for p in every if p.ndim > 2]
         self._vectors = [p for p in every if p.ndim <= 2]
         matrices = [matrix for _, stack in self._stacks for matrix in stack]
-        self._inner: dict[str, torch.optim.Optimizer] = {}
+        self.inner: dict[str, torch.optim.Optimizer] = {}
         if matrices:
-            self._inner["matrices"] = torch.optim.Muon(
+            self.inner["matrices"] = torch.optim.Muon(
                 matrices,
                 lr=lr,
                 weight_decay=0.0,
@@ -46,23 +46,23 @@ class Muon(torch.optim.Optimizer):
                 adjust_lr_fn="match_rms_adamw",
             )
         if self._vectors:
-            self._inner["vectors"] = torch.optim.Adam(self._vectors, lr=lr, betas=betas, fused=True)
+            self.inner["vectors"] = torch.optim.Adam(self._vectors, lr=lr, betas=betas, fused=True)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         loss = closure() if closure is not None else None
         for p, stack in self._stacks:
             for i, matrix in enumerate(stack):
                 matrix.grad = None if p.grad is None else p.grad[i]
-        for one in self._inner.values():
+        for one in self.inner.values():
             one.param_groups[0]["lr"] = self.param_groups[0]["lr"]
             one.step()
         return loss
 
     def state_dict(self) -> dict[str, Any]:
-        inner = {name: one.state_dict() for name, one in self._inner.items()}
+        inner = {name: one.state_dict() for name, one in self.inner.items()}
         return {**super().state_dict(), "inner": inner}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict({k: state_dict[k] for k in ("state", "param_groups")})
-        for name, one in self._inner.items():
+        for name, one in self.inner.items():
             one.load_state_dict(state_dict["inner"][name])
