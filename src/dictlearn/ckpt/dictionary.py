@@ -1,7 +1,8 @@
 """The inference form on disk: dictionary.safetensors + dictionary.json.
 
-    {"format": 1, "dictionary": {kind, sources, targets, width, n_features, k, ...,
-     "sparsity": {"name", options}}, "training": {model, revision, text, figures, ...}}
+    {"format": 2, "sha256": of "dictionary" and of the tensors,
+     "dictionary": {kind, sources, targets, width, n_features, k, ..., "sparsity": {"name", options}},
+     "training": {model, revision, text, figures, ...}}
 
 Plain tensors and plain JSON. Names are looked up among the project's own, so that a file from a
 stranger can describe a dictionary and can't run anything.
@@ -18,8 +19,10 @@ from dictlearn.ckpt import commit
 from dictlearn.ckpt.files import read_json, read_tensors, write_tensors
 from dictlearn.ckpt.foreign import importers, read_foreign
 from dictlearn.dicts.dictionary import Dictionary, from_json
+from dictlearn.dicts.identity import sha256_of
+from dictlearn.disk.leftovers import present
 
-FORMAT = 1
+FORMAT = 2  # 1 had no sha256
 TENSORS, DESCRIPTION = "dictionary.safetensors", "dictionary.json"
 
 
@@ -34,7 +37,12 @@ def save_dictionary(dictionary: Dictionary, folder: Path, training: dict[str, An
 
 def write_dictionary(dictionary: Dictionary, folder: Path, training: Mapping[str, Any]) -> None:
     """The two files alone, into a folder that is there."""
-    description = {"format": FORMAT, "dictionary": dictionary.to_json(), "training": dict(training)}
+    description = {
+        "format": FORMAT,
+        "sha256": sha256_of(dictionary),
+        "dictionary": dictionary.to_json(),
+        "training": dict(training),
+    }
     text = json.dumps(description, indent=2, allow_nan=False)
     write_tensors(folder / TENSORS, dictionary.state_dict())
     (folder / DESCRIPTION).write_text(text + "\n", encoding="utf-8")
@@ -53,12 +61,13 @@ def load_dictionary(path: str | Path, revision: str | None = None) -> Dictionary
     folder = _find(path, revision)
     if not (folder / DESCRIPTION).is_file():
         return _read_foreign(folder)
-    if (folder / commit.MANIFEST).is_file():
+    verified = (folder / commit.MANIFEST).is_file()
+    if verified:
         commit.verify(folder)
     description = read_json(folder / DESCRIPTION)
     where = f"{folder / DESCRIPTION}"
-    if not isinstance(description, dict) or description.get("format") != FORMAT:
-        raise ValueError(f"{where}: want a dictlearn dictionary of format {FORMAT}")
+    if not isinstance(description, dict) or description.get("format") not in (1, FORMAT):
+        raise ValueError(f"{where}: want a dictlearn dictionary of format 1 or {FORMAT}")
     try:
         dictionary = from_json(description["dictionary"])
     except (KeyError, TypeError) as error:
@@ -72,13 +81,33 @@ def load_dictionary(path: str | Path, revision: str | None = None) -> Dictionary
             f"{folder / TENSORS}: does not fit {DESCRIPTION}; look at {odd[0]} of shape {odd[1]}"
         )
     dictionary.load_state_dict(tensors)
+    # Files that came without their manifest, as a hub hands them out, have this to be checked by.
+    signed = not verified and description["format"] == FORMAT
+    if signed and description.get("sha256") != sha256_of(dictionary):
+        raise ValueError(
+            f"{folder}: {TENSORS} and {DESCRIPTION} are not what was saved (sha256 differs): one of "
+            "them is damaged or of another dictionary; copy or download the folder again"
+        )
     dictionary.training_figures = description.get("training", {})
     return dictionary.eval().requires_grad_(False)
 
 
+def saved_sha256(path: str | Path) -> str | None:
+    """Which dictionary lies in a run's folder, or in its `dictionary/`: see `sha256_of`.
+
+    None where there is none of ours. Its tensors are not read, unless it is too old to say.
+    """
+    for candidate in map(present, (Path(path), Path(path) / "dictionary")):
+        if (candidate / DESCRIPTION).is_file():
+            description = read_json(candidate / DESCRIPTION)
+            said = description.get("sha256") if isinstance(description, dict) else None
+            return said if isinstance(said, str) else sha256_of(load_dictionary(candidate))
+    return None
+
+
 def _find(path: str | Path, revision: str | None) -> Path:
     folder = Path(path)
-    for candidate in (folder, folder / "dictionary"):
+    for candidate in map(present, (folder, folder / "dictionary")):
         if (candidate / DESCRIPTION).is_file():
             return candidate
     return folder if folder.exists() else _from_hub(str(path), revision)

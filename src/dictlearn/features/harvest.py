@@ -14,12 +14,13 @@ from torch import Tensor
 
 from dictlearn import __version__
 from dictlearn.dicts.dictionary import Dictionary
+from dictlearn.dicts.identity import sha256_of
 from dictlearn.dicts.transforms import TransformDecoder
 from dictlearn.features import histogram, transforms
 from dictlearn.features.cofiring import TOGETHER, Cofiring
 from dictlearn.features.logits import Unembedding, effects
 from dictlearn.features.neighbours import Neighbours
-from dictlearn.features.reading import Reading, fingerprint, sha256_of
+from dictlearn.features.reading import Reading, fingerprint
 from dictlearn.features.sample import Sampled
 from dictlearn.features.settings import Settings
 from dictlearn.features.state import State

@@ -185,12 +185,3 @@ def fingerprint(dictionary_sha256: str, lm: LanguageModel, text: Text, settings:
     parts: list[Any] = [dictionary_sha256, lm.info.name, lm.info.revision, tokens.hexdigest()]
     described = json.dumps([*parts, settings.of_the_pass()])
     return hashlib.sha256(described.encode()).hexdigest()
-
-
-def sha256_of(dictionary: Dictionary) -> str:
-    """Of a dictionary's description and weights."""
-    digest = hashlib.sha256(json.dumps(dictionary.to_json(), sort_keys=True).encode())
-    for name, tensor in sorted(dictionary.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
