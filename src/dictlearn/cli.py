@@ -104,14 +104,14 @@ def _launch(verb: str, args: list[str], prefix: list[str]) -> int:
                 cfg.name = f"{parent}/{multirun.folder(others, shared, job.job.num)}"
             cfg = config.settled(verb, cfg)
             folders.append(Path(cfg.get("run_dir", "")))
-            _refuse_missing(cfg)
+            refuse_missing(cfg)
             if several:
                 _say(f"run {job.job.num}: {' '.join(others)}")
             # Lightning starts a run's other processes from sys.argv: this job's alone, and named.
             name = [f"name={config.quoted(cfg.name)}"] if "name" in cfg else []
             sys.argv = [sys.argv[0], *prefix, *folder, *others, *name]
             run = import_module(f"dictlearn.verbs.{verb}").main
-            _hush_lightning()
+            hush_lightning()
             statuses[-1] = run(cfg)
         if statuses[-1] in (130, 143):  # interrupted: so is the multirun
             sys.exit(statuses[-1])
@@ -136,7 +136,7 @@ def _multirun_name(given: list[str]) -> str | None:
     return None if overrides.sweeps(names[-1]) else overrides.value(names[-1])
 
 
-def _refuse_missing(cfg: DictConfig) -> None:
+def refuse_missing(cfg: DictConfig) -> None:
     """A key left at ??? where no default makes sense, such as model.path of model=hf."""
     if missing := sorted(OmegaConf.missing_keys(cfg)):
         raise ValueError(f"{missing[0]}: no value was given; pass {missing[0]}=<value>")
@@ -151,7 +151,7 @@ def _check_one_process() -> None:
         )
 
 
-def _hush_lightning() -> None:
+def hush_lightning() -> None:
     """No tips and no list of absent accelerators; its warnings on how we call it are for our tests."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)  # importing it sets another level

@@ -179,7 +179,9 @@ def quoted(value: str, always: bool = False) -> str:
     """`value` as Hydra's grammar reads it back; in quotes where it must be, or `always`."""
     if re.fullmatch(r"[\w./@+-]+", value) and not always:
         return value
-    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    # Backslashes are doubled before a quote alone: elsewhere the grammar takes them as they are.
+    value = re.sub(r"(\\*)'", r"\1\1\\'", value)
+    return "'" + re.sub(r"(\\+)$", r"\1\1", value) + "'"
 
 
 def literal(value: Any) -> Any:
