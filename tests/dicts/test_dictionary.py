@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dictlearn.dicts.dictionary import Dictionary, from_json
+from dictlearn.dicts.description import from_json
+from dictlearn.dicts.dictionary import Dictionary
 from dictlearn.dicts.sae import sae
 from dictlearn.dicts.transcoder import transcoder
 from dictlearn.types import ModelInfo

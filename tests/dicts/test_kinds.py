@@ -9,7 +9,8 @@ import torch
 
 from dictlearn.dicts.clt import clt
 from dictlearn.dicts.crosscoder import crosscoder
-from dictlearn.dicts.dictionary import Dictionary, from_json
+from dictlearn.dicts.description import from_json
+from dictlearn.dicts.dictionary import Dictionary
 from dictlearn.dicts.plt import plt
 from dictlearn.dicts.sae import sae
 from dictlearn.dicts.transcoder import transcoder

@@ -7,7 +7,8 @@ from functools import partial
 import pytest
 import torch
 
-from dictlearn.dicts.dictionary import Dictionary, from_json
+from dictlearn.dicts.description import from_json
+from dictlearn.dicts.dictionary import Dictionary
 from dictlearn.dicts.molt import mixture, molt
 from dictlearn.objectives.auxk import AuxK
 from dictlearn.objectives.l1 import L1

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 import dictlearn
-from dictlearn.dicts.dictionary import Dictionary, from_json
+from dictlearn.dicts.description import from_json
+from dictlearn.dicts.dictionary import Dictionary
 from dictlearn.export.compare import difference
 from dictlearn.export.dictionary_learning import DictionaryLearning
 from dictlearn.export.protocol import Exporter, Job

@@ -12,18 +12,30 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dictlearn.ckpt import commit
-from dictlearn.ckpt.files import read_json, read_tensors, write_tensors
+from dictlearn.ckpt.files import (
+    check_numbers,
+    read_header,
+    read_json,
+    read_tensors,
+    write_tensors,
+)
 from dictlearn.ckpt.foreign import importers, read_foreign
-from dictlearn.dicts.dictionary import Dictionary, from_json
+from dictlearn.dicts.description import from_json, shape_from_json, shown
+from dictlearn.dicts.dictionary import Dictionary
 from dictlearn.dicts.identity import sha256_of
 from dictlearn.disk.leftovers import present
 
 FORMAT = 2  # 1 had no sha256
 TENSORS, DESCRIPTION = "dictionary.safetensors", "dictionary.json"
+DESCRIPTION_BYTES = 64 << 20  # a MOLT says the rank of each of its features
+ENCODER = "encoder.W_enc"
 
 
 def save_dictionary(dictionary: Dictionary, folder: Path, training: dict[str, Any]) -> None:
@@ -64,23 +76,30 @@ def load_dictionary(path: str | Path, revision: str | None = None) -> Dictionary
     verified = (folder / commit.MANIFEST).is_file()
     if verified:
         commit.verify(folder)
-    description = read_json(folder / DESCRIPTION)
-    where = f"{folder / DESCRIPTION}"
+    return _read_own(folder, verified)
+
+
+def _read_own(folder: Path, verified: bool) -> Dictionary:
+    """What `write_dictionary` wrote, or somebody else under its names: nothing in it is believed.
+
+    Sizes come from the tensors on the disk. The dictionary that the JSON describes is built without
+    memory and compared with them by name and shape before any number is read.
+    """
+    where, path = folder / DESCRIPTION, folder / TENSORS
+    description = read_json(where, DESCRIPTION_BYTES)
     if not isinstance(description, dict) or description.get("format") not in (1, FORMAT):
         raise ValueError(f"{where}: want a dictlearn dictionary of format 1 or {FORMAT}")
+    training = description.get("training", {})
+    if not isinstance(training, dict):
+        raise ValueError(f"{where}: training={shown(training)}: want an object")
+    header = read_header(path)
     try:
-        dictionary = from_json(description["dictionary"])
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{where}: does not describe a dictionary ({error})") from error
-    tensors = read_tensors(folder / TENSORS)
-    expected = {name: tuple(t.shape) for name, t in dictionary.state_dict().items()}
-    found = {name: tuple(t.shape) for name, t in tensors.items()}
-    if expected != found:
-        odd = sorted(set(expected.items()) ^ set(found.items()))[0]
-        raise ValueError(
-            f"{folder / TENSORS}: does not fit {DESCRIPTION}; look at {odd[0]} of shape {odd[1]}"
-        )
-    dictionary.load_state_dict(tensors)
+        dictionary = _described(description.get("dictionary"), header, path)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+    tensors = read_tensors(path)
+    check_numbers(path, tensors)
+    dictionary.load_state_dict(tensors, assign=True)
     # Files that came without their manifest, as a hub hands them out, have this to be checked by.
     signed = not verified and description["format"] == FORMAT
     if signed and description.get("sha256") != sha256_of(dictionary):
@@ -88,8 +107,36 @@ def load_dictionary(path: str | Path, revision: str | None = None) -> Dictionary
             f"{folder}: {TENSORS} and {DESCRIPTION} are not what was saved (sha256 differs): one of "
             "them is damaged or of another dictionary; copy or download the folder again"
         )
-    dictionary.training_figures = description.get("training", {})
+    dictionary.float()  # what is computed in, whatever was saved
+    dictionary.training_figures = training
     return dictionary.eval().requires_grad_(False)
+
+
+def _described(described: Any, header: Mapping[str, tuple[str, Any]], path: Path) -> Dictionary:
+    """On the meta device, of just the tensors that the header tells of."""
+    shape = shape_from_json(described)
+    read = shape.width * len(shape.sources) // shape.code_sources
+    encoder = (shape.code_sources, shape.n_features, read)
+    found = {name: size for name, (_, size) in header.items()}
+    # These two say that the rest is no larger than the file, before anything of that size is made.
+    if found.get(ENCODER) != encoder:
+        raise _unlike(ENCODER, encoder, found, path)
+    if sum(1 for _ in groupby(shape.ranks)) > len(header):
+        raise ValueError(f"ranks={shown(shape.ranks)}: {path.name} has no tensors of all of these")
+    with torch.device("meta"):
+        dictionary = from_json(described)
+    expected = {name: tuple(t.shape) for name, t in dictionary.state_dict().items()}
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            raise _unlike(name, expected.get(name), found, path)
+    return dictionary
+
+
+def _unlike(name: str, wanted: Any, found: Mapping[str, Any], path: Path) -> ValueError:
+    if wanted is None:
+        return ValueError(f"{path.name} has a tensor {shown(name)}, which is no part of it")
+    has = f"has shape {list(found[name])}" if name in found else "is not there"
+    return ValueError(f"{path.name} does not fit: {name} {has}; want {list(wanted)}")
 
 
 def saved_sha256(path: str | Path) -> str | None:

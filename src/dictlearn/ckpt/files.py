@@ -15,6 +15,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 JSON_BYTES = 256 << 20
+HEADER_BYTES = 8 << 20  # of a safetensors file: names and shapes of some 50,000 tensors
+WEIGHTS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)  # what one may be
+
+UNREADABLE = (SafetensorError, OSError, RuntimeError, AttributeError, KeyError)
 
 STORABLE = {
     torch.float64: "F64",
@@ -61,6 +65,36 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
             file.write(flat.view(torch.uint8).numpy().data)
 
 
+def read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """name -> (dtype in the format's words, shape) of a safetensors file, whose data is not read.
+
+    The format's reader has checked that the file is as long as that takes.
+
+    Raises:
+        ValueError: the file is missing or not in the safetensors format, such as a pickle.
+    """
+    try:
+        _check_header(path)
+        with safe_open(path, framework="pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            return {name: (s.get_dtype(), tuple(s.get_shape())) for name, s in slices.items()}
+    except UNREADABLE as error:
+        raise ValueError(f"{path} is not a readable safetensors file: {error}") from None
+
+
+def check_numbers(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Refuses weights that are not finite floating-point numbers in float32, naming the tensor."""
+    for name, tensor in tensors.items():
+        if tensor.dtype not in WEIGHTS:
+            raise ValueError(
+                f"{path}: {ascii(name)} holds {str(tensor.dtype).removeprefix('torch.')} numbers; want "
+                f"floating-point ones"
+            )
+        # The extremes are NaN where anything is: one pass, and no copy.
+        if tensor.numel() and not all(bool(end.isfinite()) for end in tensor.float().aminmax()):
+            raise ValueError(f"{path}: {ascii(name)} holds NaN or Inf; want finite numbers")
+
+
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """All tensors of a safetensors file, in memory of their own.
 
@@ -68,22 +102,30 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         ValueError: the file is missing or not in the safetensors format, such as a pickle.
     """
     try:
+        _check_header(path)
         with safe_open(path, framework="pt") as file:
             # clone: the file is mapped at whatever offset it has, and sums depend on alignment
             return {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, RuntimeError, AttributeError, KeyError) as error:
+    except UNREADABLE as error:
         raise ValueError(f"{path} is not a readable safetensors file: {error}") from None
 
 
-def read_json(path: Path) -> Any:
+def _check_header(path: Path) -> None:
+    with open(path, "rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+    if size > HEADER_BYTES:
+        raise OSError(f"its header has {size:,} bytes, more than {HEADER_BYTES >> 20} MiB")
+
+
+def read_json(path: Path, most: int = JSON_BYTES) -> Any:
     """Strict JSON: no duplicate keys, no NaN, bounded in size and depth.
 
     Raises:
         ValueError: one sentence naming the file.
     """
     try:
-        if path.stat().st_size > JSON_BYTES:
-            raise ValueError(f"more than {JSON_BYTES >> 20} MiB")
+        if path.stat().st_size > most:
+            raise ValueError(f"more than {most >> 20} MiB")
         return json.loads(
             path.read_bytes(), object_pairs_hook=_unique, parse_constant=_refuse_constant
         )

@@ -20,7 +20,6 @@ from dictlearn.dicts.linked import LinkedDecoder
 from dictlearn.dicts.summary import summary
 from dictlearn.dicts.tied import TiedDecoder
 from dictlearn.dicts.transforms import TransformDecoder
-from dictlearn.sparsity import registry as sparsity_registry
 from dictlearn.sparsity.protocol import Sparsity
 from dictlearn.types import Code, Encoding
 
@@ -102,7 +101,8 @@ class Dictionary(nn.Module):
             self.W_skip = nn.Parameter(torch.zeros(n_targets, shape.width, shape.width))
         self.training_figures: dict[str, Any] = {}
         self.figures: dict[str, float] = {}  # on held-out text, of a run that was evaluated
-        self.reset_parameters()
+        if not self.encoder.W_enc.is_meta:  # there, only shapes are asked for
+            self.reset_parameters()
 
     # --- what it is ---------------------------------------------------------------------------
 
@@ -411,19 +411,6 @@ class Dictionary(nn.Module):
         shape = {key: value for key, value in vars(self.shape).items()}
         sparsity = {"name": self.sparsity.name, **self.sparsity.options()}
         return {**shape, "sparsity": sparsity}
-
-
-def from_json(description: dict[str, Any]) -> Dictionary:
-    """An untrained dictionary of the described shape. Names are looked up, never imported."""
-    fields = dict(description)
-    sparsity = dict(fields.pop("sparsity"))
-    name = sparsity.pop("name")
-    known = sparsity_registry()
-    if name not in known:
-        raise ValueError(f"sparsity {name!r} is not one of {sorted(known)}")
-    for key in ("sources", "targets", "prefixes", "ranks"):
-        fields[key] = tuple(fields[key])
-    return Dictionary(Shape(**fields), lambda **sizes: known[name](**sizes, **sparsity))
 
 
 def check_shape(shape: Shape) -> None:

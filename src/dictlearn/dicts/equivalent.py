@@ -8,7 +8,8 @@ from dataclasses import replace
 
 import torch
 
-from dictlearn.dicts.dictionary import Dictionary, from_json
+from dictlearn.dicts.description import from_json
+from dictlearn.dicts.dictionary import Dictionary
 from dictlearn.sparsity.gated import Gated
 from dictlearn.sparsity.jumprelu import JumpReLU
 from dictlearn.sparsity.relu import ReLU

@@ -41,6 +41,8 @@ class BatchTopK(Sparsity):
         across_layers: bool = False,
     ):
         super().__init__()
+        if not 0 < k <= n_features:
+            raise ValueError(f"sparsity.k={k}: want more than 0, at most the {n_features} features")
         self.n_sources, self.n_features = n_sources, n_features
         self.k, self.k_start, self.anneal_for = k, k_start, anneal_for
         self.across_layers = across_layers

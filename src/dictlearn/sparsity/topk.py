@@ -41,6 +41,11 @@ class TopK(Sparsity):
         across_layers: bool = False,
     ):
         super().__init__()
+        if k != int(k):
+            raise ValueError(f"dict.k={k}: topk wants a whole number; batchtopk takes fractions")
+        k = int(k)
+        if not 1 <= k <= n_features:
+            raise ValueError(f"sparsity.k={k}: want 1 to the {n_features} features")
         if wide < 1 or wide * k > n_features:
             raise ValueError(
                 f"sparsity.wide={wide}: want 1 (off) to n_features // k = {n_features // k}"

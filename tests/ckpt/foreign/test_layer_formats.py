@@ -121,7 +121,7 @@ def test_what_saelens_can_say_and_we_cannot_is_refused(cfg, message, tmp_path):
 def test_shapes_that_do_not_fit_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"W_dec has shape \[10, 7\].*want \[10, 6\]"):
         dictlearn.load(lens(tmp_path, weights(W_dec=torch.randn(F, D + 1))))
-    with pytest.raises(ValueError, match="b_enc holds something other than finite numbers"):
+    with pytest.raises(ValueError, match="'b_enc' holds NaN or Inf"):
         dictlearn.load(lens(tmp_path, weights(b_enc=torch.full((F,), torch.nan))))
     with pytest.raises(ValueError, match="W_enc or W_dec of shape .* want a matrix"):
         dictlearn.load(lens(tmp_path, weights(W_enc=torch.randn(F))))
@@ -238,3 +238,9 @@ def test_dictionary_learning_says_what_is_missing(tmp_path):
         dictlearn.load(learnt(tmp_path, "AutoEncoderTopK", linear(), k=3))
     with pytest.raises(ValueError, match="dict_class=IdentityDict; want one of AutoEncoder"):
         dictlearn.load(learnt(tmp_path, "IdentityDict", linear()))
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.bool])
+def test_weights_that_are_no_numbers_are_refused_by_name(tmp_path, dtype):
+    with pytest.raises(ValueError, match=r"'W_enc' holds \w+ numbers; want floating-point ones"):
+        dictlearn.load(lens(tmp_path, weights(W_enc=torch.ones(D, F, dtype=dtype))))

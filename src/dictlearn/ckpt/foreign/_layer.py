@@ -7,12 +7,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from dictlearn.ckpt.files import read_json
-from dictlearn.dicts.dictionary import Dictionary, from_json
+from dictlearn.ckpt.files import check_numbers, read_json
+from dictlearn.dicts.description import from_json
+from dictlearn.dicts.dictionary import Dictionary
 from dictlearn.dicts.equivalent import together
 
+CONFIG_BYTES = 16 << 20
 JsonObject = Mapping[str, Any]
 
 NAMES = {
@@ -58,28 +61,30 @@ def build_layer(
                 f"features of width {width}; want {list(shape)}, one width for what is read and "
                 f"written"
             )
-        if not tensor.is_floating_point() or not tensor.isfinite().all():
-            raise ValueError(f"{where}: {name} holds something other than finite numbers")
+    check_numbers(where, tensors)
     if k is not None and not 0 < k <= n_features:
         raise ValueError(f"{where}: k={k}; want 1 to the {n_features} features")
-    dictionary = from_json(
-        {
-            "kind": "sae" if source == target else "transcoder",
-            "sources": [source],
-            "targets": [target],
-            "width": width,
-            "n_features": n_features,
-            "k": 1.0 if k is None else k,
-            "centre": centre,
-            "skip": "W_skip" in tensors,
-            "unit_norm": False,
-            "prefixes": prefixes,
-            "ranks": (),
-            "sparsity": sparsity,
-        }
-    )
+    described = {
+        "kind": "sae" if source == target else "transcoder",
+        "sources": [source],
+        "targets": [target],
+        "width": width,
+        "n_features": n_features,
+        "k": 1.0 if k is None else k,
+        "centre": centre,
+        "skip": "W_skip" in tensors,
+        "unit_norm": False,
+        "prefixes": prefixes,
+        "sparsity": sparsity,
+    }
+    try:
+        with torch.device("meta"):
+            dictionary = from_json(described)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
     named = {NAMES.get(name, f"sparsity.{name}"): tensor for name, tensor in tensors.items()}
-    dictionary.load_state_dict({name: tensor.float()[None] for name, tensor in named.items()})
+    own = {name: tensor.float()[None].contiguous() for name, tensor in named.items()}
+    dictionary.load_state_dict(own, assign=True)
     dictionary.training_figures = dict(training)
     return dictionary.eval().requires_grad_(False)
 
@@ -111,7 +116,7 @@ def read_layers(folders: list[Path], read_one: Callable[[Path], Dictionary]) -> 
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    found = read_json(path)
+    found = read_json(path, CONFIG_BYTES)
     if not isinstance(found, dict):
         raise ValueError(f"{path}: want a JSON object")
     return found

@@ -12,7 +12,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from dictlearn.ckpt.files import read_tensors
+from dictlearn.ckpt.files import check_numbers, read_tensors
 from dictlearn.dicts.dictionary import Dictionary, Shape
 from dictlearn.dicts.linked import LinkedDecoder
 from dictlearn.sparsity.jumprelu import JumpReLU
@@ -127,8 +127,7 @@ def _check(
     for name, tensor in found.items():
         if name != "W_enc" and list(tensor.shape) != wanted[name]:
             raise ValueError(f"{path}: {name} has shape {list(tensor.shape)}; want {wanted[name]}")
-        if not tensor.is_floating_point() or not tensor.isfinite().all():
-            raise ValueError(f"{path}: {name} holds something other than finite numbers")
+    check_numbers(path, found)
     if "threshold" in found and bool((found["threshold"] < 0).any()):
         raise ValueError(f"{path}: a threshold is negative, and features here are positive")
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pickle
 import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from dictlearn.ckpt.files import check_numbers
 from dictlearn.ckpt.foreign._layer import (
     build_layer,
     entry,
@@ -23,6 +25,10 @@ from dictlearn.dicts.dictionary import Dictionary
 from dictlearn.dicts.equivalent import renormed
 
 CONFIG, WEIGHTS = "config.json", "ae.pt"
+UNREADABLE = (
+    *(pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, OSError, MemoryError),
+    *(ValueError, TypeError, LookupError, AttributeError, AssertionError, NotImplementedError),
+)  # torch.load lets through whatever a damaged file makes it stumble over
 
 LINEAR = {"encoder.weight": "W_enc", "encoder.bias": "b_enc", "decoder.weight": "W_dec"}
 MATRICES = {"W_enc": "W_enc", "b_enc": "b_enc", "W_dec": "W_dec", "b_dec": "b_dec"}
@@ -94,14 +100,26 @@ def _read_one(folder: Path) -> Dictionary:
 
 
 def _load(path: Path) -> dict[str, Tensor]:
-    """A plain state dict: of a pickle, what torch reads without running any of it."""
+    """A plain state dict: of a pickle, what torch reads without running any of it.
+
+    A tensor may be a view of few numbers that says it is large, and a zip may unpack to more than it
+    is: neither is taken for more than the file holds.
+    """
+    size = path.stat().st_size
     try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as parts:
+                if sum(part.file_size for part in parts.infolist()) > size:
+                    raise ValueError("it unpacks to more than it is")
         found = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except UNREADABLE as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{path}: is not a readable file of tensors: {reason}") from None
     if not isinstance(found, dict) or not all(isinstance(t, Tensor) for t in found.values()):
         raise ValueError(f"{path}: want a state dict, names and tensors alone")
+    for name, tensor in found.items():
+        if tensor.layout != torch.strided or tensor.numel() * tensor.element_size() > size:
+            raise ValueError(f"{path}: {ascii(name)} says that it is more than the file holds")
     return found
 
 
@@ -113,6 +131,7 @@ def _renamed(path: Path, found: dict[str, Tensor], name: str) -> dict[str, Tenso
         raise ValueError(
             f"{path}: {name} has tensors {', '.join(names)}; found {', '.join(sorted(found))}"
         )
+    check_numbers(path, {their: found[their] for their in names})
     ours = {our: found[their].float() for their, our in names.items()}
     other = "W_dec" if "encoder.weight" in names else "W_enc"
     ours[other] = turned(path, ours[other])

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from dictlearn.ckpt.files import read_tensors
+from dictlearn.ckpt.files import check_numbers, read_tensors
 from dictlearn.ckpt.foreign._layer import (
     build_layer,
     entry,
@@ -135,7 +135,9 @@ def _settings(cfg: dict[str, Any], where: Path) -> tuple[Mapping[str, Any], Mapp
 def _tensors(folder: Path, cfg: Mapping[str, Any], architecture: str) -> dict[str, Tensor]:
     """By our names and the way round that ours are."""
     path = folder / WEIGHTS
-    found = {name: tensor.float() for name, tensor in read_tensors(path).items()}
+    read = read_tensors(path)
+    check_numbers(path, read)
+    found = {name: tensor.float() for name, tensor in read.items()}
     ones = found.pop("scaling_factor", None)  # of a fine-tuning step of SAELens before 6
     if ones is not None and not bool((ones == 1).all()):
         raise ValueError(f"{path}: scaling_factor is not 1; fold it into the decoder first")

@@ -1,0 +1,138 @@
+"""A dictionary from its plain description: what `Dictionary.to_json` gave, or a file says.
+
+The description may come from anybody. Each of its values has the type that `Shape` and the sparsity's
+constructor declare, or is refused by name; nothing is allocated before that.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import re
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import MISSING, fields
+from typing import Any
+
+from dictlearn.dicts.dictionary import Dictionary, Shape
+from dictlearn.ranges import Range
+from dictlearn.sparsity import registry as sparsity_registry
+from dictlearn.sparsity.protocol import Sparsity
+
+SIZES = ("n_sources", "n_features")  # what a sparsity is told beside its own options
+MOST_SITES = 1000
+NAME = re.compile(r"[A-Za-z][\w-]{0,63}")
+WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+
+
+def from_json(description: Mapping[str, Any]) -> Dictionary:
+    """An untrained dictionary of the described shape. Names are looked up, never imported.
+
+    Raises:
+        ValueError: one sentence with the key, its value and what would be accepted.
+    """
+    shape = shape_from_json(description)
+    sparsity, options = _sparsity(description.get("sparsity"))
+    return Dictionary(shape, lambda **sizes: sparsity(**sizes, **options))
+
+
+def shape_from_json(description: Mapping[str, Any]) -> Shape:
+    """The described shape, before anything is allocated. ValueError, as `from_json`."""
+    if not isinstance(description, Mapping):
+        raise ValueError(f"dictionary={shown(description)}: want an object")
+    hints = typing.get_type_hints(Shape)
+    required = [field.name for field in fields(Shape) if field.default is MISSING]
+    known = {key: value for key, value in description.items() if key != "sparsity"}
+    shape = Shape(**checked(known, hints, required, "a dictionary"))
+    if not NAME.fullmatch(shape.kind):
+        raise ValueError(f"kind={shown(shape.kind)}: want a word")
+    for key, least in (("width", 1), ("n_features", 1)):
+        if getattr(shape, key) < least:
+            raise ValueError(f"{key}={shown(getattr(shape, key))}: want at least {least}")
+    _check_sites(shape)
+    if shape.ranks and shape.link != "transforms":
+        raise ValueError(f"ranks={shown(shape.ranks)}: only link=transforms has them")
+    if shape.norm not in ("concat", "sum"):
+        raise ValueError(f"norm={shown(shape.norm)}: want concat or sum")
+    return shape
+
+
+def checked(
+    given: Mapping[str, Any], hints: Mapping[str, Any], required: typing.Iterable[str], what: str
+) -> dict[str, Any]:
+    """`given`, each value of the type that `hints` declares for its key; lists become tuples."""
+    for key in given:
+        if key not in hints:
+            raise ValueError(f"{shown(key)}: {what} has no such key; want {', '.join(hints)}")
+    for key in required:
+        if key not in given:
+            raise ValueError(f"{key}: {what} must say it")
+    for key, value in given.items():
+        if not _fits(value, hints[key]):
+            raise ValueError(f"{key}={shown(value)}: want {_words(hints[key])}")
+    return {key: tuple(v) if isinstance(v, list) else v for key, v in given.items()}
+
+
+def shown(value: object) -> str:
+    """A value of somebody's file in a message: short, and nothing in it that a terminal obeys."""
+    text = ascii(value)
+    return text if len(text) <= 80 else f"{text[:60]}... ({len(text):,} characters)"
+
+
+def _sparsity(described: Any) -> tuple[type[Sparsity], dict[str, Any]]:
+    """(the class that is meant, its options)."""
+    known = sparsity_registry()
+    if not isinstance(described, Mapping) or not isinstance(described.get("name"), str):
+        raise ValueError(f"sparsity={shown(described)}: want its name and options")
+    name = described["name"]
+    if name not in known:
+        raise ValueError(f"sparsity {shown(name)} is not one of {sorted(known)}")
+    hints = typing.get_type_hints(known[name].__init__, include_extras=True)
+    own = {key: hint for key, hint in hints.items() if key not in (*SIZES, "return")}
+    parameters = inspect.signature(known[name]).parameters
+    required = [key for key in own if parameters[key].default is inspect.Parameter.empty]
+    options = {key: value for key, value in described.items() if key != "name"}
+    return known[name], checked(options, own, required, f"sparsity {name}")
+
+
+def _check_sites(shape: Shape) -> None:
+    for key in ("sources", "targets"):
+        names = getattr(shape, key)
+        if not 1 <= len(names) <= MOST_SITES:
+            raise ValueError(f"{key}: {len(names):,} sites; want 1 to {MOST_SITES:,}")
+        for name in names:
+            if not name.isprintable() or not name or len(name) > 300:
+                raise ValueError(f"{key}: {shown(name)} is no site's name")
+    n_sources, n_targets = len(shape.sources), len(shape.targets)
+    if shape.link in ("diagonal", "lower") and n_sources != n_targets:
+        raise ValueError(
+            f"targets: {n_targets} of them, and link={shape.link} has as many as sources, {n_sources}"
+        )
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    if typing.get_origin(hint) is typing.Annotated:
+        kind, *notes = typing.get_args(hint)
+        ranges = [note for note in notes if isinstance(note, Range)]
+        return _fits(value, kind) and all(value in one for one in ranges)
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        return any(_fits(value, one) for one in typing.get_args(hint))
+    if typing.get_origin(hint) is tuple:
+        return isinstance(value, list | tuple) and all(
+            _fits(one, typing.get_args(hint)[0]) for one in value
+        )
+    if hint is float:
+        return type(value) is int or (type(value) is float and math.isfinite(value))
+    return type(value) is hint
+
+
+def _words(hint: Any) -> str:
+    if typing.get_origin(hint) is typing.Annotated:
+        kind, *notes = typing.get_args(hint)
+        return _words(kind) + "".join(str(note) for note in notes if isinstance(note, Range))
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        return " or ".join(_words(one) for one in typing.get_args(hint))
+    if typing.get_origin(hint) is tuple:
+        return f"a list, each {_words(typing.get_args(hint)[0])}"
+    return "null" if hint is type(None) else WORDS.get(hint, str(hint))
