@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from dictlearn.ckpt.dictionary import saved_sha256
 from dictlearn.lm.load import load_model
 from dictlearn.store.features import FeatureStore
 from dictlearn.store.layout import Info
@@ -118,7 +119,7 @@ def store_of(
         model="pico",
         revision=None,
         data={"_target_": "dictlearn.sources.tokens.stdlib_windows", "context": CONTEXT},
-        dictionary_sha256="0" * 64,
+        dictionary_sha256=saved_sha256(folder) or "0" * 64,
         windows=len(windows),
         context=CONTEXT,
         documents=len(windows.documents.unique()),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 
 import pytest
 import torch
 
-from dictlearn.store.features import FeatureStore
+from dictlearn.store.features import FeatureStore, open_store
+from dictlearn.store.layout import info_from_json
 from dictlearn.store.split import split_of
 from tests.store import made
 from tests.store.made import made_store
@@ -96,19 +98,81 @@ def test_a_file_cut_short_is_noticed(name: str, tmp_path: Path):
     store = made_store(tmp_path)
     whole = (store.path / name).read_bytes()
     (store.path / name).write_bytes(whole[:-1])
-    with pytest.raises(ValueError, match=f"{name}: is not whole"):
+    with pytest.raises(ValueError, match=f"{name} has .*: the file is truncated; .* makes it anew"):
         FeatureStore(tmp_path)
+
+
+def everything(folder: Path) -> str:
+    """All that a store can be asked for."""
+    store = FeatureStore(folder)
+    sampled = [store.sampled_firings(0, index) for index in range(store.info.n_features)]
+    return repr([*store, store.statistics, sampled, store.sampled_windows(), store.info])
+
+
+def test_every_bit_counts(tmp_path: Path):
+    folder, rng = made_store(tmp_path).path, random.Random(0)
+    right = everything(tmp_path)
+    for name in sorted(path.name for path in folder.iterdir()):
+        whole = (folder / name).read_bytes()
+        for _ in range(12):
+            place, bit = rng.randrange(len(whole)), 1 << rng.randrange(8)
+            flipped = whole[:place] + bytes([whole[place] ^ bit]) + whole[place + 1 :]
+            (folder / name).write_bytes(flipped)
+            try:
+                assert everything(tmp_path) == right, f"bit {bit} of byte {place} of {name}"
+                assert name == "manifest.json"  # the rest has a hash, and so no bit that is idle
+            except ValueError as error:
+                assert str(folder) in str(error)
+        (folder / name).write_bytes(whole)
+
+
+def test_one_of_an_earlier_version_is_hashed_by_whole_blocks(tmp_path: Path):
+    folder = made_store(tmp_path).path
+    right = everything(tmp_path)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "hashes.safetensors").unlink()
+    del manifest["files"]["hashes.safetensors"]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert everything(tmp_path) == right
+    block = folder / "block-0-1.safetensors"
+    block.write_bytes(block.read_bytes()[:-1] + b"?")
+    assert FeatureStore(tmp_path).feature(0, 0).index == 0
+    with pytest.raises(ValueError, match="block-0-1.safetensors does not match its manifest"):
+        FeatureStore(tmp_path).feature(0, 5)
+
+
+def test_made_anew_while_it_is_read_is_no_damage(tmp_path: Path):
+    store = made_store(tmp_path)
+    store.feature(0, 0)
+    made_store(tmp_path)  # the same but for its place in the order of saves
+    with pytest.raises(ValueError, match="was made anew while it was read; run this again"):
+        (store.path / "block-0-1.safetensors").write_bytes(b"")
+        store.feature(0, 5)
+
+
+def test_one_of_another_dictionary_is_refused(tmp_path: Path):
+    store = made_store(tmp_path)
+    assert open_store(tmp_path, "0" * 64).info == open_store(tmp_path).info == store.info
+    with pytest.raises(ValueError, match="of another dictionary .* `dictlearn features` makes it"):
+        open_store(tmp_path, "1" * 64)
+    (tmp_path / "dictionary.json").write_text(json.dumps({"format": 2, "sha256": "1" * 64}))
+    with pytest.raises(ValueError, match="of another dictionary"):
+        open_store(tmp_path)
+
+
+def test_one_lost_while_it_was_replaced_is_found(tmp_path: Path):
+    store = made_store(tmp_path)
+    store.path.rename(store.folder / f"store.old-{10**30}")
+    assert FeatureStore(tmp_path).info == store.info
 
 
 def test_another_format_is_refused(tmp_path: Path):
-    store = made_store(tmp_path)
-    text = (store.path / "store.json").read_text()
-    (store.path / "store.json").write_text(text.replace('"format": 1', '"format": 2'))
+    info = json.loads((made_store(tmp_path).path / "store.json").read_text())
     with pytest.raises(ValueError, match="want a dictlearn feature store of format 1"):
-        FeatureStore(tmp_path)
-    (store.path / "store.json").write_text(text.replace('"kind": "sae"', '"kinf": "sae"'))
+        info_from_json(info | {"format": 2}, "store.json")
+    info["kinf"] = info.pop("kind")
     with pytest.raises(ValueError, match="look at kind"):
-        FeatureStore(tmp_path)
+        info_from_json(info, "store.json")
 
 
 def test_a_store_made_anew_leaves_what_others_put_beside_it(tmp_path: Path):

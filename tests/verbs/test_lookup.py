@@ -50,6 +50,14 @@ def test_what_is_known_stands_beside_a_match(
     assert "0/1" in printed and "+1.000" in printed and "encoder" in printed
 
 
+def test_features_of_another_dictionary_are_not_shown(dictionary: Dictionary, tmp_path: Path):
+    made_store(tmp_path / "runs/b")
+    (tmp_path / "runs/b/features").rename(tmp_path / "runs/a/features")
+    with pytest.raises(ValueError, match="are those of another dictionary"):
+        lookup.main(compose("lookup", ["run=runs/a", "vector=v.safetensors", "output=out.json"]))
+    assert not Path("out.json").exists()
+
+
 def test_texts_give_a_difference_of_means(dictionary: Dictionary, capsys):
     texts = ["pos='import os|||import sys'", "neg=[return x,pass]", "output=out.json", "features=2"]
     assert lookup.main(compose("lookup", ["run=runs/a", *texts])) == 0

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from functools import cached_property
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, final
 
@@ -11,12 +12,16 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from dictlearn.ckpt import commit
+from dictlearn.ckpt.dictionary import saved_sha256
 from dictlearn.ckpt.files import read_json
-from dictlearn.store import layout
+from dictlearn.disk.leftovers import present
+from dictlearn.disk.manifest import check_content, check_size, read_manifest
+from dictlearn.store import hashes, layout
 from dictlearn.store.layout import Info, info_from_json
 from dictlearn.store.records import Direction, Example, Feature, TokenScores, Transform
 from dictlearn.store.windows import StoredWindows
+
+ANEW = "`dictlearn features` makes it anew"
 
 
 @final
@@ -27,21 +32,25 @@ class FeatureStore:
         folder: `<run>/features`, or the run's folder.
 
     Blocks are mapped into memory when first asked for, and of a block only the rows of one feature
-    are read. Raises ValueError where there is no store, or one that was damaged.
+    are read. What is read is compared with its hash first: raises ValueError where there is no store,
+    or one that was damaged, also later, when the damaged part is first read.
     """
 
     def __init__(self, folder: str | Path):
         self.path = found(Path(folder))
         self.folder = self.path.parent  # <run>/features
-        files = commit.read_manifest(self.path)["files"]
-        for name, entry in files.items():  # hashes would read everything
-            path = self.path / name
-            if not path.is_file() or path.stat().st_size != entry["bytes"]:
-                raise ValueError(f"{path}: is not whole; `dictlearn features` makes it anew")
+        self._manifest = read_manifest(self.path)
+        self._files: dict[str, Any] = self._manifest["files"]
+        for name in self._files:
+            self._check(name, check_size)
+        self._check(layout.INFO)
         self.info: Info = info_from_json(
             read_json(self.path / layout.INFO), str(self.path / layout.INFO)
         )
+        # A store of an earlier version has none: its blocks are hashed whole.
+        self._hashes = self._opened(hashes.FILE) if hashes.FILE in self._files else None
         self._blocks: dict[tuple[int, int], Any] = {}
+        self._group = lru_cache(maxsize=64)(self._read_group)
 
     def __len__(self) -> int:
         return self.info.code_sources * self.info.n_features
@@ -94,9 +103,10 @@ class FeatureStore:
     def statistics(self) -> dict[str, Tensor]:
         """count, density, maximum, mean and dead of all features: each [S, F]."""
         whole: dict[str, Tensor] = {}
-        for name in ("count", "maximum", "mean"):
-            parts = [self._block(s, n).get_tensor(name) for s, n in self._numbers()]
-            whole[name] = torch.cat(parts).view(self.info.code_sources, self.info.n_features)
+        parts = [self._columns(source, number) for source, number in self._numbers()]
+        for name in hashes.COLUMNS:
+            column = torch.cat([part[name] for part in parts])
+            whole[name] = column.view(self.info.code_sources, self.info.n_features)
         whole["density"] = whole["count"].double() / max(self.info.tokens, 1)
         whole["dead"] = whole["count"] == 0
         return whole
@@ -104,7 +114,7 @@ class FeatureStore:
     @cached_property
     def windows(self) -> StoredWindows:
         """The held-out text that was read."""
-        file = _opened(self.path / layout.WINDOWS)
+        file = self._opened(layout.WINDOWS)
         return StoredWindows(*map(file.get_tensor, ("tokens", "documents", "numbers")))
 
     def sampled_windows(self) -> Tensor:
@@ -123,7 +133,7 @@ class FeatureStore:
 
     @cached_property
     def _sample(self) -> Any:
-        return _opened(self.path / layout.SAMPLE)
+        return self._opened(layout.SAMPLE)
 
     def _numbers(self) -> list[tuple[int, int]]:
         n_blocks = -(-self.info.n_features // self.info.rows)
@@ -132,13 +142,80 @@ class FeatureStore:
     def _block(self, source: int, number: int) -> Any:
         key = (source, number)
         if key not in self._blocks:
-            self._blocks[key] = _opened(self.path / layout.block_name(source, number))
+            name = layout.block_name(source, number)
+            self._blocks[key] = self._opened(name, whole=self._hashes is None)
         return self._blocks[key]
 
     def _row(self, source: int, index: int) -> dict[str, Tensor]:
-        block = self._block(source, index // self.info.rows)
-        place = index % self.info.rows
-        return {name: block.get_slice(name)[place] for name in block.keys()}  # noqa: SIM118
+        number, place = divmod(index, self.info.rows)
+        group, place = divmod(place, hashes.GROUP)
+        return {name: rows[place] for name, rows in self._group(source, number, group).items()}
+
+    def _read_group(self, source: int, number: int, group: int) -> dict[str, Tensor]:
+        """The rows of a few consecutive features, which have a hash of their own."""
+        rows = slice(group * hashes.GROUP, (group + 1) * hashes.GROUP)
+
+        def read(block: Any) -> dict[str, Tensor]:
+            return {name: block.get_slice(name)[rows] for name in block.keys()}  # noqa: SIM118
+
+        return self._checked(source, number, read, hashes.rows_name(source, number), group)
+
+    def _columns(self, source: int, number: int) -> dict[str, Tensor]:
+        def read(block: Any) -> dict[str, Tensor]:
+            return {name: block.get_tensor(name) for name in hashes.COLUMNS}
+
+        return self._checked(source, number, read, hashes.columns_name(source, number))
+
+    def _checked(
+        self,
+        source: int,
+        number: int,
+        read: Callable[[Any], dict[str, Tensor]],
+        name: str,
+        group: int | None = None,
+    ) -> dict[str, Tensor]:
+        """What `read` takes from a block, if it has the hash of that name."""
+        block = self._block(source, number)
+        try:
+            found = read(block)
+            if self._hashes is None:
+                return found
+            expected = self._hashes.get_tensor(name)
+            expected = expected if group is None else expected[group]
+            intact = hashes.digest(found) == bytes(expected.tolist())
+        except (SafetensorError, RuntimeError, ValueError, TypeError, LookupError):
+            intact, found = False, {}
+        if not intact:
+            path = self.path / layout.block_name(source, number)
+            raise self._trouble(f"{path} is damaged (its sha256 differs)")
+        return found
+
+    def _opened(self, name: str, whole: bool = True) -> Any:
+        """A file, mapped for as long as the store lives; `whole`: hashed first."""
+        if whole:
+            self._check(name)
+        try:
+            return safe_open(self.path / name, framework="pt").__enter__()
+        except (OSError, SafetensorError) as error:
+            sentence = f"{self.path / name} is not a readable safetensors file: {error}"
+            raise self._trouble(sentence) from None
+
+    def _check(
+        self, name: str, check: Callable[[Path, Mapping[str, Any]], None] = check_content
+    ) -> None:
+        if name not in self._files:
+            raise self._trouble(f"{self.path / name} is missing from its manifest")
+        try:
+            check(self.path / name, self._files[name])
+        except ValueError as error:
+            raise self._trouble(str(error)) from None
+
+    def _trouble(self, sentence: str) -> ValueError:
+        """What to do about a part that can't be read: files are opened when they are asked for."""
+        with suppress(ValueError):
+            if read_manifest(found(self.path)) != self._manifest:
+                return ValueError(f"{self.path}: was made anew while it was read; run this again")
+        return ValueError(f"{sentence}; {ANEW}")
 
     def _examples(
         self, row: Mapping[str, Tensor]
@@ -207,21 +284,43 @@ class FeatureStore:
         return Transform(self.info.ranks[index], tuple(directions))
 
 
+def open_store(folder: str | Path, dictionary_sha256: str | None = None) -> FeatureStore:
+    """The features in a run's folder, if they are those of the dictionary that is there now.
+
+    Args:
+        dictionary_sha256: of the dictionary in question, `sha256_of`; None: of the one in the folder.
+
+    Raises:
+        ValueError: there is no store, it is damaged, or it is of another dictionary.
+    """
+    store = FeatureStore(folder)
+    expected = dictionary_sha256 or saved_sha256(store.folder.parent)
+    if expected not in (None, store.info.dictionary_sha256):
+        raise ValueError(
+            f"{store.path}: its features are those of another dictionary (the run was trained on, or "
+            f"the folder comes from elsewhere); {ANEW}"
+        )
+    return store
+
+
 def found(folder: Path) -> Path:
     """The folder of the store itself. ValueError where there is none."""
-    for candidate in (folder, folder / layout.FOLDER, folder / "features" / layout.FOLDER):
-        if (candidate / layout.INFO).is_file():
-            return candidate
-    raise ValueError(
-        f"{folder}: no features are stored here; `dictlearn features run=<run>` makes them"
-    )
+    path = _look_for(folder)
+    if path is None:
+        raise ValueError(
+            f"{folder}: no features are stored here; `dictlearn features run=<run>` makes them"
+        )
+    return path
 
 
-def _opened(path: Path) -> Any:
-    try:
-        return safe_open(path, framework="pt").__enter__()  # mapped for as long as the store lives
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path} is not a readable safetensors file: {error}") from None
+def has_store(folder: str | Path) -> bool:
+    """Whether there is one to open, in whatever state."""
+    return _look_for(Path(folder)) is not None
+
+
+def _look_for(folder: Path) -> Path | None:
+    candidates = (folder, folder / layout.FOLDER, folder / "features" / layout.FOLDER)
+    return next((p for p in map(present, candidates) if (p / layout.INFO).is_file()), None)
 
 
 def _scores(ids: Tensor, effects: Tensor) -> TokenScores:

@@ -5,6 +5,7 @@
         windows.safetensors      tokens, documents int32 [W, P], numbers int64 [W]
         block-<s>-<n>.safetensors   features n * rows to (n + 1) * rows - 1 of source s
         sample.safetensors       all firings in some of the windows, by feature
+        hashes.safetensors       of a few features at a time (see hashes.py)
         manifest.json            sizes and SHA-256 of all of these
 
 A row of a block is a feature, an entry of an example is a slot. Examples name a place in

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dictlearn.ckpt import commit
 from dictlearn.ckpt.files import write_tensors
-from dictlearn.store import layout
+from dictlearn.store import hashes, layout
 from dictlearn.store.layout import Info
 from dictlearn.store.windows import StoredWindows
 
@@ -67,14 +67,16 @@ def write_store(
     def write(temporary: Path) -> None:
         write_tensors(temporary / layout.WINDOWS, vars(windows))
         write_tensors(temporary / layout.SAMPLE, vars(sample))
-        written = 0
+        written, found = 0, {}
         for block in blocks:
             number, rest = divmod(block.first, info.rows)
             assert rest == 0 and len(block.tensors["count"]) <= info.rows
             contiguous = {name: tensor.contiguous() for name, tensor in block.tensors.items()}
             write_tensors(temporary / layout.block_name(block.source, number), contiguous)
+            found |= hashes.of_block(block.source, number, contiguous)
             written += len(block.tensors["count"])
         assert written == info.code_sources * info.n_features, "every feature has a row"
+        write_tensors(temporary / hashes.FILE, found)
         text = json.dumps(info.to_json(), indent=1, allow_nan=False)
         (temporary / layout.INFO).write_text(text + "\n", encoding="utf-8")
 

@@ -16,6 +16,7 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
+from dictlearn.dicts.identity import sha256_of
 from dictlearn.evals.report import write_report
 from dictlearn.explain.protocol import Explainer, Feature, Material, Progress
 from dictlearn.explain.sample import activations, random_like, take_sample
@@ -23,8 +24,7 @@ from dictlearn.explain.summary import summarised, write_summary
 from dictlearn.features.pages import write_pages
 from dictlearn.ranges import Count, Fraction, Natural, Seed
 from dictlearn.store.explanations import add_explanations, read_explanations
-from dictlearn.store.features import FeatureStore
-from dictlearn.store.layout import FOLDER
+from dictlearn.store.features import has_store, open_store
 from dictlearn.store.text import token_text
 from dictlearn.verbs import build
 from dictlearn.verbs.opened import Opened, open_dictionary
@@ -115,6 +115,7 @@ def _feature(name: str, sources: int, size: int) -> Feature:
 def read_material(cfg: DictConfig, opened: Opened, progress: Progress) -> Material:
     """Held-out text, and the firings there of the dictionary and of a random one like it."""
     lm, dictionary, folder = opened.lm, opened.dictionary, opened.folder / "features"
+    store = open_store(folder, sha256_of(dictionary)) if has_store(folder) else None
     windows = build.build_windows(cfg, lm, "eval")
     if len(windows) == 0:
         raise ValueError("data: the held-out split has no text to explain features on")
@@ -141,7 +142,7 @@ def read_material(cfg: DictConfig, opened: Opened, progress: Progress) -> Materi
         at_least=cfg.at_least,
         baseline_features=cfg.baseline_features,
         folder=folder,
-        store=FeatureStore(folder) if (folder / FOLDER).is_dir() else None,
+        store=store,
         seed=cfg.seed,
     )
 

@@ -28,7 +28,7 @@ from dictlearn.lm.load import load_tokenizer
 from dictlearn.ranges import Count
 from dictlearn.sources.reader import Reader
 from dictlearn.store.explanations import read_explanations
-from dictlearn.store.features import FeatureStore
+from dictlearn.store.features import open_store
 from dictlearn.types import Batch, ModelInfo
 from dictlearn.verbs import build
 from dictlearn.verbs.opened import Opened, open_dictionary, where
@@ -96,7 +96,7 @@ def main(cfg: DictConfig) -> int:
 def export_features(cfg: DictConfig, exporter: FeatureExporter) -> int:
     """The same for what `dictlearn features` found."""
     folder, sort = destination(cfg, exporter.name)
-    store = FeatureStore(where(cfg, "export", "exports")[0])
+    store = open_store(where(cfg, "export", "exports")[0])
     reason = exporter.refusal(store.info)
     if reason is not None:
         raise ValueError(f"format={exporter.name}: {reason}")

@@ -13,7 +13,7 @@ from dictlearn.export.graph_labels import Label, by_tokens, described, label_nod
 from dictlearn.lm.load import load_tokenizer
 from dictlearn.ranges import Natural
 from dictlearn.store.explanations import read_explanations
-from dictlearn.store.features import FeatureStore
+from dictlearn.store.features import FeatureStore, has_store, open_store
 
 METADATA = "graph-metadata.json"  # circuit-tracer's list of the graphs in a folder
 
@@ -61,7 +61,7 @@ def labels(run: Path, n_tokens: int) -> Label:
     if not run.is_dir():
         raise ValueError(f"run={run}: no such folder")
     explanations = read_explanations(run / "features")
-    store = FeatureStore(run) if (run / "features" / "store").is_dir() else None
+    store = open_store(run) if has_store(run) else None
     if store is None and not explanations:
         raise ValueError(
             f"run={run}: nothing is known of its features; dictlearn features run={run}, then "

@@ -12,12 +12,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from dictlearn.dicts.identity import sha256_of
 from dictlearn.disk.whole import write_json
 from dictlearn.features.lookup import Match, difference_of_means, matches, vector_from
 from dictlearn.lm.language_model import LanguageModel
 from dictlearn.ranges import Count, Natural
 from dictlearn.store.explanations import Explanation, read_explanations
-from dictlearn.store.features import FeatureStore
+from dictlearn.store.features import has_store, open_store
 from dictlearn.store.records import Example, Feature
 from dictlearn.store.text import token_text
 from dictlearn.verbs.opened import Opened, open_dictionary
@@ -81,10 +82,13 @@ def texts(given: Any) -> list[str]:
 def described(opened: Opened, found: Sequence[Match], n_examples: int) -> list[dict[str, Any]]:
     """What is known of each match: plain JSON. Without a store only the cosines."""
     store, explanations = None, {}
-    try:
-        store = FeatureStore(opened.path)
-    except ValueError as error:
-        sys.stderr.write(f"no examples are shown: {error}\n")
+    if has_store(opened.path):
+        store = open_store(opened.path, sha256_of(opened.dictionary))
+    else:
+        sys.stderr.write(
+            f"{opened.path}: no examples are shown, as no features are stored here; "
+            "`dictlearn features` finds them\n"
+        )
     if store is not None:
         explanations = read_explanations(store.folder)
     rows = []

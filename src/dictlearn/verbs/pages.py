@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from dictlearn.features.pages import write_pages
 from dictlearn.lm.load import load_tokenizer
 from dictlearn.store.explanations import read_explanations
-from dictlearn.store.features import FeatureStore
+from dictlearn.store.features import FeatureStore, open_store
 
 
 class Keys:
@@ -25,7 +25,7 @@ class Keys:
 
 
 def main(cfg: DictConfig) -> int:
-    store = FeatureStore(cfg.run)
+    store = open_store(cfg.run)
     if cfg.tokenizer is None:
         tokenizer = load_tokenizer(store.info.model, store.info.revision)
     else:
