@@ -14,6 +14,7 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
 from dictlearn import cli, config
+from dictlearn.evals.record import FORMAT, write_record
 
 ROOT = Path(__file__).parents[1]
 SLOW = {"torch", "lightning", "transformers", "datasets", "wandb", "matplotlib"}
@@ -189,9 +190,62 @@ def test_a_multirun_gives_each_run_a_folder(command: Command, runs: Runs) -> Non
     folders = [Path(cfg.run_dir) for cfg in runs]
     assert len({*folders}) == 4
     assert len({folder.parent for folder in folders}) == 1
-    assert [folder.name for folder in folders] == ["0", "1", "2", "3"]
-    assert command("train", "-m", "name=mine", "seed=1,2") == 0
-    assert [cfg.run_dir for cfg in runs[4:]] == ["runs/mine/0", "runs/mine/1"]
+    assert [folder.name for folder in folders] == [
+        f"dict={kind},seed={seed}" for seed in (1, 2) for kind in ("sae", "transcoder")
+    ]
+    assert command("train", "-m", "name=mine", "seed=1,2", "steps=3") == 0
+    assert [cfg.run_dir for cfg in runs[4:]] == ["runs/mine/seed=1", "runs/mine/seed=2"]
+    assert command("train", "-m", "name=a,b", "steps=3") == 0
+    assert [cfg.run_dir for cfg in runs[6:]] == ["runs/a", "runs/b"]
+
+
+def test_a_folder_of_a_multirun_is_named_without_quotes(
+    command: Command, runs: Runs, tmp_path: Path
+) -> None:
+    folder = tmp_path / "runs/mine/dict.k=8,optim.lr=0.1"
+    folder.mkdir(parents=True)
+    assert command("train", "name=mine/dict.k=8,optim.lr=0.1", f"init={folder}") == 0
+    assert runs[0].run_dir == "runs/mine/dict.k=8,optim.lr=0.1" and runs[0].init == str(folder)
+
+
+def test_folders_need_no_key_where_a_verb_takes_a_list_of_them(
+    command: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen = []
+    verb = ModuleType("dictlearn.verbs.compare")
+    verb.main = lambda cfg: seen.append(cfg) or 0  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, verb.__name__, verb)
+    assert command("compare", "runs/a", "output=x", "runs/m/dict.k=8,optim.lr=0.1", "b c") == 0
+    assert list(seen[0].runs) == ["runs/a", "runs/m/dict.k=8,optim.lr=0.1", "b c"]
+    assert seen[0].output == "x"
+    assert command("compare", "runs=[a,b]") == 0
+    assert list(seen[1].runs) == ["a", "b"]
+    assert command("compare", "a", "runs=[b]") == 2
+    assert "name all folders without a key" in capsys.readouterr().err
+    assert command("compare", "a", "outptu=x") == 2
+    assert "did you mean output?" in capsys.readouterr().err
+
+
+def test_a_multirun_ends_with_a_table_and_a_page(
+    command: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def main(cfg: DictConfig) -> int:
+        folder = Path(cfg.run_dir)
+        folder.mkdir(parents=True)
+        OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
+        if cfg.dict.k == 64:
+            raise ValueError("dict.k=64: unlucky")
+        figures = {"l0": cfg.dict.k, "fvu": 1 / cfg.dict.k}
+        write_record(folder, {"format": FORMAT, "figures": figures, "versions": {}})
+        return 0
+
+    answer(monkeypatch, main)
+    assert command("train", "-m", "name=mine", "dict.k=8,16,64") == 2
+    said = capsys.readouterr()
+    assert "dict.k=64: unlucky" in said.err and "The page: runs/mine/report.html" in said.err
+    assert "dict.k=8 " in said.out and "0.1250" in said.out and "dict.k=64" not in said.out
+    page = Path("runs/mine/report.html").read_text()
+    assert "dict.k=16" in page and page.count("<svg") == 1
 
 
 def test_a_multirun_goes_on_after_a_mistake_and_reports_it(
@@ -228,8 +282,8 @@ def test_lightnings_other_processes_get_this_run_alone(
     assert command("train", "-m", "seed=1,2", "name=both") == 0
     assert lines[0][0] == ["train", "seed=3", f"name={lines[0][1]}"]
     assert [line for line, _ in lines[1:]] == [
-        ["train", "seed=1", "name=both/0"],
-        ["train", "seed=2", "name=both/1"],
+        ["train", "seed=1", "name='both/seed=1'"],
+        ["train", "seed=2", "name='both/seed=2'"],
     ]
 
 

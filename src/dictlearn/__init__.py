@@ -1,25 +1,45 @@
-"""Sparse dictionaries over the activations of language models."""
+"""Sparse dictionaries over the activations of language models.
+
+dictlearn.load(path)            a saved dictionary
+dictlearn.train(...)            a run, as `dictlearn train ...`
+dictlearn.evaluate(path, ...)   figures on held-out text, as `dictlearn evaluate ...`
+dictlearn.features(run)         what is known of a run's features
+dictlearn.open_model(name)      a language model to read activations from
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from dictlearn.dicts.dictionary import Dictionary
+    from dictlearn.api import evaluate, features, load, open_model, train
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load"]
+__all__ = ["__version__", "evaluate", "features", "load", "open_model", "train"]
 
 
-def load(path: str | Path, revision: str | None = None) -> Dictionary:
-    """The dictionary that a run saved, in inference form: raw activations in, raw activations out.
+def __getattr__(name: str) -> Any:
+    """The functions above, from dictlearn.api: importing dictlearn stays instant."""
+    if name in ("train", "features"):  # rooms of that name, which can be called
+        return import_module(f"dictlearn.{name}")
+    if name in __all__:
+        return getattr(import_module("dictlearn.api"), name)
+    raise AttributeError(f"module 'dictlearn' has no attribute {name!r}")
 
-    `path` is a run's folder, its `dictionary/`, or a hub id (owner/name, or
-    owner/name/folder) with, if you like, a `revision`.
-    Raises ValueError where it is none of these, or is damaged.
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+class CallableRoom(ModuleType):
+    """A room with the name of a function of dictlearn.api: called, it is that function.
+
+    Python puts a room that is imported in the place of whatever dictlearn has under its name, so
+    there can't be a function of that name apart from it.
     """
-    from dictlearn.ckpt.dictionary import load_dictionary  # late: importing dictlearn stays instant
 
-    return load_dictionary(path, revision)
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        function = getattr(import_module("dictlearn.api"), self.__name__.rpartition(".")[2])
+        return function(*args, **kwargs)

@@ -25,7 +25,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dictlearn import __version__, config, help, overrides
+from dictlearn import __version__, config, help, multirun, overrides
 
 USAGE = """\
 dictlearn {version}: sparse dictionaries over the activations of language models
@@ -70,7 +70,7 @@ def _run(args: list[str], verb: str | None) -> int:
 
 def _launch(verb: str, args: list[str], prefix: list[str]) -> int:
     """Hands a verb's arguments to Hydra; returns the worst status of its jobs."""
-    args = config.translated(args)
+    args = config.translated(config.listed(verb, args))
     # Hydra's parser takes no override on each side of a flag.
     args.sort(key=lambda arg: arg not in ("-m", "--multirun"))
     parsed = get_args_parser().parse_args(args)
@@ -82,9 +82,14 @@ def _launch(verb: str, args: list[str], prefix: list[str]) -> int:
     if not (parsed.cfg or parsed.info or parsed.shell_completion):
         checked = overrides.checked(verb, parsed.overrides, parsed.multirun, parsed.config_dir)
         args = [arg for arg in args if arg not in parsed.overrides] + checked
+    parent = None
     if parsed.multirun and "name" in config.raw(verb):
-        args += _folder_per_job(parsed.overrides)
-    statuses = [0]
+        parent = _multirun_name(parsed.overrides)
+        args += (
+            [f"name={config.quoted(parent)}", f"hydra.sweep.dir=runs/{parent}"] if parent else []
+        )
+    shared = {multirun.key(text) for text in parsed.overrides if not overrides.sweeps(text)}
+    statuses, folders = [0], []
 
     def task(cfg: DictConfig) -> None:
         job = HydraConfig.get()
@@ -95,15 +100,18 @@ def _launch(verb: str, args: list[str], prefix: list[str]) -> int:
             if "name" in cfg and not named:
                 _check_one_process()
             others = [text for text in job.overrides.task if not text.startswith("name=")]
+            if several and parent:
+                cfg.name = f"{parent}/{multirun.folder(others, shared, job.job.num)}"
             cfg = config.settled(verb, cfg)
-            _refuse_missing(cfg)
+            folders.append(Path(cfg.get("run_dir", "")))
+            refuse_missing(cfg)
             if several:
                 _say(f"run {job.job.num}: {' '.join(others)}")
             # Lightning starts a run's other processes from sys.argv: this job's alone, and named.
             name = [f"name={config.quoted(cfg.name)}"] if "name" in cfg else []
             sys.argv = [sys.argv[0], *prefix, *folder, *others, *name]
             run = import_module(f"dictlearn.verbs.{verb}").main
-            _hush_lightning()
+            hush_lightning()
             statuses[-1] = run(cfg)
         if statuses[-1] in (130, 143):  # interrupted: so is the multirun
             sys.exit(statuses[-1])
@@ -114,21 +122,21 @@ def _launch(verb: str, args: list[str], prefix: list[str]) -> int:
     except HydraException:
         overrides.checked(verb, parsed.overrides, parsed.multirun, parsed.config_dir)
         raise
+    if parsed.multirun:
+        with _one_sentence(go_on=True):
+            multirun.conclude(folders, Path("runs", parent) if parent else None)
     return max(statuses)
 
 
-def _folder_per_job(overrides: list[str]) -> list[str]:
-    """Overrides that give each job of a multirun its folder, runs/<multirun's name>/<number>."""
-    given = [
-        override.removeprefix("name=") for override in overrides if override.startswith("name=")
-    ]
-    if given and "," in given[-1]:
-        return []
-    name = given[-1] if given else f"multirun-{datetime.now():%Y%m%d-%H%M%S-%f}"
-    return [f"name={name}/${{hydra:job.num}}", f"hydra.sweep.dir=runs/{name}"]
+def _multirun_name(given: list[str]) -> str | None:
+    """The folder in runs/ of all runs of a multirun; None where each was given a name of its own."""
+    names = [text for text in given if text.startswith("name=")]
+    if not names:
+        return f"multirun-{datetime.now():%Y%m%d-%H%M%S-%f}"
+    return None if overrides.sweeps(names[-1]) else overrides.value(names[-1])
 
 
-def _refuse_missing(cfg: DictConfig) -> None:
+def refuse_missing(cfg: DictConfig) -> None:
     """A key left at ??? where no default makes sense, such as model.path of model=hf."""
     if missing := sorted(OmegaConf.missing_keys(cfg)):
         raise ValueError(f"{missing[0]}: no value was given; pass {missing[0]}=<value>")
@@ -143,7 +151,7 @@ def _check_one_process() -> None:
         )
 
 
-def _hush_lightning() -> None:
+def hush_lightning() -> None:
     """No tips and no list of absent accelerators; its warnings on how we call it are for our tests."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)  # importing it sets another level

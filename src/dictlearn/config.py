@@ -18,6 +18,9 @@ from dictlearn import schema
 
 # Groups that a folder or hub id can be given to, and the option that takes it.
 TAKES_A_PATH = {"model": "hf", "teacher": "model"}
+# Keys whose value may be a run's folder, which has commas in its name where a multirun made it.
+NAMES_A_RUN = ("run", "dictionary", "resume", "init", "name")
+LISTED = "runs"  # the key of a verb that takes folders without a key: dictlearn compare a b
 
 OmegaConf.register_new_resolver("last", lambda path: Path(str(path)).name, replace=True)
 
@@ -96,6 +99,25 @@ def settled(verb: str, cfg: DictConfig) -> DictConfig:
     return cfg
 
 
+def listed(verb: str, args: Sequence[str]) -> list[str]:
+    """`args` with folders that stand for themselves put into the verb's list of them, if it has one."""
+    root = OmegaConf.load(conf_dir() / f"{verb}.yaml")
+    if LISTED not in root:
+        return list(args)
+    keys = (*map(str, root), "hydra")
+    folders = [arg for arg in args if not arg.startswith("-") and not _sets(arg, keys)]
+    others = [arg for arg in args if arg not in folders]
+    if folders and any(arg.startswith(f"{LISTED}=") for arg in others):
+        raise ValueError(f"{folders[0]}: name all folders without a key, or all in {LISTED}=[...]")
+    return [*others, f"{LISTED}=[{','.join(map(quoted, folders))}]"] if folders else others
+
+
+def _sets(arg: str, keys: Iterable[str]) -> bool:
+    """Whether an argument is key=value and no path, in which = may stand too."""
+    name, equals, _ = arg.partition("=")
+    return bool(equals) and (name.lstrip("+~") in keys or "/" not in name)
+
+
 def translated(overrides: Iterable[str]) -> list[str]:
     """`overrides` in Hydra's words.
 
@@ -110,6 +132,8 @@ def _translated(override: str) -> list[str]:
     name, _, value = override.partition("=")
     if value in ("None", "null"):
         return [f"~{name}" if (conf_dir() / name).is_dir() else f"{name}=null"]
+    if name in NAMES_A_RUN and re.search("[,=]", value) and _is_there(name, value):
+        return [f"{name}={quoted(value)}"]
     if name not in TAKES_A_PATH or not value or value in options(name):
         return [override]
     option, presets = TAKES_A_PATH[name], sorted({*options(name), *_paths()})
@@ -128,6 +152,10 @@ def _translated(override: str) -> list[str]:
         )
     path = str(Path(value).expanduser()) if value.startswith("~") else value
     return [f"{name}={option}", f"{name}.path={quoted(path)}"]
+
+
+def _is_there(name: str, value: str) -> bool:
+    return Path("runs" if name == "name" else "", value).expanduser().exists()
 
 
 def _paths() -> dict[str, str]:
@@ -151,7 +179,9 @@ def quoted(value: str, always: bool = False) -> str:
     """`value` as Hydra's grammar reads it back; in quotes where it must be, or `always`."""
     if re.fullmatch(r"[\w./@+-]+", value) and not always:
         return value
-    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    # Backslashes are doubled before a quote alone: elsewhere the grammar takes them as they are.
+    value = re.sub(r"(\\*)'", r"\1\1\\'", value)
+    return "'" + re.sub(r"(\\+)$", r"\1\1", value) + "'"
 
 
 def literal(value: Any) -> Any:

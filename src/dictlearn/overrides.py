@@ -53,6 +53,16 @@ def checked(
     return result
 
 
+def sweeps(text: str) -> bool:
+    """Whether an override holds several values, one for each run of a multirun."""
+    return _parsed(text).is_sweep_override()
+
+
+def value(text: str) -> str:
+    """What an override sets, without the quotes that Hydra's grammar asks for."""
+    return str(_parsed(text).value())
+
+
 def _parsed(text: str) -> Override:
     try:
         return OverridesParser.create().parse_overrides([text])[0]

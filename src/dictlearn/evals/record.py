@@ -9,17 +9,20 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from dictlearn import __version__
 from dictlearn.disk.whole import write_json
-from dictlearn.evals.context import EvaluatedDictionary
-from dictlearn.evals.evaluation import Evaluation
-from dictlearn.types import ModelInfo
+
+if TYPE_CHECKING:  # whoever only reads a record needs no torch
+    from torch import Tensor
+
+    from dictlearn.evals.context import EvaluatedDictionary
+    from dictlearn.evals.evaluation import Evaluation
+    from dictlearn.types import ModelInfo
 
 FORMAT = 1
+FILE = "figures.json"
 # Per-feature series belong to the features themselves; these are small and worth replotting.
 KEPT_SERIES = (
     "density_histogram",
@@ -75,13 +78,13 @@ def versions() -> dict[str, str]:
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> Path:
     """Writes figures.json whole or not at all."""
-    path = folder / "figures.json"
+    path = folder / FILE
     write_json(path, record)
     return path
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    path = folder / "figures.json"
+    path = folder / FILE
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

@@ -1,5 +1,12 @@
 """report.html and its pictures: everything a run shows, in one file that asks the network nothing."""
 
-from dictlearn.evals.report.page import write_report
+from __future__ import annotations
 
-__all__ = ["write_report"]
+from pathlib import Path
+
+
+def write_report(folder: Path) -> Path:
+    """Writes a run's report.html and figures/*.png anew; see `page.write_report`."""
+    from dictlearn.evals.report import page  # late: the page over several runs needs no torch
+
+    return page.write_report(folder)

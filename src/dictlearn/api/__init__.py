@@ -1,0 +1,111 @@
+"""dictlearn from Python: the functions of `import dictlearn`.
+
+Whoever calls them gets objects and exceptions: a mistake is a ValueError of one sentence, never an
+exit of the process. docs/python.md shows them at work.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import instantiate
+
+from dictlearn.api.call import as_key, called, composed
+from dictlearn.api.features import Features
+from dictlearn.api.model import OpenModel
+from dictlearn.api.results import Evaluation, Run, figures_of
+from dictlearn.ckpt.dictionary import load_dictionary
+from dictlearn.dicts.dictionary import Dictionary
+from dictlearn.verbs.opened import where
+
+__all__ = [
+    "Evaluation",
+    "Features",
+    "OpenModel",
+    "Run",
+    "evaluate",
+    "features",
+    "load",
+    "open_model",
+    "train",
+]
+
+
+def load(path: str | Path, revision: str | None = None) -> Dictionary:
+    """The dictionary that a run saved, in inference form: raw activations in, raw activations out.
+
+    `path` is a run's folder, its `dictionary/`, a folder that another tool wrote, or a hub id
+    (owner/name, or owner/name/folder) with, if you like, a `revision`. Printed, it says what it is;
+    its `figures` are those of the run's last evaluation, empty where there is none.
+
+    Raises:
+        ValueError: `path` is none of these, or is damaged.
+    """
+    dictionary = load_dictionary(path, revision)
+    dictionary.figures = figures_of(Path(path), dictionary)
+    return dictionary
+
+
+def features(run: str | Path | Run) -> Features:
+    """What `dictlearn features` found of every feature of a run, with the descriptions there are.
+
+    Raises:
+        ValueError: the run has no features yet, or they are damaged.
+    """
+    return Features(run.path if isinstance(run, Run) else Path(run))
+
+
+def train(*overrides: str | list[str], **keys: Any) -> Run:
+    """What `dictlearn train <overrides>` does: trains, evaluates, saves.
+
+    Overrides are strings as on the command line, or keywords: `dict="transcoder"` chooses an option
+    of a group, `steps=100` sets a key, and `optim={"lr": 3e-4}` sets keys inside a group.
+
+    Raises:
+        ValueError: whatever the command line would refuse, in the same sentence.
+        KeyboardInterrupt: after Ctrl-C, once the step is finished and saved.
+    """
+    cfg = composed("train", overrides, keys)
+    if cfg.trainer.get("devices", 1) not in (1, "1"):
+        raise ValueError(
+            f"trainer.devices={cfg.trainer.devices}: several processes start the program anew, "
+            "which Python's own can't; run `dictlearn train` for this, or set trainer.devices=1"
+        )
+    called("train", cfg, f"dictlearn.train(resume='auto', name='{cfg.name}') goes on")
+    return Run(Path(cfg.run_dir).resolve())
+
+
+def evaluate(dictionary: str | Path | Run, *overrides: str | list[str], **keys: Any) -> Evaluation:
+    """What `dictlearn evaluate` does: a saved dictionary's figures on held-out text.
+
+    `dictionary` is a run, its folder, a dictionary's folder or a hub id; the report goes where the
+    command would write it.
+
+    Raises:
+        ValueError: whatever the command line would refuse, in the same sentence.
+    """
+    path = dictionary.path if isinstance(dictionary, Run) else dictionary
+    if not isinstance(path, str | Path):
+        raise ValueError(
+            f"evaluate({type(path).__name__}): want a run, a folder or a hub id; "
+            "save what is in memory first"
+        )
+    is_run = (Path(path) / "dictionary").is_dir()
+    given = as_key("run" if is_run else "dictionary", str(path))
+    cfg = composed("evaluate", [given, *overrides], keys)
+    folder = where(cfg, "evaluate", "evaluations")[1].resolve()
+    called("evaluate", cfg)
+    return Evaluation(folder, path)
+
+
+def open_model(model: str | Path = "pico", **keys: Any) -> OpenModel:
+    """A language model to read activations from: a preset, a folder in the hub's layout, a hub id.
+
+    Keys are those of conf/model: `revision`, `dtype`, `device`, `attn`, `other`.
+
+    Raises:
+        ValueError: there is no such model, or it can't be read.
+    """
+    cfg = composed("train", [f"model={model}"], {"model": keys} if keys else {})
+    return OpenModel(instantiate(cfg.model))

@@ -1,0 +1,108 @@
+"""A verb called from Python: keywords become overrides, exits become exceptions."""
+
+from __future__ import annotations
+
+import signal
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from dictlearn import cli, config
+from dictlearn import overrides as texts
+
+
+def composed(verb: str, overrides: Sequence[Any], keys: Mapping[str, Any]) -> DictConfig:
+    """The configuration of `dictlearn <verb>` with these overrides. Raises ValueError."""
+    written = [*_strings(overrides), *_keywords(verb, keys)]
+    with _one_sentence():
+        checked = texts.checked(verb, config.translated(written))
+        cfg = config.compose(verb, checked)
+        cli.refuse_missing(cfg)
+    return cfg
+
+
+def called(verb: str, cfg: DictConfig, to_go_on: str = "") -> None:
+    """Runs the verb.
+
+    Raises:
+        ValueError: one sentence, as on the command line.
+        KeyboardInterrupt, SystemExit: Ctrl-C, SIGTERM. What was to be saved is saved.
+        RuntimeError: it ended with another status than 0, and has said why.
+    """
+    with _one_sentence(), warnings.catch_warnings():
+        run = import_module(f"dictlearn.verbs.{verb}").main
+        cli.hush_lightning()
+        status = run(cfg)
+    if status == 128 + signal.SIGINT:
+        raise KeyboardInterrupt(to_go_on)
+    if status == 128 + signal.SIGTERM:
+        raise SystemExit(status)
+    if status:
+        raise RuntimeError(f"dictlearn {verb} ended with status {status}; it says why above")
+
+
+@contextmanager
+def _one_sentence() -> Iterator[None]:
+    """Hydra's and OmegaConf's exceptions as the command line says them."""
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ValueError(config.sentence(error)) from error
+
+
+def _strings(overrides: Sequence[Any]) -> Iterator[str]:
+    for one in overrides:
+        if isinstance(one, str):
+            yield one
+        elif isinstance(one, list | tuple) and all(isinstance(text, str) for text in one):
+            yield from one
+        else:
+            raise ValueError(f"{one!r}: want overrides as strings, such as 'dict.k=16'")
+
+
+def _keywords(verb: str, keys: Mapping[str, Any]) -> Iterator[str]:
+    groups = config.groups(verb)
+    # Groups first: a key inside one goes to the option that was chosen.
+    for key, value in sorted(keys.items(), key=lambda item: isinstance(item[1], Mapping)):
+        if isinstance(value, Mapping):
+            yield from _inside(key, value)
+        elif key in groups and isinstance(value, str | Path):
+            yield f"{key}={value}"
+        else:
+            yield as_key(key, value)
+
+
+def _inside(key: str, values: Mapping[Any, Any]) -> Iterator[str]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _inside(f"{key}.{name}", value)
+        else:
+            yield as_key(f"{key}.{name}", value)
+
+
+def as_key(key: str, value: Any) -> str:
+    """key=value as the command line would have it, so that it is read back as the same value."""
+    return f"{key}={_written(value, key)}"
+
+
+def _written(value: Any, key: str) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, str | Path):
+        return config.quoted(str(value), always=True)
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(_written(item, key) for item in value) + "]"
+    if callable(getattr(value, "item", None)) and getattr(value, "ndim", 0) == 0:
+        return _written(value.item(), key)  # a number of numpy or torch
+    raise ValueError(f"{key}={value!r}: want a number, text, true or false, None, or a list")

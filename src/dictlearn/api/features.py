@@ -1,0 +1,174 @@
+"""A run's features as records: text, descriptions, and tables of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from importlib import import_module
+from pathlib import Path
+from typing import Any, final, overload
+
+from transformers import PreTrainedTokenizerBase
+
+from dictlearn.api import html
+from dictlearn.api.record import FeatureRecord, Shown
+from dictlearn.lm.load import load_tokenizer
+from dictlearn.store.explanations import Explanation, read_explanations
+from dictlearn.store.features import FeatureStore
+from dictlearn.store.records import Example, Feature, TokenScores
+from dictlearn.store.text import token_text
+
+SHOWN = 20  # rows of a printed table
+
+
+@final
+class Features(Sequence[FeatureRecord]):
+    """Every feature of a run, dead ones included, each read from the disk when it is asked for.
+
+    `features[3]`, `features["resid_post.1/266"]`, `features[0:10]`; it can be gone through in order.
+
+    Args:
+        run: the run's folder, or its features/.
+    """
+
+    def __init__(self, run: Path):
+        self.store = FeatureStore(run)
+        self._explanations = read_explanations(self.store.folder)
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    @overload
+    def __getitem__(self, key: int | str) -> FeatureRecord: ...
+    @overload
+    def __getitem__(self, key: slice) -> list[FeatureRecord]: ...
+    def __getitem__(self, key: int | str | slice) -> FeatureRecord | list[FeatureRecord]:
+        if isinstance(key, slice):
+            return [self._record(*self._place(number)) for number in range(len(self))[key]]
+        if isinstance(key, str):
+            return self._record(*self._named(key))
+        if not -len(self) <= key < len(self):
+            raise IndexError(f"feature {key}: there are {len(self)}")
+        return self._record(*self._place(key % len(self)))
+
+    def __iter__(self) -> Iterator[FeatureRecord]:
+        return (self[number] for number in range(len(self)))
+
+    def search(self, words: str) -> list[FeatureRecord]:
+        """Those whose description holds `words`, in any case."""
+        found = sorted(place for place, e in self._explanations.items() if _said(words, e.text))
+        return [self._record(*place) for place in found]
+
+    def rows(self, examples: int = 1) -> list[dict[str, Any]]:
+        """A plain dictionary for each feature, with this many of its strongest examples in `text`.
+
+        Without examples nothing but statistics is read: a hundred thousand features in a second.
+        """
+        statistics = {name: t.flatten().tolist() for name, t in self.store.statistics.items()}
+        rows = []
+        for number in range(len(self)):
+            source, index = self._place(number)
+            said = self._explanations.get((source, index))
+            row: dict[str, Any] = {"feature": self.name(source, index)}
+            row |= {"site": self.store.site(source), "index": index}
+            row |= {name: values[number] for name, values in statistics.items()}
+            row |= {
+                "description": said.text if said else "",
+                "reliable": bool(said and said.reliable),
+                "score": said.scores.get("balanced_accuracy") if said else None,
+            }
+            if examples:
+                top = self.store.feature(source, index).top[:examples]
+                row["text"] = "\n".join(self._shown(example).text for example in top)
+            rows.append(row)
+        return rows
+
+    def to_pandas(self, examples: int = 1) -> Any:
+        """`rows` as a pandas.DataFrame, by the feature's name.
+
+        Raises:
+            ImportError: pandas, which dictlearn does not ask for, is not installed.
+        """
+        try:
+            pandas = import_module("pandas")
+        except ImportError as error:
+            raise ImportError(
+                "to_pandas() needs pandas, which is not installed: pip install pandas; "
+                "rows() gives the same as plain dictionaries"
+            ) from error
+        return pandas.DataFrame(self.rows(examples)).set_index("feature")
+
+    def name(self, source: int, index: int) -> str:
+        """What the pages and the other commands call it: resid_post.1/266."""
+        return f"{self.store.site(source)}/{index}"
+
+    def __repr__(self) -> str:
+        info = self.store.info
+        dead = int(self.store.statistics["dead"].sum())
+        return (
+            f"Features: {len(self):,} of {info.kind} at {', '.join(info.code_names)}, {dead:,} never "
+            f"fired on {info.tokens:,} tokens, {len(self._explanations):,} described"
+        )
+
+    def _repr_html_(self) -> str:
+        """The first of them, as a table."""
+        return html.table(repr(self), self[:SHOWN])
+
+    @cached_property
+    def _tokenizer(self) -> PreTrainedTokenizerBase:
+        tokenizer = load_tokenizer(self.store.info.model, self.store.info.revision)
+        if tokenizer is None:
+            raise ValueError(f"{self.store.info.model}: has no tokenizer to show text with")
+        return tokenizer
+
+    def _place(self, number: int) -> tuple[int, int]:
+        return divmod(number, self.store.info.n_features)
+
+    def _named(self, name: str) -> tuple[int, int]:
+        site, _, index = name.rpartition("/")
+        sites = [self.store.site(source) for source in range(self.store.info.code_sources)]
+        known = {site: source for source, site in enumerate(sites)} | {
+            str(source): source for source in range(len(sites))
+        }
+        site = site or sites[0]
+        if site not in known or not index.isdecimal():
+            raise ValueError(f"{name}: want a feature's name, such as {sites[0]}/0")
+        return known[site], int(index)
+
+    def _record(self, source: int, index: int) -> FeatureRecord:
+        found = self.store.feature(source, index)
+        said = self._explanations.get((source, index))
+        return self._made(found, said or Explanation(source, index, "", "none"))
+
+    def _made(self, found: Feature, said: Explanation) -> FeatureRecord:
+        return FeatureRecord(
+            name=self.name(found.source, found.index),
+            site=self.store.site(found.source),
+            source=found.source,
+            index=found.index,
+            density=found.density,
+            count=found.count,
+            maximum=found.maximum,
+            mean=found.mean,
+            dead=found.dead,
+            description=said.text,
+            reliable=said.reliable,
+            scores=dict(said.scores),
+            examples=tuple(self._shown(example) for example in found.examples),
+            promoted={site: self._words(s) for site, s in found.promoted.items()},
+            suppressed={site: self._words(s) for site, s in found.suppressed.items()},
+            neighbours=tuple((self.name(s, i), cosine) for s, i, cosine in found.neighbours),
+            cofiring=tuple((self.name(s, i), jaccard) for s, i, jaccard in found.cofiring),
+        )
+
+    def _shown(self, example: Example) -> Shown:
+        pieces = token_text(self._tokenizer, example.tokens)
+        return Shown(tuple(pieces), example.activations, example.peak)
+
+    def _words(self, scores: TokenScores) -> tuple[tuple[str, float], ...]:
+        words = token_text(self._tokenizer, [token for token, _ in scores])
+        return tuple(zip(words, (score for _, score in scores), strict=True))
+
+
+def _said(words: str, text: str) -> bool:
+    return bool(text) and words.casefold() in text.casefold()

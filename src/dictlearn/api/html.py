@@ -1,0 +1,66 @@
+"""What a notebook shows of features. All text is escaped: it comes from data and from models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from html import escape
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dictlearn.api.record import FeatureRecord
+
+EXAMPLES = 8  # shown of a feature
+WORDS = 10  # of the tokens that it promotes
+INVISIBLE = {"\n": "⏎", "\r": "", "\t": "→"}
+
+
+def feature(record: FeatureRecord) -> str:
+    """Description, figures, examples with the feature's strength as a shade, tokens it promotes."""
+    parts = [
+        f"<b>{escape(record.name)}</b>: {escape(record.said())}",
+        f"<small>{escape(record.fires())}</small>",
+        *(
+            f"<code>{example(shown.pieces, shown.activations)}</code>"
+            for shown in record.examples[:EXAMPLES]
+        ),
+    ]
+    for verb, targets in (("promotes", record.promoted), ("suppresses", record.suppressed)):
+        for site, words in targets.items():
+            listed = " ".join(f"<code>{_visible(word)}</code>" for word, _ in words[:WORDS])
+            parts.append(f"<small>{verb} at {escape(site)}: {listed}</small>")
+    return "<div>" + "<br>".join(parts) + "</div>"
+
+
+def example(pieces: Sequence[str], activations: Sequence[float]) -> str:
+    """Pieces of text, each shaded by how strongly the feature fires on it."""
+    largest = max(activations, default=0.0)
+    return "".join(
+        _piece(piece, activation / largest if largest > 0 else 0.0, activation)
+        for piece, activation in zip(pieces, activations, strict=True)
+    )
+
+
+def table(caption: str, records: Iterable[FeatureRecord]) -> str:
+    """A row a feature: name, description, density, its strongest example."""
+    rows = "".join(
+        f"<tr><td>{escape(r.name)}</td><td>{escape(r.said())}</td><td>{r.density:.3%}</td>"
+        f"<td><code>{example(r.examples[0].pieces, r.examples[0].activations)}</code></td></tr>"
+        if r.examples
+        else f"<tr><td>{escape(r.name)}</td><td>{escape(r.said())}</td><td>0</td><td></td></tr>"
+        for r in records
+    )
+    head = "".join(f"<th>{name}</th>" for name in ("feature", "description", "density", "text"))
+    return f"<p>{escape(caption)}</p><table><tr>{head}</tr>{rows}</table>"
+
+
+def _piece(piece: str, share: float, activation: float) -> str:
+    if share <= 0:
+        return _visible(piece)
+    style = f"background:rgba(255,140,0,{0.15 + 0.7 * min(share, 1):.2f})"
+    return f'<span style="{style}" title="{activation:.3g}">{_visible(piece)}</span>'
+
+
+def _visible(text: str) -> str:
+    for character, shown in INVISIBLE.items():
+        text = text.replace(character, shown)
+    return escape(text)

@@ -1,0 +1,81 @@
+"""One feature as people read it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from dictlearn.api import html
+from dictlearn.dicts.summary import printable
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A stretch of held-out text in which a feature fires."""
+
+    pieces: tuple[str, ...]  # the text of each token; put together they are the text
+    activations: tuple[float, ...]  # the feature's, one per piece; 0 where it is silent
+    peak: int  # index of the piece that the example was picked for
+
+    @property
+    def text(self) -> str:
+        """With the piece it was picked for between « and »."""
+        before, after = "".join(self.pieces[: self.peak]), "".join(self.pieces[self.peak + 1 :])
+        return f"{before}«{self.pieces[self.peak]}»{after}"
+
+    @property
+    def activation(self) -> float:
+        """At the piece it was picked for."""
+        return self.activations[self.peak]
+
+    def _repr_html_(self) -> str:
+        return html.example(self.pieces, self.activations)
+
+
+@dataclass(frozen=True, repr=False)
+class FeatureRecord:
+    """What held-out text, the weights and an explainer say of a feature."""
+
+    name: str  # resid_post.1/266, as on its page
+    site: str  # what it reads; "all sites" where they share a code
+    source: int  # its number there, and in `Code.dense()[:, source, index]`
+    index: int
+    density: float  # share of tokens on which it fires
+    count: int  # of tokens
+    maximum: float  # of its activations
+    mean: float  # where it fires
+    dead: bool  # it never fired
+    description: str  # empty where there is none
+    reliable: bool  # the description's scores are above the thresholds of `dictlearn explain`
+    scores: Mapping[str, float]  # of the description, on documents that its author never saw
+    examples: tuple[Shown, ...]  # the strongest first, then from weak to strong
+    promoted: Mapping[str, tuple[tuple[str, float], ...]]  # by target: (token, effect on its logit)
+    suppressed: Mapping[str, tuple[tuple[str, float], ...]]
+    neighbours: tuple[tuple[str, float], ...]  # (name, cosine of what the two write)
+    cofiring: tuple[tuple[str, float], ...]  # (name, Jaccard's index of the tokens they fire on)
+
+    @property
+    def text(self) -> str:
+        """Its strongest example, with the token it was picked for between « and »."""
+        return self.examples[0].text if self.examples else ""
+
+    def said(self) -> str:
+        """The description with what is to be known of it, or that there is none."""
+        if not self.description:
+            return "no description"
+        score = self.scores.get("balanced_accuracy")
+        scored = "" if score is None else f" (balanced accuracy {score:.2f})"
+        return ("" if self.reliable else "unreliable: ") + self.description + scored
+
+    def fires(self) -> str:
+        if self.dead:
+            return "never fired"
+        return f"fires on {self.density:.3%} of tokens, at most {self.maximum:.3g}"
+
+    def __repr__(self) -> str:
+        lines = [f"{self.name}: {self.said()}", f"  {self.fires()}"]
+        lines += [f"  {example.text!r}" for example in self.examples[:3]]
+        return "\n".join(printable(line) for line in lines)
+
+    def _repr_html_(self) -> str:
+        return html.feature(self)

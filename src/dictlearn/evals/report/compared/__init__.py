@@ -1,0 +1,1 @@
+"""Several runs beside one another: what `dictlearn compare` and a multirun end with. No torch here."""

@@ -1,0 +1,197 @@
+"""What a run's folder says of it that can stand beside another's: its figures and its settings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from dictlearn.evals.record import FILE, read_record
+from dictlearn.evals.table import MISSING, label_of
+
+# Settings that say nothing of what was trained, or nothing that could be compared.
+SKIPPED = ("name", "run_dir", "resume", "logger", "callbacks", "trainer", "eval")
+DESCRIBED = (
+    "model",
+    "kind",
+    "sites",
+    "features",
+)  # what follows from the settings, where there are any
+DEEPEST = 3  # folders below one that was named, in which runs are looked for
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One row of the table, one point of each chart."""
+
+    folder: Path
+    name: str
+    record: Mapping[str, Any]
+    settings: Mapping[str, str]
+
+    def figure(self, key: str) -> float | None:
+        value = self.record["figures"].get(key)
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return float(value) if number else None
+
+    @property
+    def report(self) -> Path | None:
+        path = self.folder / "report.html"
+        return path if path.is_file() else None
+
+
+def run_folders(given: Iterable[Path]) -> list[Path]:
+    """The runs that folders stand for: a run for itself, a folder of runs for all in it.
+
+    Raises ValueError for a folder that holds none.
+    """
+    found: dict[Path, Path] = {}
+    for folder in given:
+        runs = _runs_in(folder, DEEPEST)
+        if not runs:
+            where = "has no figures" if folder.is_dir() else "no such folder"
+            raise ValueError(
+                f"runs: {folder}: {where}; want the folders of runs that came to their end, or of "
+                "evaluations (dictlearn evaluate writes figures.json)"
+            )
+        found |= {run.resolve(): run for run in runs}
+    return list(found.values())
+
+
+def _runs_in(folder: Path, depth: int) -> list[Path]:
+    if (folder / FILE).is_file():
+        return [folder]
+    if depth == 0 or not folder.is_dir():
+        return []
+    inner = sorted((path for path in folder.iterdir() if path.is_dir()), key=_counted)
+    return [run for path in inner for run in _runs_in(path, depth - 1)]
+
+
+def read_runs(folders: Sequence[Path]) -> list[Run]:
+    """Each run, named by its folder's path below the one that all share. Raises ValueError."""
+    names = _names([folder.resolve() for folder in folders])
+    return [_read(folder, name) for folder, name in zip(folders, names, strict=True)]
+
+
+def _read(folder: Path, name: str) -> Run:
+    record = read_record(folder)
+    if not isinstance(record, dict) or not isinstance(record.get("figures"), dict):
+        raise ValueError(f"{folder / FILE}: holds no figures; dictlearn evaluate writes them")
+    return Run(folder, name, record, _settings(folder / "config.yaml") | _described(record))
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """Paths without the beginning that all have in common; of one alone, its last part."""
+    parts = [folder.parts for folder in folders]
+    shared = 0
+    while all(len(p) > shared + 1 and p[: shared + 1] == parts[0][: shared + 1] for p in parts):
+        shared += 1
+    return ["/".join(p[shared:]) for p in parts]
+
+
+def _described(record: Mapping[str, Any]) -> dict[str, str]:
+    """What the dictionary is, from the figures' own file: an evaluation has no other."""
+    dictionary, model = record.get("dictionary"), record.get("model")
+    if not isinstance(dictionary, dict) or not isinstance(model, dict):
+        return {}
+    sources, targets = dictionary.get("sources", []), dictionary.get("targets", [])
+    sites = ", ".join(map(str, sources))
+    if targets != sources:
+        sites += " \N{RIGHTWARDS ARROW} " + ", ".join(map(str, targets))
+    return {
+        "model": str(model.get("name")),
+        "kind": label_of(dictionary),
+        "sites": sites,
+        "features": f"{dictionary.get('n_features'):,}",
+    }
+
+
+def _settings(path: Path) -> dict[str, str]:
+    """Dotted keys and plain values of the run's configuration, as text."""
+    if not path.is_file():
+        return {}
+    try:
+        config = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException) as error:
+        raise ValueError(f"{path}: not a run's configuration ({type(error).__name__})") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path}: not a run's configuration")
+    return dict(_dotted({key: value for key, value in config.items() if key not in SKIPPED}))
+
+
+def _dotted(tree: Mapping[Any, Any], above: str = "") -> Iterable[tuple[str, str]]:
+    for name, value in tree.items():
+        key = f"{above}{name}"
+        if name == "_target_":
+            yield above.rstrip("."), str(value).rpartition(".")[2]
+        elif isinstance(value, Mapping):
+            yield from _dotted(value, f"{key}.")
+        elif not str(name).startswith("_"):
+            yield key, _plain(value)
+
+
+def _plain(value: object) -> str:
+    if value is None:
+        return MISSING
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:g}"
+    return str(value)
+
+
+def differing(runs: Sequence[Run]) -> list[str]:
+    """Settings that all runs have and not all have the same, as one would set them."""
+    if len(runs) < 2:
+        return []
+    first, *others = runs
+    shared = [key for key in first.settings if all(key in run.settings for run in others)]
+    keys = [key for key in shared if any(r.settings[key] != first.settings[key] for r in others)]
+    keys = _set(keys, runs)
+    set_by = {_pattern(runs, key) for key in keys if key not in DESCRIBED}
+    return [key for key in keys if key not in DESCRIBED or _pattern(runs, key) not in set_by]
+
+
+def _set(keys: Sequence[str], runs: Sequence[Run]) -> list[str]:
+    """Without those that follow another of the same name, as sparsity.k follows dict.k."""
+    kept: dict[tuple[str, ...], str] = {}
+    for key in keys:
+        same = (key.rpartition(".")[2], *(run.settings[key] for run in runs))
+        if "." in kept.get(same, "."):  # what stands at the top is what was set; else the last
+            kept[same] = key
+    return [key for key in keys if key in kept.values()]
+
+
+def _pattern(runs: Sequence[Run], key: str) -> tuple[str, ...]:
+    """Which runs share a value: the same for two settings that only change together."""
+    values = [run.settings[key] for run in runs]
+    return tuple(str(values.index(value)) for value in values)
+
+
+def in_order(values: Iterable[str]) -> list[str]:
+    """Each value once, numbers by their size."""
+    return sorted(set(values), key=_by_size)
+
+
+def number(value: str) -> float | None:
+    """What a setting's text says in numbers."""
+    try:
+        return float(value.replace(",", ""))
+    except ValueError:
+        return None
+
+
+def _by_size(value: str) -> tuple[int, float, str]:
+    found = number(value)
+    return (1, 0.0, value) if found is None else (0, found, "")
+
+
+def _counted(path: Path) -> tuple[tuple[int, float, str], ...]:
+    """k=8 before k=16, 2 before 10."""
+    words = path.name.replace(",", "=").split("=")
+    return tuple(_by_size(word) for word in words)

@@ -1,0 +1,64 @@
+"""The table over several runs: its columns, for the page, and as the terminal shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from dictlearn.evals.report.compared.read import Run, differing, in_order
+from dictlearn.evals.table import Column, cell
+
+COLUMNS = (
+    Column("l0", "L0", "per token", ".1f", "active features per token, of all sources together"),
+    Column("fvu", "FVU", "", ".4f", "fraction of variance unexplained, pooled over valid tokens"),
+    Column("ce_increase", "CE increase", "nats", "+.4f", "cross entropy, patched minus clean"),
+    Column("kl", "KL", "nats", ".4f", "KL(clean || patched), per token"),
+    Column("dead", "dead", "", ".1%", "share of features that never fired on the evaluated tokens"),
+)
+SHOWN_VALUES = 8  # of a setting, in the line that says what differs
+
+
+def columns(runs: Sequence[Run]) -> list[Column]:
+    """Those that at least one run has a figure for."""
+    return [one for one in COLUMNS if any(run.figure(one.key) is not None for run in runs)]
+
+
+def cells(run: Run, shown: Sequence[Column]) -> list[str]:
+    return [cell(column, {column.key: run.figure(column.key)}) for column in shown]
+
+
+def best(runs: Sequence[Run], column: Column) -> float | None:
+    """The least, of figures that say how good a run is."""
+    if column.key in ("l0", "dead"):
+        return None
+    values = [value for run in runs if (value := run.figure(column.key)) is not None]
+    return min(values, default=None)
+
+
+def renderable(runs: Sequence[Run]) -> Group:
+    """For a rich console: a row a run, the least of each column bold, and what differs below."""
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1))
+    table.add_column("run", vertical="bottom", overflow="fold")
+    shown = columns(runs)
+    for column in shown:
+        heading = f"{column.title}\n{column.unit}" if column.unit else column.title
+        table.add_column(heading, justify="right", vertical="bottom", no_wrap=True)
+    least = {column.key: best(runs, column) for column in shown}
+    for run in runs:
+        values = [
+            Text(text, style="bold" if run.figure(column.key) == least[column.key] else "")
+            for text, column in zip(cells(run, shown), shown, strict=True)
+        ]
+        table.add_row(Text(run.name), *values)
+    lines = [Text(f"{key}: {_values(runs, key)}", style="dim") for key in differing(runs)]
+    below = [Text("What differs", style="dim"), *lines, Text()] if lines else []
+    return Group(Text(), table, Text(), *below)
+
+
+def _values(runs: Sequence[Run], key: str) -> str:
+    values = in_order(run.settings[key] for run in runs)
+    more = f", and {len(values) - SHOWN_VALUES} more" if len(values) > SHOWN_VALUES else ""
+    return ", ".join(values[:SHOWN_VALUES]) + more

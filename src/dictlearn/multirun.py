@@ -1,0 +1,41 @@
+"""The folders of a multirun, one a run, named by what was changed in it; and what it ends with."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Collection, Sequence
+from importlib import import_module
+from pathlib import Path
+
+LONGEST = 120  # characters of a folder's name; file systems take 255 bytes
+
+
+def folder(overrides: Sequence[str], shared: Collection[str], number: int) -> str:
+    """`dict.k=16,optim.lr=0.0003`: a run's overrides but for the keys that all runs share.
+
+    What no file name should hold becomes `_`. Where anything was changed or cut, a hash of the
+    overrides follows, so that two runs never have one folder. A run without any is its `number`.
+    """
+    own = sorted(text for text in overrides if key(text) not in shared)
+    whole = ",".join(own)
+    safe = re.sub(r"[^A-Za-z0-9_.,=+-]", "_", whole).lstrip(".-")[:LONGEST]
+    if not safe:
+        return str(number)
+    if safe != whole:
+        safe += f"-{hashlib.sha256(whole.encode()).hexdigest()[:6]}"
+    return safe
+
+
+def key(override: str) -> str:
+    return override.partition("=")[0].lstrip("+~")
+
+
+def conclude(folders: Sequence[Path], parent: Path | None) -> None:
+    """The table and the page over the runs that have figures; nothing where none or one has.
+
+    The page goes into `parent`, the multirun's folder, or where `dictlearn compare` puts it.
+    """
+    done = [folder for folder in folders if (folder / "figures.json").is_file()]
+    if len(done) > 1:
+        import_module("dictlearn.verbs.compare").conclude(done, parent)

@@ -1,0 +1,64 @@
+"""`dictlearn compare`: runs beside one another, as a table and as a page; a multirun ends with it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+
+from omegaconf import DictConfig, ListConfig
+from rich.console import Console
+
+from dictlearn.evals.record import FILE
+from dictlearn.evals.report.compared.page import PAGE, is_ours, write_page
+from dictlearn.evals.report.compared.read import Run, read_runs, run_folders
+from dictlearn.evals.report.compared.table import renderable
+
+
+def main(cfg: DictConfig) -> int:
+    """Reads the figures of all runs, prints the table, writes the page; the process's exit status."""
+    given = cfg.runs if isinstance(cfg.runs, ListConfig) else [cfg.runs]
+    folders = [Path(str(folder)).expanduser() for folder in given if folder is not None]
+    if not folders:
+        raise ValueError(
+            "nothing to compare; want folders of runs: dictlearn compare runs/a runs/b"
+        )
+    path = _page(cfg.output, folders)
+    show(read_runs(run_folders(folders)), path)
+    return 0
+
+
+def conclude(runs: Sequence[Path], folder: Path | None) -> None:
+    """What a multirun ends with: `folder` is its own."""
+    show(read_runs(runs), _new() if folder is None else folder / PAGE)
+
+
+def show(runs: Sequence[Run], path: Path) -> None:
+    """The table on the terminal and the page at `path`."""
+    _refuse_others(path)
+    write_page(runs, path, path.parent.resolve().name if path.name == PAGE else path.stem)
+    Console().print(renderable(runs))
+    sys.stderr.write(f"The page: {path}\n")
+
+
+def _page(output: str | None, folders: Sequence[Path]) -> Path:
+    """Where it goes: what was asked for, into a multirun's folder, or into one of its own."""
+    if output is not None:
+        path = Path(str(output)).expanduser()
+        return path if path.suffix == ".html" else path / PAGE
+    if len(folders) == 1 and not (folders[0] / FILE).is_file():
+        return folders[0] / PAGE
+    return _new()
+
+
+def _new() -> Path:
+    return Path("runs") / f"compare-{datetime.now():%Y%m%d-%H%M%S-%f}" / PAGE
+
+
+def _refuse_others(path: Path) -> None:
+    """No page takes the place of a run's report or of anything else."""
+    if path.exists() and not is_ours(path):
+        raise ValueError(
+            f"output={path}: is there already and is no page that compares runs; name another"
+        )
