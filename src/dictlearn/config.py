@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -81,8 +83,21 @@ def compose(verb: str = "train", overrides: Sequence[str] = ()) -> DictConfig:
 
 def raw(verb: str, overrides: Sequence[str] = ()) -> DictConfig:
     """The same with nothing resolved, and with Hydra's own part."""
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+    with _apart(), initialize_config_dir(str(conf_dir()), version_base="1.3"):
         return hydra_compose(verb, translated(overrides), return_hydra_config=True)
+
+
+@contextmanager
+def _apart() -> Iterator[None]:
+    """Lets a configuration be composed while Hydra runs a job."""
+    everywhere = GlobalHydra.instance()
+    running = everywhere.hydra
+    everywhere.clear()
+    try:
+        yield
+    finally:
+        everywhere.clear()
+        everywhere.hydra = running
 
 
 def settled(verb: str, cfg: DictConfig) -> DictConfig:

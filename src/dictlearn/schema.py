@@ -209,13 +209,13 @@ def _shown_by(default: object) -> Wanted:
     return ANYTHING
 
 
-def keys(verb: str, tree: Mapping[str, Any]) -> dict[str, Wanted]:
+def keys(verb: str, tree: Mapping[Any, Any]) -> dict[str, Wanted]:
     """What every key of an unresolved configuration takes, by its dotted name."""
     return dict(_below(tree, "", declared(verb)))
 
 
 def _below(
-    node: Mapping[str, Any], prefix: str, known: Mapping[str, Wanted]
+    node: Mapping[Any, Any], prefix: str, known: Mapping[str, Wanted]
 ) -> Iterator[tuple[str, Wanted]]:
     for name, value in node.items():
         key = f"{prefix}{name}"
@@ -230,7 +230,7 @@ def _below(
             yield key, known.get(str(name)) or _shown_by(value)
 
 
-def _of_target(node: Mapping[str, Any]) -> dict[str, Wanted]:
+def _of_target(node: Mapping[Any, Any]) -> dict[str, Wanted]:
     """The parameters of what a node is built by."""
     known = signatures.signature(str(node.get("_target_", "")))
     if known is None:
@@ -265,7 +265,7 @@ def check(verb: str, cfg: DictConfig) -> None:
     _refuse_unknown(tree)
 
 
-def _at(tree: Mapping[str, Any], key: str) -> Any:
+def _at(tree: Mapping[Any, Any], key: str) -> Any:
     node: Any = tree
     for name in key.split("."):
         node = node[name]

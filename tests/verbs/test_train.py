@@ -126,14 +126,23 @@ def test_a_run_does_not_continue_with_another_configuration(run, capsys):
         (["dict.site=resid_pots.1"], "resid_pots.1"),
         (["dict.k=65"], "dict.k=65: want more than 0 and at most dict.n_features=64"),
         (["batch_tokens=4096"], "source.buffer_tokens=2048"),
-        (["steps=0"], "steps=0: want at least 1"),
+        (["steps=0"], "steps=0: want a whole number of at least 1"),
         (["trainer=gpu"], "no CUDA device here; use trainer=cpu"),
-        (["sparsity=relu", "objective.terms.l1.warmup=2"], "warmup=2: want a fraction"),
+        (["sparsity=relu", "objective.terms.l1.warmup=2"], "warmup=2: want a number from 0 to 1"),
         (["model=./no/such/folder"], "model.path=./no/such/folder"),
         (["resume=runs/none"], "resume=runs/none: there is no such folder"),
         (["dict.k=a"], "dict.k=a"),
-        (["normalise=l2"], "normalise=l2: want one of sqrt_width, unit, none"),
-        (["clip_norm=-1"], "clip_norm=-1: want a positive norm"),
+        (["normalise=l2"], "normalise=l2: want sqrt_width, unit or none"),
+        (["optim.lr=-1"], "optim.lr=-1: want a number of at least 0"),
+        (
+            ["callbacks.checkpoint.every_steps=0"],
+            "every_steps=0: want a whole number of at least 1",
+        ),
+        (["eval_tokens=0"], "eval_tokens=0: want a whole number of at least 1"),
+        (["seed=1.5"], "seed=1.5: want a whole number from 0 to"),
+        (["optim=muon", "optim.betas=[0.9,1]"], "optim: Invalid beta parameter"),
+        (["model.device=abc"], "model.device=abc: want auto, cpu, cuda, cuda:N or mps"),
+        (["clip_norm=-1"], "clip_norm=-1: want a number above 0, or null"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
@@ -142,8 +151,7 @@ def test_a_mistake_is_one_sentence_before_any_work(tmp_path, capsys, overrides, 
     error = capsys.readouterr().err.strip()
     assert sentence in error
     assert len(error.splitlines()) == 1, error
-    leftovers = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert leftovers == []
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.filterwarnings("ignore:.*resid_mid:UserWarning")  # NaN adds up to nothing

@@ -32,7 +32,7 @@ def run_lock(folder: Path) -> Iterator[None]:
     if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
         yield
         return
-    new = not folder.exists()
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     path = folder.resolve() / LOCK
     if path in _held:
@@ -49,9 +49,9 @@ def run_lock(folder: Path) -> Iterator[None]:
         with contextlib.suppress(FileNotFoundError):
             path.unlink()  # while we still hold it: see _acquire
         os.close(descriptor)
-        if new:  # and still empty: a run that was refused leaves nothing
-            with contextlib.suppress(OSError):
-                folder.rmdir()
+        with contextlib.suppress(OSError):  # a run that was refused leaves nothing
+            for made in new:
+                made.rmdir()
 
 
 _ADVICE = "wait for it, stop it, or choose another name=..."

@@ -58,7 +58,11 @@ def check_parts(cfg: DictConfig) -> None:
     """Builds what costs nothing to build and is needed late, for what it refuses."""
     named(cfg.get("callbacks"))
     named(cfg.get("eval"))
-    instantiate(cfg.optim)([nn.Parameter(torch.zeros(1, 1, 1))])
+    try:
+        instantiate(cfg.optim)([nn.Parameter(torch.zeros(shape)) for shape in ((1, 1, 1), (1, 1))])
+    except ValueError as error:  # a library's own doesn't name the key
+        text = str(error)
+        raise ValueError(text if text.startswith("optim") else f"optim: {text}") from None
     try:
         torch.device("cpu" if cfg.model.device == "auto" else cfg.model.device)
     except RuntimeError:

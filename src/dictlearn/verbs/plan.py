@@ -17,14 +17,12 @@ from rich.table import Table
 from torch import Tensor
 
 from dictlearn import config
-from dictlearn.ckpt.checkpoint_io import read_config
-from dictlearn.ckpt.diff import refuse_changes
-from dictlearn.ckpt.resume import CHECKPOINTS, resolve_resume
 from dictlearn.dicts.dictionary import Dictionary
 from dictlearn.lm.language_model import LanguageModel
 from dictlearn.lm.load import load_skeleton
 from dictlearn.sources.text_files import find_files
 from dictlearn.verbs import build, costs, train
+from dictlearn.verbs.continued import continued
 
 
 class Keys(train.Keys):
@@ -62,6 +60,9 @@ class Plan:
 
 def planned(cfg: DictConfig) -> Plan:
     plan = Plan()
+    cfg = plan.check("run folder", lambda: begun(cfg))
+    if cfg is None:
+        return plan
     # What a GPU would do can be planned without one.
     anywhere = OmegaConf.merge(cfg, {"trainer": {"accelerator": "auto"}})
     plan.check("configuration", lambda: train.check(anywhere))  # type: ignore[arg-type]
@@ -69,7 +70,6 @@ def planned(cfg: DictConfig) -> Plan:
     if plan.mistakes:
         return plan
     plan.check("device", lambda: check_device(cfg))
-    plan.check("run folder", lambda: check_folder(cfg))
     if build.reads_model(cfg):
         if "paths" in cfg.data:
             plan.check("text files", lambda: find_files(cfg.data.paths))
@@ -194,13 +194,10 @@ def check_device(cfg: DictConfig) -> None:
     train.check(cfg)
 
 
-def check_folder(cfg: DictConfig) -> None:
-    run = Path(cfg.run_dir)
-    resume = resolve_resume(cfg.resume, run)
-    if cfg.resume is None and (run / CHECKPOINTS).exists():
-        raise ValueError(f"run_dir={run}: holds a run already; resume=auto continues it")
-    if resume.folder is not None:
-        refuse_changes(read_config(resume.folder), build.plain(cfg), resume.folder)
+def begun(cfg: DictConfig) -> DictConfig:
+    """The configuration that training would go by: of a run to continue, its own."""
+    resume = train.begun(cfg, Path(cfg.run_dir))
+    return cfg if resume.folder is None else continued("plan", cfg, resume.folder)
 
 
 def check_disk(run: costs.Run) -> None:

@@ -15,12 +15,11 @@ from hydra.utils import instantiate
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
-from dictlearn.ckpt.checkpoint_io import DictlearnCheckpointIO, read_config
+from dictlearn.ckpt.checkpoint_io import DictlearnCheckpointIO
 from dictlearn.ckpt.commit import collect_garbage
 from dictlearn.ckpt.dictionary import save_dictionary
-from dictlearn.ckpt.diff import refuse_changes
 from dictlearn.ckpt.lock import run_lock
-from dictlearn.ckpt.resume import CHECKPOINTS, resolve_resume
+from dictlearn.ckpt.resume import CHECKPOINTS, Resume, resolve_resume
 from dictlearn.ckpt.signature import signed
 from dictlearn.dicts.decoder import DiagonalDecoder
 from dictlearn.dicts.dictionary import Dictionary
@@ -36,6 +35,7 @@ from dictlearn.train.loader import SourceLoader
 from dictlearn.train.module import DictionaryTraining
 from dictlearn.types import Batch, ModelInfo
 from dictlearn.verbs import build
+from dictlearn.verbs.continued import command, continued
 from dictlearn.verbs.evaluate import BESIDE, evaluate_into, label_beside
 
 SAMPLE_TOKENS = 16_384  # for scales, biases and thresholds
@@ -66,6 +66,9 @@ class Keys:
 def main(cfg: DictConfig) -> int:
     """Runs the configuration; returns the process's exit status."""
     run = Path(cfg.run_dir)
+    resume = begun(cfg, run)
+    if resume.folder is not None:
+        cfg = continued("train", cfg, resume.folder)
     check(cfg)
     info = build.build_info(cfg)
     lightning.seed_everything(cfg.seed, workers=True, verbose=False)
@@ -74,16 +77,8 @@ def main(cfg: DictConfig) -> int:
     training = build.build_training(cfg, dictionary, beside)
     with dispatch.using(cfg.kernels), run_lock(run):
         collect_garbage(run)
-        resume = resolve_resume(cfg.resume, run)
         for note in resume.notes:
             say(note)
-        if cfg.resume is None and (run / CHECKPOINTS).exists():
-            raise ValueError(
-                f"run_dir={run}: holds a run already; resume=auto continues it, "
-                "name=<another name> starts a new one"
-            )
-        if resume.folder is not None:
-            refuse_changes(read_config(resume.folder), build.plain(cfg), resume.folder)
         start = build.build_start(cfg, dictionary) if resume.folder is None else None
         lm = build.build_model(cfg)
         build.connect(cfg, training, lm)
@@ -96,7 +91,7 @@ def main(cfg: DictConfig) -> int:
         try:
             fit(cfg, training, source, resume.folder)
         except Interrupted as interrupted:
-            say(f"stopped by {interrupted.signal.name}; resume=auto name={cfg.name} continues")
+            say(f"stopped by {interrupted.signal.name}; to go on: {command(cfg)}")
             return int(interrupted.code or 1)
         if rank_zero_only.rank != 0:
             return 0
@@ -105,6 +100,16 @@ def main(cfg: DictConfig) -> int:
         else:
             finish(cfg, run, training, lm)
     return 0
+
+
+def begun(cfg: DictConfig, run: Path) -> Resume:
+    """Where the run starts: afresh, or from a verified checkpoint. One folder holds one run."""
+    if cfg.resume is None and (run / CHECKPOINTS).exists():
+        raise ValueError(
+            f"run_dir={run}: holds a run already; resume=auto continues it, "
+            "name=<another name> starts a new one"
+        )
+    return resolve_resume(cfg.resume, run)
 
 
 def check(cfg: DictConfig) -> None:
