@@ -182,7 +182,7 @@ def test_a_model_must_be_named(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["features=[64]"], "features=64: want <source>/<index> with a source from 0 to 0"),
+        (["features=[64]"], "features=64: want <source>/<index> with a source of resid_post.1"),
         (["features=[a]"], "features=a: want <source>/<index>"),
         (["limit=0"], "limit=0: want at least 1"),
         (["threshold=80"], "threshold=80: want 0 to 1"),

@@ -39,6 +39,7 @@ def test_what_is_known_stands_beside_a_match(
     doubted = Explanation(0, 0, "perhaps self", "lexical")
     add_explanations(store.folder, [said, doubted])
     overrides = ["run=runs/a", "vector=v.safetensors", "output=found/out.json", "features=6"]
+    overrides.append("examples=3")
     assert lookup.main(compose("lookup", overrides)) == 0
     record = json.loads(Path("found/out.json").read_text())
     first = record["features"][0]
@@ -46,8 +47,46 @@ def test_what_is_known_stands_beside_a_match(
     assert first["description"] == "digits" and first["reliable"] is True
     assert first["density"] == store.feature(0, 1).density and len(first["examples"]) == 3
     assert any(letter.isdigit() for letter in first["examples"][0]["peak"])
-    printed = " ".join(capsys.readouterr().out.split())
-    assert "0/1" in printed and "+1.000" in printed and "encoder" in printed
+    assert first["feature"] == "resid_post.1/1"
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in printed if "+1.000" in line] == [
+        ["resid_post.1/1", side, "+1.000", f"{first['density']:.2%}", "0.90", "digits"]
+        for side in ("reads", "writes")
+    ]
+    assert any("unreliable: perhaps self" in line for line in printed)
+
+
+def test_a_match_is_one_line_with_its_firing_token_marked(
+    dictionary: Dictionary, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    made_store(tmp_path / "runs/a")
+    assert lookup.main(compose("lookup", ["run=runs/a", "vector=v.safetensors", "features=6"])) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 + 12 and max(map(len, lines)) <= 80
+    assert sum("never fired" in line for line in lines) == 4  # two features, on both sides
+    assert all("<<" in line and ">>" in line for line in lines[2:] if "never fired" not in line)
+    more = ["run=runs/a", "vector=v.safetensors", "features=6", "examples=2"]
+    assert lookup.main(compose("lookup", more)) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 + 12 + 2 * 8 and max(map(len, lines)) <= 80
+
+
+def test_text_gives_the_terminal_no_orders():
+    example = {
+        "before": "a\x1b[31m\n   b",
+        "peak": "\u202e\r\n",
+        "after": "\x07",
+        "activation": 1.0,
+    }
+    row = {
+        "feature": "x/1",
+        "side": "encoder",
+        "cosine": 1.0,
+        "density": 0.1,
+        "examples": [example],
+    }
+    text = "".join(line.plain for line in lookup.lines("x", [row], 1))
+    assert text.isprintable()
 
 
 def test_features_of_another_dictionary_are_not_shown(dictionary: Dictionary, tmp_path: Path):
@@ -78,7 +117,8 @@ def test_one_string_may_hold_several_texts():
         ([], "nothing to look up; want vector=<file>, or both pos="),
         (["pos=a"], "nothing to look up"),
         (["pos=a", "neg=b", "vector=v.safetensors"], "nothing to look up"),
-        (["vector=v.safetensors", "features=0"], "features=0: want at least 1"),
+        (["vector=v.safetensors", "features=0"], "features=0: want a whole number of at least 1"),
+        (["vector=v.safetensors", "examples=-1"], "examples=-1: want a whole number of at least 0"),
         (["vector=v.safetensors", "site=mlp_in.0"], "site=mlp_in.0: this sae has resid_post.1"),
     ],
     ids=str,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dictlearn.evals.context import EvalContext, EvalResult, Meter, Metric, Observation
 from dictlearn.evals.moments import add_padded
+from dictlearn.names import code_names
 from dictlearn.ranges import Count, Fraction
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -34,8 +35,7 @@ class Sparsity(Metric):
 
     def begin(self, context: EvalContext) -> SparsityMeter:
         dictionary = context.dictionary
-        shared = dictionary.code_sources < len(dictionary.sources)
-        sources = ("all sources",) if shared else dictionary.sources
+        sources = code_names(dictionary.sources, dictionary.code_sources)
         return SparsityMeter(
             sources, dictionary.n_features, self.high_density, self.bins_per_decade
         )

@@ -16,6 +16,7 @@ from dictlearn.ckpt.dictionary import saved_sha256
 from dictlearn.ckpt.files import read_json
 from dictlearn.disk.leftovers import present
 from dictlearn.disk.manifest import check_content, check_size, read_manifest
+from dictlearn.names import feature_name, feature_named
 from dictlearn.store import hashes, layout
 from dictlearn.store.layout import Info, info_from_json
 from dictlearn.store.records import Direction, Example, Feature, TokenScores, Transform
@@ -65,6 +66,10 @@ class FeatureStore:
         """What row `source` of the code reads."""
         return self.info.code_names[source]
 
+    def name(self, source: int, index: int) -> str:
+        """What a feature is called: resid_post.1/266."""
+        return feature_name(self.info.code_names, source, index)
+
     def target_sites(self, source: int) -> tuple[str, ...]:
         """The sites that features of this source write to."""
         return tuple(self.info.targets[t] for t in self.info.reaches[source])
@@ -72,11 +77,10 @@ class FeatureStore:
     def feature(self, source: int, index: int) -> Feature:
         """Raises ValueError for a feature that the dictionary doesn't have."""
         info = self.info
-        if not (0 <= source < info.code_sources and 0 <= index < info.n_features):
-            raise ValueError(
-                f"feature {source}/{index}: want a source from 0 to {info.code_sources - 1} and an "
-                f"index from 0 to {info.n_features - 1}"
-            )
+        try:
+            feature_named(f"{source}/{index}", info.code_names, info.n_features)
+        except ValueError as error:
+            raise ValueError(f"feature {error}") from None
         row = self._row(source, index)
         count = int(row["count"])
         top, by_interval = self._examples(row)

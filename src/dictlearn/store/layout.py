@@ -20,6 +20,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from dictlearn.names import code_names
+
 FORMAT = 1
 FOLDER = "store"  # in <run>/features, beside what others derive from it
 INFO, WINDOWS, SAMPLE = "store.json", "windows.safetensors", "sample.safetensors"
@@ -63,7 +65,7 @@ class Info:
     @property
     def code_names(self) -> tuple[str, ...]:
         """What to call each row of the code: its site, or that all share it."""
-        return self.sources if self.code_sources == len(self.sources) else ("all sites",)
+        return code_names(self.sources, self.code_sources)
 
     def to_json(self) -> dict[str, Any]:
         return {"format": FORMAT, **asdict(self)}

@@ -16,6 +16,13 @@ from dictlearn.evals.report.compared.read import Run, read_runs, run_folders
 from dictlearn.evals.report.compared.table import renderable
 
 
+class Keys:
+    """What the keys of conf/compare.yaml take."""
+
+    runs: Sequence[str]
+    output: str | None
+
+
 def main(cfg: DictConfig) -> int:
     """Reads the figures of all runs, prints the table, writes the page; the process's exit status."""
     given = cfg.runs if isinstance(cfg.runs, ListConfig) else [cfg.runs]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from dictlearn.explain.protocol import Explainer, Feature, Material, Progress
 from dictlearn.explain.sample import activations, random_like, take_sample
 from dictlearn.explain.summary import summarised, write_summary
 from dictlearn.features.pages import write_pages
+from dictlearn.names import code_names, feature_named
 from dictlearn.ranges import Count, Fraction, Natural, Seed
 from dictlearn.store.explanations import add_explanations, read_explanations
 from dictlearn.store.features import has_store, open_store
@@ -88,11 +88,10 @@ def main(cfg: DictConfig) -> int:
 def which(cfg: DictConfig, opened: Opened) -> list[Feature]:
     """The features that `features` names."""
     dictionary = opened.dictionary
-    sources, size = dictionary.code_sources, dictionary.n_features
-    asked = [(s, i) for s in range(sources) for i in range(size)]
+    names, size = code_names(dictionary.sources, dictionary.code_sources), dictionary.n_features
     if cfg.features is not None:
-        asked = [_feature(str(name), sources, size) for name in cfg.features]
-    return asked
+        return [_feature(str(name), names, size) for name in cfg.features]
+    return [(source, i) for source in range(len(names)) for i in range(size)]
 
 
 def drawn(features: list[Feature], n: int, seed: int) -> list[Feature]:
@@ -101,15 +100,11 @@ def drawn(features: list[Feature], n: int, seed: int) -> list[Feature]:
     return [features[i] for i in sorted(some)]
 
 
-def _feature(name: str, sources: int, size: int) -> Feature:
-    found = re.fullmatch(r"(?:(\d+)/)?(\d+)", name)
-    feature = (int(found[1] or 0), int(found[2])) if found else (sources, size)
-    if not (feature[0] < sources and feature[1] < size):
-        raise ValueError(
-            f"features={name}: want <source>/<index> with a source from 0 to {sources - 1} and an "
-            f"index from 0 to {size - 1}"
-        )
-    return feature
+def _feature(name: str, names: Sequence[str], size: int) -> Feature:
+    try:
+        return feature_named(name, names, size)
+    except ValueError as error:
+        raise ValueError(f"features={error}") from None
 
 
 def read_material(cfg: DictConfig, opened: Opened, progress: Progress) -> Material:

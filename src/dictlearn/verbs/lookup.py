@@ -1,21 +1,29 @@
-"""`dictlearn lookup`: the features most aligned with a concept vector, side by side."""
+"""`dictlearn lookup`: the features most aligned with a concept vector, a line each."""
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from dictlearn.dicts.identity import sha256_of
 from dictlearn.disk.whole import write_json
-from dictlearn.features.lookup import Match, difference_of_means, matches, vector_from
+from dictlearn.features.lookup import (
+    DECODER,
+    ENCODER,
+    Match,
+    difference_of_means,
+    matches,
+    vector_from,
+)
 from dictlearn.lm.language_model import LanguageModel
+from dictlearn.names import code_names, feature_name
 from dictlearn.ranges import Count, Natural
 from dictlearn.store.explanations import Explanation, read_explanations
 from dictlearn.store.features import has_store, open_store
@@ -24,7 +32,9 @@ from dictlearn.store.text import token_text
 from dictlearn.verbs.opened import Opened, open_dictionary
 
 BETWEEN = "|||"  # several texts in one string
-AROUND = 12  # tokens of an example shown before its peak, and half as many after
+AROUND = 12  # tokens of an example before its peak, and half as many after
+SHORT, LONG = 14, 32  # letters of them before the peak: beside a match, and on a line of its own
+DOES = {ENCODER: "reads", DECODER: "writes"}
 
 
 class Keys:
@@ -43,9 +53,6 @@ class Keys:
 
 def main(cfg: DictConfig) -> int:
     """Compares, prints a table, writes JSON where `output` says; the process's exit status."""
-    for key in ("features", "examples"):
-        if cfg[key] < 1:
-            raise ValueError(f"{key}={cfg[key]}: want at least 1")
     by_texts = cfg.pos is not None and cfg.neg is not None
     if (cfg.vector is not None) == by_texts or (cfg.pos is None) != (cfg.neg is None):
         raise ValueError(
@@ -66,7 +73,8 @@ def main(cfg: DictConfig) -> int:
         record = {"site": site, "norm": float(vector_D.norm()), "features": rows}
         write_json(output, record, ascii=False)
         sys.stderr.write(f"{output}: {len(rows)} features\n")
-    Console().print(table(site, rows))
+    for line in lines(site, rows, cfg.examples):
+        Console().print(line, no_wrap=True, overflow="ellipsis")
     return 0
 
 
@@ -80,8 +88,12 @@ def texts(given: Any) -> list[str]:
 
 
 def described(opened: Opened, found: Sequence[Match], n_examples: int) -> list[dict[str, Any]]:
-    """What is known of each match: plain JSON. Without a store only the cosines."""
+    """What is known of each match: plain JSON. Without a store only the cosines.
+
+    The strongest example is always there, for want of a description.
+    """
     store, explanations = None, {}
+    names = code_names(opened.dictionary.sources, opened.dictionary.code_sources)
     if has_store(opened.path):
         store = open_store(opened.path, sha256_of(opened.dictionary))
     else:
@@ -93,10 +105,10 @@ def described(opened: Opened, found: Sequence[Match], n_examples: int) -> list[d
         explanations = read_explanations(store.folder)
     rows = []
     for match in found:
-        row: dict[str, Any] = {**vars(match)}
+        row = {"feature": feature_name(names, match.source, match.index), **vars(match)}
         if store is not None:
             feature = store.feature(match.source, match.index)
-            row |= _known(opened.lm, feature, n_examples)
+            row |= _known(opened.lm, feature, max(n_examples, 1))
         row |= _said(explanations, match)
         rows.append(row)
     return rows
@@ -136,36 +148,47 @@ def _said(explanations: Mapping[tuple[int, int], Explanation], match: Match) -> 
     }
 
 
-def table(site: str, rows: Sequence[Mapping[str, Any]]) -> Table:
-    """One row a match; what can't be trusted says so."""
-    shown = Table(title=f"features along the vector at {site}", title_justify="left")
-    for name in ("feature", "side", "cosine", "density", "description", "strongest examples"):
-        shown.add_column(name, justify="right" if name in ("cosine", "density") else "left")
+def lines(site: str, rows: Sequence[Mapping[str, Any]], n_examples: int) -> Iterator[Text]:
+    """A line a match, cut where the terminal ends, and `n_examples` below each that has any."""
+    width = max([len(row["feature"]) for row in rows], default=0)
+    yield Text(f"Features along the vector at {site}")
+    yield Text(f"{'feature':<{width}}  {'it':<6}  cosine  density", style="dim")
     for row in rows:
-        examples = Text()
-        for number, example in enumerate(row.get("examples", [])):
-            examples.append("\n" if number else "")
-            examples.append(_one_line(example["before"]), style="dim")
-            examples.append(_one_line(example["peak"]), style="bold reverse")
-            examples.append(_one_line(example["after"]), style="dim")
-        shown.add_row(
-            f"{row['source']}/{row['index']}",
-            row["side"],
-            f"{row['cosine']:+.3f}",
-            f"{row['density']:.2%}" if "density" in row else "",
-            Text(_description(row)),
-            examples,
-        )
-    return shown
+        line = Text(f"{row['feature']:<{width}}  ")
+        line.append(f"{DOES[row['side']]:<6}  {row['cosine']:+.3f}  ")
+        line.append(f"{row['density']:>7.2%}  " if "density" in row else f"{'':>9}")
+        examples = row.get("examples", [])
+        if row.get("description"):
+            line.append(_description(row), style="" if row["reliable"] else "dim")
+        elif examples:
+            line.append_text(_in_context(examples[0], SHORT))
+        elif "density" in row:
+            line.append("never fired", style="dim")
+        yield line
+        for example in examples[:n_examples]:
+            yield Text(f"    {example['activation']:<7.3g} ").append_text(
+                _in_context(example, LONG)
+            )
 
 
 def _description(row: Mapping[str, Any]) -> str:
-    if not row.get("description"):
-        return "no good description" if "description" in row else ""
     score = row["scores"].get("balanced_accuracy")
-    scored = "" if score is None else f" ({score:.2f})"
-    return ("" if row["reliable"] else "unreliable: ") + row["description"] + scored
+    scored = "" if score is None else f"{score:.2f} "
+    return ("" if row["reliable"] else "unreliable: ") + scored + one_line(row["description"])
 
 
-def _one_line(text: str) -> str:
-    return text.replace("\r", "").replace("\n", "⏎").replace("\t", "→")
+def _in_context(example: Mapping[str, Any], letters: int) -> Text:
+    """The token that fires between << and >>, behind so many letters of what stands before it."""
+    before = one_line(example["before"])
+    shown = Text(before[-letters:].lstrip(), style="dim")
+    shown.append(f"<<{one_line(example['peak'])}>>", style="bold")
+    return shown.append(one_line(example["after"]), style="dim")
+
+
+def one_line(text: str) -> str:
+    """Line breaks as a sign, indentation dropped, and nothing that a terminal takes as an order."""
+    text = re.sub(r"[^\S\n]*\n\s*", "\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}", text)
+    text = re.sub(r"[^\S\n]+", " ", text)
+    return "".join(
+        letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text
+    )
