@@ -184,9 +184,9 @@ def test_a_model_must_be_named(tmp_path):
     [
         (["features=[64]"], "features=64: want <source>/<index> with a source of resid_post.1"),
         (["features=[a]"], "features=a: want <source>/<index>"),
-        (["limit=0"], "limit=0: want at least 1"),
-        (["threshold=80"], "threshold=80: want 0 to 1"),
-        (["explainer.terms=0"], "explainer.terms=0: want at least 1"),
+        (["limit=0"], "limit=0: want a whole number of at least 1"),
+        (["threshold=80"], "threshold=80: want a number from 0 to 1"),
+        (["explainer.terms=0"], "explainer.terms=0: want a whole number of at least 1"),
     ],
     ids=str,
 )
