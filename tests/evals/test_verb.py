@@ -99,6 +99,42 @@ def test_model_and_data_can_be_others(tmp_path, capsys):
     assert record["text"]["data"]["context"] == 32 and "fvu" not in record["figures"]
 
 
+NAMED = ["dictionary=d", "model=pico", "data=text", "data.context=64", "eval=sparsity"]
+
+
+def read(tmp_path, *overrides):
+    """(tokens that evaluate read, positions of text)"""
+    evaluate.main(compose("evaluate", [*NAMED, "eval_tokens=1000000", *overrides]))
+    return json.loads((tmp_path / "evaluations/d/figures.json").read_text())["text"]["tokens"]
+
+
+def test_text_that_a_user_names_is_read_whole(tmp_path):
+    """One file of text too, which has no documents to hold out."""
+    saved(tmp_path / "d")
+    text = "".join(f"class C{i}:\n    x = {i}\n" for i in range(100))
+    (tmp_path / "one.txt").write_text(text)
+    lines = [json.dumps({"text": text[i : i + 90]}) for i in range(0, len(text), 90)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    lm = load_model("pico")
+    assert lm.tokenizer is not None
+    n = len(lm.tokenizer(text, add_special_tokens=False)["input_ids"]) + 1
+    assert read(tmp_path, "data.paths=one.txt") == n
+    assert read(tmp_path, "data.paths=rows.jsonl") > n  # each row after a token of its own
+    assert read(tmp_path, "data.paths=rows.jsonl", "data.held_out=0.5") > n
+
+
+def test_of_the_text_of_training_the_held_out_part_is_read(tmp_path, caplog):
+    saved(tmp_path / "d")
+    held_out = read(tmp_path, f"data.paths={tmp_path / 'text.jsonl'}", "data.held_out=0.3")
+    (said,) = [line for line in caplog.messages if "trained on this text" in line]
+    assert said.endswith("the part that was held out is read.")
+    (tmp_path / "text.jsonl").rename(tmp_path / "again.jsonl")
+    assert held_out < 0.6 * read(tmp_path, "data.paths=again.jsonl")
+    (tmp_path / "again.jsonl").rename(tmp_path / "text.jsonl")
+    read(tmp_path, "data.paths=[text.jsonl]")
+    assert "data.held_out=0.1 is not the 0.3 of its training" in caplog.messages[-1]
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+import dictlearn
 from dictlearn.lm.capture import capture
-from dictlearn.lm.language_model import freeze
+from dictlearn.lm.language_model import LanguageModel, freeze
+from dictlearn.lm.readout import Readout, has_head
 from dictlearn.lm.sites import SITES, site_names
+
+LENGTHS = (7, 4, 1)
 
 
 def _modules_run(model: nn.Module, run) -> set[str]:
@@ -118,6 +127,86 @@ def test_an_attention_mask_hides_what_it_masks(bert):
     assert torch.equal(*masked)
     free = [capture(bert.lm, t, site)[site[0]][:, :-2] for t in (tokens, other)]
     assert not torch.equal(*free)
+
+
+class Padded:
+    """All that padding asks of a tokenizer."""
+
+    def __init__(self, pad: int, bos: int):
+        self.pad_token_id, self.bos_token_id = pad, bos
+        self.eos_token_id = self.cls_token_id = None
+
+
+def padded(example, pad: int = 0, bos: int = 1) -> LanguageModel:
+    tokenizer: Any = Padded(pad, bos)
+    return replace(example.lm, tokenizer=tokenizer, special_ids=frozenset({pad, bos}))
+
+
+def test_padding_changes_no_real_token(example):
+    """Windows of 7, 4 and 1 tokens, filled up to 9: each as it would be alone, in every family."""
+    if example.name == "vit":
+        pytest.skip("pixels have no padding")
+    lm, tokens = padded(example), torch.full((3, 9), 0)
+    for row, n in enumerate(LENGTHS):
+        tokens[row, :n] = example.inputs[0, :n]
+    names = [*site_names(lm.model)]
+    together = capture(lm, tokens, names)
+    for row, n in enumerate(LENGTHS):
+        alone = capture(lm, tokens[row : row + 1, :n], names)
+        for name in names:
+            torch.testing.assert_close(
+                together[name][row, :n], alone[name][0], rtol=1e-4, atol=1e-4, msg=name
+            )
+    if has_head(lm):
+        logits, readout = lm.logits(tokens), Readout(lm, tokens)
+        states = readout.states(tokens)
+        for row, n in enumerate(LENGTHS):
+            want = lm.logits(tokens[row : row + 1, :n])[0]
+            torch.testing.assert_close(logits[row, :n], want, rtol=1e-4, atol=1e-4)
+            split = readout.logits(states[row, :n])
+            torch.testing.assert_close(split, want, rtol=1e-4, atol=1e-4)
+
+
+def test_what_stands_in_the_padding_is_never_seen(bert):
+    """Without the mask an encoder's real tokens would change with it."""
+    tokens = torch.cat([bert.inputs, torch.zeros(2, 2, dtype=torch.int64)], 1)
+    others = tokens.masked_fill(tokens == 0, 5)
+    site = ["resid_post.2"]
+    masked = capture(padded(bert), tokens, site)[site[0]][:, :-2]
+    same = capture(padded(bert, pad=5), others, site)[site[0]][:, :-2]
+    assert torch.equal(masked, same)
+    assert not torch.allclose(capture(bert.lm, tokens, site)[site[0]][:, :-2], masked, atol=1e-3)
+
+
+def test_every_forward_pass_of_a_model_knows_its_padding():
+    """Whoever runs a model gives it `inputs(tokens)`, or what was made so."""
+    source = Path(dictlearn.__file__).parent
+    runs = re.compile(r"(?<!def )(trunk|lm\.model|self\.model)\((.*)")
+    found = {
+        f"{path.name}: {match[0]}"
+        for path in source.rglob("*.py")
+        for line in path.read_text().splitlines()
+        if (match := runs.search(line)) and not match[2].startswith(")")
+    }
+    assert len(found) >= 4
+    assert [line for line in found if "inputs" not in line] == []
+
+
+def test_windows_without_padding_get_no_mask(qwen3):
+    """To the bit what they were: a mask of ones takes another path through attention."""
+    text = qwen3.inputs
+    lm = padded(qwen3)
+    assert lm.inputs(text).keys() == {"input_ids"}
+    for ends_in_a_start in (text, torch.cat([text, torch.ones(2, 1, dtype=torch.int64)], 1)):
+        assert padded(qwen3, pad=1).inputs(ends_in_a_start).keys() == {"input_ids"}
+    assert lm.inputs(torch.zeros(2, 5, dtype=torch.int64)).keys() == {"input_ids"}  # nothing else
+    padding = torch.tensor([[4, 1, 1], [1, 4, 1], [1, 1, 1]])
+    assert padded(qwen3, pad=1).inputs(padding)["attention_mask"].tolist() == [
+        [1, 0, 0],
+        [1, 1, 1],  # the start of the next document
+        [1, 1, 1],
+    ]
+    assert qwen3.lm.inputs(padding).keys() == {"input_ids"}  # no tokenizer, no pad
 
 
 def test_a_module_that_does_not_run_is_named(qwen3):

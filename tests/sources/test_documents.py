@@ -11,6 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fsspec.compression import compr
 
 from dictlearn.sources.documents import (
     Document,
@@ -19,6 +20,7 @@ from dictlearn.sources.documents import (
     without_duplicates,
 )
 from dictlearn.sources.hub_text import hub_documents
+from dictlearn.sources.left_out import EMPTY, ROWS, LeftOut
 from dictlearn.sources.text_files import text_documents
 
 
@@ -84,6 +86,79 @@ def test_every_kind_of_file_gives_its_documents(tmp_path: Path) -> None:
     assert [d.key for d in text_documents(str(tmp_path / "a.jsonl"))] == texts
 
 
+@pytest.mark.parametrize("name", ["a.ndjson", "a.JSONL", "a.json", "a.txt", "c4.json.gz", "plain"])
+def test_json_lines_are_known_by_their_content(tmp_path: Path, name: str) -> None:
+    texts = ["eins\nzwei", "drei 🙂"]
+    lines = "\n" + "\n".join(json.dumps({"url": None, "text": text}) for text in texts) + "\n"
+    raw = ("\ufeff" + lines).encode()
+    (tmp_path / name).write_bytes(gzip.compress(raw) if name.endswith("gz") else raw)
+    assert [d.text for d in text_documents(str(tmp_path / name))] == texts
+
+
+def test_a_json_array_of_objects_is_rows_too(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps([{"text": "a"}, {"text": "b"}], indent=2))
+    assert [d.text for d in text_documents(str(tmp_path / "a.json"))] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["not zipped at all", "{\n  'a': 1\n}\n", '{"a": 1} and more\n', "[1, 2]\n", "[x] a list\n"]
+    + ['{"text": "a"}\nand then prose\n', "[]", "1\n2\n"],
+)
+def test_what_is_not_rows_is_one_document(tmp_path: Path, text: str) -> None:
+    (tmp_path / "plain.txt.gz").write_text(text)
+    assert [d.text for d in text_documents(str(tmp_path / "plain.txt.gz"))] == [text]
+
+
+def test_files_are_plain_text_where_no_field_is_wanted(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('{"a": 1}\n')
+    assert [d.text for d in text_documents(str(tmp_path / "a.json"), None)] == ['{"a": 1}\n']
+
+
+def test_plain_text_is_split_into_documents(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one\nline\n\ntwo\n\n\n\nthree")
+    (tmp_path / "b.txt").write_bytes(b"four\r\n\r\nfive")
+    (tmp_path / "c.jsonl").write_text('{"text": "a\\n\\nb"}\n')
+    paths, left_out = str(tmp_path / "*"), LeftOut()
+    for written in ("\n\n", r"\n\n"):  # in a yaml, and as a shell gives it
+        read = text_documents(paths, split_on=written)
+        found = [d.text for d in without_duplicates(read, left_out)]
+        assert found == ["one\nline", "two", "three", "four", "five", "a\n\nb"]
+    assert left_out == {EMPTY: 2}
+    assert [d.text for d in text_documents(str(tmp_path / "a.txt"), split_on=".")] == [
+        (tmp_path / "a.txt").read_text()
+    ]
+    for wrong in ("", 3):
+        with pytest.raises(ValueError, match=rf"data\.split_on={wrong}: want null, or the text"):
+            list(text_documents(paths, split_on=wrong))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
+def test_rows_without_text_are_left_out_and_counted(tmp_path: Path, name: str) -> None:
+    rows = [{"text": None, "n": 1}, {"text": "a", "n": 1}, {"text": None, "n": 2}]
+    if name == "a.jsonl":
+        rows += [{"n": 3}, {"text": ["a"]}]  # type: ignore[list-item]
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / name)
+    left_out = LeftOut()
+    found = list(text_documents(str(tmp_path / name), left_out=left_out))
+    assert [d.text for d in found] == ["a"]
+    assert left_out == {ROWS: len(rows) - 1}
+
+
+def test_what_was_left_out_is_a_sentence() -> None:
+    texts = ["a", "", "a", "half \ud83d of it", "whole 🙂"]
+    left_out = LeftOut()
+    found = [d.text for d in without_duplicates((Document(t, t) for t in texts), left_out)]
+    assert found == ["a", "half \ufffd of it", "whole 🙂"]
+    assert left_out.sentences() == [
+        "data: left out 1 repeated documents, 1 documents without text",
+        "data: 1 documents that hold half a character (a lone surrogate) have U+FFFD in its place",
+    ]
+    assert LeftOut().sentences() == []
+
+
 def test_globs_reach_folders_and_name_no_file_twice(tmp_path: Path) -> None:
     (tmp_path / "deep" / "er").mkdir(parents=True)
     for name in ("b.txt", "deep/a.txt", "deep/er/c.txt"):
@@ -114,8 +189,10 @@ def _write_unreadable(folder: Path) -> Iterator[tuple[str, str]]:
     yield "latin.txt", "not UTF-8 text at byte 1"
     (folder / "latin.jsonl").write_bytes('{"text": "für"}'.encode("latin-1"))
     yield "latin.jsonl", "not UTF-8 text"
-    (folder / "plain.txt.gz").write_text("not zipped at all")
-    yield "plain.txt.gz", "[Nn]ot a gzipped file"
+    (folder / "book.pdf").write_bytes(b"%PDF-1.7 and so on")
+    yield "book.pdf", "it is a PDF; want text"
+    (folder / "packed.txt").write_bytes(b"\x28\xb5\x2f\xfd and so on")
+    yield "packed.txt", "it is compressed with zstd, which needs" if "zstd" not in compr else "."
     zipped = gzip.compress(b"a long enough text " * 100)
     (folder / "cut.txt.gz").write_bytes(zipped[: len(zipped) // 2])
     yield "cut.txt.gz", "ended before"
@@ -123,12 +200,16 @@ def _write_unreadable(folder: Path) -> Iterator[tuple[str, str]]:
     flipped[12] ^= 0xFF
     (folder / "flipped.jsonl.gz").write_bytes(bytes(flipped))
     yield "flipped.jsonl.gz", "."
-    (folder / "text.parquet").write_text("not parquet")
-    yield "text.parquet", "."
+    (folder / "cut.parquet").write_bytes(b"PAR1 and no more")
+    yield "cut.parquet", "."
     (folder / "cut.jsonl").write_text('{"text": "a"}\n{"text": "b')
     yield "cut.jsonl", "line 2 is not JSON"
     (folder / "list.jsonl").write_text("[1]\n")
     yield "list.jsonl", "line 1 is not a JSON object"
+    (folder / "digits.jsonl").write_text('{"text": "a"}\n{"n": ' + "9" * 5000 + "}")
+    yield "digits.jsonl", "line 2 is not JSON"
+    (folder / "deep.ndjson").write_text("[" * 100_000)
+    yield "deep.ndjson", "line 1 is not JSON"
 
 
 def test_an_unreadable_file_is_named_with_the_reason(tmp_path: Path) -> None:
@@ -173,6 +254,27 @@ def test_a_folder_in_the_hubs_layout_streams(hub_folder: Path) -> None:
     assert texts == [f"document {shard}.{i}" for shard in range(2) for i in range(3)]
     small = hub_documents(str(hub_folder), name="small", field="body")
     assert [d.key for d in small] == ["other"]
+
+
+@pytest.mark.parametrize("other", [{"meta": "web"}, {"meta": {"a": 1}}, {"more": [1]}])
+def test_of_a_folder_of_json_only_the_field_is_read(
+    tmp_path: Path, other: dict[str, object]
+) -> None:
+    """Two files whose other columns have other types: `datasets` has no table for both."""
+    for name, more in (("a.jsonl", {"meta": None}), ("b.jsonl", other)):
+        rows = [{"text": f"{name} {i}", **more} for i in range(2)]
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = [d.text for d in hub_documents(str(tmp_path))]
+    assert found == ["a.jsonl 0", "a.jsonl 1", "b.jsonl 0", "b.jsonl 1"]
+
+
+def test_of_a_folder_of_parquet_only_the_field_is_read(tmp_path: Path) -> None:
+    for name, more in (("a", [1, 2]), ("b", ["x", "y"])):
+        table = pa.table({"text": [f"{name} 0", None], "meta": more})
+        pq.write_table(table, tmp_path / f"{name}.parquet")
+    left_out = LeftOut()
+    assert [d.text for d in hub_documents(str(tmp_path), left_out=left_out)] == ["a 0", "b 0"]
+    assert left_out == {ROWS: 2}
 
 
 def test_mistakes_about_a_data_set_are_named(hub_folder: Path, tmp_path: Path) -> None:

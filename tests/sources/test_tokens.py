@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,13 +18,13 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from dictlearn.lm.language_model import LanguageModel
+from dictlearn.lm.language_model import LanguageModel, document_start
 from dictlearn.lm.load import freeze
 from dictlearn.sources import token_cache, tokens
 from dictlearn.sources.documents import Document, is_held_out
 from dictlearn.sources.tokens import (
+    WHOLE,
     TokenWindows,
-    document_start,
     hub_windows,
     stdlib_windows,
     text_windows,
@@ -162,7 +164,7 @@ def test_no_text_is_in_both_splits_even_under_two_keys(lm: LanguageModel) -> Non
     )
     found = {
         split: _texts(
-            lm, tokens.windows(lm, split, 16, 0.5, None, "twins", lambda: [], lambda: documents)
+            lm, tokens.windows(lm, split, 16, 0.5, None, "twins", lambda: [], lambda _: documents)
         )
         for split in ("train", "eval")
     }
@@ -319,7 +321,7 @@ def test_the_standard_library_is_held_out_by_path(
     lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     documents = [Document("argparse.py", "train on this"), Document("enum.py", "not on this")]
-    monkeypatch.setattr(tokens, "stdlib_documents", lambda: documents)
+    monkeypatch.setattr(tokens, "stdlib_documents", lambda _: documents)
     assert _texts(lm, stdlib_windows(lm, "train", context=16)) == ["train on this"]
     assert _texts(lm, stdlib_windows(lm, "eval", context=16)) == ["not on this"]
 
@@ -339,7 +341,7 @@ def test_a_data_set_in_the_hubs_layout_becomes_windows(lm: LanguageModel, tmp_pa
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"split": "test"}, "split=test: want train or eval"),
+        ({"split": "test"}, "split=test: want train, eval or whole"),
         ({"context": 65}, "data.context=65: tiny reads 2 to 64 tokens"),
         ({"context": 1}, "data.context=1: tiny reads 2 to 64 tokens"),
         ({"held_out": 1.0}, "data.held_out=1.0: want a fraction from 0 to below 1"),
@@ -371,14 +373,88 @@ def test_empty_data_is_an_error_before_anything_trains(lm: LanguageModel, tmp_pa
     (tmp_path / "blank.txt").write_text(" \n")
     with pytest.raises(ValueError, match="^data: there is no text to read, not one document"):
         text_windows(lm, "train", str(tmp_path / "blank.txt"), context=16)
-    text = next(text for text in map(str, range(99)) if not is_held_out(text, 0.1))
-    (tmp_path / "one.txt").write_text(text)
-    one = str(tmp_path / "one.txt")
+    few = [text for text in map(str, range(99)) if not is_held_out(text, 0.1)][:2]
+    (tmp_path / "few.txt").write_text(" ".join(few))
+    path, options = str(tmp_path / "few.txt"), {"context": 16, "split_on": " "}
     with pytest.raises(ValueError, match=r"data\.held_out=0\.1: no document is left for eval"):
-        text_windows(lm, "train", one, context=16)
-    assert len(text_windows(lm, "train", one, context=16, held_out=0)) == 1
+        text_windows(lm, "train", path, **options)  # type: ignore[arg-type]
+    assert len(text_windows(lm, "train", path, **options, held_out=0)) == 1  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"data\.held_out=0: holds out no text"):
-        text_windows(lm, "eval", one, context=16, held_out=0)
+        text_windows(lm, "eval", path, **options, held_out=0)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("held_out", [0.1, 0.3, 0.95])
+def test_a_single_document_is_cut_by_windows(
+    lm: LanguageModel, tmp_path: Path, held_out: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whichever side its hash is on: its last windows are held out, and no token is on two sides."""
+    path = tmp_path / "one.txt"
+    path.write_text("".join(f"line {i}\n" for i in range(20)))
+    train, held = (
+        text_windows(lm, split, str(path), context=16, held_out=held_out)
+        for split in ("train", "eval")
+    )
+    n = len(train) + len(held)
+    assert len(held) == min(max(1, round(held_out * n)), n - 1)
+    both = torch.cat([_all(train), _all(held)]).flatten()
+    assert str(lm.tokenizer.decode(both[both > EOS].tolist())) == path.read_text()  # type: ignore
+    (said,) = [line for line in caplog.messages if "one document" in line]
+    assert f"the last {len(held)} of its {n} windows are held out" in said
+
+
+def test_a_single_document_of_a_single_window_is_refused(lm: LanguageModel, tmp_path: Path) -> None:
+    (tmp_path / "one.txt").write_text("short")
+    with pytest.raises(ValueError, match="6 tokens, is one window of data.context=16; want more"):
+        text_windows(lm, "train", str(tmp_path / "one.txt"), context=16)
+
+
+def test_the_whole_text_is_all_of_its_documents(lm: LanguageModel, jsonl: str) -> None:
+    windows = text_windows(lm, WHOLE, jsonl, context=16, held_out=0.5)
+    assert _texts(lm, windows) == list(dict.fromkeys(TEXTS))
+
+
+def test_text_shorter_than_a_window_is_named_before_training(tmp_path: Path) -> None:
+    """A model without any special token has nothing to fill a window up with."""
+    lm = _lm(_tokenizer())
+    path = tmp_path / "short.jsonl"
+    path.write_text("".join(json.dumps({"text": f"tiny {i}"}) + "\n" for i in range(300)))
+    with pytest.raises(ValueError) as error:
+        text_windows(lm, "train", str(path), context=64, held_out=0.01)
+    assert re.fullmatch(
+        r"data\.held_out=0\.01: the held-out text is \d+ tokens, less than a window of data\.context="
+        r"64, and tiny has no special token to fill it up with; want more text or a smaller "
+        r"data\.context",
+        str(error.value),
+    )
+    with pytest.raises(ValueError, match=r"^data: the text is \d+ tokens, less than a window"):
+        text_windows(lm, WHOLE, str(path), split_on="x", max_tokens=30, context=64)
+
+
+def test_what_was_left_out_is_said_once_also_of_tokens_on_disk(
+    lm: LanguageModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    rows = [*TEXTS, TEXTS[0], None, "half \ud83d"]
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in rows))
+    n_repeated = len(TEXTS) + 1 - len(set(TEXTS))
+    for _ in range(2):
+        text_windows(lm, "train", str(path), context=16)
+        text_windows(lm, "eval", str(path), context=16)
+        assert [line for line in caplog.messages if line.startswith("data:")] == [
+            f"data: left out {n_repeated} repeated documents, 1 rows without text in data.field",
+            "data: 1 documents that hold half a character (a lone surrogate) have U+FFFD in its place",
+        ]
+        caplog.clear()
+        tokens._said.clear()  # as in a new process, which finds the tokens on disk
+
+
+def test_a_model_that_states_no_length_wants_a_context(lm: LanguageModel, jsonl: str) -> None:
+    without = replace(lm, info=replace(lm.info, context_length=0))
+    assert text_windows(without, "train", jsonl, context=100).context == 100
+    with pytest.raises(ValueError, match=r"^data\.context=null: tiny does not say how many tokens"):
+        text_windows(without, "train", jsonl, context=None)
+    with pytest.raises(ValueError, match=r"^data\.context=1: want 2 tokens or more"):
+        text_windows(without, "train", jsonl, context=1)
 
 
 def test_a_model_without_a_tokenizer_reads_no_text(jsonl: str) -> None:

@@ -57,6 +57,18 @@ def run(*overrides):
     return explain.main(compose("explain", ["run=run", *SMALL, *overrides]))
 
 
+def test_one_file_of_text_is_halved_by_windows(tmp_path, capsys):
+    """It has no documents to keep for scoring."""
+    (tmp_path / "one.txt").write_text(
+        "".join(f"def f{i}(x):\n    return {i}\n" for i in range(200))
+    )
+    named = ["data=text", "data.paths=one.txt", "data.context=64", "output=out", "limit=8"]
+    assert run(*named, "explainer.terms=1") == 0
+    summary = json.loads((tmp_path / "out/features/explanations.json").read_text())
+    assert min(summary["tokens"].values()) > 200
+    assert "too few documents to keep some for scoring" in capsys.readouterr().err
+
+
 def test_features_get_descriptions_scores_and_baselines(tmp_path, capsys):
     assert run("limit=24", "explainer.terms=2") == 0
     found = read_explanations(tmp_path / "run/features")

@@ -17,7 +17,7 @@ from dictlearn.ckpt.dictionary import save_dictionary
 from dictlearn.ckpt.signature import signed
 from dictlearn.config import compose
 from dictlearn.dicts.sae import sae
-from dictlearn.lm.load import read_info
+from dictlearn.lm.load import load_tokenizer, read_info
 from dictlearn.sparsity.topk import TopK
 from dictlearn.store.features import FeatureStore
 from dictlearn.verbs import features
@@ -61,6 +61,17 @@ def test_processes_share_the_text(run: Path):
     one = contents(run)
     features.main(compose("features", ["run=runs/a", "processes=2", *SMALL]))
     assert contents(run) == one
+
+
+def test_processes_share_all_of_the_text_that_a_user_names(run: Path):
+    text = "".join(f"def f{i}(x):\n    return {i}\n" for i in range(100))
+    (run.parents[1] / "one.txt").write_text(text)
+    named = ["data=text", "data.paths=one.txt", "data.context=64", "tokens=100000", *SMALL[1:]]
+    features.main(compose("features", ["run=runs/a", "processes=2", "pages=false", *named]))
+    info = FeatureStore(run).info
+    tokenizer = load_tokenizer("pico")
+    assert tokenizer is not None and info.documents == 1
+    assert info.tokens == len(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def test_a_killed_pass_goes_on(run: Path):

@@ -198,7 +198,7 @@ def run_mlps(
     replacements |= {name: taken(name) for name in targets}
     anything_BP = torch.zeros(1, len(x_NSD), dtype=torch.int64, device=lm.device)
     with patched(lm, replacements), torch.autocast(lm.device.type, enabled=False):
-        lm.trunk(input_ids=anything_BP)
+        lm.trunk(**lm.inputs(anything_BP))
     return [
         (reads[source], writes[target]) for source, target in zip(sources, targets, strict=True)
     ]

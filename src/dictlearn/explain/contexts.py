@@ -72,9 +72,9 @@ class Contexts:
         self._activation[sample.places_N[tokens]] = values
         wanted: NDArray[np.bool_] = sample.to_score_N == (half == "score")
         if part is not None:
-            documents = np.unique(sample.documents_N)
-            belongs = documents[[part_of(int(d)) == part for d in documents]]
-            wanted = wanted & np.isin(sample.documents_N, belongs)
+            units = np.unique(sample.units_N)
+            belongs = units[[part_of(int(unit)) == part for unit in units]]
+            wanted = wanted & np.isin(sample.units_N, belongs)
         self._wanted_N, self._places = wanted, sample.places_N[wanted]
 
     def strongest(self, n: int) -> list[Context]:

@@ -56,12 +56,14 @@ class Local(Client):
         else:
             text = "\n\n".join(message["content"] for message in messages) + "\n"
         ids_1P = tokenizer(str(text), return_tensors="pt", add_special_tokens=False)["input_ids"]
-        room = lm.info.context_length - max_tokens
-        if room < 1:
-            raise ValueError(
-                f"explainer.max_tokens={max_tokens}: {self.model} reads {lm.info.context_length}"
-            )
-        ids_1P = ids_1P[:, -room:].to(lm.device)  # type: ignore[index]
+        ids_1P = ids_1P.to(lm.device)  # type: ignore[union-attr]
+        if lm.info.context_length:  # some models state none
+            room = lm.info.context_length - max_tokens
+            if room < 1:
+                raise ValueError(
+                    f"explainer.max_tokens={max_tokens}: {self.model} reads {lm.info.context_length}"
+                )
+            ids_1P = ids_1P[:, -room:]
         sampling = {"do_sample": True, "temperature": self.temperature}
         with torch.no_grad():
             out_1P = lm.model.generate(  # type: ignore[operator]

@@ -58,7 +58,8 @@ class Sample:
     """W windows of P held-out tokens, N of which a dictionary sees.
 
     Documents of the "explain" half are what explainers may look at, those of the "score" half are
-    what scores come from; no document is in both.
+    what scores come from; no document is in both. Where documents are so few that one half has none
+    (a single file of text), windows are halved instead: no token is in both.
     """
 
     tokens_WP: NDArray[np.int64]
@@ -77,10 +78,26 @@ class Sample:
         return self.documents_WP.ravel()[self.places_N]
 
     @cached_property
+    def units_N(self) -> Index:
+        """What each token is kept or put aside together with: its document, or else its window."""
+        if self.halved_by_document:
+            return self.documents_N
+        return np.array(self.windows)[self.places_N // self.kept_WP.shape[1]]
+
+    @cached_property
+    def halved_by_document(self) -> bool:
+        scored_N = _scored(self.documents_N)
+        return bool(scored_N.any() and not scored_N.all())
+
+    @cached_property
     def to_score_N(self) -> NDArray[np.bool_]:
         """Tokens of the "score" half."""
-        numbers, document_N = np.unique(self.documents_N, return_inverse=True)
-        return np.array([split_of(int(n)) == "score" for n in numbers], bool)[document_N]
+        return _scored(self.units_N)
+
+
+def _scored(unit_N: Index) -> NDArray[np.bool_]:
+    numbers, unit_N = np.unique(unit_N, return_inverse=True)
+    return np.array([split_of(int(n)) == "score" for n in numbers], bool)[unit_N]
 
 
 @torch.no_grad()

@@ -58,7 +58,7 @@ def summarised(
             Counter(
                 "score" if to_score else "explain"
                 for to_score in dict(
-                    zip(sample.documents_N.tolist(), sample.to_score_N.tolist(), strict=True)
+                    zip(sample.units_N.tolist(), sample.to_score_N.tolist(), strict=True)
                 ).values()
             )
         ),

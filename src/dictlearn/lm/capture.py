@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dictlearn.lm.hooks import attach
-from dictlearn.lm.language_model import OTHER, LanguageModel
+from dictlearn.lm.language_model import OTHER, Inputs, LanguageModel
 from dictlearn.lm.sites import Site, resolve
 
 
@@ -35,13 +35,22 @@ def capture(
     Sites of another model that reads the same tokens, other/<site>, take a pass of that one.
 
     `tokens_BP` may lie on any device; values come back on the model's. For a vision model it is
-    the pixels.
+    the pixels. Padding at the end of windows is masked, or what `attention_mask_BP` masks.
     """
+    inputs = lm.inputs(tokens_BP)
+    if attention_mask_BP is not None:
+        inputs["attention_mask"] = attention_mask_BP.to(lm.device)
+    return capture_of(lm, inputs, sites)
+
+
+@torch.no_grad()
+def capture_of(lm: LanguageModel, inputs: Inputs, sites: Sequence[str]) -> dict[str, Tensor]:
+    """`capture` of a forward pass on `lm.inputs(tokens_BP)`."""
     if theirs := [name for name in sites if name.startswith(OTHER)]:
         other = lm.at(theirs[0])[0]
         bare = [name.removeprefix(OTHER) for name in theirs]
-        found = capture(other, tokens_BP, bare, attention_mask_BP)
-        own = capture(lm, tokens_BP, [n for n in sites if n not in theirs], attention_mask_BP)
+        found = capture_of(other, {k: v.to(other.device) for k, v in inputs.items()}, bare)
+        own = capture_of(lm, inputs, [name for name in sites if name not in theirs])
         both = own | {OTHER + name: value.to(lm.device) for name, value in found.items()}
         return {name: both[name] for name in sites}
     wanted = {name: resolve(lm.model, name, lm.info) for name in sites}
@@ -57,9 +66,6 @@ def capture(
 
         return see
 
-    inputs = {lm.model.main_input_name: tokens_BP.to(lm.device)}
-    if attention_mask_BP is not None:
-        inputs["attention_mask"] = attention_mask_BP.to(lm.device)
     handles = []
     try:
         for site in wanted.values():

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, TypeGuard, final
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,9 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from dictlearn.types import ModelInfo
 
 OTHER = "other/"
+
+Inputs = dict[str, Tensor]  # by name, as the model's forward takes them
+Send = Callable[[Tensor], Tensor]
 
 
 @final
@@ -54,6 +57,22 @@ class LanguageModel:
         """Itself: what never changes is shared, also by a copy of whatever holds it."""
         return self
 
+    def inputs(self, tokens_BP: Tensor, send: Send | None = None) -> Inputs:
+        """What a forward pass is given for some windows, on the model's device.
+
+        Windows that end in padding come with an attention mask, so that what fills them up changes
+        no real token (an encoder attends to all of a window). Windows without any come without:
+        a mask of ones takes other paths through attention, which round otherwise.
+
+        Args:
+            tokens_BP: token ids on any device, or a vision model's pixels.
+            send: moves tensors to the device, in place of a copy that is waited for.
+        """
+        send = send or (lambda tensor: tensor.to(self.device))
+        found = {self.model.main_input_name: send(tokens_BP)}
+        attended_BP = attended(self, tokens_BP) if tokens_BP.ndim == 2 else None
+        return found if attended_BP is None else found | {"attention_mask": send(attended_BP)}
+
     def logits(self, tokens_BP: Tensor) -> Tensor:
         """Next-token logits [B, P, V] in the model's dtype.
 
@@ -65,7 +84,7 @@ class LanguageModel:
                 f"model.path={self.info.name}: {self.info.family} has no next-token head here; "
                 f"logits, CE and KL want a causal language model"
             )
-        return self.model(input_ids=tokens_BP).logits
+        return self.model(**self.inputs(tokens_BP)).logits
 
 
 def freeze(
@@ -127,7 +146,51 @@ def bos_id(lm: LanguageModel) -> int | None:
     if lm.tokenizer is None:
         return None
     candidates = (lm.tokenizer.bos_token_id, lm.tokenizer.cls_token_id)
-    return next((i for i in candidates if isinstance(i, int)), None)
+    return next((i for i in candidates if _known(i, lm)), None)
+
+
+def pad_id(lm: LanguageModel) -> int | None:
+    """The id that fills up the last window: a special one that the model has; None without any."""
+    if lm.tokenizer is None:
+        return None
+    candidates = (lm.tokenizer.pad_token_id, lm.tokenizer.eos_token_id, bos_id(lm))
+    return next((i for i in candidates if _known(i, lm) and i in lm.special_ids), None)
+
+
+def document_start(lm: LanguageModel) -> int | None:
+    """The id before each document: BOS; else what the model was trained to read between documents.
+
+    A tokenizer without a BOS (Qwen) pads with that token; its EOS may be the end of a chat's turn.
+    """
+    bos = bos_id(lm)
+    return bos if bos is not None else pad_id(lm)
+
+
+def attended(lm: LanguageModel, tokens_BP: Tensor) -> Tensor | None:
+    """int64 [B, P]: 0 on the padding at the end of windows, 1 elsewhere; None where there is none.
+
+    Where the pad also begins documents, a single one at the end of a window is taken for that: it is
+    what the next document would begin with.
+    """
+    pad = pad_id(lm)
+    if pad is None:
+        return None
+    padding_BP = (tokens_BP == pad).flip(1).cummin(1).values.flip(1)
+    n_B1 = padding_BP.sum(1, keepdim=True)
+    shortest = 2 if pad == document_start(lm) else 1
+    padding_BP &= (n_B1 >= shortest) & (n_B1 < tokens_BP.shape[1])
+    return (~padding_BP).long() if bool(padding_BP.any()) else None
+
+
+def n_embedded(model: PreTrainedModel) -> int:
+    """How many ids the embedding has a row for, from 0 on: none above can be read."""
+    table: Any = model.get_input_embeddings()
+    return getattr(table, "num_embeddings", None) or len(table.weight)
+
+
+def _known(token_id: object, lm: LanguageModel) -> TypeGuard[int]:
+    """Whether it is an id that the embedding has: a tokenizer may have got more tokens since."""
+    return isinstance(token_id, int) and 0 <= token_id < n_embedded(lm.model)
 
 
 def _ids_in(config: PretrainedConfig) -> Iterator[int]:

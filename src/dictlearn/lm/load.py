@@ -26,7 +26,7 @@ from transformers.utils import logging as transformers_logging
 
 from dictlearn.lm.check import check_sums
 from dictlearn.lm.hub import PICO_PATH, locate, read_json
-from dictlearn.lm.language_model import LanguageModel, bos_id, describe, freeze
+from dictlearn.lm.language_model import LanguageModel, bos_id, describe, freeze, n_embedded
 from dictlearn.lm.weights import check_tokenizer, weight_files
 from dictlearn.types import ModelInfo
 
@@ -92,6 +92,7 @@ def load_model(
     tokenizer = _load_tokenizer(path, folder)
     auto_dtype = torch.bfloat16 if on.type == "cuda" else torch.float32
     model = _load_weights(where, folder, config, DTYPES.get(dtype, auto_dtype), attn)
+    _refuse_more_tokens(where, model, tokenizer)
     model.to(on)  # type: ignore[arg-type]
     lm = freeze(model, tokenizer, name=path, revision=revision)
     if lm.trunk is not model:
@@ -215,6 +216,23 @@ def _load_weights(
             f"{missing[0]} for one"
         )
     return model
+
+
+def _refuse_more_tokens(
+    where: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
+) -> None:
+    """Text may not hold ids that the embedding has no row for. Special tokens never come from text."""
+    if tokenizer is None:
+        return
+    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    rows = n_embedded(model)
+    words = {i: word for word, i in tokenizer.get_vocab().items() if i >= rows and i not in special}
+    if words:
+        raise ValueError(
+            f"{where}: its tokenizer has ids up to {max(words)} ({words[max(words)]!r}), its embedding "
+            f"{rows} rows; want the tokenizer that the model was trained with, or a model resized for "
+            f"this one"
+        )
 
 
 def _is_causal_lm(config: PretrainedConfig) -> bool:

@@ -47,7 +47,7 @@ class Readout:
         """[B, P, width], or [B, P, V] for a head that cannot be split off."""
         if self.head is None:
             return self.lm.logits(tokens_BP)
-        return self.lm.trunk(input_ids=tokens_BP).last_hidden_state
+        return self.lm.trunk(**self.lm.inputs(tokens_BP)).last_hidden_state
 
     def unembedding(self) -> Tensor | None:
         """[V, width] where logits are nothing but its product with the states; None elsewhere."""

@@ -9,11 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import sysconfig
 import tokenize
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
+
+from dictlearn.sources.left_out import EMPTY, FILES, HALVES, REPEATED, LeftOut
+
+HALF = re.compile("[\ud800-\udfff]")
 
 
 class Document(NamedTuple):
@@ -31,12 +36,26 @@ def is_held_out(key: str, fraction: float, salt: str = "") -> bool:
     return int.from_bytes(_digest(f"{salt}{key}")[:8], "big") < fraction * 2**64
 
 
-def without_duplicates(documents: Iterable[Document]) -> Iterator[Document]:
-    """Drops documents whose text came before, and those without any."""
+def without_duplicates(
+    documents: Iterable[Document], left_out: LeftOut | None = None
+) -> Iterator[Document]:
+    """Leaves out documents whose text came before, and those without any.
+
+    Half a character (a lone surrogate, where somebody cut an emoji in two), which no tokenizer takes,
+    becomes U+FFFD.
+    """
+    left_out = LeftOut() if left_out is None else left_out
     seen: set[bytes] = set()
     for document in documents:
+        if HALF.search(document.text):
+            left_out[HALVES] += 1
+            document = Document(*(HALF.sub("\ufffd", part) for part in document))
         digest = _digest(document.text)
-        if digest not in seen and not document.text.isspace() and document.text:
+        if not document.text or document.text.isspace():
+            left_out[EMPTY] += 1
+        elif digest in seen:
+            left_out[REPEATED] += 1
+        else:
             seen.add(digest)
             yield document
 
@@ -51,20 +70,21 @@ def stdlib_files() -> list[Path]:
     return sorted(files)
 
 
-def stdlib_documents() -> list[Document]:
+def stdlib_documents(left_out: LeftOut | None = None) -> list[Document]:
     """The running interpreter's standard library, tests included where they are installed.
 
     The key is the path relative to the library. Left out: repeated contents, and the few files that
     are not text in the encoding they declare, which the library's tests hold on purpose.
     """
+    left_out = LeftOut() if left_out is None else left_out
     documents = []
     for path in stdlib_files():
         try:
             with tokenize.open(path) as file:
                 documents.append(Document(path.relative_to(_stdlib()).as_posix(), file.read()))
         except (SyntaxError, UnicodeDecodeError):
-            continue
-    return list(without_duplicates(documents))
+            left_out[FILES] += 1
+    return list(without_duplicates(documents, left_out))
 
 
 def _stdlib() -> Path:

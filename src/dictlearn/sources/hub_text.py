@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
+from dictlearn.lm.hub import HUB_ID, REACH_SECONDS
+from dictlearn.sources.content import TextReader, WrongField
 from dictlearn.sources.documents import Document
-from dictlearn.sources.text_files import checked_text
+from dictlearn.sources.left_out import LeftOut
 
 
 def hub_documents(
@@ -19,6 +23,7 @@ def hub_documents(
     split: str = "train",
     field: str = "text",
     revision: str | None = None,
+    left_out: LeftOut | None = None,
 ) -> Iterator[Document]:
     """Rows in the data set's own order, nothing downloaded ahead; the key of each is its text.
 
@@ -26,8 +31,9 @@ def hub_documents(
         path: hub id of the data set, or a folder with its files.
         name: which of its configurations, where it has several.
         split: the data set's own split; ours, into train and eval, is within it.
-        field: the column that holds the text.
+        field: the column that holds the text; no other column is read, whatever it holds.
         revision: branch, tag or commit.
+        left_out: counts rows without text.
 
     Raises ValueError, in one sentence that names the key.
     """
@@ -40,19 +46,20 @@ def hub_documents(
 
     where = f"data.path={path}"
     folder = Path(path).expanduser()
+    left_out = LeftOut() if left_out is None else left_out
+    if not isinstance(field, str):
+        raise ValueError(f"data.field={field}: want the name of the column that holds the text")
     try:
-        try:
+        if not folder.exists():
+            _look(path)
+        with _its_arguments(f"{where} data.name={name} data.hub_split={split}"):
             builder = datasets.load_dataset_builder(
                 str(folder) if folder.is_dir() else path, name=name, revision=revision
             )
-            rows: Iterable[Any] = builder.as_streaming_dataset(split=split)
-        except pa.ArrowInvalid:  # a ValueError too
-            raise
-        except ValueError as error:  # of datasets, about its arguments
-            raise ValueError(f"{where} data.name={name} data.hub_split={split}: {error}") from error
         _check_files(builder, path, folder if folder.is_dir() else None)
-        for number, row in enumerate(rows):
-            text = checked_text(row, field, f"row {number} of {path}")
+        with _its_arguments(f"{where} data.name={name} data.hub_split={split}"):
+            texts = _texts(builder, path, split, TextReader(where, field, None, left_out))
+        for text in texts:
             yield Document(text, text)
     except (ConnectionError, OfflineModeIsEnabled, HTTPError) as error:
         raise ValueError(
@@ -64,7 +71,7 @@ def hub_documents(
             f"{where}: no such folder with data files, and no data set of that name on the hub "
             f"that you may read (`hf auth login` for a private one)"
         ) from error
-    except (DatasetGenerationError, pa.ArrowInvalid) as error:
+    except (DatasetGenerationError, pa.ArrowException, TypeError) as error:
         raise ValueError(f"{where} cannot be read: {error}") from error
 
 
@@ -91,3 +98,55 @@ def _is_inside(file: str, folder: Path) -> bool:
     """By name: a snapshot of the hub's cache holds links to where its files are."""
     root = os.path.abspath(folder)
     return os.path.commonpath([root, os.path.abspath(file)]) == root
+
+
+@contextmanager
+def _its_arguments(given: str) -> Iterator[None]:
+    """What `datasets` refuses, with the keys that it is about."""
+    try:
+        yield
+    except (pa.ArrowInvalid, WrongField):  # ValueErrors too
+        raise
+    except ValueError as error:
+        raise ValueError(f"{given}: {error}") from error
+
+
+def _look(path: str) -> None:
+    """One look at the hub without retries, which take half a minute: raises where it is out of reach."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if not HUB_ID.fullmatch(path):
+        raise FileNotFoundError(path)
+    try:
+        url = hf_hub_url(path, "README.md", repo_type="dataset")
+        get_hf_file_metadata(url, timeout=REACH_SECONDS)
+    except HfHubHTTPError:
+        return  # the hub has answered: what is wrong, if anything is, comes out with the data set
+
+
+def _texts(builder: Any, path: str, split: str, reader: TextReader) -> Iterator[str]:
+    """The texts of one split. JSON is read here: `datasets` wants all columns of all files to agree."""
+    from datasets.packaged_modules.json.json import Json
+    from datasets.packaged_modules.parquet.parquet import Parquet
+    from datasets.utils.file_utils import xopen
+
+    files = builder.config.data_files or {}
+    if isinstance(builder, Json | Parquet) and split not in files:
+        raise ValueError(f"there are {', '.join(map(str, files))}")
+    if isinstance(builder, Json):
+        return (text for name in files[split] for text in _of_file(xopen(name, "rb"), name, reader))
+    if isinstance(builder, Parquet):
+        with xopen(files[split][0], "rb") as file:
+            names = pq.read_schema(file).names
+        assert reader.field is not None
+        if reader.field not in names:
+            raise WrongField(reader.field, dict.fromkeys(names), f"row 0 of {path}")
+        cast("Any", builder.config).columns = [reader.field]
+    rows = enumerate(builder.as_streaming_dataset(split=split))
+    return reader.column((f"row {number} of {path}", row) for number, row in rows)
+
+
+def _of_file(file: Any, name: str, reader: TextReader) -> Iterator[str]:
+    with file:
+        yield from reader.texts(file, name)

@@ -2,36 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from dictlearn.lm.language_model import LanguageModel, bos_id
+from dictlearn.lm.language_model import LanguageModel, document_start, pad_id
 from dictlearn.ranges import Count, Fraction
-from dictlearn.sources.documents import (
-    Document,
-    is_held_out,
-    stdlib_documents,
-    stdlib_files,
-    without_duplicates,
-)
+from dictlearn.sources.documents import Document, stdlib_documents, stdlib_files
 from dictlearn.sources.hub_text import hub_documents
+from dictlearn.sources.left_out import LeftOut
 from dictlearn.sources.text_files import find_files, text_documents
 from dictlearn.sources.token_cache import cached
+from dictlearn.sources.tokenise import SPLITS, fingerprint, left_out_of, tokenised
+from dictlearn.types import ModelInfo
 
 log = logging.getLogger(__name__)
 
-SPLITS = ("train", "eval")
+WHOLE = "whole"  # the split that is all of the text
 
 
 @final
@@ -122,12 +114,13 @@ def text_windows(
     lm: LanguageModel,
     split: str,
     paths: str | Sequence[str],
-    field: str = "text",
+    field: str | None = "text",
+    split_on: str | None = None,
     context: Count | None = 512,
     held_out: Fraction = 0.1,
     max_tokens: Count | None = None,
 ) -> TokenWindows:
-    """Local files; see `text_documents` for paths and field, `windows` for the rest."""
+    """Local files; see `text_documents` for paths, field and split_on, `windows` for the rest."""
     listed = [paths] if isinstance(paths, str) else list(paths)
     return windows(
         lm,
@@ -135,9 +128,9 @@ def text_windows(
         context,
         held_out,
         max_tokens,
-        f"text {field}",
+        f"text {field} {split_on!r}",
         lambda: find_files(listed),
-        lambda: text_documents(listed, field),
+        lambda left_out: text_documents(listed, field, split_on, left_out),
     )
 
 
@@ -169,7 +162,7 @@ def hub_windows(
         max_tokens,
         f"hub {path} {name} {hub_split} {field} {revision}",
         lambda: sorted(file for file in folder.rglob("*") if file.is_file()),
-        lambda: hub_documents(path, name, hub_split, field, revision),
+        lambda left_out: hub_documents(path, name, hub_split, field, revision, left_out),
     )
 
 
@@ -181,67 +174,123 @@ def windows(
     max_tokens: Count | None,
     name: str,
     files: Callable[[], list[Path]],
-    documents: Callable[[], Iterable[Document]],
+    documents: Callable[[LeftOut], Iterable[Document]],
 ) -> TokenWindows:
     """One split of some documents as windows, tokenised once and kept on disk.
 
     Args:
-        split: train, or eval for the documents that are held out.
+        split: train, eval for the documents that are held out, or whole for all of them.
         context: P, tokens per window; None for all that the model reads.
         held_out: the fraction of documents in eval, by hash of their keys; 0 for no eval.
         max_tokens: stop reading documents when train has this many tokens; None reads all.
         name, files: what the tokens depend on: a change of any file's size or time is noticed.
-        documents: reads them, called only when the tokens are not on disk.
+        documents: reads them, called only when the tokens are not on disk; counts what it leaves out.
 
     Both splits come from one pass over the documents, in which no text counts twice: so no document
-    is in both.
+    is in both. Where there is only one, the last of its windows are held out. What was left out of
+    the text is said, once a process.
 
     Raises ValueError, in one sentence that names the key.
     """
-    if split not in SPLITS:
-        raise ValueError(f"split={split}: want {' or '.join(SPLITS)}")
+    if split not in (*SPLITS, WHOLE):
+        raise ValueError(f"split={split}: want {', '.join(SPLITS)} or {WHOLE}")
     if lm.tokenizer is None:
         raise ValueError(
             f"model.path={lm.info.name}: has no tokenizer; text data wants one, or another source"
         )
-    reads = lm.info.context_length or (context or 0)
-    context = reads if context is None else context
+    context = checked(lm.info, context, held_out, max_tokens)
+    if split == WHOLE:
+        split, held_out = "train", 0.0
+
+    first_id, tokenizer = document_start(lm), lm.tokenizer
+    stamps = [[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in files()]
+    key = json.dumps([name, fingerprint(tokenizer), first_id, held_out, max_tokens, stamps])
+    streams = cached(key, lambda: tokenised(documents, tokenizer, first_id, held_out, max_tokens))
+    for sentence in left_out_of(streams).sentences():
+        _say_once(key, sentence)
+    if held_out > 0 and sum(len(streams[f"{side}_starts"]) for side in SPLITS) == 1:
+        streams = _cut_in_two(streams, context, held_out, key)
+    # A run that trains first should not learn only at its end that there is nothing to evaluate on.
+    for side in SPLITS if held_out > 0 else dict.fromkeys(["train", split]):
+        _refuse_too_little(lm, streams, side, context, held_out)
+    starts = streams[f"{split}_starts"]
+    return TokenWindows(streams[split], context, lm.special_ids, pad_id(lm), starts)
+
+
+def checked(info: ModelInfo, context: int | None, held_out: float, max_tokens: int | None) -> int:
+    """The tokens of a window. ValueError for settings that no text of this model can have."""
+    if context is None and not info.context_length:
+        raise ValueError(
+            f"data.context=null: {info.name} does not say how many tokens it reads; want a number "
+            f"of tokens, such as data.context=512"
+        )
+    context = info.context_length if context is None else context
+    reads = info.context_length or max(context, 2)
     if not 2 <= context <= reads:
-        raise ValueError(f"data.context={context}: {lm.info.name} reads 2 to {reads} tokens")
+        raise ValueError(
+            f"data.context={context}: {info.name} reads 2 to {reads} tokens"
+            if info.context_length
+            else f"data.context={context}: want 2 tokens or more"
+        )
     if not 0 <= held_out < 1:
         raise ValueError(f"data.held_out={held_out}: want a fraction from 0 to below 1")
     if max_tokens is not None and max_tokens < 1:
         raise ValueError(f"data.max_tokens={max_tokens}: want 1 or more, or null for all")
+    return context
 
-    first_id = document_start(lm)
-    tokenizer = lm.tokenizer
-    stamps = [[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in files()]
-    depends_on = [name, _fingerprint(tokenizer), first_id, held_out, max_tokens, stamps]
-    streams = cached(
-        json.dumps(depends_on),
-        lambda: _tokenise(documents(), tokenizer, first_id, held_out, max_tokens),
+
+def _cut_in_two(
+    streams: dict[str, Tensor], context: int, held_out: float, key: str
+) -> dict[str, Tensor]:
+    """One document on both sides: its last windows are held out, so that no window is on two."""
+    (stream,) = (streams[side] for side in SPLITS if len(streams[side]))
+    n = -(-len(stream) // context)
+    if n == 1:
+        raise ValueError(
+            f"data: all the text there is, one document of {len(stream):,} tokens, is one window of "
+            f"data.context={context}; want more text or a smaller data.context"
+        )
+    n_held_out = min(max(1, round(held_out * n)), n - 1)
+    _say_once(
+        key,
+        f"data: one document is all the text there is: the last {n_held_out:,} of its {n:,} windows "
+        f"are held out (data.split_on='\\n\\n' makes a document of each paragraph)",
     )
-    # A run that trains first should not learn only at its end that there is nothing to evaluate on.
-    for side in SPLITS if held_out > 0 else dict.fromkeys(["train", split]):
-        if not len(streams[side]):
-            raise _empty(side, held_out, sum(len(streams[split]) for split in SPLITS))
-    starts = streams[f"{split}_starts"]
-    return TokenWindows(streams[split], context, lm.special_ids, _pad_id(lm), starts)
+    at, start = (n - n_held_out) * context, torch.zeros(1, dtype=torch.int64)
+    return {
+        "train": stream[:at],
+        "train_starts": start,
+        "eval": stream[at:],
+        "eval_starts": start,
+    }
 
 
-def document_start(lm: LanguageModel) -> int | None:
-    """The id before each document: BOS; else what the model was trained to read between documents.
-
-    A tokenizer without a BOS (Qwen) pads with that token; its EOS may be the end of a chat's turn.
-    """
-    bos = bos_id(lm)
-    return bos if bos is not None else _pad_id(lm)
+_said: set[tuple[str, str]] = set()
 
 
-def _pad_id(lm: LanguageModel) -> int | None:
-    assert lm.tokenizer is not None
-    candidates = (lm.tokenizer.pad_token_id, lm.tokenizer.eos_token_id, bos_id(lm))
-    return next((i for i in candidates if isinstance(i, int) and i in lm.special_ids), None)
+def _say_once(key: str, sentence: str) -> None:
+    """A process that reads one text several times says once what is to be known of it."""
+    if (key, sentence) not in _said:
+        _said.add((key, sentence))
+        log.warning(sentence)
+
+
+def _refuse_too_little(
+    lm: LanguageModel, streams: dict[str, Tensor], side: str, context: int, held_out: float
+) -> None:
+    n_tokens = {split: len(streams[split]) for split in SPLITS}
+    if not n_tokens[side]:
+        raise _empty(side, held_out, sum(n_tokens.values()))
+    if n_tokens[side] < context and pad_id(lm) is None:
+        where, what = "data", "the text"
+        if held_out > 0:
+            where = f"data.held_out={held_out}"
+            what = "the held-out text" if side == "eval" else "the text to train on"
+        raise ValueError(
+            f"{where}: {what} is {n_tokens[side]:,} tokens, less than a window of data.context="
+            f"{context}, and {lm.info.name} has no special token to fill it up with; want more text "
+            f"or a smaller data.context"
+        )
 
 
 def _empty(side: str, held_out: Fraction, n_tokens: int) -> ValueError:
@@ -250,71 +299,6 @@ def _empty(side: str, held_out: Fraction, n_tokens: int) -> ValueError:
     if n_tokens == 0:
         return ValueError("data: there is no text to read, not one document with any")
     return ValueError(
-        f"data.held_out={held_out}: no document is left for {side}; want more documents (a .jsonl "
-        f"holds one per line) or another fraction"
+        f"data.held_out={held_out}: no document is left for {side}; want more documents (JSON lines "
+        f"hold one per line, data.split_on cuts plain text) or another fraction"
     )
-
-
-def _tokenise(
-    documents: Iterable[Document],
-    tokenizer: PreTrainedTokenizerBase,
-    first_id: int | None,
-    held_out: Fraction,
-    max_tokens: Count | None,
-) -> dict[str, Tensor]:
-    """Both splits' streams, int32, and where in each its documents start, int64."""
-    log.info("data: tokenising; later runs find the tokens on disk")
-    start = time.monotonic()
-    encode = _encoder(tokenizer)
-    before = [] if first_id is None else [first_id]
-    streams: dict[str, list[Tensor]] = {
-        split: [torch.empty(0, dtype=torch.int32)] for split in SPLITS
-    }
-    n_train = 0
-    for batch in _batches(without_duplicates(documents), 256):
-        for document, ids in zip(batch, encode([d.text for d in batch]), strict=True):
-            side = "eval" if is_held_out(document.key, held_out) else "train"
-            if ids:
-                streams[side].append(torch.tensor(before + ids, dtype=torch.int32))
-                n_train += len(streams[side][-1]) if side == "train" else 0
-        if max_tokens is not None and n_train >= max_tokens:
-            break
-    tokens = {side: torch.cat(parts) for side, parts in streams.items()}
-    if max_tokens is not None:
-        tokens["train"] = tokens["train"][:max_tokens]
-    for side, parts in streams.items():  # the first part is empty
-        ends = torch.tensor([len(part) for part in parts]).cumsum(0)[:-1]
-        tokens[f"{side}_starts"] = ends[ends < len(tokens[side])]
-    log.info(
-        "data: tokenised %s tokens to train on and %s held out, in %.0f s",
-        *(f"{len(tokens[side]):,}" for side in SPLITS),
-        time.monotonic() - start,
-    )
-    return tokens
-
-
-def _encoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[str]], list[list[int]]]:
-    """Texts to ids without specials: a special token's name inside a text is just text."""
-    if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        options: dict[str, Any] = {"split_special_tokens": True, "verbose": False}
-        return lambda texts: tokenizer(texts, add_special_tokens=False, **options)["input_ids"]
-    fast = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())  # our own, to change
-    fast.no_truncation()
-    fast.no_padding()
-    fast.encode_special_tokens = True
-    # Without offsets, which cost a third of the time.
-    return lambda texts: [e.ids for e in fast.encode_batch_fast(texts, add_special_tokens=False)]
-
-
-def _fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    if isinstance(tokenizer, PreTrainedTokenizerFast):
-        written = tokenizer.backend_tokenizer.to_str()
-    else:
-        written = json.dumps([type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())])
-    return hashlib.sha256(written.encode()).hexdigest()
-
-
-def _batches(documents: Iterable[Document], size: int) -> Iterator[list[Document]]:
-    documents = iter(documents)
-    while batch := list(islice(documents, size)):
-        yield batch

@@ -85,7 +85,7 @@ def build_start(cfg: DictConfig, dictionary: Dictionary) -> Dictionary | None:
 
 
 def build_windows(cfg: DictConfig, lm: LanguageModel, split: str) -> Any:
-    """Tokenised text of one split: "train" or "eval"."""
+    """Tokenised text of one split: "train", "eval", or "whole" for all of it."""
     settings = plain(cfg.data)
     # Hydra would interpolate what is resolved already once more: a file's name may hold `${`.
     odd = {key: settings.pop(key) for key in list(settings) if "${" in str(settings[key])}

@@ -41,7 +41,7 @@ def main(cfg: DictConfig) -> int:
     """Loads, evaluates, prints the table; returns the process's exit status."""
     opened = open_dictionary(cfg, "evaluate", "evaluations")
     beside = {name: one.to(opened.lm.device) for name, one in load_beside(opened.path).items()}
-    evaluate_into(opened.folder, cfg, opened.dictionary, opened.lm, beside)
+    evaluate_into(opened.folder, cfg, opened.dictionary, opened.lm, beside, opened.split)
     _say(f"The report: {opened.folder / 'report.html'}")
     return 0
 
@@ -62,18 +62,21 @@ def evaluate_into(
     dictionary: Dictionary,
     lm: LanguageModel,
     beside: Mapping[str, Dictionary] | None = None,
+    split: str = "eval",
 ) -> dict[str, Any]:
     """Runs `cfg.eval` on held-out text, prints the table, writes figures.json and the report.
 
     Reads `data`, `eval`, `eval_tokens` and `eval_windows` of the configuration. `beside` are other
     dictionaries of the same model, by what to call them: the same figures, less the baselines, on
-    the same text, in the same tables. Returns what figures.json holds.
+    the same text, in the same tables. Baselines are fitted on the text to train on; where `split` is
+    the whole text, on that too. Returns what figures.json holds.
     """
     for key in ("eval_tokens", "eval_windows"):
         if cfg[key] < 1:
             raise ValueError(f"{key}={cfg[key]}: want at least 1")
     evals = build.named(cfg.eval)
-    held_out, train = (build.build_windows(cfg, lm, split) for split in ("eval", "train"))
+    held_out = build.build_windows(cfg, lm, split)
+    train = build.build_windows(cfg, lm, "train") if split == "eval" else held_out
     console = Console(stderr=True)
     if not console.is_terminal:
         _say(f"Evaluating on {cfg.eval_tokens:,} held-out tokens.")

@@ -111,7 +111,7 @@ def read_material(cfg: DictConfig, opened: Opened, progress: Progress) -> Materi
     """Held-out text, and the firings there of the dictionary and of a random one like it."""
     lm, dictionary, folder = opened.lm, opened.dictionary, opened.folder / "features"
     store = open_store(folder, sha256_of(dictionary)) if has_store(folder) else None
-    windows = build.build_windows(cfg, lm, "eval")
+    windows = build.build_windows(cfg, lm, opened.split)
     if len(windows) == 0:
         raise ValueError("data: the held-out split has no text to explain features on")
     first_BP = windows.window_batch(range(min(cfg.windows, len(windows))))
@@ -125,6 +125,10 @@ def read_material(cfg: DictConfig, opened: Opened, progress: Progress) -> Materi
         cfg.windows,
         lambda done, total: progress("running the model", done, total),
     )
+    if not sample.halved_by_document:
+        sys.stderr.write(
+            "The text has too few documents to keep some for scoring: every other window is, by hash.\n"
+        )
     assert lm.tokenizer is not None, "text data wants one, and has said so"
     pieces = token_text(lm.tokenizer, range(lm.info.vocab_size))
     return Material(

@@ -169,14 +169,14 @@ class HeldOut:
 
 def held_out(cfg: DictConfig, opened: Opened) -> tuple[HeldOut, HeldOut]:
     """Every other window each: to fit thresholds on, and to compare on."""
-    windows = build.build_windows(cfg, opened.lm, "eval")
+    windows = build.build_windows(cfg, opened.lm, opened.split)
     sites = list(dict.fromkeys(opened.dictionary.sources + opened.dictionary.targets))
     reader = Reader(opened.lm, windows, sites, "error")
     n = windows_read(windows, cfg.tokens)
     if n < 2:
         raise ValueError(
-            f"tokens={cfg.tokens}: the held-out text has {len(windows)} windows of "
-            f"{windows.context} tokens; want at least two to read"
+            f"tokens={cfg.tokens}: the text to compare on has {len(windows)} windows of "
+            f"{windows.context} tokens; want at least two to read, or a smaller data.context"
         )
     spread = [i * len(windows) // n for i in range(n)]  # neighbours come from the same documents
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import sys
@@ -63,10 +64,11 @@ def main(cfg: DictConfig) -> int:
     """Reads, writes `features/`, says what was found; returns the process's exit status."""
     if cfg.processes < 1:
         raise ValueError(f"processes={cfg.processes}: want at least 1")
+    given = literal(OmegaConf.to_container(cfg, resolve=True))  # before `opened` says which text
     harvest = opened(cfg)
     console = Console(stderr=True)
     if not console.is_terminal:
-        _say(f"Reading {len(harvest.text) * harvest.text.context:,} held-out tokens.")
+        _say(f"Reading {len(harvest.text) * harvest.text.context:,} tokens.")
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         tasks: dict[str, TaskID] = {}
 
@@ -75,7 +77,7 @@ def main(cfg: DictConfig) -> int:
                 tasks[what] = bar.add_task(what, total=total)
             bar.update(tasks[what], completed=done)
 
-        with _others(cfg) as others:
+        with _others(given, cfg.processes) as others:
             readings = [harvest.read(0, cfg.processes, progress)]
             for process in others:
                 process.join()
@@ -97,7 +99,7 @@ def opened(cfg: DictConfig) -> Harvest:
     if load_dictionary(path).training_figures.get("model") == SYNTHETIC:
         raise ValueError(f"{path}: its activations are synthetic: there is no text to look at")
     found = open_dictionary(cfg, "describe", FOLDER)
-    text = Text(build.build_windows(cfg, found.lm, "eval"), settings)
+    text = Text(build.build_windows(cfg, found.lm, found.split), settings)
     data = OmegaConf.to_container(cfg.data, resolve=True)
     assert isinstance(data, dict)
     plain = {str(key): value for key, value in data.items()}
@@ -105,15 +107,14 @@ def opened(cfg: DictConfig) -> Harvest:
 
 
 @contextmanager
-def _others(cfg: DictConfig) -> Iterator[list[SpawnProcess]]:
+def _others(given: Any, processes: int) -> Iterator[list[SpawnProcess]]:
     """The processes beside this one; none outlives it."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(max(1, threads // cfg.processes))
+    torch.set_num_threads(max(1, threads // processes))
     context = multiprocessing.get_context("spawn")
-    plain = literal(OmegaConf.to_container(cfg, resolve=True))  # it is made into one again
     started = [
-        context.Process(target=_read, args=(plain, rank), daemon=True)
-        for rank in range(1, cfg.processes)
+        context.Process(target=_read, args=(given, rank), daemon=True)
+        for rank in range(1, processes)
     ]
     try:
         for process in started:
@@ -129,6 +130,7 @@ def _others(cfg: DictConfig) -> Iterator[list[SpawnProcess]]:
 
 def _read(plain: dict[str, Any], rank: int) -> None:
     """What another process does: its share, on its own device where there are several."""
+    logging.getLogger("dictlearn").setLevel(logging.ERROR)  # the first process has said it
     cfg = OmegaConf.create(plain)
     os.environ["LOCAL_RANK"] = str(rank)
     torch.set_num_threads(max(1, torch.get_num_threads() // cfg.processes))

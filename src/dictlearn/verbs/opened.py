@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,10 +20,15 @@ from dictlearn.dicts.dictionary import Dictionary
 from dictlearn.evals.evaluation import check_fits
 from dictlearn.lm.language_model import LanguageModel
 from dictlearn.lm.load import load_model, read_info
+from dictlearn.sources.tokens import WHOLE
 from dictlearn.types import ModelInfo
+
+log = logging.getLogger(__name__)
 
 Check = Callable[[Dictionary, ModelInfo], None]
 
+# Settings of data that don't say which text it is.
+HOW_MUCH = {"context", "held_out", "max_tokens"}
 EMBEDDED = "stdlib"  # of conf/data: text that is on every machine and tells nobody anything
 
 
@@ -33,6 +40,7 @@ class Opened:
     folder: Path  # where the verb writes
     dictionary: Dictionary  # on the model's device
     lm: LanguageModel
+    split: str = "eval"  # of the text, that which is read
 
 
 def open_dictionary(
@@ -41,7 +49,8 @@ def open_dictionary(
     """Loads what `run` or `dictionary` names, and `model`, or else the model it was trained on.
 
     Where the configuration names no `data`, it is set to the text that the dictionary was trained
-    on, if that is the user's own choice or comes with Python. Output goes to `output`, else into the
+    on, if that is the user's own choice or comes with Python, and its held-out part is read; text
+    that the user names is read whole (but see `part_of`). Output goes to `output`, else into the
     run's folder, else to `elsewhere`/<name>. `check` is called before the model's weights are read,
     with what its config says. `text=False`: none is read.
 
@@ -51,11 +60,14 @@ def open_dictionary(
     path, folder = where(cfg, verb, elsewhere)
     dictionary = load_dictionary(path)
     trained = dictionary.training_figures
-    if text and not cfg.get("data"):
+    split = "eval"
+    if text and cfg.get("data"):
+        split = part_of(cfg.data, trained)
+    elif text:
         with open_dict(cfg):
             cfg.data = literal(trained_on(trained, path))
     lm = _model(cfg, dictionary, path, check)
-    return Opened(Path(path), folder, dictionary.to(lm.device), lm)
+    return Opened(Path(path), folder, dictionary.to(lm.device), lm, split)
 
 
 def where(cfg: DictConfig, verb: str, elsewhere: str) -> tuple[str, Path]:
@@ -99,6 +111,33 @@ def trained_on(trained: Mapping[str, Any], path: str) -> dict[str, Any]:
         plain = {key: theirs[key] for key in ours if _takes(key, ours, theirs)}
         return {str(key): value for key, value in (ours | plain).items()}
     raise ValueError(f"{path}: does not say which text it was trained on; name some with data=")
+
+
+def part_of(named: DictConfig, trained: Mapping[str, Any]) -> str:
+    """The split to read of text that a user names: all of it.
+
+    But of text that the dictionary was trained on, the held-out part: the rest would flatter it.
+    """
+    ours, theirs = OmegaConf.to_container(named, resolve=True), trained.get("data")
+    assert isinstance(ours, dict)
+    if not isinstance(theirs, Mapping) or ours.get("_target_") != theirs.get("_target_"):
+        return WHOLE
+    same = {str(key) for key in ours if key in theirs} - HOW_MUCH
+    if any(_absolute(key, ours[key]) != _absolute(key, theirs[key]) for key in same):
+        return WHOLE
+    say = "The dictionary was trained on this text: the part that was held out is read."
+    fractions = ours.get("held_out"), theirs.get("held_out")
+    if fractions[0] != fractions[1]:
+        say += f" (data.held_out={fractions[0]} is not the {fractions[1]} of its training.)"
+    log.warning(say)
+    return "eval"
+
+
+def _absolute(key: str, value: Any) -> Any:
+    """Paths as they are called from everywhere; nothing is looked for on the disk."""
+    if key != "paths":
+        return value
+    return [os.path.abspath(str(p)) for p in ([value] if isinstance(value, str) else value or [])]
 
 
 def _takes(key: object, ours: Mapping[Any, Any], theirs: Mapping[Any, Any]) -> bool:
