@@ -13,8 +13,9 @@ from transformers import PreTrainedTokenizerBase
 from dictlearn.api import html
 from dictlearn.api.record import FeatureRecord, Shown
 from dictlearn.lm.load import load_tokenizer
+from dictlearn.names import feature_named
 from dictlearn.store.explanations import Explanation, read_explanations
-from dictlearn.store.features import FeatureStore
+from dictlearn.store.features import open_store
 from dictlearn.store.records import Example, Feature, TokenScores
 from dictlearn.store.text import token_text
 
@@ -32,7 +33,8 @@ class Features(Sequence[FeatureRecord]):
     """
 
     def __init__(self, run: Path):
-        self.store = FeatureStore(run)
+        self.store = open_store(run)
+        self._n = self.store.info.n_features
         self._explanations = read_explanations(self.store.folder)
 
     def __len__(self) -> int:
@@ -46,7 +48,7 @@ class Features(Sequence[FeatureRecord]):
         if isinstance(key, slice):
             return [self._record(*self._place(number)) for number in range(len(self))[key]]
         if isinstance(key, str):
-            return self._record(*self._named(key))
+            return self._record(*feature_named(key, self.store.info.code_names, self._n))
         if not -len(self) <= key < len(self):
             raise IndexError(f"feature {key}: there are {len(self)}")
         return self._record(*self._place(key % len(self)))
@@ -100,7 +102,7 @@ class Features(Sequence[FeatureRecord]):
 
     def name(self, source: int, index: int) -> str:
         """What the pages and the other commands call it: resid_post.1/266."""
-        return f"{self.store.site(source)}/{index}"
+        return self.store.name(source, index)
 
     def __repr__(self) -> str:
         info = self.store.info
@@ -122,18 +124,7 @@ class Features(Sequence[FeatureRecord]):
         return tokenizer
 
     def _place(self, number: int) -> tuple[int, int]:
-        return divmod(number, self.store.info.n_features)
-
-    def _named(self, name: str) -> tuple[int, int]:
-        site, _, index = name.rpartition("/")
-        sites = [self.store.site(source) for source in range(self.store.info.code_sources)]
-        known = {site: source for source, site in enumerate(sites)} | {
-            str(source): source for source in range(len(sites))
-        }
-        site = site or sites[0]
-        if site not in known or not index.isdecimal():
-            raise ValueError(f"{name}: want a feature's name, such as {sites[0]}/0")
-        return known[site], int(index)
+        return divmod(number, self._n)
 
     def _record(self, source: int, index: int) -> FeatureRecord:
         found = self.store.feature(source, index)

@@ -37,7 +37,7 @@ class FeatureRecord:
     """What held-out text, the weights and an explainer say of a feature."""
 
     name: str  # resid_post.1/266, as on its page
-    site: str  # what it reads; "all sites" where they share a code
+    site: str  # what it reads; "all" where sites share a code
     source: int  # its number there, and in `Code.dense()[:, source, index]`
     index: int
     density: float  # share of tokens on which it fires
