@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -15,6 +14,7 @@ from hydra.utils import instantiate
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
+from dictlearn import escape
 from dictlearn.ckpt.checkpoint_io import DictlearnCheckpointIO
 from dictlearn.ckpt.commit import collect_garbage
 from dictlearn.ckpt.dictionary import save_dictionary
@@ -221,4 +221,4 @@ def provenance(cfg: DictConfig, info: ModelInfo) -> dict[str, Any]:
 
 
 def say(text: str) -> None:
-    sys.stderr.write(text + "\n")
+    escape.say(text)
