@@ -14,6 +14,8 @@ from dictlearn.objectives.protocol import Forward, Term
 class GateL1(Term):
     """Mean over tokens of sum_i relu(pi_i): the gate's own sparsity penalty."""
 
+    steers_l0 = "by its weight"
+
     def value(self, forward: Forward) -> Tensor:
         return forward.encoding.pre.sum() / forward.encoding.support.n_tokens
 

@@ -8,14 +8,18 @@ from torch import Tensor
 
 from dictlearn.objectives.protocol import Forward, Term
 from dictlearn.ranges import Fraction, NonNegative, Positive
+from dictlearn.sparsity.ranks import mean_of_all
 
 
 @final
 class L0Target(Term):
     """(mean L0 per token and source / k - 1)^2, differentiable in the thresholds alone.
 
-    Source: the variant used by dictionary_learning and Gemma Scope 2, on Rajamanoharan et al. 2024.
+    The mean is over the batch of all processes. Source: the variant used by dictionary_learning and
+    Gemma Scope 2, on Rajamanoharan et al. 2024.
     """
+
+    steers_l0 = "to a target"
 
     def __init__(self, k: Positive, coefficient: NonNegative = 1.0, warmup: Fraction = 0.0):
         super().__init__(coefficient, warmup)
@@ -23,7 +27,8 @@ class L0Target(Term):
 
     def value(self, forward: Forward) -> Tensor:
         n_rows = len(forward.encoding.support.row_starts) - 1
-        l0 = forward.dictionary.sparsity.fires(forward.encoding).sum() / n_rows
+        fired = forward.dictionary.sparsity.fires(forward.encoding).sum()
+        l0 = mean_of_all(fired, n_rows)
         return (l0 / self.k - 1).square()
 
     def check(self, dictionary) -> None:

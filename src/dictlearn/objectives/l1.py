@@ -17,6 +17,8 @@ class L1(Term):
     decoder, so that free decoder norms can't escape it.
     """
 
+    steers_l0 = "by its weight"
+
     def value(self, forward: Forward) -> Tensor:
         code = forward.encoding.support
         norms = forward.dictionary.decoder.norms().flatten()

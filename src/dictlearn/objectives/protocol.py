@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -98,6 +98,9 @@ class Term(nn.Module, ABC):
     """
 
     reads_windows = False  # of the class: whether it needs batches of whole windows, and the model
+    steers_l0: Literal["to a target", "by its weight"] | None = (
+        None  # of the class: if it does, how
+    )
 
     def __init__(self, coefficient: NonNegative = 1.0, warmup: Fraction = 0.0):
         super().__init__()

@@ -18,6 +18,8 @@ class TanhL0(Term):
     It reads the encoding's support, so a JumpReLU threshold gets its gradient from both sides.
     """
 
+    steers_l0 = "by its weight"
+
     def __init__(
         self, coefficient: NonNegative = 20.0, warmup: Fraction = 1.0, scale: Positive = 4.0
     ):

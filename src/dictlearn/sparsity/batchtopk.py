@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import final
 
+import torch
+from dictlearn_kernels.selection import Selection
 from torch import Tensor
 
 from dictlearn.ranges import Fraction, Positive
+from dictlearn.sparsity import ranks
 from dictlearn.sparsity.jumprelu import JumpReLU
 from dictlearn.sparsity.protocol import (
     Encoder,
@@ -23,6 +26,8 @@ from dictlearn.types import Encoding
 @final
 class BatchTopK(Sparsity):
     """Keeps the N*k largest positive pre-activations of a batch: hard tokens may use more than k.
+
+    Where several processes train, the batch is that of all of them.
 
     There is no batch at inference. `inference_form` finds the one threshold that gives k features
     per token on held-out activations; an average of batch minima would depend on the batch size.
@@ -53,8 +58,18 @@ class BatchTopK(Sparsity):
 
     def forward(self, x_NSD: Tensor, encoder: Encoder, source: int | None = None) -> Encoding:
         refuse_one_layer(source, self.across_layers)
-        budget = round(self.k_now * len(x_NSD) * (self.n_sources if self.across_layers else 1))
-        code = encoder.at(x_NSD, encoder.batch_top_k(x_NSD, budget, self.across_layers))
+        per_token = self.k_now * (self.n_sources if self.across_layers else 1)
+
+        def largest(budget: int) -> Selection:
+            return encoder.batch_top_k(x_NSD, budget, self.across_layers)
+
+        if self.training and ranks.several():
+            n_groups = 1 if self.across_layers else self.n_sources
+            n_tokens = torch.tensor(len(x_NSD), device=x_NSD.device)
+            selected = ranks.batch_largest(largest, n_tokens, per_token, n_groups)
+        else:
+            selected = largest(round(per_token * len(x_NSD)))
+        code = encoder.at(x_NSD, selected)
         return Encoding(code, code, code.values)
 
     def inference_form(self, pre_RF: Callable[[], Iterable[Tensor]]) -> JumpReLU:

@@ -1,0 +1,58 @@
+"""What is to be said of a finished run beside its figures: that it diverged, or missed its L0."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from dictlearn.train.trainee import Trainee
+
+DIVERGED = 2.0  # times the FVU of the start, or of writing the mean, which is 1
+FAR = 0.2  # from the target L0, as a share of it
+
+Figures = Mapping[str, float | None]
+
+
+def diverged(trainee: Trainee, figures: Figures) -> bool:
+    """Whether the dictionary is much worse than where it began, and than no dictionary at all."""
+    fvu = figures.get("fvu")
+    if fvu is None or not math.isfinite(fvu):
+        return True
+    return fvu > DIVERGED * max(1.0, float(trainee.start_fvu))
+
+
+def sentences(trainee: Trainee, figures: Figures) -> list[str]:
+    """What the user should know and do, a sentence each."""
+    found = [_missed(trainee, figures)]
+    if diverged(trainee, figures):
+        fvu = figures.get("fvu")
+        said = "not a number" if fvu is None or not math.isfinite(fvu) else f"{fvu:.3g}"
+        found = [
+            f"The run diverged: its FVU on unseen text is {said}, {float(trainee.start_fvu):.3g} at "
+            "its first step, and 1 for writing the mean. A smaller optim.lr is the usual cure"
+        ]
+    return [one for one in found if one]
+
+
+def _missed(trainee: Trainee, figures: Figures) -> str | None:
+    """Of penalties that only weigh L0: how far it is from dict.k, and which coefficient moves it."""
+    dictionary, l0 = trainee.dictionary, figures.get("l0")
+    steering = [(n, term) for n, term in trainee.objective.named_terms() if term.steers_l0]
+    if not steering or l0 is None:
+        return None
+    target = dictionary.shape.k * dictionary.code_sources
+    if abs(l0 - target) <= FAR * target:
+        return None
+    name, term = steering[0]
+    key, now = f"objective.terms.{name}.coefficient", f"{term.coefficient:.3g}"
+    if term.steers_l0 == "to a target":
+        cure = f"more steps, or a larger {key} than {now}, bring it nearer"
+    else:
+        cure = f"a {'larger' if l0 > target else 'smaller'} {key} than {now} brings it nearer"
+    sources = dictionary.code_sources
+    of_each = f" (dict.k={dictionary.shape.k:g} for each of {sources} sources)"
+    return (
+        f"L0 is {l0:.3g} active features per token, {abs(l0 / target - 1):.0%} "
+        f"{'above' if l0 > target else 'below'} {target:g}, which dict.k asks for"
+        f"{of_each if sources > 1 else ''}: {cure}"
+    )
