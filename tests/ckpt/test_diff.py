@@ -7,7 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from dictlearn.ckpt.diff import ABSENT, Difference, differences, refuse_changes
+from dictlearn.ckpt.diff import (
+    ABSENT,
+    Difference,
+    differences,
+    refuse_changed_contents,
+    refuse_changes,
+)
 
 SAVED = {
     "name": "clt-7",
@@ -92,3 +98,33 @@ def test_a_key_that_went_away_is_a_difference():
     del now["seed"]
     assert differences(SAVED, now) == [Difference("seed", 0, ABSENT)]
     assert differences({"a": math.nan}, {"a": math.nan}) == []
+
+
+def test_a_moving_average_belongs_to_the_run():
+    """Without it the average would become the weights that training goes on from."""
+    averaged = {**SAVED, "callbacks": {"ema": {"decay": 0.999}, "bar": {"line_seconds": 30}}}
+    plain = {**SAVED, "callbacks": {"bar": {"line_seconds": 5}}}
+    with pytest.raises(ValueError, match=r"callbacks.ema.decay: 0.999 .*, absent now"):
+        refuse_changes(averaged, plain, Path("x"))
+    with pytest.raises(ValueError, match=r"callbacks.ema.decay: absent .*, 0.999 now"):
+        refuse_changes(plain, averaged, Path("x"))
+    refuse_changes(averaged, {**averaged, "callbacks": {"ema": {"decay": 0.999}}}, Path("x"))
+
+
+WAS = {"model.weights": "5 bytes, sha256 a", "model.config": "c", "tokenizer": "t", "data": "d"}
+
+
+def test_other_contents_behind_the_same_paths_are_refused_by_name():
+    now = {**WAS, "model.weights": "5 bytes, sha256 b", "data": "e"}
+    with pytest.raises(ValueError) as caught:
+        refuse_changed_contents(WAS, now, Path("x"))
+    said = str(caught.value)
+    assert 'model.weights: "5 bytes, sha256 a" in the checkpoint, "5 bytes, sha256 b" now' in said
+    assert said.endswith("allow_changed=[model,data]")
+    with pytest.raises(ValueError, match=r"\(data: .*allow_changed=\[model,data\]$"):
+        refuse_changed_contents(WAS, now, Path("x"), ["model"])
+    refuse_changed_contents(WAS, now, Path("x"), ["model", "data"])
+    refuse_changed_contents(WAS, dict(WAS), Path("x"))
+    refuse_changed_contents({}, now, Path("x"))  # an older checkpoint says nothing
+    with pytest.raises(ValueError, match="allow_changed=weather: want a list of model, tokenizer"):
+        refuse_changed_contents(WAS, now, Path("x"), ["weather"])

@@ -1,6 +1,7 @@
 """Lightning's checkpoints as committed folders of safetensors and JSON.
 
-    step-4000/  tensors.safetensors  state.json  config.json  environment.json  manifest.json
+    step-4000/  tensors.safetensors  state.json  config.json  contents.json
+        environment.json  manifest.json
 
 `Trainer(plugins=[DictlearnCheckpointIO(config)])`, then `trainer.save_checkpoint(folder)` and
 `trainer.fit(..., ckpt_path=folder)` as with any other.
@@ -22,6 +23,7 @@ from dictlearn.ckpt.environment import environment
 
 CONFIG = "config.json"
 ENVIRONMENT = "environment.json"
+CONTENTS = "contents.json"
 
 State = dict[str, Any]
 
@@ -31,6 +33,7 @@ class DictlearnCheckpointIO(CheckpointIO):
     """Saves atomically, loads only what verifies, never unpickles.
 
     `config` is the run's resolved config as plain containers; it is stored beside the state.
+    `contents` are short texts that tell what lay behind the config's paths, stored likewise.
     `on_load` may change a state that was just read, before Lightning sees it.
     """
 
@@ -38,8 +41,10 @@ class DictlearnCheckpointIO(CheckpointIO):
         self,
         config: Mapping[str, Any] | None = None,
         on_load: Callable[[State], State] | None = None,
+        contents: Mapping[str, str] | None = None,
     ):
         self._config = json.dumps(config or {}, indent=1)
+        self._contents = json.dumps(contents or {}, indent=1)
         self._on_load = on_load
 
     def save_checkpoint(
@@ -55,6 +60,7 @@ class DictlearnCheckpointIO(CheckpointIO):
         def write(folder: Path) -> None:
             write_state(folder, checkpoint)
             (folder / CONFIG).write_text(self._config, encoding="utf-8")
+            (folder / CONTENTS).write_text(self._contents, encoding="utf-8")
             (folder / ENVIRONMENT).write_text(json.dumps(environment(), indent=1), encoding="utf-8")
 
         details = {
@@ -90,3 +96,16 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise ValueError(f"{folder / CONFIG} is not readable: want an object")
     return config
+
+
+def read_contents(folder: Path) -> dict[str, str]:
+    """What lay behind the config's paths then; empty for a checkpoint that doesn't say.
+
+    Raises:
+        ValueError: one sentence naming the file.
+    """
+    path = folder / CONTENTS
+    contents = read_json(path) if path.exists() else {}
+    if not isinstance(contents, dict) or not all(type(v) is str for v in contents.values()):
+        raise ValueError(f"{path} is not readable: want an object of texts")
+    return contents

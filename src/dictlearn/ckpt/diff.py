@@ -14,9 +14,12 @@ MAY_CHANGE = (
     "name",
     "run_dir",
     "resume",
+    "allow_changed",
     "steps",
     "logger",
-    "callbacks",
+    "callbacks.checkpoint",  # not all: a moving average of the weights is one, and it computes
+    "callbacks.signals",
+    "callbacks.bar",
     "eval",
     "eval_tokens",
     "eval_windows",
@@ -81,6 +84,37 @@ def refuse_changes(
         raise ValueError(
             f"resume={folder}: the config is not the one of this run ({'; '.join(map(str, wrong))})"
             "; set it back, or start a new run with resume=null name=<another name>"
+        )
+
+
+CONTENTS = ("model", "tokenizer", "data", "teacher")  # what allow_changed may name
+
+
+def refuse_changed_contents(
+    saved: Mapping[str, str], now: Mapping[str, str], folder: Path, allow: Iterable[str] = ()
+) -> None:
+    """Compares what lies behind the configuration's paths with what lay there when the run was begun.
+
+    Both are short texts by name, of which the part before the first dot is one of CONTENTS. What
+    either doesn't know is not compared.
+
+    Raises:
+        ValueError: lists each difference, and names the key that allows it.
+    """
+    allow = tuple(allow)
+    if wrong := [name for name in allow if name not in CONTENTS]:
+        raise ValueError(f"allow_changed={wrong[0]}: want a list of {', '.join(CONTENTS)}")
+    changed = [
+        Difference(name, text, now[name])
+        for name, text in saved.items()
+        if name in now and text != now[name] and name.partition(".")[0] not in allow
+    ]
+    if changed:
+        names = dict.fromkeys([*allow, *(one.key.partition(".")[0] for one in changed)])
+        raise ValueError(
+            f"resume={folder}: what the run reads is not what it was begun with "
+            f"({'; '.join(map(str, changed))}); put it back, or go on with what is there now by "
+            f"allow_changed=[{','.join(names)}]"
         )
 
 
