@@ -67,27 +67,10 @@ def test_the_card_has_front_matter_figures_and_code(tmp_path):
         "base_model": "org/model",
         "tags": ["interpretability", "sparse-dictionary", "sae", "topk"],
     }
-    assert "| L0, active features per token and source | 4.25 |" in body
+    assert "| L0, active features per token | 4.25 |" in body
     assert 'dictlearn.load("me/mine")' in body
     assert 'SAE.from_pretrained("me/mine", "saelens")' in body
     assert "trained on | 1,000 tokens" in body
-
-
-def test_nothing_that_a_file_says_becomes_markdown(tmp_path):
-    odd = "x |\n\n# Install\n`pip install evil` <img src=x> [click](https://evil.example) \x1b[31m"
-    job = job_of(made("topk", "sae"))
-    data = {"_target_": f"a.{odd}", "path": odd, "context": odd}
-    job = replace(job, training={"init": odd, "tokens": odd, "data": data})
-    job = replace(job, info=replace(job.info, name=odd, revision=odd))
-    (tmp_path / "new").mkdir()
-    Hub().write(job, tmp_path / "new")
-    body = (tmp_path / "new/README.md").read_text().split("---\n", 2)[2]
-    assert "evil.example" in body and "\x1b" not in body
-    assert "\n# Install" not in body
-    for order in ("<img", "[click]", "`pip"):
-        assert f"\n{order}" not in body and body.count(order) == body.count("\\" + order), order
-    rows = [row for row in body.splitlines() if row.startswith("|")]
-    assert all(row.replace("\\|", "").count("|") == 3 for row in rows[:10])
 
 
 def test_a_card_without_figures_or_licence_says_so(tmp_path):

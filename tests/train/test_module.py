@@ -18,6 +18,7 @@ from dictlearn.objectives.reconstruction import Reconstruction
 from dictlearn.train.callbacks.ema import EMACallback
 from dictlearn.train.module import DictionaryTraining, parameter_groups
 from dictlearn.train.schedules import Trapezoid
+from dictlearn.train.spikes import WINDOW, Spikes
 from dictlearn.train.trainee import Trainee
 from dictlearn.types import Batch
 from tests.dictionaries import SPARSITIES
@@ -168,7 +169,8 @@ def test_accumulated_batches_make_the_gradient_of_one_large_batch():
     fit(one, [whole])
     fit(several, parts, accumulate=3)
     for name, tensor in state(several).items():
-        torch.testing.assert_close(tensor, state(one)[name], msg=name)
+        if not name.endswith("start_fvu"):  # which is a batch's
+            torch.testing.assert_close(tensor, state(one)[name], msg=name)
 
 
 def test_silence_is_counted_in_tokens_once_a_step():
@@ -279,3 +281,60 @@ def test_the_trapezoid():
     assert [Trapezoid(4, 0)(step, 100) for step in range(5)] == [0.2, 0.4, 0.6, 0.8, 1.0]
     with pytest.raises(ValueError, match="schedule.decay=-1"):
         Trapezoid(decay=-1)
+
+
+def spiky(steps: int, at: int) -> list[Batch]:
+    """The same batches each time; that of step `at` is a hundred times as large."""
+    draws = torch.Generator().manual_seed(5)
+    made = []
+    for step in range(steps):
+        x = torch.randn(32, 1, 8, generator=draws) * (100 if step == at else 1)
+        zeros = torch.zeros(32, dtype=torch.int64)
+        made.append(Batch(x, x, zeros, zeros))
+    return made
+
+
+def test_a_loss_spike_is_refused_where_the_policy_is_on():
+    torch.manual_seed(0)
+    first = trainee()
+    batches = spiky(140, 135)
+
+    def run(batches: list[Batch], **options) -> DictionaryTraining:
+        training = module(140, trainees={"dictionary": copy.deepcopy(first)}, **options)
+        fit(training, batches)
+        return training
+
+    refusing, taking = run(batches, spike_sigma=6.0), run(batches)
+    assert (int(refusing.refused), int(taking.refused)) == (1, 0)
+    assert refusing.metrics["refused_steps"] == 1
+    early = run(spiky(140, 100), spike_sigma=6.0)  # nothing to compare with yet
+    assert int(early.refused) == 0
+    # Where nothing is a spike the policy changes no bit.
+    calm = spiky(140, -1)
+    watched, alone = run(calm, spike_sigma=6.0), run(calm)
+    assert int(watched.refused) == 0
+    for name, tensor in state(alone).items():
+        assert torch.equal(tensor, state(watched)[name]), name
+    assert not alone.spikes.state_dict()
+
+
+def test_the_policy_compares_with_the_last_steps_that_were_taken():
+    policy = Spikes(6.0)
+    for step in range(WINDOW):
+        assert not policy.found(1e9, 1e9)
+        policy.accept(1.0 + 0.01 * (step % 2), 2.0)
+    assert policy.found(1.2, 2.0) and policy.found(1.0, 2.1) and not policy.found(1.02, 2.0)
+    again = Spikes(6.0)
+    again.load_state_dict(policy.state_dict())  # what a checkpoint holds is all there is
+    assert again.found(1.2, 2.0) and not again.found(1.02, 2.0)
+    assert not policy.found(50.0, 2.0, stage=1)  # another loss begins
+    policy.accept(50.0, 2.0, stage=1)
+    assert not policy.found(90.0, 2.0, stage=1)
+    with pytest.raises(ValueError, match="spike_sigma=0.0: want a positive number"):
+        Spikes(0.0)
+
+
+def test_the_first_steps_fvu_is_kept():
+    training = module(3)
+    fit(training, [batch() for _ in range(3)])
+    assert 0.1 < float(training.trainee().start_fvu) < 10

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import torch
 import dictlearn
 from dictlearn import cli
 from dictlearn.lm.capture import capture
+from dictlearn.lm.hub import PICO_PATH
 from dictlearn.lm.load import load_model
 
 SMALL = [
@@ -183,3 +185,30 @@ def test_a_synthetic_run_needs_no_model_and_finds_what_is_true(tmp_path, capsys)
     assert figures["l0"] <= 3 and figures["mean_max_cosine"] > 0.6  # random rows: 0.45
     assert dictlearn.load(tmp_path / "runs/known").width == 32
     assert "mean max cosine" in capsys.readouterr().err
+
+
+def test_a_run_does_not_continue_with_another_model_or_text_behind_its_paths(tmp_path, capsys):
+    model, text = tmp_path / "model", tmp_path / "text"
+    shutil.copytree(PICO_PATH, model)
+    text.mkdir()
+
+    def write(wall: str) -> None:
+        for i in range(40):
+            said = f"{i} bottles stand on the {wall}, and {i + 1} hang. "
+            (text / f"{i}.txt").write_text(said * 60)
+
+    write("wall")
+    options = ["name=own", f"model={model}", "data=text", f"data.paths=[{text}/*.txt]", "steps=2"]
+    lean = ["~eval.baselines", "~eval.downstream"]
+    assert dictlearn_train(tmp_path, *options, *lean) == 0
+    config = (model / "config.json").read_text()
+    (model / "config.json").write_text(config.replace("10000", "20000"))
+    write("roof")
+    longer = [*options, *lean, "steps=3", "resume=auto"]
+    assert dictlearn_train(tmp_path, *longer) == 2
+    assert "model.config: " in capsys.readouterr().err
+    assert dictlearn_train(tmp_path, *longer, "allow_changed=[model]") == 2
+    said = capsys.readouterr().err
+    assert "data: " in said and "allow_changed=[model,data]" in said
+    write("wall")
+    assert dictlearn_train(tmp_path, *longer, "allow_changed=[model]") == 0

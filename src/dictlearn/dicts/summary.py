@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from dictlearn import escape
-
 
 class Summarised(Protocol):
     """What of a dictionary is looked at here."""
@@ -55,16 +53,21 @@ def summary(dictionary: Summarised) -> str:
     }
     if isinstance(tokens := trained.get("tokens"), int):
         lines["trained on"] = f"{tokens:,} tokens"
-    of = f" of {escape.line(model)}" if isinstance(model, str) else ""
-    head = f"Dictionary: {escape.line(dictionary.kind)}{of}"
+    of = f" of {printable(model)}" if isinstance(model, str) else ""
+    head = f"Dictionary: {printable(dictionary.kind)}{of}"
     return "\n".join([head, *(f"  {name:<11}{line}" for name, line in lines.items())])
 
 
 def sites(names: Sequence[str]) -> str:
     """All of a few, else the first and the last of so many."""
     if len(names) <= 3:
-        return escape.line(", ".join(names))
-    return escape.line(f"{names[0]} ... {names[-1]} ({len(names)})")
+        return printable(", ".join(names))
+    return printable(f"{names[0]} ... {names[-1]} ({len(names)})")
+
+
+def printable(text: str) -> str:
+    """`text` with escapes for what a terminal could take as an order."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _features(dictionary: Summarised) -> str:
@@ -76,11 +79,10 @@ def _sparsity(dictionary: Summarised) -> str:
     name, k = dictionary.sparsity.name, dictionary.shape.k
     trained = dictionary.training_figures.get("sparsity")
     if isinstance(trained, Mapping) and isinstance(target := trained.get("_target_"), str):
-        before = escape.line(target.rpartition(".")[2].lower())
+        before = printable(target.rpartition(".")[2].lower())
         name += f" (trained as {before})" if before != name else ""
-    unit = "per token and source" if dictionary.code_sources > 1 else "per token"
     l0 = dictionary.figures.get("l0")
-    measured = "" if l0 is None else f"L0 {l0:.2f} {unit}, "
+    measured = "" if l0 is None else f"L0 {l0:.2f} per token, "
     return f"{name}, {measured}k = {k:g}"
 
 

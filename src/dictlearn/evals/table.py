@@ -13,6 +13,7 @@ from rich.text import Text
 MISSING = "\N{EN DASH}"
 ACRONYMS = ("sae", "plt", "clt", "molt")
 MINUS = "\N{MINUS SIGN}"
+LONG = 1e3  # what is written with an exponent from here on
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,11 @@ COLUMNS = (
 
 def cell(column: Column, figures: Mapping[str, float | None]) -> str:
     value = figures.get(column.key)
-    return MISSING if value is None else format(value, column.format).replace("-", MINUS)
+    if value is None:
+        return MISSING
+    # A diverged run's are as long as a line: three digits and a power of ten say as much.
+    form = ".2e" if abs(value) >= LONG and column.format else column.format
+    return format(value, form).replace("-", MINUS)
 
 
 def rows(record: Mapping[str, Any]) -> Iterator[tuple[str, list[str], bool]]:
@@ -77,13 +82,14 @@ def facts(record: Mapping[str, Any]) -> list[tuple[str, str, str]]:
             ("dense", f"{f['high_density']:.0f}", "features fire on more than 10% of tokens"),
         ]
     if f.get("gamma") is not None:
-        found.append(("gamma", f"{f['gamma']:.3f}", "1 is unbiased, below 1 is shrunk"))
+        gamma = ".2e" if abs(f["gamma"]) >= LONG else ".3f"
+        found.append(("gamma", f"{f['gamma']:{gamma}}", "1 is unbiased, below 1 is shrunk"))
     if "ce_clean" in f:
         scored = f"{f['scored_tokens']:,.0f} tokens scored"
         found.append(("CE clean", f"{f['ce_clean']:.4f}", f"nats per token, {scored}"))
     if "ce_recovered" in f:
         gap = "of the CE that zero ablation costs"
-        found.append(("recovered", f"{f['ce_recovered']:.1%}", gap))
+        found.append(("recovered", _share(f["ce_recovered"]), gap))
     if f.get("jacobian_cosine") is not None:
         meaning = "cosine of the MLPs' Jacobian and the dictionary's"
         if len(record["dictionary"]["sources"]) > 1:
@@ -98,6 +104,10 @@ def facts(record: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 def l0_range(figures: Mapping[str, float]) -> str:
     """The 5% and the 95% quantile; one number where they are the same."""
     return " to ".join(dict.fromkeys(f"{figures[key]:.0f}" for key in ("l0_p05", "l0_p95")))
+
+
+def _share(value: float) -> str:
+    return f"{100 * value:.2e}%" if abs(value) >= LONG else f"{value:.1%}"
 
 
 def _density(value: float) -> str:

@@ -10,7 +10,6 @@ from huggingface_hub import ModelCardData
 
 from dictlearn import __version__
 from dictlearn.dicts.dictionary import Dictionary
-from dictlearn.escape import markdown
 from dictlearn.export import _layers
 from dictlearn.export.protocol import Job
 
@@ -27,7 +26,7 @@ KINDS = {
 }
 FIGURES = {  # of figures.json: what it is, in words; how many digits
     "fvu": ("fraction of variance unexplained (FVU)", ".4f"),
-    "l0": ("L0, active features per token and source", ".2f"),
+    "l0": ("L0, active features per token", ".2f"),
     "dead": ("features that never fired", ".2%"),
     "ce_increase": ("CE increase with it in the model, nats per token", "+.4f"),
     "kl": ("KL(model, model with it in place), nats per token", ".4f"),
@@ -59,14 +58,14 @@ def model_card(
         explained: whether descriptions of the features are beside it.
     """
     dictionary = job.dictionary
-    kind = KINDS.get(dictionary.kind) or markdown(dictionary.kind)
+    kind = KINDS.get(dictionary.kind, dictionary.kind)
     data = ModelCardData(
         license=license,
         library_name="dictlearn",
         base_model=job.info.name if HUB_ID.fullmatch(job.info.name) else None,
         tags=["interpretability", "sparse-dictionary", dictionary.kind, dictionary.sparsity.name],
     )
-    model = markdown(job.info.name)
+    model = job.info.name
     parts = [
         f"---\n{data.to_yaml()}\n---",
         f"# {kind} of {model}",
@@ -96,7 +95,7 @@ def _about(dictionary: Dictionary, job: Job) -> str:
         f"{_layers.context_of(job.training, job.info.context_length)} tokens",
         "trained on": _tokens(job.training),
     }
-    lines = [f"| {name} | {markdown(value)} |" for name, value in rows.items()]
+    lines = [f"| {name} | {value} |" for name, value in rows.items()]
     sites = (
         "`resid_post.L` is what block L hands on, `mlp_in.L` what its MLP reads after the norm, "
         "`mlp_out.L` what the MLP adds to the residual."

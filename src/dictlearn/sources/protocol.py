@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Protocol, runtime_checkable
 
 import torch
+from torch import Tensor
 
-from dictlearn.types import Batch
+from dictlearn.types import Batch, ModelInfo
 
 
 @runtime_checkable
@@ -73,4 +74,24 @@ class Source(Protocol):
 
         For what must be known before training: the normaliser, initial biases and directions.
         """
+        ...
+
+
+@runtime_checkable
+class MakesActivations(Protocol):
+    """A source that reads no model (`reads_model` is False) says what stands in for one."""
+
+    @property
+    def info(self) -> ModelInfo:
+        """Name, width and number of layers, from which a dictionary is built."""
+        ...
+
+
+@runtime_checkable
+class KnowsTruth(Protocol):
+    """A source whose activations are sums of known features."""
+
+    @property
+    def truth(self) -> Tensor:
+        """The features, [F_true, D]."""
         ...

@@ -16,6 +16,7 @@ from dictlearn.train.fused_adam import FusedAdam
 from dictlearn.train.restored import refuse_unfit
 from dictlearn.train.schedules import Trapezoid
 from dictlearn.train.signum import Signum
+from dictlearn.train.spikes import Spikes
 from dictlearn.train.trainee import Outcome, Trainee
 from dictlearn.types import Batch
 
@@ -27,8 +28,9 @@ class DictionaryTraining(lightning.LightningModule):
     """Trains named dictionaries, usually one, on one stream of batches.
 
     An optimiser step is: backward, project decoder gradients, measure the gradient's norm, refuse the
-    step if that isn't finite, clip, step, renormalise decoders, count silent features. After
-    `max_refused` refused steps in a row the run stops.
+    step if that isn't finite or, with `spike_sigma`, is a spike (`train/spikes.py`), clip, step,
+    renormalise decoders, count silent features. After `max_refused` refused steps in a row the run
+    stops.
     """
 
     refused: Tensor  # steps, int64
@@ -42,6 +44,7 @@ class DictionaryTraining(lightning.LightningModule):
         steps: int,
         clip_norm: float | None = 1.0,
         max_refused: int = 10,
+        spike_sigma: float | None = None,
     ):
         super().__init__()
         if steps < 1:
@@ -55,8 +58,14 @@ class DictionaryTraining(lightning.LightningModule):
         self.clip_norm, self.max_refused = clip_norm, max_refused
         self.register_buffer("refused_in_a_row", torch.zeros((), dtype=torch.int64))
         self.register_buffer("refused", torch.zeros((), dtype=torch.int64))
+        self.spikes = nn.ModuleDict()  # none where there is no policy
+        if spike_sigma is not None:
+            self.spikes = nn.ModuleDict({name: Spikes(spike_sigma) for name in trainees})
         self.metrics: dict[str, float] = {}  # of the latest logged step, for callbacks
         self._accepted = True
+        self._losses: list[Tensor] = []  # [dictionaries] of each batch of a step, for the policy
+        self._known: dict[str, tuple[float, float]] = {}  # (loss, norm) of this step, likewise
+        self._stage = 0  # whether windows come beside
         self._fused: FusedAdam | None = None  # where gradients are collected, not made
         self._logged_at: tuple[int, float] | None = None  # (step, seconds)
 
@@ -112,9 +121,16 @@ class DictionaryTraining(lightning.LightningModule):
         if self._fused is not None:
             self._fused.collect()
         outcomes = {name: trainee(batch, progress) for name, trainee in self.named_trainees()}
+        if self.trainer.global_step == 0:
+            for name, trainee in self.named_trainees():
+                trainee.note_start(outcomes[name])
         if self._logs_now():
             self._log(outcomes, len(batch.x_NSD))
-        return torch.stack([outcome.loss for outcome in outcomes.values()]).sum()
+        losses = torch.stack([outcome.loss for outcome in outcomes.values()])
+        if self.spikes:
+            self._losses.append(losses.detach().double())
+            self._stage = int(batch.beside is not None)
+        return losses.sum()
 
     def _logs_now(self) -> bool:
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
@@ -146,7 +162,7 @@ class DictionaryTraining(lightning.LightningModule):
             self._fused.stop()
         norms = [self._gradient_norm(name, trainee) for name, trainee in self.named_trainees()]
         known = torch.stack(norms).tolist()  # all at once: whoever asks a GPU waits for it
-        self._accepted = all(map(math.isfinite, known))
+        self._accepted = all(map(math.isfinite, known)) and not self._spiked(known)
         if not self._accepted:
             # An optimiser leaves parameters without a gradient alone, moments and step count too.
             self._drop_gradients()
@@ -159,6 +175,25 @@ class DictionaryTraining(lightning.LightningModule):
                     gradient.mul_(scale)
                 if self._fused is not None:
                     self._fused.scale[name] = self.clip_norm / size
+
+    def _spiked(self, norms: list[float]) -> bool:
+        """Whether any dictionary's loss or norm is a spike; notes both for when the step is taken."""
+        if not self.spikes:
+            return False
+        losses = torch.stack(self._losses).mean(0)
+        self._losses.clear()
+        if torch.distributed.is_initialized():  # each process has a loss of its own
+            torch.distributed.all_reduce(losses)
+            losses /= torch.distributed.get_world_size()
+        names = [name for name, _ in self.named_trainees()]
+        pairs = zip(losses.tolist(), norms, strict=True)
+        self._known = dict(zip(names, pairs, strict=True))
+        if not all(math.isfinite(loss) for loss, _ in self._known.values()):
+            return True
+        return any(self._policy(n).found(*self._known[n], self._stage) for n in names)
+
+    def _policy(self, name: str) -> Spikes:
+        return self.spikes[name]  # type: ignore[return-value]
 
     def _gradient_norm(self, name: str, trainee: Trainee) -> Tensor:
         """Of all a dictionary's gradients, without what would only change a feature's norm."""
@@ -188,15 +223,19 @@ class DictionaryTraining(lightning.LightningModule):
         self._drop_gradients()
         for _, trainee in self.named_trainees():
             trainee.after_step(self._accepted, fused=self._fused is not None)
+        self._losses.clear()
         if self._accepted:
             self.refused_in_a_row.zero_()
+            for name, known in self._known.items():
+                self._policy(name).accept(*known, self._stage)
             return
         self.refused += 1
         self.refused_in_a_row += 1
         if self.refused_in_a_row >= self.max_refused:
+            refused = "not finite or a spike (spike_sigma)" if self.spikes else "not finite"
             raise ValueError(
-                f"{int(self.refused_in_a_row)} steps in a row had a loss or gradient that is not "
-                f"finite, up to step {self.trainer.global_step}; the parameters are those of the last "
+                f"{int(self.refused_in_a_row)} steps in a row had a loss or gradient that is {refused}, "
+                f"up to step {self.trainer.global_step}; the parameters are those of the last "
                 "good step. A smaller optim.lr is the usual cure"
             )
 

@@ -41,6 +41,7 @@ class Trainee(nn.Module):
 
     tokens_since_fired_SF: Tensor  # int64
     loss_scale: Tensor
+    start_fvu: Tensor  # of the run's first step, float64; 0 where that was refused
 
     def __init__(
         self,
@@ -62,6 +63,8 @@ class Trainee(nn.Module):
         silent_SF = torch.zeros(dictionary.code_sources, dictionary.n_features, dtype=torch.int64)
         self.register_buffer("tokens_since_fired_SF", silent_SF)
         self.register_buffer("loss_scale", torch.ones((), dtype=torch.float64))
+        self.register_buffer("start_fvu", torch.zeros((), dtype=torch.float64))
+        self._first_fvu: Tensor | None = None
         # The number itself, once it is known: to ask a GPU in every step is to wait for it.
         self._loss_scale: float | None = None
         self.register_load_state_dict_post_hook(lambda *_: self._forget_loss_scale())
@@ -164,21 +167,30 @@ class Trainee(nn.Module):
             self.tokens_since_fired_SF += self._tokens * _world_size()
             self.tokens_since_fired_SF.masked_fill_(fired_SF, 0)
             self.dictionary.after_step(fused)
+            if self._first_fvu is not None:
+                self.start_fvu.copy_(self._first_fvu)
+        self._first_fvu = None
         self.objective.after_step(accepted)
         self._fired_SF.zero_()
         self._tokens = 0
 
     @torch.no_grad()
+    def note_start(self, outcome: Outcome) -> None:
+        """Keeps a batch's FVU, once its step is taken: what divergence is measured by."""
+        self._first_fvu = _fvu(outcome.forward)
+
+    @torch.no_grad()
     def metrics(self, outcome: Outcome) -> dict[str, float]:
-        """Training metrics of one batch, in normalised units: they cost a few passes over it."""
+        """Training metrics of one batch, in normalised units: they cost a few passes over it.
+
+        l0 counts all sources' features, as the final figures do.
+        """
         forward = outcome.forward
-        error = forward.residual_NTD.square().sum()
-        spread = (forward.y_NTD - forward.y_NTD.mean(0)).square().sum()
         metrics = {
             "loss": outcome.loss,
             **{f"loss/{name}": term for name, term in outcome.terms.items()},
-            "fvu": error / spread,
-            "l0": forward.encoding.code.l0_NS.double().mean(),
+            "fvu": _fvu(forward),
+            "l0": forward.encoding.code.l0_NS.double().sum(1).mean(),
             "dead": forward.dead_SF.double().mean(),
         }
         figures = {name: float(value.detach()) for name, value in metrics.items()}
@@ -191,6 +203,11 @@ class Trainee(nn.Module):
         )
         frozen.after_step()
         return frozen.folded(self.normaliser.input_scale_S, self.normaliser.output_scale_T)
+
+
+def _fvu(forward: Forward) -> Tensor:
+    error = forward.residual_NTD.square().sum()
+    return error / (forward.y_NTD - forward.y_NTD.mean(0)).square().sum()
 
 
 def _world_size() -> int:

@@ -18,7 +18,7 @@ from dictlearn.lm.language_model import LanguageModel
 from dictlearn.lm.load import read_info
 from dictlearn.objectives.objective import Objective
 from dictlearn.objectives.teacher import Teacher
-from dictlearn.sources.protocol import Source
+from dictlearn.sources.protocol import MakesActivations, Source
 from dictlearn.train.module import DictionaryTraining
 from dictlearn.train.trainee import Trainee
 from dictlearn.types import ModelInfo
@@ -35,7 +35,13 @@ def build_info(cfg: DictConfig) -> ModelInfo:
     """What the model's config alone says: enough to refuse a wrong layer before any weights load."""
     if reads_model(cfg):
         return read_info(cfg.model.path, cfg.model.revision)
-    return instantiate(cfg.source)(batch_tokens=cfg.batch_tokens, seed=cfg.seed).info
+    source = instantiate(cfg.source)(batch_tokens=cfg.batch_tokens, seed=cfg.seed)
+    if not isinstance(source, MakesActivations):
+        raise ValueError(
+            f"source._target_={cfg.source._target_}: it reads no model (reads_model is False), so it "
+            "has to say what its activations are: want a property info, a dictlearn.types.ModelInfo"
+        )
+    return source.info
 
 
 def build_model(cfg: DictConfig) -> LanguageModel | None:
@@ -93,13 +99,18 @@ def build_windows(cfg: DictConfig, lm: LanguageModel, split: str) -> Any:
 
 
 def build_source(
-    cfg: DictConfig, lm: LanguageModel | None, dictionary: Dictionary, split: str
+    cfg: DictConfig,
+    lm: LanguageModel | None,
+    dictionary: Dictionary,
+    split: str,
+    windows: Any = None,
 ) -> Source:
+    """`windows` are those of `build_windows`, where they are at hand."""
     # Only training lasts long enough for reading ahead to pay for what is read in vain at the end.
     own = {"ahead": False} if split != "train" and "ahead" in cfg.source else {}
     return instantiate(cfg.source, **own)(
         lm=lm,
-        windows=build_windows(cfg, lm, split) if lm is not None else None,
+        windows=build_windows(cfg, lm, split) if lm is not None and windows is None else windows,
         sources=dictionary.sources,
         targets=dictionary.targets,
         batch_tokens=cfg.batch_tokens,
@@ -162,6 +173,7 @@ def build_training(
         schedule=instantiate(cfg.schedule),
         steps=cfg.steps,
         clip_norm=cfg.clip_norm,
+        spike_sigma=cfg.spike_sigma,
     )
 
 

@@ -16,7 +16,7 @@ from dictlearn.ckpt.checkpoint_io import read_config
 from dictlearn.ckpt.diff import ABSENT, MAY_CHANGE, refuse_changes
 from dictlearn.overrides import dotted
 
-OF_THIS_START = ("name", "run_dir", "resume")
+OF_THIS_START = ("name", "run_dir", "resume", "allow_changed")
 
 
 def continued(verb: str, cfg: DictConfig, checkpoint: Path) -> DictConfig:
@@ -69,10 +69,10 @@ def _given(verb: str, cfg: DictConfig, saved: Mapping[str, Any]) -> set[str]:
     """
     if not HydraConfig.initialized():
         return {str(key) for key in cfg}
-    groups, texts = config.groups(verb), list(HydraConfig.get().overrides.task)
+    groups = config.groups(verb)
     tree = OmegaConf.to_container(cfg)
     keys: set[str] = {*OF_THIS_START}
-    for text in texts:
+    for text in HydraConfig.get().overrides.task:
         group, _, option = text.partition("=")
         if group not in groups:
             keys.add(group.lstrip("+~"))
@@ -82,8 +82,8 @@ def _given(verb: str, cfg: DictConfig, saved: Mapping[str, Any]) -> set[str]:
             keys.add(group)
             continue
         for other in config.options(group):
-            others = [f"{group}={other}" if one == text else one for one in texts]
-            sibling = _at(OmegaConf.to_container(config.raw(verb, others)), group)
+            # By itself: beside another option the rest of the command line may mean nothing.
+            sibling = _at(OmegaConf.to_container(config.raw(verb, [f"{group}={other}"])), group)
             if other != option and sibling.get("_target_") == own.get("_target_"):
                 there, here = dict(dotted(sibling)), dict(dotted(own))
                 keys |= {f"{group}.{key}" for key in here if there.get(key, ABSENT) != here[key]}

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
 from rich.progress import Progress
 
-from dictlearn import escape
 from dictlearn.ckpt.dictionary import load_dictionary
 from dictlearn.dicts.dictionary import Dictionary
 from dictlearn.evals import layers
@@ -63,12 +64,31 @@ def evaluate_into(
     beside: Mapping[str, Dictionary] | None = None,
     split: str = "eval",
 ) -> dict[str, Any]:
-    """Runs `cfg.eval` on held-out text, prints the table, writes figures.json and the report.
+    """`evaluated`, then writes figures.json and the report. Returns what figures.json holds."""
+    record = evaluated(cfg, dictionary, lm, beside, split)
+    write_into(folder, record)
+    return record
+
+
+def write_into(folder: Path, record: Mapping[str, Any]) -> None:
+    """figures.json and the report. Raises OSError, which names what could not be written."""
+    write_record(folder, record)
+    write_report(folder)
+
+
+def evaluated(
+    cfg: DictConfig,
+    dictionary: Dictionary,
+    lm: LanguageModel,
+    beside: Mapping[str, Dictionary] | None = None,
+    split: str = "eval",
+) -> dict[str, Any]:
+    """Runs `cfg.eval` on held-out text and prints the table; the record for figures.json.
 
     Reads `data`, `eval`, `eval_tokens` and `eval_windows` of the configuration. `beside` are other
     dictionaries of the same model, by what to call them: the same figures, less the baselines, on
     the same text, in the same tables. Baselines are fitted on the text to train on; where `split` is
-    the whole text, on that too. Returns what figures.json holds.
+    the whole text, on that too.
     """
     for key in ("eval_tokens", "eval_windows"):
         if cfg[key] < 1:
@@ -76,13 +96,13 @@ def evaluate_into(
     evals = build.named(cfg.eval)
     held_out = build.build_windows(cfg, lm, split)
     train = build.build_windows(cfg, lm, "train") if split == "eval" else held_out
-    console = escape.console(stderr=True)
+    console = Console(stderr=True)
     if not console.is_terminal:
         _say(f"Evaluating on {cfg.eval_tokens:,} held-out tokens.")
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
 
-        def evaluated(name: str, one: Dictionary, evals: Mapping[str, Eval]) -> Evaluation:
-            task = bar.add_task(escape.markup(f"evaluating {name}".rstrip()), total=None)
+        def found(name: str, one: Dictionary, evals: Mapping[str, Eval]) -> Evaluation:
+            task = bar.add_task(f"evaluating {name}".rstrip(), total=None)
             return evaluate_dictionary(
                 one,
                 lm,
@@ -94,21 +114,19 @@ def evaluate_into(
                 progress=lambda done, total: bar.update(task, completed=done, total=total),
             )
 
-        evaluation = evaluated("", dictionary, evals)
+        evaluation = found("", dictionary, evals)
         of_dictionaries = {k: e for k, e in evals.items() if not isinstance(e, RowSource)}
         others = {
-            label: (other, evaluated(label, other, of_dictionaries))
+            label: (other, found(label, other, of_dictionaries))
             for label, other in (beside or {}).items()
         }
     data = OmegaConf.to_container(cfg.data, resolve=True)
     assert isinstance(data, dict)
     text = {str(key): value for key, value in data.items()}
     record = record_of(evaluation, dictionary, lm.info, text, others)
-    write_record(folder, record)
-    write_report(folder)
-    escape.console().print(renderable(record), *layers.renderables(record), sep="\n")
+    Console().print(renderable(record), *layers.renderables(record), sep="\n")
     return record
 
 
 def _say(text: str) -> None:
-    escape.say(text)
+    sys.stderr.write(text + "\n")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,16 +12,14 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from dictlearn import config, escape
+from dictlearn import config
 from dictlearn.ckpt.commit import commit
 from dictlearn.ckpt.dictionary import load_dictionary
-from dictlearn.ckpt.files import read_json
 from dictlearn.dicts.dictionary import Dictionary
 from dictlearn.disk.replace import check_replaceable
 from dictlearn.evals.evaluation import check_fits
 from dictlearn.evals.observe import windows_read
 from dictlearn.evals.reconstruction import ReconstructionSums
-from dictlearn.evals.record import FILE
 from dictlearn.export.calibrate import as_jumprelu
 from dictlearn.export.compare import TOLERANCE, difference
 from dictlearn.export.features import FeatureExporter, FeatureJob
@@ -193,30 +193,27 @@ def conversion(before: Dictionary, after: Dictionary, exact: bool, unseen: HeldO
         return f"{name} as jumprelu: the same function, with other parameters"
     l0, fvu = zip(*(measured(one, unseen) for one in (before, after)), strict=True)
     return (
-        f"{name} as jumprelu, thresholds fitted on other text: L0 {l0[0]:.2f} -> {l0[1]:.2f}, "
-        f"FVU {fvu[0]:.4f} -> {fvu[1]:.4f} on {unseen.n_tokens:,} held-out tokens"
+        f"{name} as jumprelu, thresholds fitted on other text: L0 {l0[0]:.2f} -> {l0[1]:.2f} "
+        f"active features per token, FVU {fvu[0]:.4f} -> {fvu[1]:.4f} on {unseen.n_tokens:,} "
+        "held-out tokens"
     )
 
 
 @torch.no_grad()
 def measured(dictionary: Dictionary, unseen: HeldOut) -> tuple[float, float]:
-    """(L0 per source, FVU)."""
-    sums, fired, rows = ReconstructionSums(dictionary.n_targets), 0, 0
+    """(L0 per token, FVU)."""
+    sums, fired, tokens = ReconstructionSums(dictionary.n_targets), 0, 0
     for batch in unseen.batches():
         code = dictionary.encode(batch.x_NSD)
-        fired, rows = fired + len(code.values), rows + len(code.row_starts) - 1
+        fired, tokens = fired + len(code.values), tokens + code.n_tokens
         sums.update(batch.y_NTD, dictionary.decode(code, batch.x_NSD))
-    return fired / rows, sums.figures()["fvu"]
+    return fired / tokens, sums.figures()["fvu"]
 
 
 def figures(run: Path) -> dict[str, float]:
-    """What the run's evaluation found, if it had one: its numbers, whatever else the file holds."""
-    path = run / FILE
-    found = read_json(path) if path.is_file() else {}
-    found = found.get("figures") if isinstance(found, dict) else None
-    if not isinstance(found, dict):
-        return {}
-    return {key: value for key, value in found.items() if type(value) in (int, float)}
+    """What the run's evaluation found, if it had one."""
+    path = run / "figures.json"
+    return json.loads(path.read_text(encoding="utf-8"))["figures"] if path.is_file() else {}
 
 
 def size(folder: Path) -> int:
@@ -224,4 +221,4 @@ def size(folder: Path) -> int:
 
 
 def say(text: str) -> None:
-    escape.say(text)
+    sys.stderr.write(text + "\n")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from omegaconf import DictConfig
+from rich.console import Console
 from rich.progress import Progress
 from transformers import PreTrainedTokenizerBase
 
-from dictlearn import escape
 from dictlearn.features.pages import write_pages
 from dictlearn.lm.load import load_tokenizer
 from dictlearn.store.explanations import read_explanations
@@ -37,7 +38,7 @@ def write_site(
     store: FeatureStore, tokenizer: PreTrainedTokenizerBase | None, folder: Path | None = None
 ) -> None:
     """The site of `store` and of the explanations beside it, and where it is; also for other verbs."""
-    console = escape.console(stderr=True)
+    console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("writing pages", total=len(store))
         page = write_pages(
@@ -47,4 +48,4 @@ def write_site(
             store.folder if folder is None else folder,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
-    escape.say(f"The pages: {page}")
+    sys.stderr.write(f"The pages: {page}\n")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -11,13 +13,14 @@ import lightning
 import torch
 from dictlearn_kernels import dispatch
 from hydra.utils import instantiate
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
-from dictlearn import escape
-from dictlearn.ckpt.checkpoint_io import DictlearnCheckpointIO
+from dictlearn.ckpt.checkpoint_io import DictlearnCheckpointIO, read_contents
 from dictlearn.ckpt.commit import collect_garbage
 from dictlearn.ckpt.dictionary import save_dictionary
+from dictlearn.ckpt.diff import refuse_changed_contents
 from dictlearn.ckpt.lock import run_lock
 from dictlearn.ckpt.resume import CHECKPOINTS, Resume, resolve_resume
 from dictlearn.ckpt.signature import signed
@@ -26,18 +29,20 @@ from dictlearn.dicts.dictionary import Dictionary
 from dictlearn.disk.whole import write_text
 from dictlearn.evals.ground_truth import mcc, mean_max_cosine
 from dictlearn.evals.record import FORMAT, versions, write_record
+from dictlearn.evals.table import LONG
 from dictlearn.lm.language_model import LanguageModel
 from dictlearn.ranges import Count, Positive, Seed
-from dictlearn.sources.protocol import Source
-from dictlearn.sources.synthetic import SyntheticSource
+from dictlearn.sources.protocol import KnowsTruth, MakesActivations, Source
 from dictlearn.train.callbacks.signals import Interrupted
 from dictlearn.train.loader import SourceLoader
+from dictlearn.train.loggers import guarded
 from dictlearn.train.module import DictionaryTraining
 from dictlearn.types import Batch, ModelInfo
-from dictlearn.verbs import build
+from dictlearn.verbs import build, fingerprints, verdict
 from dictlearn.verbs.continued import command, continued
-from dictlearn.verbs.evaluate import BESIDE, evaluate_into, label_beside
+from dictlearn.verbs.evaluate import BESIDE, evaluated, label_beside, write_into
 
+FIGURES = {"fvu": "FVU", "l0": "L0 per token", "mcc": "MCC"}
 SAMPLE_TOKENS = 16_384  # for scales, biases and thresholds
 
 
@@ -47,6 +52,7 @@ class Keys:
     name: str
     run_dir: str
     resume: str | None
+    allow_changed: list[Literal["model", "tokenizer", "data", "teacher"]]
     init: str | None
     seed: Seed
     steps: Count
@@ -55,6 +61,7 @@ class Keys:
     unit_norm: bool
     encoder_scale: Positive
     clip_norm: Positive | None
+    spike_sigma: Positive | None
     dead_after: Count | None
     kernels: Literal["auto", "reference"]
     selection: Literal["auto", "float32", "bfloat16", "float16", "int16"]
@@ -79,27 +86,46 @@ def main(cfg: DictConfig) -> int:
         collect_garbage(run)
         for note in resume.notes:
             say(note)
+        contents = fingerprints.of_files(cfg) if build.reads_model(cfg) else {}
+        refuse_other_contents(cfg, resume.folder, contents)  # before a model is loaded
         start = build.build_start(cfg, dictionary) if resume.folder is None else None
         lm = build.build_model(cfg)
         build.connect(cfg, training, lm)
-        source = build.build_source(cfg, lm, dictionary, "train")
-        write_text(run / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
-        if resume.folder is None:
-            sample = source.sample(SAMPLE_TOKENS)
-            for name, trainee in training.named_trainees():
-                trainee.to(source.device).begin(sample, start if name == "dictionary" else None)
-        try:
-            fit(cfg, training, source, resume.folder)
-        except Interrupted as interrupted:
-            say(f"stopped by {interrupted.signal.name}; to go on: {command(cfg)}")
-            return int(interrupted.code or 1)
-        if rank_zero_only.rank != 0:
-            return 0
-        if lm is None:
-            finish_without_model(cfg, run, training, source)
-        else:
-            finish(cfg, run, training, lm)
-    return 0
+        windows = None if lm is None else build.build_windows(cfg, lm, "train")
+        if windows is not None:
+            contents["data"] = fingerprints.of_text(windows)
+        refuse_other_contents(cfg, resume.folder, contents)
+        source = build.build_source(cfg, lm, dictionary, "train", windows)
+        with guarded(build.named(cfg.get("logger")), build.plain(cfg)) as loggers:
+            write_text(run / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+            if resume.folder is None:
+                sample = source.sample(SAMPLE_TOKENS)
+                for name, trainee in training.named_trainees():
+                    trainee.to(source.device).begin(sample, start if name == "dictionary" else None)
+            try:
+                fit(cfg, training, source, resume.folder, loggers, contents)
+            except Interrupted as interrupted:
+                say(f"stopped by {interrupted.signal.name}; to go on: {command(cfg)}")
+                return int(interrupted.code or 1)
+            if rank_zero_only.rank != 0:
+                return 0
+            if lm is None:
+                figures = finish_without_model(cfg, run, training, source)
+            else:
+                figures = finish(cfg, run, training, lm)
+            for one in loggers:
+                one.finish(figures, cfg.steps, run / "dictionary")
+            for sentence in verdict.sentences(training.trainee(), figures):
+                say(sentence)
+            return int(verdict.diverged(training.trainee(), figures))
+
+
+def refuse_other_contents(
+    cfg: DictConfig, checkpoint: Path | None, contents: Mapping[str, str]
+) -> None:
+    if checkpoint is not None:
+        was = read_contents(checkpoint)
+        refuse_changed_contents(was, contents, checkpoint, cfg.allow_changed)
 
 
 def begun(cfg: DictConfig, run: Path) -> Resume:
@@ -122,7 +148,12 @@ def check(cfg: DictConfig) -> None:
 
 
 def fit(
-    cfg: DictConfig, training: DictionaryTraining, source: Source, checkpoint: Path | None
+    cfg: DictConfig,
+    training: DictionaryTraining,
+    source: Source,
+    checkpoint: Path | None,
+    loggers: Sequence[Logger] = (),
+    contents: Mapping[str, str] | None = None,
 ) -> None:
     """Trains to the last step, from a checkpoint where there is one."""
     accumulate = cfg.trainer.accumulate_grad_batches
@@ -132,9 +163,9 @@ def fit(
         max_steps=cfg.steps,
         max_epochs=-1,
         default_root_dir=cfg.run_dir,
-        logger=list(build.named(cfg.get("logger")).values()),
+        logger=list(loggers),
         callbacks=list(build.named(cfg.get("callbacks")).values()),
-        plugins=[DictlearnCheckpointIO(build.plain(cfg))],
+        plugins=[DictlearnCheckpointIO(build.plain(cfg), contents=contents)],
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
@@ -142,8 +173,14 @@ def fit(
     trainer.fit(training, SourceLoader(source, cfg.steps * accumulate), ckpt_path=checkpoint)
 
 
-def finish(cfg: DictConfig, run: Path, training: DictionaryTraining, lm: LanguageModel) -> None:
-    """Saves the inference form, evaluates it on held-out text and writes the report."""
+def finish(
+    cfg: DictConfig, run: Path, training: DictionaryTraining, lm: LanguageModel
+) -> dict[str, float | None]:
+    """Saves the inference form, evaluates it on held-out text and writes the report; the figures.
+
+    Raises:
+        OSError: the dictionary cannot be saved. A report that cannot be is said, no more.
+    """
     held_out = build.build_source(cfg, lm, training.trainee().dictionary, "eval")
     sample = held_out.sample(SAMPLE_TOKENS)
     finished = {}
@@ -154,38 +191,55 @@ def finish(cfg: DictConfig, run: Path, training: DictionaryTraining, lm: Languag
         finished[name] = one
     dictionary = finished.pop("dictionary")
     beside = {label_beside(name): one for name, one in finished.items()}
-    evaluate_into(run, cfg, dictionary, lm, beside)
-    say(f"{run / 'report.html'} shows the run; dictlearn.load('{run}') gives the dictionary")
+    record = evaluated(cfg, dictionary, lm, beside)
+    try:
+        write_into(run, record)
+    except OSError as error:
+        say(f"{error}; dictlearn evaluate dictionary={run} output={run} writes the report again")
+        say(f"dictlearn.load('{run}') gives the dictionary")
+    else:
+        say(f"{run / 'report.html'} shows the run; dictlearn.load('{run}') gives the dictionary")
+    return record["figures"]
 
 
 def finish_without_model(
     cfg: DictConfig, run: Path, training: DictionaryTraining, source: Source
-) -> None:
-    """The same where activations are made of known features: how well were they found?"""
-    assert isinstance(source, SyntheticSource)
+) -> dict[str, float | None]:
+    """The same where a source makes its own activations; where its features are known, also how well
+    they were found.
+    """
+    assert isinstance(source, MakesActivations)
     trainee = training.trainee().to(source.device)
     calibration, unseen = ([source.next_batch() for _ in range(8)] for _ in range(2))
     dictionary = trainee.inference_form(lambda: calibration)
     save_dictionary(dictionary, run / "dictionary", provenance(cfg, source.info))
-    figures = recovery(dictionary, unseen, source.truth)
-    write_record(run, {"format": FORMAT, "figures": figures, "versions": versions()})
+    figures = measured(dictionary, unseen)
+    if isinstance(source, KnowsTruth) and isinstance(dictionary.decoder, DiagonalDecoder):
+        W_dec = dictionary.decoder.W_dec[0]
+        figures["mean_max_cosine"] = mean_max_cosine(W_dec, source.truth)
+        figures["mcc"] = mcc(W_dec, source.truth)
+    known = {name: value if math.isfinite(value) else None for name, value in figures.items()}
+    try:
+        write_record(run, {"format": FORMAT, "figures": known, "versions": versions()})
+    except OSError as error:
+        say(str(error))
     for name, value in figures.items():
-        say(f"{name.replace('_', ' '):<20}{value:.4f}")
+        words = FIGURES.get(name, name.replace("_", " "))
+        say(f"{words:<20}{value:{'.4f' if abs(value) < LONG else '.2e'}}")
     say(f"dictlearn.load('{run}') gives the dictionary")
+    return known
 
 
 @torch.no_grad()
-def recovery(dictionary: Dictionary, unseen: list[Batch], truth: torch.Tensor) -> dict[str, float]:
-    """Figures on activations whose true features [F_true, D] are known."""
+def measured(dictionary: Dictionary, unseen: Sequence[Batch]) -> dict[str, float]:
+    """FVU, pooled over all sites, and L0 per token."""
     x_NSD = torch.cat([batch.x_NSD for batch in unseen])
-    error = (dictionary(x_NSD) - x_NSD).double().square().sum()
-    assert isinstance(dictionary.decoder, DiagonalDecoder)
-    W_dec = dictionary.decoder.W_dec[0]
+    y_NTD = torch.cat([batch.y_NTD for batch in unseen])
+    code = dictionary.encode(x_NSD)
+    error = (dictionary.decode(code, x_NSD) - y_NTD).double().square().sum()
     return {
-        "fvu": float(error / (x_NSD.double() - x_NSD.double().mean(0)).square().sum()),
-        "l0": float(dictionary.encode(x_NSD).l0_NS.double().mean()),
-        "mean_max_cosine": mean_max_cosine(W_dec, truth),
-        "mcc": mcc(W_dec, truth),
+        "fvu": float(error / (y_NTD.double() - y_NTD.double().mean(0)).square().sum()),
+        "l0": float(code.l0_NS.double().sum(1).mean()),
     }
 
 
@@ -221,4 +275,4 @@ def provenance(cfg: DictConfig, info: ModelInfo) -> dict[str, Any]:
 
 
 def say(text: str) -> None:
-    escape.say(text)
+    sys.stderr.write(text + "\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 import warnings
 from pathlib import Path
@@ -114,6 +115,12 @@ class CheckpointCallback(Checkpoint):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.global_step != self._saved_step:
             self._save(trainer, trainer.global_step)
+        if self.failures and trainer.is_global_zero:
+            last = "" if self._saved_step is None else f"; the newest is step-{self._saved_step}"
+            sys.stderr.write(
+                f"callbacks.checkpoint: {self.failures} save{'s' * (self.failures > 1)} "
+                f"failed{last}\n"
+            )
 
     def _is_due(self, trainer: Trainer, step: int) -> bool:
         last = trainer.should_stop or step == trainer.max_steps

@@ -11,19 +11,30 @@ from typing import Any, final
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from dictlearn.disk.whole import replacing
+
+OFTEN = 1.05  # how much longer the record is when its table is written again
+
 
 @final
 class RunLogger(Logger):
     """One JSON object a logged step in `folder`/metrics.jsonl, and the same rows in metrics.csv.
 
     A resumed run drops the rows past the step that it resumes from, so that the file tells of one
-    run, as if it had never stopped. A half-written last line (a crash) is dropped too.
+    run, as if it had never stopped. A half-written last line (a crash, a full disk) is dropped too.
+    Rows that the disk refuses are kept, and written as soon as it takes them.
+
+    Raises:
+        OSError: from log_metrics, save and finalize, when the disk refuses.
     """
 
     def __init__(self, folder: str | Path):
         super().__init__()
         self.folder = Path(folder)
         self._rows: list[dict[str, Any]] | None = None
+        self._written = 0  # of the rows, those in metrics.jsonl
+        self._size = 0  # bytes that they take there
+        self._in_table = 0  # of the rows, those in metrics.csv
 
     @property
     def name(self) -> str:
@@ -37,6 +48,11 @@ class RunLogger(Logger):
     def save_dir(self) -> str:
         return str(self.folder)
 
+    @property
+    def unwritten(self) -> int:
+        """Rows that the disk has not taken yet."""
+        return len(self._rows or []) - self._written
+
     @rank_zero_only
     def log_hyperparams(
         self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any
@@ -48,40 +64,62 @@ class RunLogger(Logger):
         if self._rows is None:
             self._rows = self._rows_before(step or 0)
         row = {key: value for key, value in metrics.items() if key != "epoch"}
-        row = {"step": int(row.pop("step", step or 0)), **row}
-        self._rows.append(row)
-        with (self.folder / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        self._rows.append({"step": int(row.pop("step", step or 0)), **row})
+        self._write()
 
     @rank_zero_only
     def save(self) -> None:
-        """Writes the table again from the rows; called after each checkpoint and at the end."""
-        if not self._rows:
-            return
-        columns = list(dict.fromkeys(key for row in self._rows for key in row))
-        partial = self.folder / "metrics.csv.partial"
-        with partial.open("w", newline="") as file:
-            table = csv.DictWriter(file, columns)
-            table.writeheader()
-            table.writerows(self._rows)
-        partial.replace(self.folder / "metrics.csv")
+        """Writes the table again where it has become too old; called with each row."""
+        if len(self._rows or []) >= OFTEN * self._in_table:
+            self._write_table()
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        self.save()
+        if self.unwritten:
+            self._write()
+        self._write_table()
+
+    def _write(self) -> None:
+        """Appends what is not there yet, after the last whole line that is."""
+        assert self._rows is not None
+        path = self.folder / "metrics.jsonl"
+        if not path.exists():  # somebody has moved the folder
+            self._written = self._size = 0
+            self.folder.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        lines = "".join(json.dumps(row) + "\n" for row in self._rows[self._written :]).encode()
+        with path.open("r+b") as file:
+            file.truncate(self._size)
+            file.seek(self._size)
+            file.write(lines)
+        self._written, self._size = len(self._rows), self._size + len(lines)
+
+    def _write_table(self) -> None:
+        if not self._rows or len(self._rows) == self._in_table:
+            return
+        columns = list(dict.fromkeys(key for row in self._rows for key in row))
+        with (
+            replacing(self.folder / "metrics.csv") as partial,
+            partial.open("w", newline="") as file,
+        ):
+            table = csv.DictWriter(file, columns)
+            table.writeheader()
+            table.writerows(self._rows)
+        self._in_table = len(self._rows)
 
     def _rows_before(self, step: int) -> list[dict[str, Any]]:
-        path = self.folder / "metrics.jsonl"
-        rows = []
-        if path.exists():
-            for line in path.read_text().splitlines(keepends=True):
-                if not line.endswith("\n"):
-                    break
+        """The rows of earlier steps, which are the file's first; the next write drops the others."""
+        path, rows = self.folder / "metrics.jsonl", []
+        for line in path.read_bytes().splitlines(keepends=True) if path.exists() else []:
+            if not line.endswith(b"\n"):
+                break
+            try:
                 row = json.loads(line)
-                if row["step"] < step:
-                    rows.append(row)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        partial = self.folder / "metrics.jsonl.partial"
-        partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        partial.replace(path)
+                earlier = row["step"] < step
+            except (ValueError, KeyError, TypeError):
+                break  # not a line of ours: the record goes on from what can be read
+            if not earlier:
+                break
+            rows.append(row)
+            self._written, self._size = len(rows), self._size + len(line)
         return rows

@@ -81,7 +81,7 @@ def _figures(metrics: dict[str, float]) -> str:
     formats = {
         "tokens_per_second": "{:,.0f} tokens/s",
         "fvu": "FVU {:.4f}",
-        "l0": "L0 {:.1f}",
+        "l0": "L0 {:.1f} per token",
         "dead": "dead {:.1%}",
     }
     found = []

@@ -1,0 +1,162 @@
+"""Loggers that never end a run: what they raise is counted, said once, and tried again."""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol, final, runtime_checkable
+
+from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+HELD_OUT = "held_out/"  # before the names of the final figures
+
+
+@runtime_checkable
+class KeepsRows(Protocol):
+    """A logger that keeps what it could not write, and tries again with the next row."""
+
+    @property
+    def unwritten(self) -> int: ...
+
+
+@final
+class Guarded(Logger):
+    """A logger of any kind, under the key that the user gave it, whose failures the run survives.
+
+    `start` is the exception: what fails before any work is the user's to mend.
+    """
+
+    def __init__(self, key: str, inner: Logger):
+        super().__init__()
+        self.key, self.inner = key, inner
+        self.lost = 0  # rows
+        self.failure: str | None = None  # the last call's
+        self._said = False
+
+    @property
+    def name(self) -> str | None:
+        return self.inner.name
+
+    @property
+    def version(self) -> int | str | None:
+        return self.inner.version
+
+    @property
+    def save_dir(self) -> str | None:
+        return self.inner.save_dir
+
+    @rank_zero_only
+    def start(self, config: Mapping[str, Any]) -> None:
+        """Opens what is behind the logger, and gives it the configuration.
+
+        Raises:
+            ValueError: whatever is wrong, such as a server that cannot be reached.
+        """
+        try:
+            self.inner.log_hyperparams(dict(config))
+        except Exception as error:
+            without = f"~{self.key} trains without it"
+            if isinstance(self.inner, WandbLogger):
+                without = f"{self.key}.offline=true keeps the record here, {without}"
+            raise ValueError(f"{self.key}: cannot start: {_line(error)}; {without}") from error
+
+    @rank_zero_only
+    def log_hyperparams(
+        self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any
+    ) -> None:
+        self._try(lambda: self.inner.log_hyperparams(params, *args, **kwargs))
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        if not self._try(lambda: self.inner.log_metrics(dict(metrics), step)):
+            self.lost += 1
+
+    @rank_zero_only
+    def save(self) -> None:
+        self._try(self.inner.save)
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        self._try(lambda: self.inner.finalize(status))
+
+    @rank_zero_only
+    def finish(self, figures: Mapping[str, float | None], step: int, dictionary: Path) -> None:
+        """Tells others than the run's own files of the held-out figures; W&B, where `log_model` asks
+        for it, of the dictionary too.
+        """
+        if isinstance(self.inner, KeepsRows):
+            return
+        known = {HELD_OUT + name: value for name, value in figures.items() if value is not None}
+        self.log_metrics(known, step)
+        if isinstance(self.inner, WandbLogger) and self.inner._log_model:
+            self._try(lambda: _upload(self.inner.experiment, dictionary))  # type: ignore[attr-defined]
+
+    @rank_zero_only
+    def close(self, failed: bool) -> None:
+        """The next run of this process begins a record of its own."""
+        if isinstance(self.inner, WandbLogger) and self.inner._experiment is not None:
+            run = self.inner.experiment
+            self._try(lambda: run.finish(exit_code=int(failed)))
+
+    @property
+    def summary(self) -> str | None:
+        """What is missing from the record, None where nothing is."""
+        lost = self.inner.unwritten if isinstance(self.inner, KeepsRows) else self.lost
+        if not lost and self.failure is None:
+            return None
+        rows = f"{lost} row{'s' * (lost != 1)} of metrics could not be written" if lost else ""
+        return f"{self.key}: {'; '.join(filter(None, (rows, self.failure)))}"
+
+    def _try(self, call: Callable[[], object]) -> bool:
+        try:
+            call()
+        except Exception as error:
+            self.failure = _line(error)
+            if not self._said:
+                self._said = True
+                say(f"{self.key}: {self.failure}; training goes on, and it is tried again")
+            return False
+        self.failure = None
+        return True
+
+
+@contextmanager
+def guarded(loggers: Mapping[str, Logger], config: Mapping[str, Any]) -> Iterator[list[Guarded]]:
+    """The loggers of `logger.<name>`, started; says at the end what none of them could keep.
+
+    Raises:
+        ValueError: from the start, where one cannot start.
+    """
+    several = [Guarded(f"logger.{name}", one) for name, one in loggers.items()]
+    failed = True
+    try:
+        for one in several:
+            one.start(config)
+        yield several
+        failed = False
+    finally:
+        for one in several:
+            one.close(failed)
+            if rank_zero_only.rank == 0 and one.summary:  # type: ignore[attr-defined]
+                say(one.summary)
+
+
+def _upload(run: Any, dictionary: Path) -> None:
+    from wandb import Artifact
+
+    artifact = Artifact(f"dictionary-{run.id}", type="dictionary")
+    artifact.add_dir(str(dictionary))
+    run.log_artifact(artifact)
+
+
+def _line(error: BaseException) -> str:
+    """The first line of what went wrong, or its kind."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def say(text: str) -> None:
+    sys.stderr.write(text + "\n")
