@@ -25,7 +25,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dictlearn import __version__, config, help, multirun, overrides
+from dictlearn import __version__, config, escape, help, multirun, overrides
 
 USAGE = """\
 dictlearn {version}: sparse dictionaries over the activations of language models
@@ -189,4 +189,4 @@ def _one_sentence(go_on: bool = False) -> Iterator[None]:
 
 
 def _say(text: str) -> None:
-    sys.stderr.write(text + "\n")
+    escape.say(text)

@@ -73,6 +73,23 @@ def test_the_card_has_front_matter_figures_and_code(tmp_path):
     assert "trained on | 1,000 tokens" in body
 
 
+def test_nothing_that_a_file_says_becomes_markdown(tmp_path):
+    odd = "x |\n\n# Install\n`pip install evil` <img src=x> [click](https://evil.example) \x1b[31m"
+    job = job_of(made("topk", "sae"))
+    data = {"_target_": f"a.{odd}", "path": odd, "context": odd}
+    job = replace(job, training={"init": odd, "tokens": odd, "data": data})
+    job = replace(job, info=replace(job.info, name=odd, revision=odd))
+    (tmp_path / "new").mkdir()
+    Hub().write(job, tmp_path / "new")
+    body = (tmp_path / "new/README.md").read_text().split("---\n", 2)[2]
+    assert "evil.example" in body and "\x1b" not in body
+    assert "\n# Install" not in body
+    for order in ("<img", "[click]", "`pip"):
+        assert f"\n{order}" not in body and body.count(order) == body.count("\\" + order), order
+    rows = [row for row in body.splitlines() if row.startswith("|")]
+    assert all(row.replace("\\|", "").count("|") == 3 for row in rows[:10])
+
+
 def test_a_card_without_figures_or_licence_says_so(tmp_path):
     text = (written(tmp_path / "new") / "README.md").read_text()
     assert "license:" not in text and "owner/name" in text

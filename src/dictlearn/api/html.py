@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from html import escape
 from typing import TYPE_CHECKING
+
+from dictlearn.escape import html as escape
 
 if TYPE_CHECKING:
     from dictlearn.api.record import FeatureRecord

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from dictlearn import escape
 from dictlearn.api import html
-from dictlearn.dicts.summary import printable
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class FeatureRecord:
     def __repr__(self) -> str:
         lines = [f"{self.name}: {self.said()}", f"  {self.fires()}"]
         lines += [f"  {example.text!r}" for example in self.examples[:3]]
-        return "\n".join(printable(line) for line in lines)
+        return "\n".join(escape.line(one) for one in lines)
 
     def _repr_html_(self) -> str:
         return html.feature(self)

@@ -23,6 +23,7 @@ from dictlearn.sparsity.protocol import Sparsity
 SIZES = ("n_sources", "n_features")  # what a sparsity is told beside its own options
 MOST_SITES = 1000
 NAME = re.compile(r"[A-Za-z][\w-]{0,63}")
+SITE = re.compile(r"[\w.:\[\]-][\w.:/\[\]-]{0,299}")  # exports name folders by sites
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
 
 
@@ -102,7 +103,7 @@ def _check_sites(shape: Shape) -> None:
         if not 1 <= len(names) <= MOST_SITES:
             raise ValueError(f"{key}: {len(names):,} sites; want 1 to {MOST_SITES:,}")
         for name in names:
-            if not name.isprintable() or not name or len(name) > 300:
+            if not SITE.fullmatch(name) or ".." in name.split("/"):
                 raise ValueError(f"{key}: {shown(name)} is no site's name")
     n_sources, n_targets = len(shape.sources), len(shape.targets)
     if shape.link in ("diagonal", "lower") and n_sources != n_targets:

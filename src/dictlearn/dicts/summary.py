@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from dictlearn import escape
+
 
 class Summarised(Protocol):
     """What of a dictionary is looked at here."""
@@ -53,21 +55,16 @@ def summary(dictionary: Summarised) -> str:
     }
     if isinstance(tokens := trained.get("tokens"), int):
         lines["trained on"] = f"{tokens:,} tokens"
-    of = f" of {printable(model)}" if isinstance(model, str) else ""
-    head = f"Dictionary: {printable(dictionary.kind)}{of}"
+    of = f" of {escape.line(model)}" if isinstance(model, str) else ""
+    head = f"Dictionary: {escape.line(dictionary.kind)}{of}"
     return "\n".join([head, *(f"  {name:<11}{line}" for name, line in lines.items())])
 
 
 def sites(names: Sequence[str]) -> str:
     """All of a few, else the first and the last of so many."""
     if len(names) <= 3:
-        return printable(", ".join(names))
-    return printable(f"{names[0]} ... {names[-1]} ({len(names)})")
-
-
-def printable(text: str) -> str:
-    """`text` with escapes for what a terminal could take as an order."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+        return escape.line(", ".join(names))
+    return escape.line(f"{names[0]} ... {names[-1]} ({len(names)})")
 
 
 def _features(dictionary: Summarised) -> str:
@@ -79,7 +76,7 @@ def _sparsity(dictionary: Summarised) -> str:
     name, k = dictionary.sparsity.name, dictionary.shape.k
     trained = dictionary.training_figures.get("sparsity")
     if isinstance(trained, Mapping) and isinstance(target := trained.get("_target_"), str):
-        before = printable(target.rpartition(".")[2].lower())
+        before = escape.line(target.rpartition(".")[2].lower())
         name += f" (trained as {before})" if before != name else ""
     l0 = dictionary.figures.get("l0")
     measured = "" if l0 is None else f"L0 {l0:.2f} per token, "

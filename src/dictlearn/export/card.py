@@ -10,6 +10,7 @@ from huggingface_hub import ModelCardData
 
 from dictlearn import __version__
 from dictlearn.dicts.dictionary import Dictionary
+from dictlearn.escape import markdown
 from dictlearn.export import _layers
 from dictlearn.export.protocol import Job
 
@@ -58,14 +59,14 @@ def model_card(
         explained: whether descriptions of the features are beside it.
     """
     dictionary = job.dictionary
-    kind = KINDS.get(dictionary.kind, dictionary.kind)
+    kind = KINDS.get(dictionary.kind) or markdown(dictionary.kind)
     data = ModelCardData(
         license=license,
         library_name="dictlearn",
         base_model=job.info.name if HUB_ID.fullmatch(job.info.name) else None,
         tags=["interpretability", "sparse-dictionary", dictionary.kind, dictionary.sparsity.name],
     )
-    model = job.info.name
+    model = markdown(job.info.name)
     parts = [
         f"---\n{data.to_yaml()}\n---",
         f"# {kind} of {model}",
@@ -95,7 +96,7 @@ def _about(dictionary: Dictionary, job: Job) -> str:
         f"{_layers.context_of(job.training, job.info.context_length)} tokens",
         "trained on": _tokens(job.training),
     }
-    lines = [f"| {name} | {value} |" for name, value in rows.items()]
+    lines = [f"| {name} | {markdown(value)} |" for name, value in rows.items()]
     sites = (
         "`resid_post.L` is what block L hands on, `mlp_in.L` what its MLP reads after the norm, "
         "`mlp_out.L` what the MLP adds to the residual."

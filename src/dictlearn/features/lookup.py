@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dictlearn.ckpt.files import read_tensors
+from dictlearn.ckpt.files import check_numbers, read_tensors
 from dictlearn.dicts.dictionary import Dictionary
 from dictlearn.dicts.transforms import TransformDecoder
 from dictlearn.lm.capture import capture
@@ -106,16 +106,20 @@ def _strongest(cosines: Tensor, k: int) -> list[tuple[int, float]]:
 def vector_from(path: Path) -> Tensor:
     """The one vector of a .safetensors or .npy file. Raises ValueError."""
     if path.suffix == ".npy":
-        try:
-            array = np.load(path, allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"vector={path}: is not a readable .npy file: {error}") from None
-        return torch.from_numpy(np.ascontiguousarray(array)).float().squeeze()
-    if path.suffix != ".safetensors":
+        try:  # mapped: a header that says more than the file holds makes nothing
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+            found = torch.from_numpy(np.array(array))
+        except (OSError, ValueError, TypeError, OverflowError) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"vector={path}: is not a readable .npy file: {reason}") from None
+        tensors = {"its array": found}
+    elif path.suffix == ".safetensors":
+        tensors = read_tensors(path)
+    else:
         raise ValueError(f"vector={path}: want a .safetensors or a .npy file")
-    tensors = read_tensors(path)
     if len(tensors) != 1:
         raise ValueError(f"vector={path}: holds {len(tensors)} tensors; want one")
+    check_numbers(path, tensors)
     return next(iter(tensors.values())).float().squeeze()
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
 from omegaconf import DictConfig, ListConfig
-from rich.console import Console
 
+from dictlearn import escape
 from dictlearn.evals.record import FILE
 from dictlearn.evals.report.compared.page import PAGE, is_ours, write_page
 from dictlearn.evals.report.compared.read import Run, read_runs, run_folders
@@ -45,8 +44,8 @@ def show(runs: Sequence[Run], path: Path) -> None:
     """The table on the terminal and the page at `path`."""
     _refuse_others(path)
     write_page(runs, path, path.parent.resolve().name if path.name == PAGE else path.stem)
-    Console().print(renderable(runs))
-    sys.stderr.write(f"The page: {path}\n")
+    escape.console().print(renderable(runs))
+    escape.say(f"The page: {path}")
 
 
 def _page(output: str | None, folders: Sequence[Path]) -> Path:

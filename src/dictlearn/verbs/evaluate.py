@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 from rich.progress import Progress
 
+from dictlearn import escape
 from dictlearn.ckpt.dictionary import load_dictionary
 from dictlearn.dicts.dictionary import Dictionary
 from dictlearn.evals import layers
@@ -96,13 +95,13 @@ def evaluated(
     evals = build.named(cfg.eval)
     held_out = build.build_windows(cfg, lm, split)
     train = build.build_windows(cfg, lm, "train") if split == "eval" else held_out
-    console = Console(stderr=True)
+    console = escape.console(stderr=True)
     if not console.is_terminal:
         _say(f"Evaluating on {cfg.eval_tokens:,} held-out tokens.")
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
 
         def found(name: str, one: Dictionary, evals: Mapping[str, Eval]) -> Evaluation:
-            task = bar.add_task(f"evaluating {name}".rstrip(), total=None)
+            task = bar.add_task(escape.markup(f"evaluating {name}".rstrip()), total=None)
             return evaluate_dictionary(
                 one,
                 lm,
@@ -124,9 +123,9 @@ def evaluated(
     assert isinstance(data, dict)
     text = {str(key): value for key, value in data.items()}
     record = record_of(evaluation, dictionary, lm.info, text, others)
-    Console().print(renderable(record), *layers.renderables(record), sep="\n")
+    escape.console().print(renderable(record), *layers.renderables(record), sep="\n")
     return record
 
 
 def _say(text: str) -> None:
-    sys.stderr.write(text + "\n")
+    escape.say(text)

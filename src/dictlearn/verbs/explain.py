@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -10,11 +9,11 @@ from typing import Any
 import numpy as np
 from hydra.utils import instantiate
 from omegaconf import DictConfig
-from rich.console import Console
 from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
+from dictlearn import escape
 from dictlearn.dicts.identity import sha256_of
 from dictlearn.evals.report import write_report
 from dictlearn.explain.protocol import Explainer, Feature, Material, Progress
@@ -67,7 +66,7 @@ def main(cfg: DictConfig) -> int:
         if cfg.limit is not None and cfg.limit < len(live):
             asked = live = drawn(live, cfg.limit, cfg.seed)
         explainable = material.explainable(live, material.firings)
-        sys.stderr.write(f"{explainer.estimate(material, explainable)}\n")
+        escape.say(f"{explainer.estimate(material, explainable)}")
         if cfg.dry_run:
             return 0
         explained = explainer.explain(material, explainable, progress)
@@ -80,8 +79,8 @@ def main(cfg: DictConfig) -> int:
     if material.store is not None and opened.lm.tokenizer is not None:
         said = read_explanations(folder)
         write_pages(material.store, said, opened.lm.tokenizer, folder)
-    Console().print(table(summary))
-    sys.stderr.write(f"The descriptions: {path}\n")
+    escape.console().print(table(summary))
+    escape.say(f"The descriptions: {path}")
     return 0
 
 
@@ -126,8 +125,8 @@ def read_material(cfg: DictConfig, opened: Opened, progress: Progress) -> Materi
         lambda done, total: progress("running the model", done, total),
     )
     if not sample.halved_by_document:
-        sys.stderr.write(
-            "The text has too few documents to keep some for scoring: every other window is, by hash.\n"
+        escape.say(
+            "The text has too few documents to keep some for scoring: every other window is, by hash."
         )
     assert lm.tokenizer is not None, "text data wants one, and has said so"
     pieces = token_text(lm.tokenizer, range(lm.info.vocab_size))
@@ -172,7 +171,7 @@ def table(summary: Mapping[str, Any]) -> Table:
 @contextmanager
 def _progress() -> Iterator[Progress]:
     """Bars on a terminal, a line a stage elsewhere."""
-    console = Console(stderr=True)
+    console = escape.console(stderr=True)
     with Bar(console=console, transient=True, disable=not console.is_terminal) as bar:
         tasks: dict[str, Any] = {}
 
@@ -180,7 +179,7 @@ def _progress() -> Iterator[Progress]:
             if what not in tasks:
                 tasks[what] = bar.add_task(what, total=total)
                 if not console.is_terminal:
-                    sys.stderr.write(f"{what}\n")
+                    escape.say(what)
             bar.update(tasks[what], completed=done, total=total)
 
         yield report

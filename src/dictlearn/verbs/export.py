@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +10,16 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from dictlearn import config
+from dictlearn import config, escape
 from dictlearn.ckpt.commit import commit
 from dictlearn.ckpt.dictionary import load_dictionary
+from dictlearn.ckpt.files import read_json
 from dictlearn.dicts.dictionary import Dictionary
 from dictlearn.disk.replace import check_replaceable
 from dictlearn.evals.evaluation import check_fits
 from dictlearn.evals.observe import windows_read
 from dictlearn.evals.reconstruction import ReconstructionSums
+from dictlearn.evals.record import FILE
 from dictlearn.export.calibrate import as_jumprelu
 from dictlearn.export.compare import TOLERANCE, difference
 from dictlearn.export.features import FeatureExporter, FeatureJob
@@ -211,9 +211,13 @@ def measured(dictionary: Dictionary, unseen: HeldOut) -> tuple[float, float]:
 
 
 def figures(run: Path) -> dict[str, float]:
-    """What the run's evaluation found, if it had one."""
-    path = run / "figures.json"
-    return json.loads(path.read_text(encoding="utf-8"))["figures"] if path.is_file() else {}
+    """What the run's evaluation found, if it had one: its numbers, whatever else the file holds."""
+    path = run / FILE
+    found = read_json(path) if path.is_file() else {}
+    found = found.get("figures") if isinstance(found, dict) else None
+    if not isinstance(found, dict):
+        return {}
+    return {key: value for key, value in found.items() if type(value) in (int, float)}
 
 
 def size(folder: Path) -> int:
@@ -221,4 +225,4 @@ def size(folder: Path) -> int:
 
 
 def say(text: str) -> None:
-    sys.stderr.write(text + "\n")
+    escape.say(text)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
@@ -14,9 +13,9 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from rich.console import Console
 from rich.progress import Progress, TaskID
 
+from dictlearn import escape
 from dictlearn.ckpt.dictionary import load_dictionary
 from dictlearn.config import literal
 from dictlearn.features.harvest import Harvest
@@ -66,7 +65,7 @@ def main(cfg: DictConfig) -> int:
         raise ValueError(f"processes={cfg.processes}: want at least 1")
     given = literal(OmegaConf.to_container(cfg, resolve=True))  # before `opened` says which text
     harvest = opened(cfg)
-    console = Console(stderr=True)
+    console = escape.console(stderr=True)
     if not console.is_terminal:
         _say(f"Reading {len(harvest.text) * harvest.text.context:,} tokens.")
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
@@ -150,4 +149,4 @@ def _plain(value: Any) -> Any:
 
 
 def _say(text: str) -> None:
-    sys.stderr.write(text + "\n")
+    escape.say(text)

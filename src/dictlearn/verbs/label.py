@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
+from dictlearn import escape
 from dictlearn.disk.whole import write_json
 from dictlearn.export.graph_labels import Label, by_tokens, described, label_nodes, read_graph
 from dictlearn.lm.load import load_tokenizer
@@ -43,7 +43,7 @@ def main(cfg: DictConfig) -> int:
         finished.append((destination(path, cfg), graph, f"{named} of {features} features named"))
     for path, graph, said in finished:
         write(path, graph)
-        sys.stderr.write(f"{path}: {said}\n")
+        escape.say(f"{path}: {said}")
     return 0
 
 

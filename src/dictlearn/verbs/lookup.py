@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig
-from rich.console import Console
 from rich.text import Text
 
+from dictlearn import escape
 from dictlearn.dicts.identity import sha256_of
 from dictlearn.disk.whole import write_json
 from dictlearn.features.lookup import (
@@ -72,9 +71,10 @@ def main(cfg: DictConfig) -> int:
     if output is not None:
         record = {"site": site, "norm": float(vector_D.norm()), "features": rows}
         write_json(output, record, ascii=False)
-        sys.stderr.write(f"{output}: {len(rows)} features\n")
+        escape.say(f"{output}: {len(rows)} features")
+    console = escape.console()
     for line in lines(site, rows, cfg.examples):
-        Console().print(line, no_wrap=True, overflow="ellipsis")
+        console.print(line, no_wrap=True, overflow="ellipsis")
     return 0
 
 
@@ -97,9 +97,9 @@ def described(opened: Opened, found: Sequence[Match], n_examples: int) -> list[d
     if has_store(opened.path):
         store = open_store(opened.path, sha256_of(opened.dictionary))
     else:
-        sys.stderr.write(
+        escape.say(
             f"{opened.path}: no examples are shown, as no features are stored here; "
-            "`dictlearn features` finds them\n"
+            "`dictlearn features` finds them"
         )
     if store is not None:
         explanations = read_explanations(store.folder)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from dictlearn import escape
 from dictlearn.ckpt.dictionary import load_dictionary
 from dictlearn.ckpt.signature import is_own
 from dictlearn.config import conf_dir, literal
@@ -174,9 +174,7 @@ def _model(cfg: DictConfig, dictionary: Dictionary, path: str, check: Check) -> 
     if cfg.get("model"):
         name = trained.get("model")
         if name not in (None, cfg.model.path):
-            sys.stderr.write(
-                f"The dictionary was trained on {name}; the model is {cfg.model.path}.\n"
-            )
+            escape.say(f"The dictionary was trained on {name}; the model is {cfg.model.path}.")
         check(dictionary, read_info(cfg.model.path, cfg.model.revision))
         return instantiate(cfg.model)
     name = own_model(trained, path)

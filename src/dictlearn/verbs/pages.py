@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from omegaconf import DictConfig
-from rich.console import Console
 from rich.progress import Progress
 from transformers import PreTrainedTokenizerBase
 
+from dictlearn import escape
 from dictlearn.features.pages import write_pages
 from dictlearn.lm.load import load_tokenizer
 from dictlearn.store.explanations import read_explanations
@@ -38,7 +37,7 @@ def write_site(
     store: FeatureStore, tokenizer: PreTrainedTokenizerBase | None, folder: Path | None = None
 ) -> None:
     """The site of `store` and of the explanations beside it, and where it is; also for other verbs."""
-    console = Console(stderr=True)
+    console = escape.console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("writing pages", total=len(store))
         page = write_pages(
@@ -48,4 +47,4 @@ def write_site(
             store.folder if folder is None else folder,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
-    sys.stderr.write(f"The pages: {page}\n")
+    escape.say(f"The pages: {page}")

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from dictlearn import config
+from dictlearn import config, escape
 from dictlearn.dicts.dictionary import Dictionary
 from dictlearn.lm.language_model import LanguageModel
 from dictlearn.lm.load import load_skeleton
@@ -34,7 +34,7 @@ class Keys(train.Keys):
 def main(cfg: DictConfig) -> int:
     """Prints the plan; 0 when every check passed, else 2."""
     plan = planned(cfg)
-    show(plan, Console())
+    show(plan, escape.console(markup=True))
     return 2 if plan.mistakes else 0
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from omegaconf import DictConfig
 
+from dictlearn import escape
 from dictlearn.evals.report import write_report
 
 
@@ -19,5 +19,5 @@ class Keys:
 def main(cfg: DictConfig) -> int:
     if cfg.run is None:
         raise ValueError("nothing to report on; want run=<a run's folder>")
-    sys.stderr.write(f"The report: {write_report(Path(cfg.run))}\n")
+    escape.say(f"The report: {write_report(Path(cfg.run))}")
     return 0

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Literal
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from dictlearn import escape
 from dictlearn.objectives.stored_teacher import store_targets
 from dictlearn.ranges import Count, Natural, Positive, Seed
 from dictlearn.verbs import build
@@ -34,8 +34,8 @@ def main(cfg: DictConfig) -> int:
     windows = build.build_windows(cfg, lm, "train")
     written = store_targets(lm, windows, Path(cfg.output), **{key: cfg[key] for key in OPTIONS})
     tokens = len(windows) * windows.context
-    sys.stderr.write(
+    escape.say(
         f"{cfg.output}: targets of {tokens:,} tokens, {written / 1e9:.2f} GB, "
-        f"{written / tokens:.0f} bytes each; teacher=stored teacher.folder={cfg.output} reads them\n"
+        f"{written / tokens:.0f} bytes each; teacher=stored teacher.folder={cfg.output} reads them"
     )
     return 0

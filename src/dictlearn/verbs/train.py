@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,6 +16,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
+from dictlearn import escape
 from dictlearn.ckpt.checkpoint_io import DictlearnCheckpointIO, read_contents
 from dictlearn.ckpt.commit import collect_garbage
 from dictlearn.ckpt.dictionary import save_dictionary
@@ -275,4 +275,4 @@ def provenance(cfg: DictConfig, info: ModelInfo) -> dict[str, Any]:
 
 
 def say(text: str) -> None:
-    sys.stderr.write(text + "\n")
+    escape.say(text)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from html import escape
 from pathlib import Path
 from typing import Any
+
+from dictlearn.escape import html as escape
 
 FILE = "features/explanations.json"
 COLUMNS = {"n": "Features", "mean": "Mean", "p05": "5%", "p50": "Median", "p95": "95%"}

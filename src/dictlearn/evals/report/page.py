@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from html import escape
 from importlib.resources import files
 from pathlib import Path
 from string import Template
 from typing import Any
 
 from dictlearn.disk.whole import write_text
+from dictlearn.escape import html as escape
 from dictlearn.evals import attribution, layers, table
 from dictlearn.evals.record import read_record
 from dictlearn.evals.report.descriptions import descriptions

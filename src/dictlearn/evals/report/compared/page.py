@@ -6,7 +6,6 @@ import os
 import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from html import escape
 from importlib.resources import files
 from pathlib import Path
 from string import Template
@@ -14,6 +13,7 @@ from urllib.parse import quote
 
 from dictlearn import __version__
 from dictlearn.disk.whole import write_text
+from dictlearn.escape import html as escape
 from dictlearn.evals.report.compared.plots import place, plots
 from dictlearn.evals.report.compared.read import Run, differing
 from dictlearn.evals.report.compared.table import best, cells, columns
