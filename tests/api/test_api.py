@@ -104,7 +104,6 @@ def test_values_of_every_kind():
         (["steps=0"], {}, "steps=0: want a whole number of at least 1"),
         ([], {"trainer": {"devices": 2}}, "trainer.devices=2: several processes"),
     ],
-    ids=str,
 )
 def test_mistakes_are_value_errors(overrides, keys, message):
     with pytest.raises(ValueError, match=message):
