@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from dictlearn.explain.predicates import SLOTS, Predicates, predicates
+from dictlearn.explain.rules import RuleFinder, Search
+from dictlearn.explain.wording import sentence
 
 PIECES = ["", "def", " f", "(", "x", ")", ":", "\n", "    ", "return", " X", " 12", "_a", "..."]
 
@@ -64,3 +66,21 @@ def test_ids_of_a_slot_lie_side_by_side_and_stand_in_its_columns():
     for place in range(len(SLOTS)):
         ids = known.table_NC[:, known.columns(place)]
         assert set(known.slots[np.unique(ids[ids > 0])]) <= {place}
+
+
+def test_prose_without_brackets_or_second_lines_has_fewer_things_to_say():
+    """Slots that no token has a value for are left out, and rules are found from the others."""
+    prose = ["", " the", " cat", " sat", " on", " mat"]
+    tokens = np.random.default_rng(0).integers(1, len(prose), (6, 40))
+    starts = np.zeros(tokens.shape, bool)
+    known = predicates(tokens, starts, ~starts, prose)
+    said = {SLOTS[place].name for place in known.slots[1:]}
+    assert not said & {"bracket", "called", "commas", "above"} and {"token", "previous"} <= said
+    rule = RuleFinder(known, np.arange(240), Search()).find(np.flatnonzero(tokens.ravel() == 2))
+    assert sentence(rule, known) == "the token ` cat`"
+
+
+def test_text_of_special_tokens_alone_has_nothing_to_say():
+    nothing = np.zeros((2, 8), bool)
+    known = predicates(np.zeros((2, 8), int), nothing, ~nothing, [""])
+    assert known.table_NC[:, : known.columns(0).stop].max() == 0

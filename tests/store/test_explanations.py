@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from dictlearn.store.explanations import (
     FILE,
     Explanation,
+    ExplanationWriter,
     Failure,
     add_explanations,
     read_explanations,
@@ -63,3 +66,59 @@ def test_an_undefined_score_is_refused_and_nothing_is_written(tmp_path):
     with pytest.raises(ValueError, match="feature 17: precision=nan"):
         add_explanations(tmp_path, [one(1), one(scores={"precision": float("nan")})])
     assert read_explanations(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "stays"),
+    [
+        ({}, {"text": ""}, True),
+        ({}, {"text": "", "scores": {}}, True),
+        ({}, {"text": "unscored", "scores": {}}, True),
+        ({"scores": {}}, {"text": "", "scores": {}}, True),
+        ({"scores": {}}, {"text": "another, unscored", "scores": {}}, False),
+        ({"text": ""}, {"text": "unscored", "scores": {}}, False),
+        ({"text": "", "scores": {}}, {"text": ""}, False),
+        ({}, {"text": "worse", "reliable": False}, False),
+    ],
+    ids=str,
+)
+def test_nothing_is_replaced_by_less(tmp_path, before, after, stays):
+    add_explanations(tmp_path, [one(**before)])
+    writer = ExplanationWriter(tmp_path)
+    writer.add([one(**after), one(18, text="")])
+    assert read_explanations(tmp_path)[0, 17] == (one(**before) if stays else one(**after))
+    assert writer.left == ({(0, 17)} if stays else set())
+    assert writer.described == (0 if stays or not after.get("text") else 1)
+    assert read_explanations(tmp_path)[0, 18].text == ""
+
+
+def test_half_a_surrogate_is_written_as_what_it_is_not(tmp_path):
+    add_explanations(
+        tmp_path, [one(text="faces \ud83d", failing=(Failure("\udc00", True, False),))]
+    )
+    found = read_explanations(tmp_path)[0, 17]
+    assert found.text == "faces \N{REPLACEMENT CHARACTER}"
+    assert found.failing[0].text == "\N{REPLACEMENT CHARACTER}"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("source", "0"),
+        ("feature", -1),
+        ("text", 5),
+        ("scores", [1]),
+        ("scores", {"a": "high"}),
+        ("scores", {"a": float("nan")}),
+        ("reliable", "yes"),
+        ("model", {}),
+        ("failing", [{"text": 1, "fired": True, "predicted": True}]),
+        ("failing", 5),
+    ],
+)
+def test_a_value_of_another_type_is_an_error(tmp_path, field, value):
+    path = add_explanations(tmp_path, [one(1)])
+    line = json.dumps({**json.loads(path.read_text()), field: value})
+    path.write_text(f"{line}\n")
+    with pytest.raises(ValueError, match="line 1: not an explanation"):
+        read_explanations(tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import threading
@@ -23,7 +24,7 @@ from dictlearn.store.explanations import read_explanations
 from dictlearn.store.features import FeatureStore
 from dictlearn.store.text import token_text
 from dictlearn.verbs import explain, features
-from tests.explain.server import serving
+from tests.explain.server import Reply, serving
 from tests.features.harvested import dictionary_of
 from tests.store.made import pico_tokenizer
 
@@ -155,10 +156,22 @@ def test_a_small_model_behind_a_server_describes_features(tmp_path, capsys):
     assert "about" in capsys.readouterr().err
 
 
-def test_a_model_on_this_machine_describes_features(tmp_path):
-    run(*LLM, "explainer=local", "explainer.path=pico", "explainer.max_tokens=4", "limit=1")
+def test_a_model_on_this_machine_describes_features(tmp_path, monkeypatch):
+    """pico's answers are cut and hold no description, which is said; its words are put in its mouth."""
+    local = ["explainer=local", "explainer.path=pico", "explainer.max_tokens=4", "limit=1"]
+    with pytest.raises(OSError, match="no answer holds a description .* 2 cut at their limit"):
+        run(*LLM, *local)
+    assert not (tmp_path / "run/features/explanations.json").exists()
+    real = Local._complete
+
+    def complete(self, messages, max_tokens):
+        return replace(real(self, messages, max_tokens), text="DESCRIPTION: x")
+
+    monkeypatch.setattr(Local, "_complete", complete)
+    run(*LLM, *local, "explainer.max_tokens=5")
     (one,) = read_explanations(tmp_path / "run/features").values()
-    assert one.explainer == "local" and one.model == "pico" and not one.reliable
+    assert one.explainer == "local" and one.model == "pico" and one.text == "x"
+    assert not one.reliable
 
 
 def test_what_the_store_knows_reaches_the_prompt_and_the_page(tmp_path):
@@ -184,6 +197,65 @@ def test_what_the_store_knows_reaches_the_prompt_and_the_page(tmp_path):
     for prompt in asked:  # each document has its own number
         halves[prompt.startswith("Description:")] |= set(re.findall(r"def f(\d+)\(", prompt))
     assert halves[0] and halves[1] and not halves[0] & halves[1]
+
+
+def test_a_dead_server_ends_with_a_sentence_and_replaces_nothing(tmp_path, capsys):
+    """Good descriptions and their summary stay; with part of them answered, only those change."""
+    few = ["limit=4", "baseline_features=1"]
+    assert run(*few) == 0
+    folder = tmp_path / "run/features"
+    before = [(folder / name).read_text() for name in ("explanations.jsonl", "explanations.json")]
+    model = ["explainer=openai", "explainer.model=m", "explainer.retries=0", "scorer=detection"]
+    with serving(lambda _: Reply(b"no", 503)) as server:
+        asking = [*few, *model, f"explainer.base_url={server.url}"]
+        with pytest.raises(OSError, match=r"explainer: no.* answer.*prompts.*failed.*status 503"):
+            run(*asking)
+    assert before == [
+        (folder / name).read_text() for name in ("explanations.jsonl", "explanations.json")
+    ]
+    assert {path.name for path in folder.iterdir()} == {"explanations.jsonl", "explanations.json"}
+    capsys.readouterr()
+    left = read_explanations(folder)
+    asked = 0
+
+    def first_alone(body):
+        nonlocal asked
+        asked += 1
+        return "DESCRIPTION: the first" if asked == 1 else Reply(b"no", 400)
+
+    with serving(first_alone) as server:
+        asking = [*few, *model, f"explainer.base_url={server.url}", "explainer.concurrency=1"]
+        with pytest.raises(OSError, match="5 prompts in a row"):
+            run(*asking)
+    assert left.items() == read_explanations(folder).items()  # its scores didn't come
+
+
+def test_what_was_asked_is_said(tmp_path, capsys):
+    answers = itertools.cycle(["DESCRIPTION: x", "[0, 1, 0, 1, 0]", "nothing", "[1"])
+    with serving(lambda _: next(answers), ["cut"]) as server:
+        run(*LLM, "explainer=openai", f"explainer.base_url={server.url}", "explainer.model=m")
+    said = capsys.readouterr().err
+    counted = re.search(
+        r"([\d,]+) prompts: 0 answered from the cache, 0 failed; ([\d,]+) answers malformed, "
+        r"1 cut at their limit of tokens; [\d,]+ tokens in, [\d,]+ out",
+        said,
+    )
+    assert counted is not None and int(counted[1]) == len(server.bodies)
+    assert int(counted[2]) > 0 and "explainer.max_tokens" in said
+
+
+def test_a_run_that_ends_early_says_what_it_found(tmp_path, capsys):
+    def answer(body):
+        if server.at_once and len(server.bodies) > 2:
+            return Reply(b"no money", 402)
+        return "[0, 1, 0, 1, 0]" if "Description:" in body["messages"][-1]["content"] else "x"
+
+    with serving(answer) as server:
+        model = ["explainer=openai", f"explainer.base_url={server.url}", "explainer.model=m"]
+        with pytest.raises(ValueError, match="status 402: no money"):
+            run(*LLM, *model, "explainer.concurrency=1")
+    assert [e.text for e in read_explanations(tmp_path / "run/features").values()] == ["x"]
+    assert "1 descriptions were found before that" in capsys.readouterr().err
 
 
 def test_a_model_must_be_named(tmp_path):

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dictlearn.explain.predicates import Predicates, predicates
-from dictlearn.explain.protocol import Explained, Explainer, Feature, Material, Progress
+from dictlearn.explain.protocol import Explained, Explainer, Feature, Keep, Material, Progress
 from dictlearn.explain.rules import Rule, RuleFinder, Search, holds
 from dictlearn.explain.sample import Firings, Index
 from dictlearn.explain.scores import Confusion, derangement, rounded
@@ -57,7 +57,7 @@ class Lexical(Explainer):
         )
 
     def explain(
-        self, material: Material, features: Sequence[Feature], progress: Progress
+        self, material: Material, features: Sequence[Feature], progress: Progress, keep: Keep
     ) -> Explained:
         sample = material.sample
         progress("reading the text", 0, 1)

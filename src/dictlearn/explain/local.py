@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from typing import final
 
 import torch
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
 
 from dictlearn.explain.client import Answer, Client
-from dictlearn.explain.prompt import Messages, Prompt
+from dictlearn.explain.prompt import Messages, Prompt, without_system
 from dictlearn.explain.scorers import Scorer
 from dictlearn.explain.written import Written
 from dictlearn.lm.language_model import LanguageModel
@@ -23,11 +25,12 @@ def local_explainer(
     device: str = "auto",
     temperature: float = 0.0,
     max_tokens: int = 200,
+    score_tokens: int | None = None,
     best_of: int = 1,
 ) -> Written:
     """See conf/explainer/local.yaml for what they are."""
     client = Local(path, device, temperature)
-    return Written("local", client, prompt, scorers, 1, max_tokens, best_of)
+    return Written("local", client, prompt, scorers, 1, max_tokens, score_tokens, best_of)
 
 
 @final
@@ -35,7 +38,7 @@ class Local(Client):
     """A causal language model, loaded when it is first asked. One prompt at a time."""
 
     def __init__(self, path: str, device: str = "auto", temperature: float = 0.0):
-        if temperature < 0:
+        if temperature is None or temperature < 0:
             raise ValueError(f"explainer.temperature={temperature}: want 0 or more")
         self.model, self.temperature, self._device = path, temperature, device
         self._lm: LanguageModel | None = None
@@ -49,19 +52,15 @@ class Local(Client):
         lm, tokenizer = self._lm, self._lm.tokenizer
         if tokenizer is None:
             raise ValueError(f"explainer.path={self.model}: has no tokenizer")
-        if tokenizer.chat_template is not None:
-            text = tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True
-            )
-        else:
-            text = "\n\n".join(message["content"] for message in messages) + "\n"
-        ids_1P = tokenizer(str(text), return_tensors="pt", add_special_tokens=False)["input_ids"]
+        text = self._prompted(tokenizer, messages)
+        ids_1P = tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"]
         ids_1P = ids_1P.to(lm.device)  # type: ignore[union-attr]
-        if lm.info.context_length:  # some models state none
-            room = lm.info.context_length - max_tokens
+        if length := lm.info.context_length:  # some models state none
+            room = length - max_tokens
             if room < 1:
                 raise ValueError(
-                    f"explainer.max_tokens={max_tokens}: {self.model} reads {lm.info.context_length}"
+                    f"explainer: answers of up to {max_tokens} tokens are asked for, and {self.model} "
+                    f"reads {length} in all; lower explainer.max_tokens or explainer.score_tokens"
                 )
             ids_1P = ids_1P[:, -room:]
         sampling = {"do_sample": True, "temperature": self.temperature}
@@ -77,3 +76,22 @@ class Local(Client):
         new_P = out_1P[0, ids_1P.shape[1] :]
         answer = tokenizer.decode(new_P, skip_special_tokens=True)
         return Answer(str(answer), len(new_P) < max_tokens, ids_1P.shape[1], len(new_P))
+
+    def _prompted(self, tokenizer: PreTrainedTokenizerBase, messages: Messages) -> str:
+        """The text of a prompt, by the model's chat template if it has one."""
+        if tokenizer.chat_template is None:
+            return "\n\n".join(message["content"] for message in messages) + "\n"
+        try:
+            return _templated(tokenizer, messages)
+        except TemplateError:
+            pass  # some templates raise where a system speaks
+        try:
+            return _templated(tokenizer, without_system(messages))
+        except TemplateError as error:
+            raise ValueError(
+                f"explainer.path={self.model}: its chat template doesn't take a user's message ({error})"
+            ) from error
+
+
+def _templated(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> str:
+    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))

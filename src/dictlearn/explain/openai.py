@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import random
+import re
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 import httpx
 
 from dictlearn.explain.client import Answer, Client, NoAnswer
-from dictlearn.explain.prompt import Messages, Prompt
+from dictlearn.explain.prompt import Messages, Prompt, without_system
+from dictlearn.explain.response import TooLong, answer_in, complaint, read_body, seconds_named
 from dictlearn.explain.scorers import Scorer
 from dictlearn.explain.written import Written
 
 LONGEST_WAIT = 60.0  # seconds between two tries, unless the server names a time
+OF_ONE_PROMPT = (400, 403, 413, 422, 451)  # statuses with which servers refuse a prompt
+SECRET = 8  # characters from which on a key is one; shorter ones are dummies, such as EMPTY
 
 
 def openai_explainer(
@@ -29,8 +35,9 @@ def openai_explainer(
     requests_per_minute: float | None = None,
     retries: int = 6,
     timeout: float = 120.0,
-    temperature: float = 0.7,
+    temperature: float | None = 0.7,
     max_tokens: int = 200,
+    score_tokens: int | None = None,
     best_of: int = 1,
     price_in: float = 0.0,
     price_out: float = 0.0,
@@ -38,16 +45,67 @@ def openai_explainer(
     """See conf/explainer/openai.yaml for what they are."""
     client = OpenAI(base_url, model, key_env, requests_per_minute, retries, timeout, temperature)
     return Written(
-        "openai", client, prompt, scorers, concurrency, max_tokens, best_of, price_in, price_out
+        "openai",
+        client,
+        prompt,
+        scorers,
+        concurrency,
+        max_tokens,
+        score_tokens,
+        best_of,
+        price_in,
+        price_out,
     )
+
+
+@dataclass(frozen=True)
+class _Form:
+    """How a request is put, since servers of one protocol want different things."""
+
+    temperature: float | None
+    limit: str = "max_tokens"
+    system: bool = True
+
+    def body(self, model: str, messages: Messages, max_tokens: int) -> dict[str, Any]:
+        asked = messages if self.system else without_system(messages)
+        body = {"model": model, "messages": asked, self.limit: max_tokens}
+        return body if self.temperature is None else body | {"temperature": self.temperature}
+
+    def corrected(self, said: str) -> _Form:
+        """Without what a refusal names; the same where it names nothing of it."""
+        said = said.lower()
+        if self.limit == "max_tokens" and "max_completion_tokens" in said:
+            return replace(self, limit="max_completion_tokens")
+        if self.temperature is not None and "temperature" in said:
+            return replace(self, temperature=None)
+        if self.system and re.search(r"system\b.{0,40}\brole|roles must alternate", said):
+            return replace(self, system=False)
+        return self
+
+
+@dataclass(frozen=True)
+class _Reply:
+    status: int
+    body: bytes
+    wait: float | None  # seconds that the server asks for
+
+    @property
+    def passing(self) -> bool:
+        """Whether the same request may be answered later."""
+        return self.status in (200, 408, 429) or self.status >= 500
 
 
 @final
 class OpenAI(Client):
     """One model of one server.
 
-    Tries again, with longer and longer waits or after the time that Retry-After names, on 408, 429,
-    any 5xx, a connection that fails or times out, and a body that is cut off.
+    Tries again, with longer and longer waits or after the time that Retry-After names (`timeout` at
+    most), on 408, 429, any 5xx, a connection that fails, an answer that isn't whole within `timeout`
+    seconds, and one that can't be read. A request that is refused for how it is put is put in
+    another way and sent again once.
+
+    Raises:
+        ValueError: a setting that makes no sense, or a key that no header can hold.
     """
 
     def __init__(
@@ -58,65 +116,102 @@ class OpenAI(Client):
         requests_per_minute: float | None = None,
         retries: int = 6,
         timeout: float = 120.0,
-        temperature: float = 0.7,
+        temperature: float | None = 0.7,
         first_wait: float = 1.0,
     ):
-        if not base_url.startswith(("http://", "https://")):
-            raise ValueError(f"explainer.base_url={base_url}: want http://... or https://...")
-        if retries < 0 or timeout <= 0 or (requests_per_minute or 1) <= 0:
+        if retries < 0 or not 0 < timeout < math.inf or not (requests_per_minute or 1) > 0:
             raise ValueError(
                 f"explainer: retries={retries}, timeout={timeout}, requests_per_minute="
                 f"{requests_per_minute}; want at least 0 retries and positive numbers"
             )
-        self.url = base_url.rstrip("/") + "/chat/completions"
+        self.url = _url(base_url)
         self.model, self.temperature = model, temperature
         self.retries, self.first_wait = retries, first_wait
-        self.tries = 0  # requests sent
-        self._key_env, self._timeout = key_env, timeout
+        self._form = _Form(temperature)
+        self._shown = str(self.url.copy_with(username=None, password=None, query=None))
+        self._key_env, self._key, self._timeout = key_env, _key(key_env), timeout
         self._spacing = 60 / requests_per_minute if requests_per_minute else 0.0
         self._next = 0.0
         self._http: httpx.AsyncClient | None = None
 
     async def complete(self, messages: Messages, max_tokens: int) -> Answer:
-        body = {
-            "model": self.model,
-            "messages": messages,
-            "max_tokens": max_tokens,
-            "temperature": self.temperature,
-        }
         reason = ""
         for number in range(self.retries + 1):
-            await self._turn()
-            wait = min(self.first_wait * 2**number, LONGEST_WAIT) * random.uniform(0.75, 1.25)
+            wait = min(self.first_wait * 2 ** min(number, 30), LONGEST_WAIT)
+            wait *= random.uniform(0.75, 1.25)
             try:
-                response = await self._client().post(self.url, json=body)
-                self.tries += 1
-            except httpx.TransportError as error:
+                reply = await self._sent(messages, max_tokens)
+            except TimeoutError:
+                reason = f"no whole answer within explainer.timeout={self._timeout:g} seconds"
+            except (httpx.RequestError, TooLong) as error:
                 reason = f"{type(error).__name__} {error}".strip()
-                if isinstance(error, httpx.UnsupportedProtocol):
-                    raise ValueError(f"explainer.base_url: {error}") from error
             else:
-                if response.status_code == 200 and (answer := _answer(response)) is not None:
-                    return answer
-                reason = f"status {response.status_code}: {response.text[:200]}"
-                if not _passing(response.status_code):
-                    raise ValueError(f"explainer: {self.url} refused the request, {reason}")
-                wait = _retry_after(response) or wait
+                answer = answer_in(reply.body) if reply.status == 200 else None
+                if answer is not None:
+                    return replace(answer, text=self._hidden(answer.text))
+                reason = f"status {reply.status}: {self._said(reply)[:200]}"
+                if reply.status in OF_ONE_PROMPT:
+                    raise NoAnswer(f"{self._shown} refused the prompt, {reason}")
+                if not reply.passing:
+                    raise ValueError(self._refusal(reply.status, reason))
+                wait = wait if reply.wait is None else reply.wait
             if number < self.retries:
-                await asyncio.sleep(wait)
-        raise NoAnswer(f"{self.url}: no answer in {self.retries + 1} tries; the last: {reason}")
+                await asyncio.sleep(min(wait, self._timeout))
+        raise NoAnswer(
+            f"{self._shown}: no answer in {self.retries + 1} tries; the last: {self._hidden(reason)}"
+        )
+
+    def remark(self) -> str:
+        left = []
+        if self._form.temperature != self.temperature:
+            left.append("explainer.temperature was left out")
+        if not self._form.system:
+            left.append("the system's text went in front of the user's")
+        return f"the server refuses requests as they were put: {' and '.join(left)}" if left else ""
 
     async def close(self) -> None:
         if self._http is not None:
             await self._http.aclose()
             self._http = None
 
+    async def _sent(self, messages: Messages, max_tokens: int) -> _Reply:
+        """The reply to the request, put as this server takes it: what helped once is kept."""
+        form = self._form
+        reply = await self._posted(form.body(self.model, messages, max_tokens))
+        refused = reply
+        while refused.status in (400, 422):
+            other = form.corrected(self._said(refused))
+            if other == form:
+                return reply
+            form = other
+            refused = await self._posted(form.body(self.model, messages, max_tokens))
+        if refused.status == 200:
+            self._form = form
+        return refused
+
+    async def _posted(self, body: dict[str, Any]) -> _Reply:
+        await self._turn()
+        async with (
+            asyncio.timeout(self._timeout),
+            self._client().stream("POST", self.url, json=body) as response,
+        ):
+            content = await read_body(response)
+        return _Reply(response.status_code, content, seconds_named(response))
+
     def _client(self) -> httpx.AsyncClient:
         if self._http is None:
-            key = os.environ.get(self._key_env)
-            headers = {"Authorization": f"Bearer {key}"} if key else {}
+            headers = {"Accept-Encoding": "identity"}
+            if self._key:
+                headers["Authorization"] = f"Bearer {self._key}"
             limits = httpx.Limits(max_connections=None)
-            self._http = httpx.AsyncClient(timeout=self._timeout, headers=headers, limits=limits)
+            try:
+                self._http = httpx.AsyncClient(
+                    timeout=self._timeout, headers=headers, limits=limits
+                )
+            except (ImportError, ValueError) as error:  # a kind of proxy that is not known here
+                raise ValueError(
+                    f"explainer: the environment's proxy can't be used ({error})"
+                ) from error
         return self._http
 
     async def _turn(self) -> None:
@@ -125,32 +220,38 @@ class OpenAI(Client):
         self._next = max(self._next + self._spacing, now)
         await asyncio.sleep(self._next - now)
 
+    def _said(self, reply: _Reply) -> str:
+        return self._hidden(complaint(reply.body))
 
-def _passing(status: int) -> bool:
-    """Whether the same request may be answered later."""
-    return status in (200, 408, 429) or status >= 500
+    def _hidden(self, text: str) -> str:
+        """The text without the key, which a server may echo."""
+        return text.replace(self._key, "[key]") if len(self._key) >= SECRET else text
+
+    def _refusal(self, status: int, reason: str) -> str:
+        hint = ""
+        if status == 401:
+            holds = "holds no key" if not self._key else "holds a key that it doesn't take"
+            hint = f"; the environment variable explainer.key_env={self._key_env} {holds}"
+        return f"explainer: {self._shown} refused the request, {reason}{hint}"
 
 
-def _retry_after(response: httpx.Response) -> float | None:
+def _url(base_url: str) -> httpx.URL:
+    wanted = f"explainer.base_url={base_url}: want http://... or https://..."
     try:
-        return max(float(response.headers["Retry-After"]), 0.0)
-    except (KeyError, ValueError):  # the header may also be a date
-        return None
+        url = httpx.URL(base_url.rstrip("/") + "/chat/completions")
+    except (httpx.InvalidURL, ValueError) as error:
+        raise ValueError(f"{wanted} ({error})") from error
+    if url.scheme not in ("http", "https") or not url.host:
+        raise ValueError(wanted)
+    return url
 
 
-def _answer(response: httpx.Response) -> Answer | None:
-    """None where the body is not what the protocol says."""
-    try:
-        body: Any = response.json()
-        choice, usage = body["choices"][0], body.get("usage") or {}
-        text = choice["message"]["content"]
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
-        return None
-    if text is not None and not isinstance(text, str):
-        return None
-    return Answer(
-        text or "",
-        choice.get("finish_reason") != "length",
-        int(usage.get("prompt_tokens", 0)),
-        int(usage.get("completion_tokens", 0)),
-    )
+def _key(name: str) -> str:
+    """The server's key from the environment, without the white space around it."""
+    key = os.environ.get(name, "").strip()
+    if not all(" " <= letter <= "~" for letter in key):
+        raise ValueError(
+            f"explainer.key_env={name}: the key in this environment variable has a character that no "
+            "header can hold; want letters, digits and signs of ASCII on one line"
+        )
+    return key

@@ -128,7 +128,7 @@ def predicates(
         codes, names = by_slot[slot.name]
         codes = codes.reshape(n_windows * n_positions, -1)[kept_N]
         counts = np.bincount(codes[codes >= 0], minlength=len(names))
-        said = np.array([name != "" for name in names])  # special tokens have no text
+        said = np.array([name != "" for name in names], bool)  # special tokens have no text
         common = np.flatnonzero((counts >= at_least) & said)
         ids = np.zeros(len(names) + 1, np.int32)  # the last one: of code -1
         ids[common] = len(values) + np.arange(len(common))

@@ -36,3 +36,12 @@ class Prompt:
             {"role": "system", "content": self.system.substitute(fields).strip()},
             {"role": "user", "content": self.user.substitute(fields).strip()},
         ]
+
+
+def without_system(messages: Messages) -> Messages:
+    """The system's text in front of the user's, for models that know no system role."""
+    first, *others = messages
+    if first["role"] != "system" or not others:
+        return messages
+    text = f"{first['content']}\n\n{others[0]['content']}"
+    return [{**others[0], "content": text}, *others[1:]]

@@ -14,6 +14,7 @@ from dictlearn.store.features import FeatureStore
 
 Feature = tuple[int, int]  # (source, index)
 Progress = Callable[[str, int, int], None]  # (what, done, of)
+Keep = Callable[[Explanation], None]  # writes one to the disk
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,11 +58,13 @@ class Explained:
 
     `baselines` has the same scores of descriptions that were swapped among the features
     ("shuffled") and of a random dictionary's own ("random_dictionary"), one number a feature.
+    `told` says to the user what happened on the way, a line each.
     """
 
     explanations: list[Explanation] = field(default_factory=list)
     baselines: dict[str, list[float]] = field(default_factory=dict)
     figures: dict[str, Any] = field(default_factory=dict)
+    told: tuple[str, ...] = ()
 
 
 class Explainer(ABC):
@@ -71,9 +74,13 @@ class Explainer(ABC):
 
     @abstractmethod
     def explain(
-        self, material: Material, features: Sequence[Feature], progress: Progress
+        self, material: Material, features: Sequence[Feature], progress: Progress, keep: Keep
     ) -> Explained:
-        """Of features that are explainable."""
+        """Of features that are explainable.
+
+        What costs money or hours is handed to `keep` as soon as it is found, still without
+        `baselines`, so that nothing is lost where the rest fails.
+        """
 
     @abstractmethod
     def estimate(self, material: Material, features: Sequence[Feature]) -> str:

@@ -7,7 +7,6 @@ An answer in another form than asked for is no score: it is counted, and its exa
 from __future__ import annotations
 
 import json
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from typing import final
 
 import numpy as np
 
+from dictlearn.explain.answers import numbers
 from dictlearn.explain.client import Asker
 from dictlearn.explain.contexts import Contexts
 from dictlearn.explain.prompt import Prompt
@@ -109,10 +109,10 @@ class Simulation(Scorer):
         for context in drawn:
             tokens = "\n".join(json.dumps(p, ensure_ascii=False) for p in context.pieces)
             messages = self.prompt.filled(description=description, tokens=tokens)
-            answer = await asker.ask(messages, 8 * len(context.pieces) + 16)
+            answer = await asker.score(messages, len(context.pieces))
             if answer is None:
                 continue
-            values = numbers(answer.text, len(context.pieces), 0, 10)
+            values = numbers(answer.text, len(context.pieces), 0, 10, answer.whole)
             if values is None:
                 asker.tally.malformed += 1
                 continue
@@ -139,10 +139,10 @@ async def _answered(
         batch = [items[i] for i in order[start : start + per_prompt]]
         texts = "\n\n".join(f"Example {n}:\n{one.text}" for n, one in enumerate(batch, start=1))
         messages = prompt.filled(description=description, examples=texts, n=str(len(batch)))
-        answer = await asker.ask(messages, 8 * per_prompt + 16)
+        answer = await asker.score(messages, len(batch))
         if answer is None:
             continue
-        values = numbers(answer.text, len(batch), 0, 1)
+        values = numbers(answer.text, len(batch), 0, 1, answer.whole)
         if values is None or not {0, 1} >= set(values):
             asker.tally.malformed += 1
             continue
@@ -159,19 +159,6 @@ async def _answered(
     shown = [f for f in wrong if f.fired][:SHOWN_FAILURES]
     shown += [f for f in wrong if not f.fired][:SHOWN_FAILURES]
     return Score(counts.balanced_accuracy, len(seen), tuple(shown))
-
-
-def numbers(text: str, n: int, low: float, high: float) -> list[float] | None:
-    """The last JSON list of exactly `n` numbers from `low` to `high` in an answer, else None."""
-    for found in reversed(re.findall(r"\[[^\[\]]*\]", text)):
-        try:
-            values = json.loads(found)
-        except ValueError:
-            continue
-        plain = all(type(v) in (int, float) and low <= v <= high for v in values)
-        if len(values) == n and plain:
-            return [float(v) for v in values]
-    return None
 
 
 def _check(prompt: Prompt, examples: int, per_prompt: int, name: str) -> None:

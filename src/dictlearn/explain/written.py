@@ -15,10 +15,21 @@ from typing import Any, final
 
 import numpy as np
 
-from dictlearn.explain.client import Asker, Client, Estimating, prompt_hash
+from dictlearn.explain.answers import description
+from dictlearn.explain.cache import Cache
+from dictlearn.explain.client import (
+    STAND_IN,
+    Asker,
+    Client,
+    Estimator,
+    NoAnswer,
+    Sender,
+    Tally,
+    prompt_hash,
+)
 from dictlearn.explain.contexts import Contexts
 from dictlearn.explain.prompt import Messages, Prompt
-from dictlearn.explain.protocol import Explained, Explainer, Feature, Material, Progress
+from dictlearn.explain.protocol import Explained, Explainer, Feature, Keep, Material, Progress
 from dictlearn.explain.sample import Firings
 from dictlearn.explain.scorers import Score, Scorer
 from dictlearn.explain.scores import derangement, rounded
@@ -26,9 +37,9 @@ from dictlearn.explain.wording import quoted
 from dictlearn.store.explanations import Explanation
 
 FIELDS = ("strongest", "by_interval", "near_misses", "promoted", "suppressed")
-MARK = "DESCRIPTION:"
 UNKNOWN = "(not known)"
 STRONGEST, BY_INTERVAL, NEAR_MISSES = 10, 10, 6
+ESTIMATED = 64  # features whose prompts are made for an estimate, which speaks for all
 
 
 @final
@@ -43,11 +54,14 @@ class Written(Explainer):
         scorers: Mapping[str, Scorer],
         concurrency: int,
         max_tokens: int,
+        score_tokens: int | None = None,
         best_of: int = 1,
         price_in: float = 0.0,
         price_out: float = 0.0,
     ):
         sizes = {"concurrency": concurrency, "max_tokens": max_tokens, "best_of": best_of}
+        if score_tokens is not None:
+            sizes["score_tokens"] = score_tokens
         for key, value in sizes.items():
             if value < 1:
                 raise ValueError(f"explainer.{key}={value}: want at least 1")
@@ -57,55 +71,86 @@ class Written(Explainer):
             raise ValueError("scorer: none gives a balanced accuracy; want detection or fuzzing")
         prompt.check(FIELDS)
         self.name, self.client, self.prompt = name, client, prompt
-        self.scorers, self.concurrency, self.max_tokens = scorers, concurrency, max_tokens
+        self.scorers, self.concurrency = scorers, concurrency
+        self.max_tokens, self.score_tokens = max_tokens, score_tokens
         self.best_of, self.price_in, self.price_out = best_of, price_in, price_out
 
     def estimate(self, material: Material, features: Sequence[Feature]) -> str:
-        """Every prompt of the run is made and none is sent."""
-        asker = Asker(Estimating(), None, self.concurrency)
-        asyncio.run(self._explain(material, features, lambda *_: None, asker))
-        tally = asker.tally
+        """The prompts of some features are made, counted for all, and none is sent."""
+        tally = asyncio.run(self._estimate(material, features))
+        cached = f" ({tally.cached:,} of them answered in the cache)" if tally.cached else ""
         cost = tally.cost(self.price_in, self.price_out)
         priced = f", {cost:,.2f} at the given prices" if self.price_in or self.price_out else ""
         return (
-            f"{len(features):,} features: about {tally.prompts:,} prompts, {tally.tokens_in:,} tokens "
-            f"in and {tally.tokens_out:,} out{priced}, less what is in the cache"
+            f"{len(features):,} features: about {tally.prompts:,} prompts{cached}, "
+            f"{tally.tokens_in:,} tokens in and {tally.tokens_out:,} out{priced}"
         )
 
+    async def _estimate(self, material: Material, features: Sequence[Feature]) -> Tally:
+        asker = Estimator(self.client, Cache(material.folder), self.max_tokens, self.score_tokens)
+
+        async def one(firings: Firings, feature: Feature) -> None:
+            await self._one(material, firings, feature, asker)
+
+        async def swapped(pair: tuple[Feature, Feature]) -> None:
+            feature, other = pair
+            before = replace(asker.tally)
+            _, text = await self._described(material, material.firings, other, asker)
+            asker.tally = before  # the other's own prompts are counted where it is described
+            await self._scores(text or STAND_IN, material, material.firings, feature, asker)
+
+        stages = (
+            (features, partial(one, material.firings)),
+            (self._swapped(features, material), swapped),
+            (self._untrained(material, len(features)), partial(one, material.untrained)),
+        )
+        total = Tally()
+        for work, ask in stages:
+            some = [work[i] for i in range(0, len(work), -(-len(work) // ESTIMATED) or 1)]
+            asker.tally = Tally()
+            for item in some:
+                await ask(item)  # type: ignore[arg-type]
+            total.add(asker.tally, len(work) / max(len(some), 1))
+        return total
+
     def explain(
-        self, material: Material, features: Sequence[Feature], progress: Progress
+        self, material: Material, features: Sequence[Feature], progress: Progress, keep: Keep
     ) -> Explained:
+        """Raises NoAnswer where nothing was answered, or nothing more is."""
+
         async def run() -> Explained:
-            asker = Asker(self.client, material.folder, self.concurrency)
+            cache = Cache(material.folder)
+            asker = Sender(self.client, cache, self.max_tokens, self.score_tokens, self.concurrency)
             try:
-                return await self._explain(material, features, progress, asker)
+                return await self._explain(material, features, progress, keep, asker)
             finally:
                 await self.client.close()
 
         return asyncio.run(run())
 
     async def _explain(
-        self, material: Material, features: Sequence[Feature], progress: Progress, asker: Asker
+        self,
+        material: Material,
+        features: Sequence[Feature],
+        progress: Progress,
+        keep: Keep,
+        asker: Sender,
     ) -> Explained:
+        async def kept(feature: Feature) -> Explanation:
+            one = await self._one(material, material.firings, feature, asker)
+            if one.text:
+                keep(one)
+            return one
+
         found = await self._all(
-            [partial(self._one, material, material.firings, f, asker) for f in features],
-            "explaining and scoring",
-            progress,
+            [partial(kept, feature) for feature in features], "explaining and scoring", progress
         )
-        some = range(min(len(features), material.baseline_features) if len(features) > 1 else 0)
-        other = derangement(len(features), material.seed) if some else []
+        text = {(one.source, one.feature): one.text for one in found}
         swapped = await self._all(
             [
-                partial(
-                    self._scores,
-                    found[other[i]].text,
-                    material,
-                    material.firings,
-                    features[i],
-                    asker,
-                )
-                for i in some
-                if found[other[i]].text
+                partial(self._scores, text[other], material, material.firings, feature, asker)
+                for feature, other in self._swapped(features, material)
+                if text[other]
             ],
             "scoring shuffled descriptions",
             progress,
@@ -116,6 +161,7 @@ class Written(Explainer):
             "a random dictionary",
             progress,
         )
+        _refuse_nothing(found, asker, keep)
         baselines = {
             "shuffled": [v for v in map(self._accuracy, swapped) if v is not None],
             "random_dictionary": [
@@ -131,7 +177,20 @@ class Written(Explainer):
             "asked": vars(asker.tally),
             "cost": round(asker.tally.cost(self.price_in, self.price_out), 4),
         }
-        return Explained(explanations, baselines, figures)
+        return Explained(explanations, baselines, figures, self._told(asker))
+
+    def _told(self, asker: Sender) -> tuple[str, ...]:
+        tally = asker.tally
+        told = [
+            f"{tally}; {tally.tokens_in:,} tokens in, {tally.tokens_out:,} out by the server's count"
+        ]
+        if tally.failed:
+            told.append(f"the last failure: {asker.last_failure}")
+        if tally.cut:
+            told.append(
+                "explainer.max_tokens and explainer.score_tokens limit answers, thoughts too"
+            )
+        return (*told, *filter(None, [self.client.remark()]))
 
     async def _all(
         self, work: Sequence[Callable[[], Awaitable[Any]]], what: str, progress: Progress
@@ -157,14 +216,7 @@ class Written(Explainer):
     async def _one(
         self, material: Material, firings: Firings, feature: Feature, asker: Asker
     ) -> Explanation:
-        part = "shown" if self.best_of > 1 else None
-        shown = _contexts(material, firings, feature, "explain", part)
-        messages = self._messages(shown, material, feature if firings is material.firings else None)
-        texts = []
-        for number in range(self.best_of):
-            answer = await asker.ask(messages, self.max_tokens, number)
-            texts.append("" if answer is None else description(answer.text))
-        text = await self._best(texts, material, firings, feature, asker)
+        messages, text = await self._described(material, firings, feature, asker)
         scores = await self._scores(text, material, firings, feature, asker) if text else {}
         accuracy = self._accuracy(scores)
         values = {name: one.value for name, one in scores.items() if one.value is not None}
@@ -181,6 +233,19 @@ class Written(Explainer):
             reliable=accuracy is not None and accuracy >= material.threshold,
             failing=tuple(failure for one in scores.values() for failure in one.failing),
         )
+
+    async def _described(
+        self, material: Material, firings: Firings, feature: Feature, asker: Asker
+    ) -> tuple[Messages, str]:
+        """What was asked, and the description; "" where none came."""
+        part = "shown" if self.best_of > 1 else None
+        shown = _contexts(material, firings, feature, "explain", part)
+        messages = self._messages(shown, material, feature if firings is material.firings else None)
+        texts = []
+        for number in range(self.best_of):
+            answer = await asker.describe(messages, number)
+            texts.append("" if answer is None else description(answer.text, answer.whole))
+        return messages, await self._best(texts, material, firings, feature, asker)
 
     async def _best(
         self,
@@ -241,6 +306,16 @@ class Written(Explainer):
         fields = {name: "\n---\n".join(texts) or "(none)" for name, texts in listed.items()}
         return self.prompt.filled(**fields, promoted=promoted, suppressed=suppressed)
 
+    def _swapped(
+        self, features: Sequence[Feature], material: Material
+    ) -> list[tuple[Feature, Feature]]:
+        """Of the shuffled baseline: a feature to score on, and the one whose description is taken."""
+        if len(features) < 2:
+            return []
+        other = derangement(len(features), material.seed)
+        some = range(min(len(features), material.baseline_features))
+        return [(features[i], features[other[i]]) for i in some]
+
     def _untrained(self, material: Material, most: int) -> list[Feature]:
         firings = material.untrained
         everything = [divmod(i, firings.n_features) for i in range(len(firings.starts) - 1)]
@@ -259,13 +334,17 @@ def _contexts(
     return Contexts(sample, firings, feature, pieces, half, part, material.seed, known)
 
 
-def description(answer: str) -> str:
-    """What follows the last DESCRIPTION: in an answer, one line; else the answer's last line."""
-    told = answer.rpartition(MARK)[2].strip() if MARK in answer else answer.strip()
-    lines = [line.strip() for line in told.splitlines() if line.strip()]
-    if not lines:
-        return ""
-    return lines[0] if MARK in answer else lines[-1]
+def _refuse_nothing(found: Sequence[Explanation], asker: Sender, keep: Keep) -> None:
+    """Raises NoAnswer where a run has nothing to show for what it asked."""
+    tally = asker.tally
+    if not found or any(one.text for one in found):
+        return
+    if tally.failed == tally.prompts:
+        raise NoAnswer(f"explainer: nothing was answered ({tally}); the last: {asker.last_failure}")
+    for one in found:
+        keep(one)  # that there is none was paid for, too
+    more = "; a higher explainer.max_tokens leaves room behind thoughts" if tally.cut else ""
+    raise NoAnswer(f"explainer: no answer holds a description ({tally}){more}")
 
 
 def _tokens(

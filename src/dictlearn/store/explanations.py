@@ -17,7 +17,9 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, final
+
+from dictlearn.store.text import without_surrogates
 
 FILE = "explanations.jsonl"
 
@@ -69,21 +71,76 @@ def read_explanations(folder: Path) -> dict[tuple[int, int], Explanation]:
     return found
 
 
-def add_explanations(folder: Path, explanations: Iterable[Explanation]) -> Path:
-    """Appends to the file, and returns once the disk has it.
+@final
+class ExplanationWriter:
+    """Appends to the file of a features/ folder, and returns once the disk has it.
+
+    What is there already is not replaced by less: a line without a description never takes the
+    place of one with, nor a description that no scorer could score that of one with scores.
+
+    Attributes:
+        path: the file.
+        described: features for which a description was written.
+        left: features whose earlier line stays, because the new one says less.
 
     Raises:
-        ValueError: a score is not finite: an undefined score is left out of `scores`.
+        ValueError: a line of the file is damaged.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / FILE
-    text = "".join(_written(explanation) for explanation in explanations)
-    with path.open("ab") as file:
-        file.truncate(_whole_lines(path))
-        file.write(text.encode())
-        file.flush()
-        os.fsync(file.fileno())
-    return path
+
+    def __init__(self, folder: Path):
+        self.path = folder / FILE
+        self.left: set[tuple[int, int]] = set()
+        self._described: set[tuple[int, int]] = set()
+        self._known = read_explanations(folder)
+        self._opened = False
+
+    def add(self, explanations: Iterable[Explanation]) -> None:
+        """All of them or, where one is refused, none.
+
+        Raises:
+            ValueError: a score is not finite: an undefined score is left out of `scores`.
+        """
+        better = []
+        for one in explanations:
+            feature = one.source, one.feature
+            if _worth(one) < _worth(self._known.get(feature)):
+                self.left.add(feature)
+                continue
+            self.left.discard(feature)
+            better.append(one)
+        text = "".join(_written(one) for one in better)
+        if text or not self.path.exists():
+            self._append(text.encode())
+        self._known |= {(one.source, one.feature): one for one in better}
+        self._described |= {(one.source, one.feature) for one in better if one.text}
+
+    @property
+    def described(self) -> int:
+        return len(self._described)
+
+    def _append(self, lines: bytes) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("ab") as file:
+            if not self._opened:
+                file.truncate(_whole_lines(self.path))
+                self._opened = True
+            file.write(lines)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def add_explanations(folder: Path, explanations: Iterable[Explanation]) -> Path:
+    """Appends to the file as an `ExplanationWriter` does; returns its path."""
+    writer = ExplanationWriter(folder)
+    writer.add(explanations)
+    return writer.path
+
+
+def _worth(explanation: Explanation | None) -> int:
+    """0: says nothing; 1: a description; 2: one with scores."""
+    if explanation is None or not explanation.text:
+        return 0
+    return 2 if explanation.scores else 1
 
 
 def _lines(path: Path) -> Iterator[Explanation]:
@@ -93,7 +150,7 @@ def _lines(path: Path) -> Iterator[Explanation]:
             continue
         try:
             yield _read(json.loads(line))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             if number == len(lines):  # nothing ends it: the process was killed while it wrote
                 return
             raise ValueError(f"{path} line {number}: not an explanation ({error})") from error
@@ -103,7 +160,19 @@ def _read(entry: Any) -> Explanation:
     if not isinstance(entry, dict):
         raise TypeError(f"want a JSON object, not {type(entry).__name__}")
     failing = tuple(Failure(**one) for one in entry.get("failing", []))
-    return Explanation(**{**entry, "failing": failing})
+    read = Explanation(**{**entry, "failing": failing})
+    numbers = (*read.scores.values(), *read.baselines.values())
+    right = (
+        all(type(n) is int and n >= 0 for n in (read.source, read.feature, read.n_examples))
+        and all(isinstance(text, str) for text in (read.text, read.explainer, read.prompt_hash))
+        and isinstance(read.model, str | None)
+        and isinstance(read.reliable, bool)
+        and all(type(n) in (int, float) and math.isfinite(n) for n in numbers)
+        and all(isinstance(one.text, str) for one in failing)
+    )
+    if not right:
+        raise TypeError("a value of another type than ours")
+    return read
 
 
 def _written(explanation: Explanation) -> str:
@@ -111,7 +180,8 @@ def _written(explanation: Explanation) -> str:
     for name, value in (*explanation.scores.items(), *explanation.baselines.items()):
         if not math.isfinite(value):
             raise ValueError(f"{where}: {name}={value}; leave out what is undefined")
-    return json.dumps(asdict(explanation), ensure_ascii=False, allow_nan=False) + "\n"
+    line = json.dumps(asdict(explanation), ensure_ascii=False, allow_nan=False)
+    return without_surrogates(line) + "\n"
 
 
 def _whole_lines(path: Path) -> int:

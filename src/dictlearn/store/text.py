@@ -9,6 +9,15 @@ from functools import cache
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # how sentencepiece spells a byte
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
+
+
+def without_surrogates(text: str) -> str:
+    """The text with U+FFFD for each half of a surrogate pair, which no UTF-8 file can hold.
+
+    A language model can write half an emoji, and JSON can spell it.
+    """
+    return _SURROGATE.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def token_text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:

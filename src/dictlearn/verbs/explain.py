@@ -22,7 +22,7 @@ from dictlearn.explain.summary import summarised, write_summary
 from dictlearn.features.pages import write_pages
 from dictlearn.names import code_names, feature_named
 from dictlearn.ranges import Count, Fraction, Natural, Seed
-from dictlearn.store.explanations import add_explanations, read_explanations
+from dictlearn.store.explanations import ExplanationWriter, read_explanations
 from dictlearn.store.features import has_store, open_store
 from dictlearn.store.text import token_text
 from dictlearn.verbs import build
@@ -69,10 +69,14 @@ def main(cfg: DictConfig) -> int:
         escape.say(f"{explainer.estimate(material, explainable)}")
         if cfg.dry_run:
             return 0
-        explained = explainer.explain(material, explainable, progress)
+        folder = opened.folder / "features"
+        writer = ExplanationWriter(folder)
+        with _said_what_is_kept(writer):
+            explained = explainer.explain(
+                material, explainable, progress, lambda one: writer.add([one])
+            )
     summary = summarised(explainer.name, material, len(asked), live, explained)
-    folder = opened.folder / "features"
-    path = add_explanations(folder, explained.explanations)
+    writer.add(explained.explanations)
     write_summary(folder, summary)
     if (opened.folder / "figures.json").is_file():
         write_report(opened.folder)
@@ -80,8 +84,32 @@ def main(cfg: DictConfig) -> int:
         said = read_explanations(folder)
         write_pages(material.store, said, opened.lm.tokenizer, folder)
     escape.console().print(table(summary))
-    escape.say(f"The descriptions: {path}")
+    for line in filter(None, [*explained.told, _left(writer), f"The descriptions: {writer.path}"]):
+        escape.say(line)
     return 0
+
+
+@contextmanager
+def _said_what_is_kept(writer: ExplanationWriter) -> Iterator[None]:
+    """Where the run ends early, says what it found until then; its answers are in the cache."""
+    try:
+        yield
+    except BaseException:
+        if writer.described:
+            escape.say(
+                f"{writer.described:,} descriptions were found before that, and are in {writer.path}; "
+                "the same command goes on from there"
+            )
+        raise
+
+
+def _left(writer: ExplanationWriter) -> str:
+    if not writer.left:
+        return ""
+    return (
+        f"{len(writer.left):,} features keep the description that they had: nothing was found for them "
+        "now, or nothing that could be scored"
+    )
 
 
 def which(cfg: DictConfig, opened: Opened) -> list[Feature]:

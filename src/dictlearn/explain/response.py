@@ -1,0 +1,123 @@
+"""What a server answered: read within limits, believed about nothing."""
+
+from __future__ import annotations
+
+import json
+import math
+import zlib
+from typing import Any
+
+import httpx
+
+from dictlearn.explain.client import Answer, NoAnswer
+from dictlearn.store.text import without_surrogates
+
+MOST_BYTES = 4 * 2**20  # of an answer, unpacked: many times the longest that a model writes
+MOST_TOKENS = 10**9  # that a server can have counted for one prompt
+
+
+class TooLong(ValueError):
+    """An answer of more than MOST_BYTES."""
+
+
+async def read_body(response: httpx.Response) -> bytes:
+    """The body, unpacked. Never holds more than the limit, whatever the server sends.
+
+    Raises:
+        TooLong: it has more than MOST_BYTES, packed or unpacked.
+        httpx.DecodingError: it can't be unpacked.
+    """
+    packing = response.headers.get("Content-Encoding", "identity").strip().lower()
+    packed = bytearray()
+    async for part in response.aiter_raw():
+        packed += part
+        if len(packed) > MOST_BYTES:
+            raise TooLong(f"an answer of more than {MOST_BYTES:,} bytes")
+    if packing in ("identity", ""):
+        return bytes(packed)
+    if packing not in ("gzip", "x-gzip", "deflate"):
+        raise httpx.DecodingError(f"an answer packed as {packing[:40]}, which nobody asked for")
+    try:
+        body = zlib.decompressobj(zlib.MAX_WBITS | 32).decompress(packed, MOST_BYTES + 1)
+    except zlib.error as error:
+        raise httpx.DecodingError(f"an answer that can't be unpacked ({error})") from error
+    if len(body) > MOST_BYTES:
+        raise TooLong(f"an answer of more than {MOST_BYTES:,} bytes when unpacked")
+    return body
+
+
+def answer_in(body: bytes) -> Answer | None:
+    """None where the body is not what the protocol says.
+
+    Raises:
+        NoAnswer: the server's content filter stopped the answer.
+    """
+    try:
+        reply: Any = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    match reply:
+        case {"choices": [{"message": {**message}} as choice, *_]}:
+            text, reason = _text(message.get("content")), choice.get("finish_reason")
+        case _:
+            return None
+    if reason == "content_filter":
+        raise NoAnswer("the server's content filter stopped the answer")
+    if text is None:
+        return None
+    usage = reply.get("usage")
+    return Answer(
+        without_surrogates(text),
+        reason != "length",
+        _count(usage, "prompt_tokens"),
+        _count(usage, "completion_tokens"),
+    )
+
+
+def complaint(body: bytes) -> str:
+    """What a server says of an error, as one short line that no terminal interprets."""
+    text = body.decode("utf-8", "replace")
+    try:
+        reply = json.loads(body)
+    except (ValueError, RecursionError):
+        reply = None
+    match reply:
+        case {"error": {"message": str(said)}} | {"message": str(said)} | {"error": str(said)}:
+            text = said
+        case {"detail": str(said)}:
+            text = said
+    shown = "".join(letter if letter.isprintable() else " " for letter in text[:2000])
+    return " ".join(shown.split())
+
+
+def seconds_named(response: httpx.Response) -> float | None:
+    """The time that Retry-After names, at least 0 and maybe endless; None where it names none."""
+    try:
+        seconds = float(response.headers["Retry-After"])
+    except (KeyError, ValueError):  # the header may also be a date
+        return None
+    return None if math.isnan(seconds) else max(seconds, 0.0)
+
+
+def _text(content: Any) -> str | None:
+    """A message's text, which may come in parts; thoughts are parts of another type."""
+    match content:
+        case str(text):
+            return text
+        case None:  # it only thought
+            return ""
+        case [*parts]:
+            texts = [one.get("text") for one in parts if _is_text(one)]
+            return "".join(text for text in texts if isinstance(text, str))
+    return None
+
+
+def _is_text(part: Any) -> bool:
+    return isinstance(part, dict) and part.get("type") == "text"
+
+
+def _count(usage: Any, name: str) -> int:
+    """Of tokens; 0 where the server doesn't give a number of them."""
+    value = usage.get(name) if isinstance(usage, dict) else None
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return int(value) if number and 0 <= value <= MOST_TOKENS else 0
