@@ -217,10 +217,13 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path):
     assert len(asked) == len(set(asked)) and not again.bodies
 
 
-@pytest.mark.parametrize("options", [{}, {"best_of": 2}], ids=str)
-def test_an_estimate_is_what_will_be_sent_and_asks_nobody(tmp_path, options):
+@pytest.mark.parametrize(
+    ("names", "options"),
+    [(("detection", "fuzzing", "simulation"), {}), (("detection",), {"best_of": 2})],
+    ids=str,
+)
+def test_an_estimate_is_what_will_be_sent_and_asks_nobody(tmp_path, names, options):
     """Scoring and baselines too, within a fifth; what the cache can answer costs nothing."""
-    names = ("detection", "fuzzing", "simulation")
     numbered = itertools.count()
 
     def answer(body):  # no two descriptions of one feature are the same

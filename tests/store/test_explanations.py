@@ -122,3 +122,9 @@ def test_a_value_of_another_type_is_an_error(tmp_path, field, value):
     path.write_text(f"{line}\n")
     with pytest.raises(ValueError, match="line 1: not an explanation"):
         read_explanations(tmp_path)
+
+
+def test_a_disk_that_takes_nothing_is_named(tmp_path):
+    (tmp_path / "features").write_text("a file where the folder should be")
+    with pytest.raises(OSError, match=f"cannot save .*{FILE}"):
+        add_explanations(tmp_path / "features", [one(1)])

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any, final
 
+from dictlearn.disk.whole import SaveError
 from dictlearn.store.text import without_surrogates
 
 FILE = "explain_cache.jsonl"
@@ -25,7 +26,7 @@ class Cache:
         return self._known.get(key)
 
     def add(self, key: str, answer: dict[str, Any]) -> None:
-        """OSError, which names the file, where the disk doesn't take it."""
+        """Raises SaveError where the disk doesn't take it."""
         self._known[key] = answer
         if self._path is not None:
             _append(self._path, {"key": key, **answer})
@@ -58,7 +59,7 @@ def _append(path: Path, entry: dict[str, Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
+        raise SaveError(path, error) from error
 
 
 def _ends_whole(path: Path) -> bool:

@@ -16,6 +16,7 @@ from dictlearn.explain.scorers import Scorer
 from dictlearn.explain.written import Written
 from dictlearn.lm.language_model import LanguageModel
 from dictlearn.lm.load import load_model
+from dictlearn.ranges import Count, NonNegative
 
 
 def local_explainer(
@@ -23,10 +24,10 @@ def local_explainer(
     scorers: Mapping[str, Scorer],
     path: str,
     device: str = "auto",
-    temperature: float = 0.0,
-    max_tokens: int = 200,
-    score_tokens: int | None = None,
-    best_of: int = 1,
+    temperature: NonNegative = 0.0,
+    max_tokens: Count = 200,
+    score_tokens: Count | None = None,
+    best_of: Count = 1,
 ) -> Written:
     """See conf/explainer/local.yaml for what they are."""
     client = Local(path, device, temperature)

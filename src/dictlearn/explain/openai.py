@@ -19,6 +19,7 @@ from dictlearn.explain.prompt import Messages, Prompt, without_system
 from dictlearn.explain.response import TooLong, answer_in, complaint, read_body, seconds_named
 from dictlearn.explain.scorers import Scorer
 from dictlearn.explain.written import Written
+from dictlearn.ranges import Count, Natural, NonNegative, Positive
 
 LONGEST_WAIT = 60.0  # seconds between two tries, unless the server names a time
 OF_ONE_PROMPT = (400, 403, 413, 422, 451)  # statuses with which servers refuse a prompt
@@ -31,16 +32,16 @@ def openai_explainer(
     base_url: str,
     model: str,
     key_env: str = "OPENAI_API_KEY",
-    concurrency: int = 8,
-    requests_per_minute: float | None = None,
-    retries: int = 6,
-    timeout: float = 120.0,
-    temperature: float | None = 0.7,
-    max_tokens: int = 200,
-    score_tokens: int | None = None,
-    best_of: int = 1,
-    price_in: float = 0.0,
-    price_out: float = 0.0,
+    concurrency: Count = 8,
+    requests_per_minute: Positive | None = None,
+    retries: Natural = 6,
+    timeout: Positive = 120.0,
+    temperature: NonNegative | None = 0.7,
+    max_tokens: Count = 200,
+    score_tokens: Count | None = None,
+    best_of: Count = 1,
+    price_in: NonNegative = 0.0,
+    price_out: NonNegative = 0.0,
 ) -> Written:
     """See conf/explainer/openai.yaml for what they are."""
     client = OpenAI(base_url, model, key_env, requests_per_minute, retries, timeout, temperature)

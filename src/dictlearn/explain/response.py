@@ -119,5 +119,6 @@ def _is_text(part: Any) -> bool:
 def _count(usage: Any, name: str) -> int:
     """Of tokens; 0 where the server doesn't give a number of them."""
     value = usage.get(name) if isinstance(usage, dict) else None
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return int(value) if number and 0 <= value <= MOST_TOKENS else 0
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return 0
+    return int(value) if 0 <= value <= MOST_TOKENS else 0

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, final
 
+from dictlearn.disk.whole import SaveError
 from dictlearn.store.text import without_surrogates
 
 FILE = "explanations.jsonl"
@@ -98,6 +99,7 @@ class ExplanationWriter:
         """All of them or, where one is refused, none.
 
         Raises:
+            SaveError: the disk doesn't take them.
             ValueError: a score is not finite: an undefined score is left out of `scores`.
         """
         better = []
@@ -119,14 +121,17 @@ class ExplanationWriter:
         return len(self._described)
 
     def _append(self, lines: bytes) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("ab") as file:
-            if not self._opened:
-                file.truncate(_whole_lines(self.path))
-                self._opened = True
-            file.write(lines)
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("ab") as file:
+                if not self._opened:
+                    file.truncate(_whole_lines(self.path))
+                    self._opened = True
+                file.write(lines)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise SaveError(self.path, error) from error
 
 
 def add_explanations(folder: Path, explanations: Iterable[Explanation]) -> Path:
