@@ -181,7 +181,7 @@ def test_a_dictionary_prints_what_it_is():
     dictionary.figures = {"fvu": 0.0686, "l0": 3.98, "dead": 0.0186, "tokens": 65523}
     text = repr(dictionary)
     assert "Dictionary: sae of pico" in text
-    assert "topk (trained as batchtopk), L0 3.98 per token and source, k = 4" in text
+    assert "topk (trained as batchtopk), L0 3.98 per token, k = 4" in text
     assert "FVU 0.0686, 1.86% of features never fired (65,523 tokens)" in text
     assert "trained on 1,000,000 tokens" in text
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers import Logger, WandbLogger
 
 from dictlearn.train.callbacks import metrics
 from dictlearn.train.callbacks.metrics import RunLogger
@@ -164,3 +164,51 @@ def test_a_resumed_run_goes_on_from_its_step_whatever_comes_after(tmp_path):
         "3,1.0",
         "4,2.0",
     ]
+
+
+class Run:
+    """Stands in for a run of W&B."""
+
+    id = "r1"
+
+    def __init__(self) -> None:
+        self.config, self.logged, self.artifacts, self.exit_code = {}, [], [], None
+        self.config = _Config()
+
+    def log(self, row: dict[str, Any]) -> None:
+        self.logged.append(row)
+
+    def log_artifact(self, artifact: Any) -> None:
+        self.artifacts.append(artifact)
+
+    def finish(self, exit_code: int) -> None:
+        self.exit_code = exit_code
+
+
+class _Config(dict):
+    def update(self, values: Any, allow_val_change: bool = False) -> None:
+        super().update(values)
+
+
+@pytest.mark.parametrize("log_model", [False, True])
+def test_wandb_gets_configuration_figures_and_on_request_the_dictionary(tmp_path, log_model):
+    inner, run = WandbLogger(offline=True, log_model=False), Run()
+    inner._log_model, inner._experiment = log_model, run  # type: ignore[assignment]
+    (tmp_path / "dictionary.json").write_text("{}")
+    (tmp_path / "dictionary.safetensors").write_bytes(b"tensors")
+    with guarded({"wandb": inner}, {"optim": {"lr": 1e-3}, "steps": 9}) as (one,):
+        one.log_metrics({"fvu": 0.5}, 9)
+        one.finish({"fvu": 0.4, "kl": None}, 9, tmp_path)
+    assert run.config == {"optim": {"lr": 1e-3}, "steps": 9}
+    assert run.logged[-1] == {"held_out/fvu": 0.4, "trainer/global_step": 9}  # W&B's summary
+    files = [sorted(a.manifest.entries) for a in run.artifacts]
+    assert files == ([["dictionary.json", "dictionary.safetensors"]] if log_model else [])
+    assert run.exit_code == 0
+
+
+def test_the_next_run_of_a_process_has_a_record_of_its_own():
+    inner, run = WandbLogger(offline=True), Run()
+    inner._experiment = run  # type: ignore[assignment]
+    with pytest.raises(KeyboardInterrupt), guarded({"wandb": inner}, {}):
+        raise KeyboardInterrupt
+    assert run.exit_code == 1

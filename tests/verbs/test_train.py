@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import shutil
 import sys
@@ -16,6 +17,7 @@ from dictlearn import cli
 from dictlearn.lm.capture import capture
 from dictlearn.lm.hub import PICO_PATH
 from dictlearn.lm.load import load_model
+from dictlearn.verbs import train
 
 SMALL = [
     "steps=6",
@@ -212,3 +214,20 @@ def test_a_run_does_not_continue_with_another_model_or_text_behind_its_paths(tmp
     assert "data: " in said and "allow_changed=[model,data]" in said
     write("wall")
     assert dictlearn_train(tmp_path, *longer, "allow_changed=[model]") == 0
+
+
+def test_a_diverged_run_says_so_and_a_report_on_a_full_disk_ends_none(
+    tmp_path, capsys, monkeypatch
+):
+    def full(folder: Path, record: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(folder / "figures.json"))
+
+    monkeypatch.setattr(train, "write_into", full)
+    options = ["optim.lr=300", "clip_norm=null", "steps=12", "~eval.baselines", "~eval.downstream"]
+    assert dictlearn_train(tmp_path, "name=far", *options) == 1
+    shown = capsys.readouterr()
+    assert "figures.json" in shown.err and "writes the report again" in shown.err
+    assert "The run diverged: its FVU on unseen text is" in shown.err
+    table = [line for line in shown.out.splitlines() if line.startswith("SAE")]
+    assert len(table) == 1 and len(table[0]) < 80 and "e+" in table[0]
+    assert (tmp_path / "runs/far/dictionary/dictionary.json").is_file()

@@ -46,6 +46,13 @@ def test_a_run_has_diverged_where_it_ends_far_worse_than_it_began(fvu, start, ba
     assert any("The run diverged" in sentence for sentence in said) is bad
 
 
+def test_an_objective_without_squared_error_is_not_judged_by_it():
+    one = trainee("topk")
+    one.objective = Objective({"penalty": L1(1.0)})
+    assert not diverged(one, {"fvu": 50.0})
+    assert diverged(one, {"fvu": None})
+
+
 @pytest.mark.parametrize(
     ("sparsity", "term", "l0", "words"),
     [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+from dictlearn.objectives.reconstruction import Reconstruction
 from dictlearn.train.trainee import Trainee
 
 DIVERGED = 2.0  # times the FVU of the start, or of writing the mean, which is 1
@@ -14,11 +15,17 @@ Figures = Mapping[str, float | None]
 
 
 def diverged(trainee: Trainee, figures: Figures) -> bool:
-    """Whether the dictionary is much worse than where it began, and than no dictionary at all."""
+    """Whether the dictionary is much worse than where it began, and than no dictionary at all.
+
+    An objective without squared error, such as a KL alone, may give up any of it for what it wants.
+    """
     fvu = figures.get("fvu")
     if fvu is None or not math.isfinite(fvu):
         return True
-    return fvu > DIVERGED * max(1.0, float(trainee.start_fvu))
+    terms = [term for _, term in trainee.objective.named_terms()]
+    return any(isinstance(t, Reconstruction) for t in terms) and fvu > DIVERGED * max(
+        1.0, float(trainee.start_fvu)
+    )
 
 
 def sentences(trainee: Trainee, figures: Figures) -> list[str]:
