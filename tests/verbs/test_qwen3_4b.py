@@ -54,7 +54,7 @@ def cut(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_whole_path(cut: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(train, "SAMPLE_TOKENS", 64)
-    overrides = [f"model={cut}", "dict=clt", "name=run", *FEW]
+    overrides = [f"model={cut}", "data=stdlib", "dict=clt", "name=run", *FEW]
     monkeypatch.setattr(sys, "argv", ["dictlearn", "train", *overrides])
     with pytest.raises(SystemExit) as exit_:
         cli.main()

@@ -113,6 +113,18 @@ def test_a_run_cut_in_two_is_the_run_in_one_piece(run, tmp_path):
         }
 
 
+def test_the_first_line_says_what_a_run_is(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(train, "fit", lambda *_: (_ for _ in ()).throw(ValueError("enough")))
+    assert dictlearn_train(tmp_path, "name=said", "steps=6", "dict.n_features=4096") == 2
+    first, *rest = capsys.readouterr().err.splitlines()
+    for word in ("runs/said", "sae", "4,096 features", "resid_post.1", "pico", "tokens", "the CPU"):
+        assert word in first
+    few = (
+        "0.00073 tokens a parameter, less than a thousandth of what published runs have (1.7 to 37)"
+    )
+    assert rest == [few, "enough"]
+
+
 def test_a_folder_holds_one_run(run, capsys):
     assert dictlearn_train(run.parents[1], "name=first") == 2
     assert "holds a run already; resume=auto continues it" in capsys.readouterr().err
@@ -133,7 +145,8 @@ def test_a_run_does_not_continue_with_another_configuration(run, capsys):
         (["steps=0"], "steps=0: want a whole number of at least 1"),
         (["trainer=gpu"], "no CUDA device here; use trainer=cpu"),
         (["sparsity=relu", "objective.terms.l1.warmup=2"], "warmup=2: want a number from 0 to 1"),
-        (["model=./no/such/folder"], "model.path=./no/such/folder"),
+        (["model=./no/such/folder"], "data: no text was named for ./no/such/folder"),
+        (["model=./no/such/folder", "data=stdlib"], "model.path=./no/such/folder"),
         (["resume=runs/none"], "resume=runs/none: there is no such folder"),
         (["dict.k=a"], "dict.k=a"),
         (["normalise=l2"], "normalise=l2: want sqrt_width, unit or none"),
@@ -145,6 +158,7 @@ def test_a_run_does_not_continue_with_another_configuration(run, capsys):
         (["eval_tokens=0"], "eval_tokens=0: want a whole number of at least 1"),
         (["seed=1.5"], "seed=1.5: want a whole number from 0 to"),
         (["optim=muon", "optim.betas=[0.9,1]"], "optim: Invalid beta parameter"),
+        (["data.context=1"], "data.context=1: pico reads 2 to"),
         (["model.device=abc"], "model.device=abc: want auto, cpu, cuda, cuda:N or mps"),
         (["clip_norm=-1"], "clip_norm=-1: want a number above 0, or null"),
     ],
@@ -165,7 +179,7 @@ def test_activations_that_are_not_finite_stop_the_run_with_one_sentence(tmp_path
     lm.model.model.layers[0].mlp.down_proj.weight.data[0, 0] = float("nan")
     lm.model.save_pretrained(folder)
     lm.tokenizer.save_pretrained(folder)  # type: ignore
-    assert dictlearn_train(tmp_path, "name=nan", "model=./poisoned") == 2
+    assert dictlearn_train(tmp_path, "name=nan", "model=./poisoned", "data=stdlib") == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert "resid_post.1" in error and "source.nonfinite=drop" in error
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, final
 
 import torch
+from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
+from torch import Tensor, nn
 
 from dictlearn.ckpt.dictionary import load_dictionary
 from dictlearn.dicts.dictionary import Dictionary
@@ -77,6 +78,26 @@ def check_parts(cfg: DictConfig) -> None:
         ) from None
 
 
+def check_named_text(cfg: DictConfig) -> None:
+    """Text that was never named is Python's standard library: what pico was trained on alone."""
+    left_alone = cfg.model.path == "pico" or not reads_model(cfg) or not HydraConfig.initialized()
+    if left_alone or HydraConfig.get().runtime.choices.get("data") != "stdlib":
+        return
+    named = any(text.startswith("data=") for text in HydraConfig.get().overrides.task)
+    if not named:
+        raise ValueError(
+            f"data: no text was named for {cfg.model.path}; want data=text data.paths=<files> or "
+            "data=hub data.path=<data set>, or data=stdlib for the source of Python's own library"
+        )
+
+
+def check_context(cfg: DictConfig, info: ModelInfo) -> None:
+    """Refuses windows that the model can't read, before its weights are loaded."""
+    context, reads = cfg.data.get("context"), info.context_length
+    if reads_model(cfg) and context and not 2 <= context <= (reads or context):
+        raise ValueError(f"data.context={context}: {info.name} reads 2 to {reads or 'any'} tokens")
+
+
 def build_dictionary(cfg: DictConfig, info: ModelInfo) -> Dictionary:
     return instantiate(cfg.dict)(info=info, sparsity=instantiate(cfg.sparsity))
 
@@ -111,6 +132,35 @@ def build_source(
     return instantiate(cfg.source, **own)(
         lm=lm,
         windows=build_windows(cfg, lm, split) if lm is not None and windows is None else windows,
+        sources=dictionary.sources,
+        targets=dictionary.targets,
+        batch_tokens=cfg.batch_tokens,
+        seed=cfg.seed,
+    )
+
+
+@final
+class NoText:
+    """One empty window: a source can be built, and with it checked, before there is any text."""
+
+    def __init__(self, context: int):
+        self.context = context
+
+    def __len__(self) -> int:
+        return 1
+
+    def window_batch(self, indices: Tensor) -> Tensor:
+        return torch.zeros(len(indices), self.context, dtype=torch.int64)
+
+    def valid(self, tokens_BP: Tensor) -> Tensor:
+        return torch.zeros_like(tokens_BP, dtype=torch.bool)
+
+
+def check_source(cfg: DictConfig, lm: LanguageModel | None, dictionary: Dictionary) -> Source:
+    """The source over no text: refuses what the real one would. `lm` may have no weights."""
+    return instantiate(cfg.source)(
+        lm=lm,
+        windows=None if lm is None else NoText(cfg.data.context or lm.info.context_length),
         sources=dictionary.sources,
         targets=dictionary.targets,
         batch_tokens=cfg.batch_tokens,

@@ -40,6 +40,7 @@ class Keys:
     run: str | None
     dictionary: str | None
     output: str | None
+    overwrite: bool
     tokens: Count
     windows: Count
 

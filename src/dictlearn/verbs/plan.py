@@ -6,23 +6,20 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, final
+from typing import Any
 
 import torch
 from hydra.errors import HydraException
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
 from dictlearn import config, escape
-from dictlearn.dicts.dictionary import Dictionary
-from dictlearn.lm.language_model import LanguageModel
 from dictlearn.lm.load import load_skeleton
 from dictlearn.sources.text_files import find_files
 from dictlearn.verbs import build, costs, train
 from dictlearn.verbs.continued import continued
+from dictlearn.verbs.described import beside_published, listed
 
 
 class Keys(train.Keys):
@@ -73,19 +70,24 @@ def planned(cfg: DictConfig) -> Plan:
     if build.reads_model(cfg):
         if "paths" in cfg.data:
             plan.check("text files", lambda: find_files(cfg.data.paths))
+        if cfg.resume is None:
+            plan.check("text", lambda: build.check_named_text(cfg))
         lm = plan.check("model", lambda: load_skeleton(cfg.model.path, cfg.model.revision))
         info = None if lm is None else lm.info
     else:
         lm, info = None, plan.check("model", lambda: build.build_info(cfg))
     if info is None:
         return plan
+    plan.check("context", lambda: build.check_context(cfg, info))
     with torch.device("meta"):
         dictionary = plan.check("dictionary", lambda: build.build_dictionary(cfg, info))
         if dictionary is None:
             return plan
         plan.check("objective", lambda: build.build_training(cfg, dictionary))
         beside = plan.check("beside", lambda: build.build_beside(cfg, dictionary))
-    source = plan.check("source", lambda: build_source(cfg, lm, dictionary))
+    if cfg.init is not None and cfg.resume is None:
+        plan.check("init", lambda: build.build_start(cfg, dictionary))
+    source = plan.check("source", lambda: build.check_source(cfg, lm, dictionary))
     if source is not None and beside is not None:
         run = costs.Run(cfg, dictionary, tuple(beside.values()), lm, info)
         describe(plan, run, devices)
@@ -100,12 +102,12 @@ def describe(plan: Plan, run: costs.Run, devices: int) -> None:
     work = costs.work(run, devices=devices)
     plan.facts |= {
         "run folder": str(cfg.run_dir),
-        "reads": f"{_listed(shape.sources)}, width {shape.width}",
-        "writes": f"{_listed(shape.targets)}, width {shape.width}",
+        "reads": f"{listed(shape.sources)}, width {shape.width}",
+        "writes": f"{listed(shape.targets)}, width {shape.width}",
         "dictionary": f"{shape.kind}, {shape.n_features:,} features per source, k = {shape.k:g}",
         "parameters": f"{count:,}",
         "tokens": f"{tokens:,} in {cfg.steps:,} steps of {batch:,}",
-        "tokens per parameter": f"{tokens / count:.3g}",
+        "tokens per parameter": f"{tokens / count:.3g}; {beside_published(tokens, count, shape)[0]}",
     }
     for name, one in zip(("per-layer transcoders",), run.beside, strict=False):
         plan.facts["trained beside it"] = f"{name}, {costs.count(one):,} parameters"
@@ -216,39 +218,7 @@ def check_disk(run: costs.Run) -> None:
         )
 
 
-@final
-class NoText:
-    """One empty window: a source can be built, and with it checked, before there is any text."""
-
-    def __init__(self, context: int):
-        self.context = context
-
-    def __len__(self) -> int:
-        return 1
-
-    def window_batch(self, indices: Tensor) -> Tensor:
-        return torch.zeros(len(indices), self.context, dtype=torch.int64)
-
-    def valid(self, tokens_BP: Tensor) -> Tensor:
-        return torch.zeros_like(tokens_BP, dtype=torch.bool)
-
-
-def build_source(cfg: DictConfig, lm: LanguageModel | None, dictionary: Dictionary) -> Any:
-    return instantiate(cfg.source)(
-        lm=lm,
-        windows=None if lm is None else NoText(cfg.data.context or lm.info.context_length),
-        sources=dictionary.sources,
-        targets=dictionary.targets,
-        batch_tokens=cfg.batch_tokens,
-        seed=cfg.seed,
-    )
-
-
 # --- words ------------------------------------------------------------------------------------
-
-
-def _listed(names: tuple[str, ...]) -> str:
-    return ", ".join(names) if len(names) < 4 else f"{names[0]} ... {names[-1]} ({len(names)})"
 
 
 def _each(values: dict[str, str]) -> str:

@@ -31,6 +31,7 @@ from dictlearn.evals.ground_truth import mcc, mean_max_cosine
 from dictlearn.evals.record import FORMAT, versions, write_record
 from dictlearn.evals.table import LONG
 from dictlearn.lm.language_model import LanguageModel
+from dictlearn.lm.load import load_skeleton
 from dictlearn.ranges import Count, Positive, Seed
 from dictlearn.sources.protocol import KnowsTruth, MakesActivations, Source
 from dictlearn.train.callbacks.signals import Interrupted
@@ -40,7 +41,9 @@ from dictlearn.train.module import DictionaryTraining
 from dictlearn.types import Batch, ModelInfo
 from dictlearn.verbs import build, fingerprints, verdict
 from dictlearn.verbs.continued import command, continued
+from dictlearn.verbs.described import beside_published, first_line, text_of
 from dictlearn.verbs.evaluate import BESIDE, evaluated, label_beside, write_into
+from dictlearn.waiting import waiting_for
 
 FIGURES = {"fvu": "FVU", "l0": "L0 per token", "mcc": "MCC"}
 SAMPLE_TOKENS = 16_384  # for scales, biases and thresholds
@@ -76,22 +79,31 @@ def main(cfg: DictConfig) -> int:
     resume = begun(cfg, run)
     if resume.folder is not None:
         cfg = continued("train", cfg, resume.folder)
+    else:
+        build.check_named_text(cfg)
     check(cfg)
     info = build.build_info(cfg)
+    build.check_context(cfg, info)
     lightning.seed_everything(cfg.seed, workers=True, verbose=False)
     dictionary = build.build_dictionary(cfg, info)  # refuses what can't work, before any work
     beside = build.build_beside(cfg, dictionary)
     training = build.build_training(cfg, dictionary, beside)
+    if build.reads_model(cfg):
+        skeleton = load_skeleton(cfg.model.path, cfg.model.revision)
+        build.check_source(cfg, skeleton, dictionary)
     with dispatch.using(cfg.kernels), run_lock(run):
         collect_garbage(run)
+        introduce(cfg, dictionary, info)
         for note in resume.notes:
             say(note)
         contents = fingerprints.of_files(cfg) if build.reads_model(cfg) else {}
         refuse_other_contents(cfg, resume.folder, contents)  # before a model is loaded
         start = build.build_start(cfg, dictionary) if resume.folder is None else None
-        lm = build.build_model(cfg)
+        with waiting_for(f"{info.name}, which is being loaded"):
+            lm = build.build_model(cfg)
         build.connect(cfg, training, lm)
-        windows = None if lm is None else build.build_windows(cfg, lm, "train")
+        with waiting_for(f"{text_of(cfg)}, which is being read and cut into tokens"):
+            windows = None if lm is None else build.build_windows(cfg, lm, "train")
         if windows is not None:
             contents["data"] = fingerprints.of_text(windows)
         refuse_other_contents(cfg, resume.folder, contents)
@@ -99,7 +111,8 @@ def main(cfg: DictConfig) -> int:
         with guarded(build.named(cfg.get("logger")), build.plain(cfg)) as loggers:
             write_text(run / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
             if resume.folder is None:
-                sample = source.sample(SAMPLE_TOKENS)
+                with waiting_for("the first activations, by which the dictionary is scaled"):
+                    sample = source.sample(SAMPLE_TOKENS)
                 for name, trainee in training.named_trainees():
                     trainee.to(source.device).begin(sample, start if name == "dictionary" else None)
             try:
@@ -126,6 +139,16 @@ def refuse_other_contents(
     if checkpoint is not None:
         was = read_contents(checkpoint)
         refuse_changed_contents(was, contents, checkpoint, cfg.allow_changed)
+
+
+@rank_zero_only
+def introduce(cfg: DictConfig, dictionary: Dictionary, info: ModelInfo) -> None:
+    """What this run is; and a word where it has far less text than published ones."""
+    say(first_line(cfg, dictionary, info))
+    tokens, parameters = build.run_tokens(cfg), sum(p.numel() for p in dictionary.parameters())
+    words, few = beside_published(tokens, parameters, dictionary.shape)
+    if few and build.reads_model(cfg):
+        say(f"{tokens / parameters:.2g} tokens a parameter, {words}")
 
 
 def begun(cfg: DictConfig, run: Path) -> Resume:

@@ -4,45 +4,56 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import ExitStack
 from typing import Any, final
 
 from dictlearn_kernels import dispatch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn
 
 from dictlearn.ranges import NonNegative
+from dictlearn.waiting import duration, waiting_for
 
 
 @final
 class TrainingBar(Callback):
     """tokens/s, FVU, L0, dead fraction and time left; plain lines where there is no terminal.
 
-    The figures are those of the latest logged step, so that drawing costs nothing. Without a
-    terminal a line is written every `line_seconds` seconds. After the first step it says, once,
-    which implementation every kernel has run as, and which had no fast one.
+    The figures are those of the latest logged step, so that drawing costs nothing; the speed is the
+    average since the first step, which compiles. Without a terminal a line is written every
+    `line_seconds` seconds. With `kernels` it says after the first step, once, which implementation
+    every kernel has run as, and which had no fast one.
     """
 
-    def __init__(self, line_seconds: NonNegative = 30.0):
-        self.line_seconds = line_seconds
+    def __init__(self, line_seconds: NonNegative = 30.0, kernels: bool = False):
+        self.line_seconds, self.kernels = line_seconds, kernels
         self.console = Console(stderr=True)
         self._bar: Progress | None = None
         self._task: Any = None
         self._wrote = 0.0
-        self._told = False
+        self._first: tuple[int, float] | None = None  # (steps done, when) after the first step
+        self._waiting = ExitStack()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._wrote = time.monotonic()
-        if not trainer.is_global_zero or not self.console.is_terminal:
+        if not trainer.is_global_zero:
+            return
+        if not self.console.is_terminal:
+            self._waiting.enter_context(
+                waiting_for("the first step; a machine compiles its kernels once")
+            )
             return
         self._bar = Progress(
             TextColumn("step {task.completed}/{task.total}"),
             BarColumn(),
             TextColumn("{task.description}"),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[left]}"),
             console=self.console,
         )
-        self._task = self._bar.add_task("", total=trainer.max_steps, completed=trainer.global_step)
+        self._task = self._bar.add_task(
+            "", total=trainer.max_steps, completed=trainer.global_step, left=""
+        )
         self._bar.start()
 
     def on_train_batch_end(
@@ -50,16 +61,30 @@ class TrainingBar(Callback):
     ) -> None:
         if not trainer.is_global_zero:
             return
-        if not self._told:
-            self._told = True
-            for line in dispatch.lines():
+        step, now = trainer.global_step, time.monotonic()
+        if self._first is None and step > 0:
+            self._first = (step, now)
+            self._waiting.close()
+            for line in dispatch.lines() if self.kernels else []:
                 self.console.print(f"kernels  {line}", highlight=False, soft_wrap=True)
-        text = _figures(pl_module.metrics)  # type: ignore[arg-type]
+        metrics: dict[str, float] = pl_module.metrics  # type: ignore[assignment]
+        speed = self._steps_per_second(step, now)
+        text = _figures(metrics, speed)
+        left = "" if speed is None else f"{duration((trainer.max_steps - step) / speed)} left"
         if self._bar is not None:
-            self._bar.update(self._task, completed=trainer.global_step, description=text)
-        elif time.monotonic() - self._wrote > self.line_seconds:
-            self._wrote = time.monotonic()
-            self.console.print(f"step {trainer.global_step}/{trainer.max_steps}  {text}")
+            self._bar.update(self._task, completed=step, description=text, left=left)
+        elif now - self._wrote > self.line_seconds:
+            self._wrote = now
+            line = "  ".join(part for part in (text, left) if part)
+            self.console.print(
+                f"step {step}/{trainer.max_steps}  {line}", highlight=False, soft_wrap=True
+            )
+
+    def _steps_per_second(self, step: int, now: float) -> float | None:
+        """Since the first step; None before there is a second one."""
+        if self._first is None or step <= self._first[0] or now <= self._first[1]:
+            return None
+        return (step - self._first[0]) / (now - self._first[1])
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._stop()
@@ -70,21 +95,20 @@ class TrainingBar(Callback):
         self._stop()
 
     def _stop(self) -> None:
+        self._waiting.close()
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
         sys.stderr.flush()
 
 
-def _figures(metrics: dict[str, float]) -> str:
+def _figures(metrics: dict[str, float], steps_per_second: float | None) -> str:
     """The few that say how a run goes, of the first dictionary where there are several."""
-    formats = {
-        "tokens_per_second": "{:,.0f} tokens/s",
-        "fvu": "FVU {:.4f}",
-        "l0": "L0 {:.1f} per token",
-        "dead": "dead {:.1%}",
-    }
+    formats = {"fvu": "FVU {:.4f}", "l0": "L0 {:.1f} per token", "dead": "dead {:.1%}"}
     found = []
+    if steps_per_second is not None and metrics.get("step"):
+        tokens = metrics["tokens"] / metrics["step"]
+        found.append(f"{steps_per_second * tokens:,.0f} tokens/s")
     for key, form in formats.items():
         value = next((v for name, v in metrics.items() if name.split("/")[-1] == key), None)
         if value is not None:

@@ -1,0 +1,70 @@
+"""What a run is, in a line, and whether it has text enough."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from omegaconf import DictConfig
+
+from dictlearn.dicts.dictionary import Dictionary, Shape
+from dictlearn.types import ModelInfo
+from dictlearn.verbs import build
+
+# Tokens a parameter that published dictionaries were trained on, from the sizes that they state.
+# One layer: SAEBench's of Gemma-2-2B (65,536 features of width 2,304, 500M tokens: 1.7) to sparsify's
+# of SmolLM2-1.7B (65,536 of 2,048, 10B: 37). Cross-layer: BluelightAI's of Qwen3-0.6B (20,480 a layer,
+# 750M: 0.08) to one of Pythia-160M (6,144 a layer, 800M: 1.9).
+PUBLISHED = (1.7, 37.0)
+PUBLISHED_CROSS_LAYER = (0.08, 1.9)
+FRACTIONS = {
+    "a third": 3,
+    "a tenth": 10,
+    "a thirtieth": 30,
+    "a hundredth": 100,
+    "a thousandth": 1000,
+}
+
+
+def first_line(cfg: DictConfig, dictionary: Dictionary, info: ModelInfo) -> str:
+    """Run folder, kind, features, sites, model, tokens, data and device."""
+    shape = dictionary.shape
+    reads, writes = listed(shape.sources), listed(shape.targets)
+    where = reads if reads == writes else f"{reads} to {writes}"
+    features = f"{shape.n_features:,} features" + (
+        " per source" if dictionary.code_sources > 1 else ""
+    )
+    text = f" of {text_of(cfg)}" if build.reads_model(cfg) else ""
+    device = "the CPU" if build.accelerator(cfg) == "cpu" else "a GPU"
+    return (
+        f"{cfg.run_dir}: {shape.kind}, {features}, {where} of {info.name}, "
+        f"{build.run_tokens(cfg):,} tokens{text}, on {device}"
+    )
+
+
+def text_of(cfg: DictConfig) -> str:
+    """Which text the run reads, as a user named it."""
+    data = cfg.data
+    if data.get("path"):
+        return str(data.path)
+    paths: Any = data.get("paths")
+    if paths:
+        paths = [paths] if isinstance(paths, str) else list(paths)
+        return paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
+    return "Python's standard library"
+
+
+def listed(names: tuple[str, ...]) -> str:
+    return ", ".join(names) if len(names) < 4 else f"{names[0]} ... {names[-1]} ({len(names)})"
+
+
+def beside_published(tokens: float, parameters: float, shape: Shape) -> tuple[str, bool]:
+    """What tokens a parameter are beside published runs', and whether they are far fewer."""
+    least, most = PUBLISHED_CROSS_LAYER if shape.link == "lower" else PUBLISHED
+    ratio = tokens / parameters
+    if ratio >= least * 0.6:
+        return f"published runs have {least:g} to {most:g}", False
+    published = f"published runs have ({least:g} to {most:g})"
+    for words, factor in FRACTIONS.items():
+        if least / ratio < factor * 1.8:
+            return f"{words} of what {published}", factor >= 10
+    return f"less than a thousandth of what {published}", True
