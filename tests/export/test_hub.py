@@ -53,7 +53,7 @@ def test_what_was_written_loads_by_its_hub_id_and_each_format_by_its_folder(tmp_
 
 
 def test_what_the_hub_does_not_have_is_said(hub):
-    with pytest.raises(ValueError, match="no such dictionary on the hub"):
+    with pytest.raises(ValueError, match="the hub cannot be reached and no local copy"):
         dictlearn.load("me/missing/saelens")
 
 

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import socket
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 
 import pytest
 import torch
@@ -17,84 +12,12 @@ from huggingface_hub import constants
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from dictlearn.lm.load import load_model, read_info
-
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-
-
-@dataclass
-class Hub:
-    """One repository, owner/tiny, on branch main."""
-
-    files: dict[str, bytes]
-    status: int = 200
-    error: str = ""
-    asked: list[str] = field(default_factory=list)
-
-
-def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_HEAD(self) -> None:
-            self.answer(body=False)
-
-        def do_GET(self) -> None:
-            self.answer(body=True)
-
-        def answer(self, body: bool) -> None:
-            path = self.path.partition("?")[0]
-            hub.asked.append(f"{self.command} {path}")
-            _, _, name = path.partition("/resolve/")
-            name = name.partition("/")[2]
-            listing = [
-                {"type": "file", "path": p, "size": len(c), "oid": f"{i:040x}"}
-                for i, (p, c) in enumerate(hub.files.items())
-            ]
-            if hub.status != 200:
-                self.reply(hub.status, b"", hub.error, body)
-            elif path.startswith("/api/models/owner/tiny/revision/"):
-                self.reply(200, json.dumps({"id": "owner/tiny", "sha": COMMIT}).encode(), "", body)
-            elif path.startswith("/api/models/owner/tiny/tree/"):
-                self.reply(200, json.dumps(listing).encode(), "", body)
-            elif name in hub.files:
-                self.reply(200, hub.files[name], "", body)
-            else:
-                self.reply(404, b"", "EntryNotFound", body)
-
-        def reply(self, status: int, content: bytes, error: str, body: bool) -> None:
-            self.send_response(status)
-            self.send_header("X-Repo-Commit", COMMIT)
-            self.send_header("ETag", f'"{hash(content) & 0xFFFFFFFF:08x}"')
-            self.send_header("Content-Length", str(len(content)))
-            self.send_header("Content-Type", "application/json")
-            if error:
-                self.send_header("X-Error-Code", error)
-            self.end_headers()
-            if body:
-                self.wfile.write(content)
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    return Handler
+from tests.pretend_hub import COMMIT, Hub, empty_cache, served
 
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache of the hub's, and no offline switch; the hub itself is a closed port."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    _point_at(monkeypatch, port)
-    return tmp_path / "cache"
-
-
-def _point_at(monkeypatch: pytest.MonkeyPatch, port: int) -> None:
-    url = f"http://127.0.0.1:{port}"
-    monkeypatch.setattr(constants, "ENDPOINT", url)
-    template = url + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    return empty_cache(tmp_path / "cache", monkeypatch)
 
 
 @pytest.fixture
@@ -117,14 +40,8 @@ def hub(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
         "consolidated.safetensors": b"the same once more",
         "original/model.safetensors": b"and once more",
     }
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(hub))
-    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    _point_at(monkeypatch, server.server_address[1])
-    yield hub
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with served(hub, monkeypatch):
+        yield hub
 
 
 def test_a_hub_id_is_downloaded_and_its_commit_noted(hub, cache):
@@ -160,11 +77,8 @@ def test_what_was_downloaded_serves_when_the_hub_does_not(hub, status, error):
         (404, "RepoNotFound", r"^model\.path=owner/tiny: no such folder here and no such model"),
         (404, "RevisionNotFound", r"^model\.revision=v2: owner/tiny has no such branch"),
         (404, "EntryNotFound", r"^model\.path=owner/tiny: the repository has no config\.json"),
-        (
-            503,
-            "",
-            r"the hub cannot be reached and no local copy was found at revision v2; download",
-        ),
+        (429, "", r"^model\.path=owner/tiny: the hub takes no more requests .* \(rate limit\)"),
+        (503, "", r"answers with status 503 and no local copy was found at revision v2; try again"),
     ],
 )
 def test_what_the_hub_says_becomes_one_sentence(hub, status, error, says):

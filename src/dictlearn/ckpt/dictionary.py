@@ -27,6 +27,7 @@ from dictlearn.ckpt.files import (
     write_tensors,
 )
 from dictlearn.ckpt.foreign import importers, read_foreign
+from dictlearn.ckpt.hub import fetched
 from dictlearn.dicts.description import from_json, shape_from_json, shown
 from dictlearn.dicts.dictionary import Dictionary
 from dictlearn.dicts.identity import sha256_of
@@ -153,11 +154,15 @@ def saved_sha256(path: str | Path) -> str | None:
 
 
 def _find(path: str | Path, revision: str | None) -> Path:
-    folder = Path(path)
+    folder = Path(path).expanduser()
     for candidate in map(present, (folder, folder / "dictionary")):
         if (candidate / DESCRIPTION).is_file():
             return candidate
-    return folder if folder.exists() else _from_hub(str(path), revision)
+    if folder.exists():
+        return folder
+    folder = fetched(str(path), revision)
+    inner = folder / "dictionary"
+    return inner if (inner / DESCRIPTION).is_file() else folder
 
 
 def _read_foreign(folder: Path) -> Dictionary:
@@ -168,19 +173,3 @@ def _read_foreign(folder: Path) -> Dictionary:
             f"{', '.join(importers())} wrote"
         )
     return dictionary
-
-
-def _from_hub(name: str, revision: str | None) -> Path:
-    """The snapshot of a repository, or of one folder in it: owner/name/folder."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    pieces = name.split("/")
-    repo, inner = "/".join(pieces[:2]), "/".join(pieces[2:])
-    wanted = [f"{inner}/*"] if inner else [TENSORS, DESCRIPTION]
-    try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=wanted)) / inner
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise ValueError(
-            f"{name}: no such folder, and no such dictionary on the hub could be reached"
-        ) from error

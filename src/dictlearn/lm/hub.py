@@ -94,7 +94,16 @@ def _from_hub(path: str, revision: str | None, weights: bool) -> Path:
         return Path(folder)
     except (LocalEntryNotFoundError, HTTPError, HFValidationError) as error:
         cause = trouble or error
-        raise ValueError(_sentence(path, revision, cause)) from cause
+        sentence = said(
+            cause,
+            f"model.path={path}",
+            path,
+            revision,
+            what="model",
+            at="model.revision",
+            remedy="download it and pass model.path=<folder>",
+        )
+        raise ValueError(sentence) from cause
 
 
 def _trouble(path: str, revision: str | None) -> Exception | None:
@@ -107,29 +116,63 @@ def _trouble(path: str, revision: str | None) -> Exception | None:
     return None
 
 
-def _sentence(path: str, revision: str | None, error: Exception) -> str:
-    where, at = f"model.path={path}", f" at revision {revision}" if revision else ""
+def said(
+    error: Exception,
+    where: str,
+    repo: str,
+    revision: str | None,
+    *,
+    what: str,
+    at: str,
+    remedy: str,
+) -> str:
+    """Why the hub gave nothing, in one sentence that says what to do.
+
+    Args:
+        error: what its client raised.
+        where: the user's own words for what was asked for, first in the sentence.
+        what: model or dictionary.
+        at: the key that names a revision.
+        remedy: what to do where the hub is out of reach.
+    """
+    here = f" at revision {revision}" if revision else ""
     match error:
         case HFValidationError():
             return f"{where}: no such folder, and not a hub id (owner/name)"
         case GatedRepoError():
             return (
-                f"{where}: its owner wants its terms accepted at https://huggingface.co/{path}; do "
+                f"{where}: its owner wants its terms accepted at https://huggingface.co/{repo}; do "
                 f"that and log in with `hf auth login`"
             )
         case RevisionNotFoundError():
-            return f"model.revision={revision}: {path} has no such branch, tag or commit"
+            return f"{at}={revision}: {repo} has no such branch, tag or commit"
         case RepositoryNotFoundError():
             return (
-                f"{where}: no such folder here and no such model on the hub, unless it is private: "
+                f"{where}: no such folder here and no such {what} on the hub, unless it is private: "
                 f"then log in with `hf auth login`"
             )
         case RemoteEntryNotFoundError():
-            return f"{where}: the repository has no config.json{at}; want a transformers model"
-        case HfHubHTTPError() if error.response.status_code in (401, 403):
-            return f"{where}: the hub refuses access to it; log in with `hf auth login`"
+            return f"{where}: the repository has no config.json{here}; want a transformers model"
+        case HfHubHTTPError():
+            return f"{where}: {_refusal(error, here)}"
         case _:
-            return (
-                f"{where}: the hub cannot be reached and no local copy was found{at}; download it "
-                f"and pass model.path=<folder>"
-            )
+            return f"{where}: the hub cannot be reached and no local copy was found{here}; {remedy}"
+
+
+def _refusal(error: HfHubHTTPError, here: str) -> str:
+    status = error.response.status_code
+    if status == 401 and "credentials" in error.response.headers.get("X-Error-Message", ""):
+        return (
+            "the hub does not accept your token; log in anew with `hf auth login`, or unset HF_TOKEN "
+            "where that holds an old one"
+        )
+    if status in (401, 403):
+        return "the hub refuses access to it; log in with `hf auth login`"
+    if status == 429:
+        return (
+            "the hub takes no more requests from here for now (rate limit); try again in some "
+            "minutes, or log in with `hf auth login`, which allows more"
+        )
+    return (
+        f"the hub answers with status {status} and no local copy was found{here}; try again later"
+    )

@@ -21,6 +21,7 @@ from dictlearn.sparsity.topk import TopK
 
 CONFIG = "config.yaml"
 CONFIG_BYTES = 1 << 20
+FILES, OPTIONAL, LAYERS = (CONFIG, "*.safetensors"), (), False
 KINDS = {"transcoder_set": "plt", "cross_layer_transcoder": "clt"}
 SOURCES = {"mlp.hook_in": "mlp_in", "hook_resid_mid": "resid_mid"}
 TARGETS = {"mlp.hook_out": "mlp_out", "hook_mlp_out": "mlp_out"}

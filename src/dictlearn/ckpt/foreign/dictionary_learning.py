@@ -25,6 +25,7 @@ from dictlearn.dicts.dictionary import Dictionary
 from dictlearn.dicts.equivalent import renormed
 
 CONFIG, WEIGHTS = "config.json", "ae.pt"
+FILES, OPTIONAL, LAYERS = (CONFIG, WEIGHTS), (), True
 UNREADABLE = (
     *(pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, OSError, MemoryError),
     *(ValueError, TypeError, LookupError, AttributeError, AssertionError, NotImplementedError),

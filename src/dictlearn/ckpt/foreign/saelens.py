@@ -26,6 +26,7 @@ from dictlearn.ckpt.foreign._layer import (
 from dictlearn.dicts.dictionary import Dictionary
 
 CONFIG, WEIGHTS, SCALER = "cfg.json", "sae_weights.safetensors", "activation_scaler.json"
+FILES, OPTIONAL, LAYERS = (CONFIG, WEIGHTS), (SCALER,), True
 
 # TransformerLens' names of our sites. `mlp.hook_in` is what the MLP module reads, gain and bias of
 # the norm applied; `ln2.hook_normalized` may be without them, so it is no site of ours.

@@ -23,6 +23,7 @@ from dictlearn.ckpt.foreign._layer import (
 from dictlearn.dicts.dictionary import Dictionary
 
 CONFIG, WEIGHTS = "cfg.json", "sae.safetensors"
+FILES, OPTIONAL, LAYERS = (CONFIG, WEIGHTS), (), True
 NAMES = {"encoder.weight": "W_enc", "encoder.bias": "b_enc", "W_dec": "W_dec", "b_dec": "b_dec"}
 
 
