@@ -135,7 +135,7 @@ def test_a_click_opens_and_back_returns(browser, page):
     browser.open(page)
     browser.click("#rows .row:nth-child(3) a")
     at(browser, 2)
-    assert browser.value(HEADING) == "Feature 2"
+    assert browser.value(HEADING) == "mlp_in.0/2"
     assert "mlp_in.0/2" in browser.value(OPEN)
     browser.click("#view .links a")  # its nearest neighbour
     at(browser, 0)
@@ -160,10 +160,62 @@ def test_a_search_leaves_the_feature_where_it_was_read(browser, page):
 def test_an_address_opens_the_feature_and_the_search(browser, page):
     browser.open(page, "#/1/2?sort=density&site=1")
     at(browser, len(RULES) + 2)
-    assert browser.value("document.title") == "Feature mlp_in.1/2 of small"
+    assert browser.value("document.title") == "mlp_in.1/2 of small"
     assert all(name.startswith("mlp_in.1/") for name in listed(browser))
     browser.open(page, "#/7/9999?sort=nonsense&site=x")
     at(browser, None)
+
+
+@pytest.mark.parametrize(
+    "address", ["#mlp_in.1/2", "#/mlp_in.1/2", "#/1/2", "#1/2", "#mlp%5Fin.1/2"]
+)
+def test_a_features_name_is_its_address(browser, page, address):
+    browser.open(page, address)
+    at(browser, len(RULES) + 2)
+    browser.press("j")
+    at(browser, len(RULES) + 3)
+    assert browser.value("location.hash") == "#mlp_in.1/3"
+
+
+@pytest.mark.parametrize(
+    "address", ["#mlp_in.2/0", "#mlp_in.1/6", "#mlp_in.1/x", "#3", "#%", "#__proto__/0"]
+)
+def test_an_address_of_nothing_opens_the_overview(browser, page, address):
+    browser.open(page, address)
+    at(browser, None)
+
+
+def test_the_overviews_counts_add_up(browser, page):
+    browser.open(page)
+    counts = browser.value(
+        "[...document.querySelectorAll('.key dd:not(.beside)')].map((d) => d.textContent)"
+    )
+    assert counts == ["1", "1", "6", "4"] and sum(map(int, counts)) == 2 * len(RULES)
+    for kind, count in zip(("reliable", "unreliable", "none", "dead"), counts, strict=True):
+        browser.open(page, f"#/about?show={kind}")
+        found = browser.value("document.getElementById('count').textContent")
+        assert found == f"{count} of 12 features"
+
+
+def test_norms_by_target_are_shown_sorted_and_filtered(browser, page):
+    browser.open(page, "#mlp_in.0/0")
+    at(browser, 0)
+    shown = browser.value("document.querySelector('.norms').textContent")
+    assert "mlp_out.02 · 67%" in shown and "mlp_out.11 · 33%" in shown
+    assert "→ mlp_out.0 67%" in browser.value(OPEN)
+    choose(browser, "target", "1")
+    assert listed(browser) == [f"mlp_in.1/{i}" for i in (0, 1, 2, 5)]
+    assert browser.value("location.hash") == "#mlp_in.0/0?target=1"
+    choose(browser, "target", "")
+    choose(browser, "sort", "centre")
+    assert listed(browser)[:4] == [f"mlp_in.0/{i}" for i in (0, 1, 2, 5)]
+
+
+def test_bars_of_cosines_have_one_scale(browser, page):
+    browser.open(page, "#mlp_in.0/0")
+    at(browser, 0)
+    width = browser.value("document.querySelector('.links .bar').style.width")
+    assert width == "90%"  # a cosine of 0.9
 
 
 def test_keys(browser, page):
@@ -209,7 +261,7 @@ def test_text_is_never_markup(browser, page):
     assert browser.value("document.querySelector('#view .description .text').textContent") == NASTY
     assert NASTY in browser.value("document.querySelector('#view .failing').textContent")
     assert browser.value("document.querySelectorAll('img, body script').length") == 0
-    assert browser.value("document.title") == "Feature mlp_in.0/1 of small"
+    assert browser.value("document.title") == "mlp_in.0/1 of small"
 
 
 def test_an_unreliable_description_says_so_everywhere(browser, page):
@@ -274,7 +326,7 @@ def test_many_features_cost_a_screenful(browser, tmp_path):
     browser.open(page)
     assert browser.value("document.querySelectorAll('#rows .row').length") < 40
     browser.value("document.getElementById('list').scrollTop = 1e9")
-    browser.until(f"({LISTED}).includes('199')")
+    browser.until(f"({LISTED}).some((name) => name.endsWith('/199'))")
     browser.open(page, "#/0/198")
     at(browser, 198)
     browser.press("j")

@@ -179,3 +179,27 @@ def test_kl_to_teacher_averages_valid_tokens_and_has_the_gradient_q_minus_p():
 def test_senseless_settings_are_refused(options):
     with pytest.raises(ValueError, match=f"eval.downstream.{next(iter(options))}=0"):
         Downstream(**options)
+
+
+def test_loss_by_position_adds_up_to_the_whole(lm, toy, windows):
+    rows = {ZERO_ABLATION: lambda x_NSD, y_NTD: torch.zeros_like(y_NTD)}
+    result = run(lm, toy(), windows, rows)
+    own_P, zero_P, count_P = result.series["ce_by_position"]
+    assert count_P.sum() == result.figures["scored_tokens"] and count_P[-1] == 0
+    n = result.figures["scored_tokens"]
+    assert float((own_P * count_P).sum() / n) == pytest.approx(result.figures["ce_increase"])
+    zero = result.rows[ZERO_ABLATION]["ce_increase"]
+    assert float((zero_P * count_P).sum() / n) == pytest.approx(zero)
+    assert run(lm, toy(), windows).series == {}  # nothing to compare with
+
+
+def test_loss_by_position_is_that_of_each_token(lm, toy, windows):
+    """One window at a time: the position's own token, by a separate computation."""
+    dictionary, tokens = toy(), windows.window_batch(range(len(windows)))
+    rows = {ZERO_ABLATION: lambda x_NSD, y_NTD: torch.zeros_like(y_NTD)}
+    whole = run(lm, dictionary, windows, rows).series["ce_by_position"]
+    parts = run(lm, dictionary, windows, rows, chunk_tokens=5, batch_windows=3).series
+    assert torch.allclose(whole, parts["ce_by_position"], atol=1e-5)
+    valid = windows.valid(tokens)
+    expected = (valid[:, :-1] & valid[:, 1:]).sum(0)
+    assert whole[2, :-1].tolist() == expected.tolist()

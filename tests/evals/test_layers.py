@@ -20,6 +20,7 @@ from dictlearn.evals.report import write_report
 from dictlearn.evals.report.layer_plots import layer_numbers, layer_plots
 from dictlearn.evals.sparsity import Sparsity
 from dictlearn.evals.table import cell, rows
+from dictlearn.lm.capture import capture
 
 EVALS = {
     "reconstruction": Reconstruction(),
@@ -119,6 +120,8 @@ def test_a_score_at_or_above_the_others_needs_no_excuse():
 def test_the_report_shows_the_layers(tmp_path, record):
     record = copy.deepcopy(record)
     record["figures"]["replacement/all_free/score"] = -9.0
+    assert "l0_by_layer" not in {plot.name for plot in layer_plots(record)}  # TopK's is flat
+    record["figures"]["l0/mlp_in.0"] = 9.0
     write_record(tmp_path, record)
     html = write_report(tmp_path).read_text()
     for words in ("Side by side", "Replacement model", "By layer", OTHER, "half, free running"):
@@ -138,6 +141,33 @@ def test_one_layer_has_none_of_it(lm, layers_of, windows):
     found = evaluate_dictionary(dictionary, lm, windows, evals)
     record = record_of(found, dictionary, lm.info, {})
     assert layer_plots(record) == [] and layers.renderables(record) == []
+
+
+def test_features_share_their_norms_among_targets(deep_lm, layers_of, windows):
+    """A crosscoder whose features write to the second site 3.1 times what they write to the first."""
+    dictionary = layers_of(2, "shared")
+    tokens = windows.window_batch(range(len(windows)))
+    acts, valid = capture(deep_lm, tokens, dictionary.targets), windows.valid(tokens)
+    for W_SFD, site, size in zip(
+        dictionary.decoder.W_dec, dictionary.targets, (1, 3.1), strict=True
+    ):
+        deviation = acts[site][valid].var(0, unbiased=False).sum().sqrt()
+        W_SFD.copy_(size * deviation * torch.nn.functional.normalize(W_SFD, dim=-1))
+    evals = {"norms": DecoderNorms(), "reconstruction": EVALS["reconstruction"]}
+    found = evaluate_dictionary(dictionary, deep_lm, windows, evals)
+    edges, counts = found.series["relative_norm_histogram"]
+    (filled,) = edges[counts > 0].tolist()
+    assert 0 < counts.sum() <= 24 and filled == pytest.approx(0.75)
+    record = record_of(found, dictionary, deep_lm.info, {})
+    assert "decoder_norms" not in record["series"]
+    assert "relative_norm" in {plot.name for plot in layer_plots(record)}
+
+
+def test_more_targets_than_two_are_counted_by_the_strongest(record):
+    shares = record["series"]["largest_share_histogram"][1]
+    assert len(record["series"]["strongest_target"]) == 4
+    assert sum(record["series"]["strongest_target"]) == sum(shares) > 0
+    assert {"largest_share", "strongest_target"} <= {plot.name for plot in layer_plots(record)}
 
 
 def test_decoder_norms_do_not_depend_on_units(deep_lm, layers_of, windows):

@@ -121,8 +121,8 @@ def test_report_shows_every_figure_curve_and_setting(run, html, record):
         assert label in text
     pictures = {path.stem for path in (run / "figures").glob("*.png")}
     assert pictures == {
-        "loss", "fvu", "l0", "dead", "lr", "tokens_per_second",
-        "density", "l0_histogram", "l0_by_position", "error_by_position",
+        "loss", "fvu", "dead", "lr", "tokens_per_second",
+        "density", "error_by_position", "recovered_by_position",
     }  # fmt: skip
     assert html.count("<svg") == html.count('role="img" aria-label=') == len(pictures)
 

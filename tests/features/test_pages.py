@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from dictlearn import config
+from dictlearn.evals.record import write_record
+from dictlearn.evals.report import write_report
 from dictlearn.features.pages import record, write, write_pages
 from dictlearn.features.pages.record import Pieces, page_of
 from dictlearn.store.explanations import Explanation, Failure, add_explanations
@@ -121,6 +123,48 @@ def test_a_feature_of_a_clt_writes_to_each_target(store, tmp_path):
     assert promoted[0][1] > 0 > suppressed[0][1]
 
 
+def test_a_feature_shows_what_it_writes_to_each_target(store, tmp_path):
+    page = written(store, tmp_path)
+    first, last = records(page)[0], records(page)[len(RULES)]
+    feature = store.feature(0, 0)
+    assert feature.norms == {"mlp_out.0": 1.0, "mlp_out.1": 0.5}
+    assert first["norms"] == [["mlp_out.0", feature.mean], ["mlp_out.1", 0.5 * feature.mean]]
+    assert [site for site, _ in last["norms"]] == ["mlp_out.1"]
+    index = columns(page)
+    live = index["density"][0] > 0
+    assert live and (index["target"][0], index["part"][0], index["centre"][0]) == (0, 0.667, 0.333)
+    dead = index["density"].index(0)
+    assert index["target"][dead] is None and index["part"][dead] is None
+    assert info(page)["targets"] == ["mlp_out.0", "mlp_out.1"]
+
+
+def test_one_target_needs_no_columns(tmp_path):
+    page = written(made_store(tmp_path / "run"), tmp_path)
+    assert "part" not in columns(page)
+    assert len(records(page)[0]["norms"]) == 1
+
+
+def test_the_summary_adds_up_and_shows_the_best_described(store, tmp_path):
+    texts = [described(0, "good"), described(1, "doubtful", 0.55), described(2, NASTY, 0.95)]
+    found = json.loads((written(store, tmp_path, *texts).parent / "summary.json").read_text())
+    dead = sum(feature.dead for feature in store)
+    assert found["counts"] == {
+        "described": 2, "unreliable": 1, "undescribed": len(store) - dead - 3, "dead": dead,
+    }  # fmt: skip
+    assert sum(found["counts"].values()) == found["features"] == len(store)
+    first, second, third = found["examples"][:3]
+    assert (first["name"], first["address"]) == ("mlp_in.0/2", "#mlp_in.0/2")
+    assert first["description"] == NASTY and second["description"] == "good"
+    assert not third["reliable"] and third["density"] < 0.05
+    names = [one["name"] for one in found["examples"]]
+    assert len(names) == len(set(names)) and all(one["contexts"] for one in found["examples"])
+    before, token, after, activation = second["contexts"][0]
+    top = store.feature(0, 0).top[0]
+    assert token == token_text(pico_tokenizer(), [top.tokens[top.peak]])[0]
+    assert activation == pytest.approx(top.activation, rel=0.01)
+    assert before + token + after in "".join(token_text(pico_tokenizer(), top.tokens))
+
+
 def test_links_lead_to_features(store, tmp_path):
     for page in records(written(store, tmp_path)):
         linked = [row for row, _ in (*page["neighbours"], *page["cofiring"])]
@@ -162,7 +206,8 @@ def test_a_transform_shows_its_directions():
     direction = Direction(2.0, ((5, 0.5),), ((6, -0.5),), ((7, 0.25),), ())
     feature = Feature(
         source=0, index=3, density=0.0, count=0, maximum=0.0, mean=0.0, quantiles=(), histogram=(),
-        dead=True, top=(), by_interval=(), promoted={}, suppressed={}, neighbours=(), cofiring=(),
+        dead=True, top=(), by_interval=(), norms={}, promoted={}, suppressed={}, neighbours=(),
+        cofiring=(),
         transform=Transform(4, (direction,)),
     )  # fmt: skip
     page = page_of(feature, None, Pieces(None), 10)
@@ -179,10 +224,18 @@ def test_what_was_there_stays_when_writing_fails(store, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         write_pages(store, {}, None, tmp_path, progress=stop)
     assert columns(before)["text"][0] == "before"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["index.html", "pages"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "index.html",
+        "pages",
+        "summary.json",
+    ]
     (tmp_path / "pages.tmp-999999999").mkdir()  # as a process leaves it that was killed
     after = written(store, tmp_path, described(0, "after"))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["index.html", "pages"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "index.html",
+        "pages",
+        "summary.json",
+    ]
     assert columns(after)["text"][0] == "after"
 
 
@@ -223,6 +276,37 @@ def test_the_verb_writes_the_site(store):
     page = store.folder / "index.html"
     assert columns(page)["text"][0] == "from the file"
     assert info(page)["title"] == store.folder.parent.name
+    assert info(page)["report"] is None  # there is none
+
+
+def test_the_report_and_the_pages_know_each_other(tmp_path):
+    store = made_store(tmp_path / "run")
+    add_explanations(store.folder, [described(0, NASTY), described(1, "bad", 0.5)])
+    dictionary = {
+        "kind": "sae", "sources": ["resid_post.1"], "targets": ["resid_post.1"], "n_features": 6,
+        "code_sources": 1,
+    }  # fmt: skip
+    text, model = {"tokens": 9, "sha256": ""}, {"name": "pico", "revision": None}
+    rest = {"series": {}, "baselines": {}, "figures": {}, "versions": {}, "date": "now"}
+    write_record(tmp_path / "run", {"dictionary": dictionary, "text": text, "model": model} | rest)
+    cfg = config.compose("pages", [f"run={store.folder.parent}"])
+    for _ in range(2):  # the report is written for the first time, then linked to
+        assert verb.main(cfg) == 0
+    assert info(store.folder / "index.html")["report"] == "../report.html"
+    html = (tmp_path / "run/report.html").read_text()
+    assert NASTY not in html and "&lt;img src=x" in html and "unreliable: bad" not in html
+    links = re.findall(r'href="(features/[^"]+)"', html)
+    assert links[:2] == ["features/index.html", "features/index.html#resid_post.1/0"]
+    assert re.findall(r"<dd>(\d+)</dd>", html) == ["1", "1", "2", "2"]
+    assert html.count("<article>") == len(links) - 1 and "<mark>self</mark>" in html.replace(
+        " ", ""
+    )
+    elsewhere = config.compose("pages", [f"run={tmp_path / 'run'}", f"output={tmp_path / 'site'}"])
+    assert verb.main(elsewhere) == 0
+    assert info(tmp_path / "site/index.html")["report"] is None
+    (store.folder / "summary.json").write_text('{"features": "many"}')
+    with pytest.raises(ValueError, match=r"summary\.json: not what `dictlearn pages` writes"):
+        write_report(tmp_path / "run")
 
 
 def test_a_run_without_features_is_told_what_to_do(tmp_path):

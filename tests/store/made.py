@@ -211,6 +211,7 @@ def _row(info: Info, flat_NC: Tensor, source: int, index: int) -> dict[str, Tens
         "example_intervals": torch.tensor([interval for _, interval in slots], dtype=torch.int8),
         "example_scales": scales,
         "example_activations": shares,
+        "norms": torch.arange(n_targets, 0, -1) / 2.0,
         "promoted": ids,
         "promoted_effects": effects,
         "suppressed": ids + PROMOTED,

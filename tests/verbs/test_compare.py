@@ -91,7 +91,7 @@ def test_lines_join_runs_that_differ_in_what_moves_l0(multirun: Path) -> None:
 
 
 def test_what_files_hold_is_text_on_the_page(multirun: Path) -> None:
-    made(multirun / "odd <b>", 4, 0.1, model=NASTY)
+    made(multirun / "odd <b> $\\q$", 4, 0.1, model=NASTY)
     html = page(read_runs(run_folders([multirun])), multirun, "a & b")
     assert NASTY not in html and "odd <b>" not in html
     assert "&lt;script&gt;" in html and "odd &lt;b&gt;" in html and "<h1>a &amp; b</h1>" in html

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dictlearn.evals.context import EvalContext, Observation
+from dictlearn.evals.moments import add_padded
 from dictlearn.evals.observe import windows_read
 from dictlearn.lm.language_model import LanguageModel
 from dictlearn.lm.readout import Readout
@@ -90,9 +91,11 @@ class Sums:
     ce: float = 0.0
     kl: float = 0.0
     agree: float = 0.0
+    ce_P: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))  # by position
 
     def add(self, other: Sums) -> None:
         self.ce += other.ce
+        self.ce_P = add_padded(self.ce_P, other.ce_P)
         self.kl += other.kl
         self.agree += other.agree
 
@@ -106,6 +109,9 @@ class Comparison:
     chunk_tokens: int = 128  # positions whose logits exist at once
     n: int = 0
     ce_clean: float = 0.0
+    clean_2P: Tensor = field(
+        default_factory=lambda: torch.zeros(2, 0, dtype=torch.float64)
+    )  # CE, n
     sums: dict[str, Sums] = field(default_factory=dict)
     readout: Readout | None = None
 
@@ -118,6 +124,8 @@ class Comparison:
 
         clean_ND = states()
         next_N = turn.tokens_BP.roll(-1, dims=1)[turn.scored_BP]
+        position_N = turn.scored_BP.nonzero()[:, 1].cpu()
+        context = turn.tokens_BP.shape[1]
         self.n += len(next_N)
         names = list(runs)
         for start in range(0, len(names), TOGETHER):
@@ -125,14 +133,20 @@ class Comparison:
             for part in self._parts(len(next_N)):
                 clean_NV = readout.logits(clean_ND[part]).log_softmax(-1)
                 if start == 0:
-                    self.ce_clean += _nats(clean_NV, next_N[part])
+                    ce_N = _nats(clean_NV, next_N[part])
+                    self.ce_clean += float(ce_N.sum())
+                    clean_2P = torch.stack([ce_N, torch.ones_like(ce_N)])
+                    clean_2P = _by_position(clean_2P, position_N[part], context)
+                    self.clean_2P = add_padded(self.clean_2P, clean_2P)
                 best_N = clean_NV.argmax(-1)
                 for name, states_ND in some.items():
                     patched_NV = readout.logits(states_ND[part]).log_softmax(-1)
+                    ce_N = _nats(patched_NV, next_N[part])
                     sums = Sums(
-                        _nats(patched_NV, next_N[part]),
+                        float(ce_N.sum()),
                         float(kl_of_log_probs(clean_NV, patched_NV).double().sum()),
                         float((patched_NV.argmax(-1) == best_N).sum()),
+                        _by_position(ce_N, position_N[part], context),
                     )
                     self.sums.setdefault(name, Sums()).add(sums)
 
@@ -142,6 +156,7 @@ class Comparison:
     def merge(self, other: Self) -> None:
         self.n += other.n
         self.ce_clean += other.ce_clean
+        self.clean_2P = add_padded(self.clean_2P, other.clean_2P)
         for name, sums in other.sums.items():
             self.sums.setdefault(name, Sums()).add(sums)
 
@@ -159,6 +174,12 @@ class Comparison:
         }
 
 
-def _nats(log_probs_NV: Tensor, next_N: Tensor) -> float:
-    """Sum over tokens of -log p(next token)."""
-    return -float(log_probs_NV.gather(1, next_N[:, None]).double().sum())
+def _nats(log_probs_NV: Tensor, next_N: Tensor) -> Tensor:
+    """-log p(next token) [N], float64, on the CPU."""
+    return -log_probs_NV.gather(1, next_N[:, None])[:, 0].cpu().double()
+
+
+def _by_position(values: Tensor, position_N: Tensor, context: int) -> Tensor:
+    """Sums [..., P] over the tokens at each position, of values [..., N]."""
+    sums = values.new_zeros(*values.shape[:-1], context)
+    return sums.index_add_(-1, position_N, values)

@@ -7,13 +7,21 @@ from typing import Self, final
 import torch
 from torch import Tensor
 
+from dictlearn.dicts.dictionary import Dictionary
 from dictlearn.evals.context import EvalContext, EvalResult, Links, Meter, Metric, Observation
+from dictlearn.evals.geometry import Live, histogram
 from dictlearn.evals.moments import Spread
 
 
 @final
 class DecoderNorms(Metric):
-    """Series `decoder_norms` [S, T], for dictionaries whose sources have features of their own.
+    """How much features write to each of several targets.
+
+    Of two targets, series `relative_norm_histogram` [2, bins]: over live features, the second one's
+    share of the norms; of more, `largest_share_histogram` [2, bins], the share of the target that a
+    feature writes most to, and `strongest_target` [T], how many features write most to each.
+
+    Series `decoder_norms` [S, T], for dictionaries whose sources have features of their own.
 
     Mean decoder norm from source s to target t, times the mean value of an active feature of s,
     over the target's standard deviation: how much of t one active feature of s writes. A norm alone
@@ -22,21 +30,28 @@ class DecoderNorms(Metric):
 
     def begin(self, context: EvalContext) -> DecoderNormsMeter:
         dictionary = context.dictionary
-        applies = len(dictionary.targets) > 1 and dictionary.code_sources > 1
-        return DecoderNormsMeter(dictionary.decoder if applies else None, dictionary.code_sources)
+        several = len(dictionary.targets) > 1
+        decoder = dictionary.decoder if several and dictionary.code_sources > 1 else None
+        feature = dictionary if several and isinstance(dictionary, Dictionary) else None
+        return DecoderNormsMeter(decoder, dictionary.code_sources, feature)
 
 
 @final
 class DecoderNormsMeter(Meter):
-    def __init__(self, decoder: Links | None, n_sources: int) -> None:
-        self.decoder = decoder
+    def __init__(
+        self, decoder: Links | None, n_sources: int, dictionary: Dictionary | None = None
+    ) -> None:
+        self.decoder = decoder  # where sources have features of their own
+        self.dictionary = dictionary  # where single features can be looked at
+        self.live = Live()
         self.value_S = torch.zeros(n_sources, dtype=torch.float64)
         self.count_S = torch.zeros(n_sources, dtype=torch.float64)
         self.spread = Spread()
 
     def update(self, seen: Observation) -> None:
-        if self.decoder is None:
+        if self.decoder is None and self.dictionary is None:
             return
+        self.live.update(seen)
         code = seen.code
         keep = seen.valid_N[code.rows // code.n_sources]
         source, values = (code.rows % code.n_sources)[keep].cpu(), code.values[keep].double().cpu()
@@ -48,12 +63,43 @@ class DecoderNormsMeter(Meter):
         self.value_S += other.value_S
         self.count_S += other.count_S
         self.spread.merge(other.spread)
+        self.live.merge(other.live)
 
     def result(self) -> EvalResult:
-        if self.decoder is None or self.spread.n == 0:
+        if self.spread.n == 0:
             return EvalResult()
-        active_S = self.value_S / self.count_S.clamp(min=1)
         deviation_T = (self.spread.squares_T.cpu() / self.spread.n).sqrt()
+        series = self._over_targets(deviation_T)
+        if self.decoder is None:
+            return EvalResult(series=series)
+        active_S = self.value_S / self.count_S.clamp(min=1)
         norms_ST: Tensor = self.decoder.norms_by_target().detach().cpu().double()
         table_ST = norms_ST * active_S[:, None] / deviation_T.clamp(min=1e-300)
-        return EvalResult(series={"decoder_norms": table_ST})
+        return EvalResult(series=series | {"decoder_norms": table_ST})
+
+    @torch.no_grad()
+    def _over_targets(self, deviation_T: Tensor) -> dict[str, Tensor]:
+        """How live features share their norm, in deviations, among the targets that they reach."""
+        if self.dictionary is None:
+            return {}
+        dictionary, n_targets = self.dictionary, self.dictionary.n_targets
+        live_SF = self.live.fired.view(dictionary.code_sources, -1)
+        shares = []
+        for s in range(dictionary.code_sources):
+            norms_FT = torch.zeros(dictionary.n_features, n_targets, dtype=torch.float64)
+            reached = [t for t in range(n_targets) if s in dictionary.reads(t)]
+            for t in reached:
+                written_FD = dictionary.decoder.written(t, s, slice(0, dictionary.n_features))
+                norms_FT[:, t] = written_FD.norm(dim=-1).cpu().double() / deviation_T[t]
+            if len(reached) > 1:
+                norms_FT = norms_FT[live_SF[s]]
+                shares.append(norms_FT / norms_FT.sum(1, keepdim=True).clamp(min=1e-300))
+        if not shares or not len(share_FT := torch.cat(shares)):
+            return {}
+        if n_targets == 2:
+            return {"relative_norm_histogram": histogram(share_FT[:, 1])}
+        largest_F, target_F = share_FT.max(1)
+        return {
+            "largest_share_histogram": histogram(largest_F),
+            "strongest_target": torch.bincount(target_F, minlength=n_targets),
+        }

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable
 from typing import Self, final
 
+import torch
 from torch import Tensor
 
 from dictlearn.evals.comparison import Comparison, Run, Turn, Turns, share_for
@@ -116,4 +117,14 @@ class DownstreamMeter(Meter):
         if ZERO_ABLATION in rows and rows[ZERO_ABLATION]["ce_increase"] > 0:
             lost = figures["ce_increase"] / rows[ZERO_ABLATION]["ce_increase"]
             figures["ce_recovered"] = 1.0 - lost
-        return EvalResult(figures=figures, rows=rows)
+        return EvalResult(figures=figures, rows=rows, series=self._by_position())
+
+    def _by_position(self) -> dict[str, Tensor]:
+        """`ce_by_position` [3, P]: mean increase of the dictionary, of zero ablation, and tokens."""
+        sums, (clean_P, count_P) = self.comparison.sums, self.comparison.clean_2P
+        if ZERO_ABLATION not in sums:
+            return {}
+        increases = [
+            (sums[row].ce_P - clean_P) / count_P.clamp(min=1) for row in (DICTIONARY, ZERO_ABLATION)
+        ]
+        return {"ce_by_position": torch.stack([*increases, count_P])}

@@ -30,6 +30,12 @@ KEPT_SERIES = (
     "l0_by_position",
     "error_by_position",
     "decoder_norms",
+    "relative_norm_histogram",
+    "largest_share_histogram",
+    "strongest_target",
+    "nearest_cosine_histogram",
+    "alignment_histogram",
+    "ce_by_position",
 )
 
 
@@ -44,6 +50,9 @@ def record_of(
 
     `beside` are other dictionaries, evaluated on the same text, by what to call them.
     """
+    from dictlearn.evals.prefixes import nested  # late: it needs torch
+
+    widths = nested(dictionary)
     others = {
         label: {"dictionary": _described(other), "figures": _plain(found.figures)}
         for label, (other, found) in (beside or {}).items()
@@ -59,7 +68,14 @@ def record_of(
         },
         "figures": _plain(evaluation.figures),
         "beside": others,
-        "baselines": {row: _plain(figures) for row, figures in evaluation.rows.items()},
+        "prefixes": {
+            row: {"features": widths[row], "figures": _plain(figures)}
+            for row, figures in evaluation.rows.items()
+            if row in widths
+        },
+        "baselines": {
+            row: _plain(figures) for row, figures in evaluation.rows.items() if row not in widths
+        },
         "series": {
             name: _rounded(evaluation.series[name])
             for name in KEPT_SERIES

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Self, final
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from dictlearn.evals.context import EvalContext, EvalResult, Meter, Metric, Observation
 from dictlearn.evals.moments import add_padded
+from dictlearn.evals.prefixes import nested
 from dictlearn.names import code_names
 from dictlearn.ranges import Count, Fraction
 
@@ -36,8 +38,9 @@ class Sparsity(Metric):
     def begin(self, context: EvalContext) -> SparsityMeter:
         dictionary = context.dictionary
         sources = code_names(dictionary.sources, dictionary.code_sources)
+        prefixes = {row: width for row, width in nested(dictionary).items() if row in context.rows}
         return SparsityMeter(
-            sources, dictionary.n_features, self.high_density, self.bins_per_decade
+            sources, dictionary.n_features, self.high_density, self.bins_per_decade, prefixes
         )
 
 
@@ -55,10 +58,12 @@ class SparsityMeter(Meter):
         n_features: int,
         high_density: Fraction,
         bins_per_decade: int,
+        prefixes: Mapping[str, int] | None = None,
     ) -> None:
         self.sources = sources
         self.high_density = high_density
         self.bins_per_decade = bins_per_decade
+        self.prefixes = prefixes or {}  # rows -> the features of each source that they decode
         self.n = 0
         self.fired_SF = torch.zeros(len(sources), n_features, dtype=torch.int64)
         self.l0_counts = torch.zeros(0, dtype=torch.int64)  # [i]: tokens with i active features
@@ -112,7 +117,14 @@ class SparsityMeter(Meter):
             "l0_by_position": torch.stack([l0_P / count_P.clamp(min=1), count_P]),
             "l0_histogram": self.l0_counts,
         }
-        return EvalResult(figures=figures, series=series)
+        rows = {
+            row: {
+                "l0": float(self.fired_SF[:, :width].sum()) / max(self.n, 1),
+                "dead": float((self.fired_SF[:, :width] == 0).double().mean()),
+            }
+            for row, width in self.prefixes.items()
+        }
+        return EvalResult(figures=figures, rows=rows, series=series)
 
     def _histogram(self) -> Tensor:
         """Live features by log10 density, from one firing in all tokens up to every token."""

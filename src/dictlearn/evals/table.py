@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +36,12 @@ COLUMNS = (
     Column("top1_agreement", "top-1", "", ".1%", "same most likely next token as the clean model"),
 )
 
+PREFIXES = (
+    Column("l0", "L0", "per token", ".1f", "active features per token, of all sources together"),
+    *(column for column in COLUMNS if column.key in ("fvu", "ce_increase", "kl", "top1_agreement")),
+    Column("dead", "dead", "", ".1%", "share of them that never fired on the evaluated tokens"),
+)
+
 
 def cell(column: Column, figures: Mapping[str, float | None]) -> str:
     value = figures.get(column.key)
@@ -53,6 +59,16 @@ def rows(record: Mapping[str, Any]) -> Iterator[tuple[str, list[str], bool]]:
         yield label, cells, entry["figures"] is record["figures"]
     for label, figures in record["baselines"].items():
         yield label, [cell(column, figures) for column in COLUMNS], False
+
+
+def prefixes(record: Mapping[str, Any]) -> Iterator[tuple[str, list[str], bool]]:
+    """A row for each nested dictionary, the narrowest first, and last the whole; or none."""
+    inner = record.get("prefixes") or {}
+    for label, entry in inner.items():
+        yield label, [cell(column, entry["figures"]) for column in PREFIXES], False
+    if inner:
+        whole = f"all {record['dictionary']['n_features']:,} features"
+        yield whole, [cell(column, record["figures"]) for column in PREFIXES], True
 
 
 def dictionaries(record: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
@@ -90,6 +106,12 @@ def facts(record: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     if "ce_recovered" in f:
         gap = "of the CE that zero ablation costs"
         found.append(("recovered", _share(f["ce_recovered"]), gap))
+    if f.get("nearest_cosine_p50") is not None:
+        meaning = "cosine to the nearest other feature's decoder vector, the median"
+        found.append(("nearest", f"{f['nearest_cosine_p50']:.3f}", meaning))
+    if f.get("alignment_p50") is not None:
+        meaning = "cosine of a feature's encoder and decoder, the median"
+        found.append(("alignment", f"{f['alignment_p50']:.3f}", meaning))
     if f.get("jacobian_cosine") is not None:
         meaning = "cosine of the MLPs' Jacobian and the dictionary's"
         if len(record["dictionary"]["sources"]) > 1:
@@ -115,15 +137,22 @@ def _density(value: float) -> str:
 
 
 def renderable(record: Mapping[str, Any]) -> Group:
-    """The table and the facts below it, for a rich console."""
-    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1))
-    table.add_column("", no_wrap=True)
-    for column in COLUMNS:
-        heading = f"{column.title}\n{column.unit}" if column.unit else column.title
-        table.add_column(heading, justify="right", vertical="bottom", no_wrap=True)
-    for label, cells, is_dictionary in rows(record):
-        table.add_row(label, *cells, style="bold" if is_dictionary else "")
+    """The tables and the facts below them, for a rich console."""
+    tables = [_table(COLUMNS, rows(record))]
+    if record.get("prefixes"):
+        tables += [Text(), _table(PREFIXES, prefixes(record))]
     below = Table(box=None, pad_edge=False, show_header=False, padding=(0, 1))
     for name, value, meaning in facts(record):
         below.add_row(Text(name, style="dim"), Text(value, style="bold"), Text(meaning))
-    return Group(Text(), table, Text(), below, Text())
+    return Group(Text(), *tables, Text(), below, Text())
+
+
+def _table(columns: Iterable[Column], rows: Iterable[tuple[str, list[str], bool]]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1))
+    table.add_column("", no_wrap=True)
+    for column in columns:
+        heading = f"{column.title}\n{column.unit}" if column.unit else column.title
+        table.add_column(heading, justify="right", vertical="bottom", no_wrap=True)
+    for label, cells, is_dictionary in rows:
+        table.add_row(label, *cells, style="bold" if is_dictionary else "")
+    return table

@@ -15,22 +15,24 @@ from torch import Tensor
 from dictlearn import __version__
 from dictlearn.dicts.dictionary import Dictionary
 from dictlearn.dicts.identity import sha256_of
+from dictlearn.dicts.neighbours import Neighbours
 from dictlearn.dicts.transforms import TransformDecoder
 from dictlearn.features import histogram, transforms
 from dictlearn.features.cofiring import TOGETHER, Cofiring
 from dictlearn.features.logits import Unembedding, effects
-from dictlearn.features.neighbours import Neighbours
 from dictlearn.features.reading import Reading, fingerprint
 from dictlearn.features.sample import Sampled
 from dictlearn.features.settings import Settings
 from dictlearn.features.state import State
 from dictlearn.features.text import Text
+from dictlearn.lm.capture import capture
 from dictlearn.lm.language_model import LanguageModel
 from dictlearn.store.layout import Info
 from dictlearn.store.windows import StoredWindows
 from dictlearn.store.writer import INTERVAL_OF_TOP, NOTHING, Block, write_store
 
 PROBE_TOKENS = 256  # to fit norms on
+DEVIATION_TOKENS = 2048  # to measure how far activations spread
 PARTIAL = "partial"  # in <run>/features: states of a pass that is under way
 
 Progress = Callable[[str, int, int], None]  # (what, done, in all)
@@ -93,6 +95,7 @@ class Harvest:
         if isinstance(decoder, TransformDecoder):
             directions = transforms.Directions.of(decoder, self.settings.directions)
             read_VD = transforms.read_tokens(self.lm, dictionary.sources[0], self._probe())
+        deviation_T = self._deviations()
         blocks = list(readings[0].blocks())
         for number, column, n in blocks:
             source, first = divmod(column, dictionary.n_features)
@@ -107,6 +110,7 @@ class Harvest:
             tensors |= {"cofiring": found[0], "cofiring_jaccard": found[1]}
             if directions is None:
                 reaches = info.reaches[source]
+                tensors["norms"] = norms(dictionary, source, reaches, rows, deviation_T)
                 tensors |= effects(unembedding, dictionary, source, reaches, rows, k)
             elif read_VD is not None:
                 tensors |= transforms.described(
@@ -115,11 +119,19 @@ class Harvest:
             yield Block(source, first, tensors)
             progress("writing", number + 1, len(blocks))
 
-    def _probe(self) -> Tensor:
+    def _probe(self, tokens: int = PROBE_TOKENS) -> Tensor:
         """A little of the text."""
         windows = self.text.windows
-        n = min(-(-PROBE_TOKENS // windows.context), len(self.text))
+        n = min(-(-tokens // windows.context), len(self.text))
         return windows.window_batch(self.text.numbers(range(n)))
+
+    def _deviations(self) -> Tensor:
+        """Root mean square distance of each target's activations from their mean: [T]."""
+        tokens_BP = self._probe(DEVIATION_TOKENS)
+        valid_BP = self.text.windows.valid(tokens_BP).to(self.lm.device)
+        acts = capture(self.lm, tokens_BP.to(self.lm.device), self.dictionary.targets)
+        y_TND = [acts[site][valid_BP].double() for site in self.dictionary.targets]
+        return torch.stack([(y - y.mean(0)).square().sum(1).mean().sqrt() for y in y_TND])
 
     def _info(
         self, windows: StoredWindows, tokens: int, sampled: Sampled, unembedding: Unembedding | None
@@ -170,6 +182,17 @@ def reaches(dictionary: Dictionary) -> tuple[tuple[int, ...], ...]:
         tuple(t for t in targets if s in dictionary.reads(t))
         for s in range(dictionary.code_sources)
     )
+
+
+def norms(
+    dictionary: Dictionary, source: int, reaches: Sequence[int], rows: slice, deviation_T: Tensor
+) -> Tensor:
+    """Of what features `rows` write to each target, in its standard deviations: float32 [n, R]."""
+    norms_R = [
+        dictionary.decoder.written(t, source, rows).norm(dim=-1).cpu() / float(deviation_T[t])
+        for t in reaches
+    ]
+    return torch.stack(norms_R, 1).float()
 
 
 def of_state(state: State, settings: Settings) -> dict[str, Tensor]:

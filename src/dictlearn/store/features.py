@@ -96,6 +96,7 @@ class FeatureStore:
             dead=count == 0,
             top=top,
             by_interval=by_interval,
+            norms=self._norms(source, row),
             promoted=self._by_target(source, row, "promoted"),
             suppressed=self._by_target(source, row, "suppressed"),
             neighbours=_others(row["neighbours"], row["neighbour_cosines"], info.n_features),
@@ -263,6 +264,11 @@ class FeatureStore:
                 start=start,
                 interval=None if interval < 0 else interval,
             )
+
+    def _norms(self, source: int, row: Mapping[str, Tensor]) -> dict[str, float]:
+        if "norms" not in row:
+            return {}
+        return dict(zip(self.target_sites(source), row["norms"].tolist(), strict=True))
 
     def _by_target(
         self, source: int, row: Mapping[str, Tensor], name: str

@@ -60,6 +60,10 @@ class Feature:
     dead: bool  # never fired in the pass
     top: tuple[Example, ...]  # the strongest firings, at most one of a window; strongest first
     by_interval: tuple[tuple[Example, ...], ...]  # none of them is in `top`
+    norms: Mapping[
+        str, float
+    ]  # by target site: of what one unit of activation writes there, in the
+    # target's standard deviations; empty of a MOLT's, and in stores of an earlier version
     promoted: Mapping[str, TokenScores]  # by target site: (token id, logit effect)
     suppressed: Mapping[str, TokenScores]
     neighbours: tuple[tuple[int, int, float], ...]  # (source, index, cosine of decoder vectors)

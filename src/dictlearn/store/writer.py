@@ -31,7 +31,11 @@ class Block(NamedTuple):
         neighbours, cofiring int64 [n, K]: source * F + index, or -1
         neighbour_cosines, cofiring_jaccard float32 [n, K]
 
-    and where the model has an unembedding, over the targets R that the source reaches,
+    and where features write fixed directions, over the targets R that the source reaches,
+
+        norms float32 [n, R], in standard deviations of the target
+
+    and where the model has an unembedding,
 
         promoted, suppressed int32 [n, R, k]   promoted_effects, suppressed_effects float32
 

@@ -78,11 +78,11 @@ def main(cfg: DictConfig) -> int:
     summary = summarised(explainer.name, material, len(asked), live, explained)
     writer.add(explained.explanations)
     write_summary(folder, summary)
-    if (opened.folder / "figures.json").is_file():
-        write_report(opened.folder)
     if material.store is not None and opened.lm.tokenizer is not None:
         said = read_explanations(folder)
         write_pages(material.store, said, opened.lm.tokenizer, folder)
+    if (opened.folder / "figures.json").is_file():
+        write_report(opened.folder)  # after the pages, of which it shows some
     escape.console().print(table(summary))
     for line in filter(None, [*explained.told, _left(writer), f"The descriptions: {writer.path}"]):
         escape.say(line)

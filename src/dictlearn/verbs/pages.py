@@ -9,6 +9,8 @@ from rich.progress import Progress
 from transformers import PreTrainedTokenizerBase
 
 from dictlearn import escape
+from dictlearn.evals.record import FILE as FIGURES
+from dictlearn.evals.report import write_report
 from dictlearn.features.pages import write_pages
 from dictlearn.lm.load import load_tokenizer
 from dictlearn.store.explanations import read_explanations
@@ -36,7 +38,10 @@ def main(cfg: DictConfig) -> int:
 def write_site(
     store: FeatureStore, tokenizer: PreTrainedTokenizerBase | None, folder: Path | None = None
 ) -> None:
-    """The site of `store` and of the explanations beside it, and where it is; also for other verbs."""
+    """The site of `store` and of the explanations beside it, where it is, and the run's report anew.
+
+    Also for other verbs.
+    """
     console = escape.console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("writing pages", total=len(store))
@@ -48,3 +53,6 @@ def write_site(
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     escape.say(f"The pages: {page}")
+    run = store.folder.parent
+    if page.parent.resolve() == store.folder.resolve() and (run / FIGURES).is_file():
+        write_report(run)  # which shows some of the features, and links to all

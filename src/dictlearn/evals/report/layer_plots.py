@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from dictlearn.evals.report.plots import TIDY, WIDE, Plot, short, unit_above
+from dictlearn.evals.report.plots import TIDY, WIDE, Plot, flat, histogram, short, unit_above
 from dictlearn.evals.report.theme import Palette
 from dictlearn.evals.table import dictionaries
 
@@ -29,9 +29,19 @@ def layer_plots(record: Mapping[str, Any]) -> list[Plot]:
         )
         if (plot := _by_layer(record, name, title, unit, key, sites)) is not None
     ]
-    norms = record["series"].get("decoder_norms")
-    if norms is not None:
-        plots.append(_heat_map(norms, record["dictionary"]))
+    series, targets = record["series"], record["dictionary"]["targets"]
+    if "decoder_norms" in series:
+        plots.append(_heat_map(series["decoder_norms"], record["dictionary"]))
+    if "relative_norm_histogram" in series:
+        said = "the second target's share of a feature's decoder norms"
+        found, ends = series["relative_norm_histogram"], (targets[0], targets[1])
+        plots.append(histogram("relative_norm", "Relative decoder norm", said, found, ends=ends))
+    if "largest_share_histogram" in series:
+        said = "share of a feature's decoder norms on the target it writes most to"
+        found = series["largest_share_histogram"]
+        plots.append(histogram("largest_share", "Norm on one target", said, found))
+    if "strongest_target" in series:
+        plots.append(_strongest(series["strongest_target"], targets))
     return plots
 
 
@@ -51,7 +61,7 @@ def _by_layer(
         values = [entry["figures"].get(f"{key}/{site}") for site in names]
         if len(names) > 1 and None not in values:
             lines[label] = (layer_numbers(names), values)
-    if not lines:
+    if not lines or (key == "l0" and flat([value for _, y in lines.values() for value in y])):
         return None
 
     def draw(axes: Axes, palette: Palette) -> None:
@@ -103,6 +113,24 @@ def _heat_map(norms: Sequence[Sequence[float]], dictionary: Mapping[str, Any]) -
         f"target's standard deviation; {share:.0%} of their sum goes to the source's own layer"
     )
     return Plot("decoder_norms", "Decoder norm from source to target", label, draw, WIDE)
+
+
+def _strongest(counts: Sequence[float], targets: Sequence[str]) -> Plot:
+    """How many features write most to each target."""
+    layers = layer_numbers(targets)
+
+    def draw(axes: Axes, palette: Palette) -> None:
+        axes.bar(range(len(counts)), counts, width=0.8, color=palette.first)
+        axes.set_xlim(-0.6, len(counts) - 0.4)
+        places = _few(list(range(len(counts))))
+        axes.xaxis.set_ticks(places, [str(layers[i]) for i in places])
+        axes.set_xlabel("layer that a feature writes most to")
+        unit_above(axes, "features", palette)
+        axes.yaxis.set_major_locator(MaxNLocator(5, steps=TIDY, integer=True))
+
+    most = max(range(len(counts)), key=lambda t: counts[t])
+    label = f"Features by the target that they write most to: {counts[most]:.0f} to {targets[most]}"
+    return Plot("strongest_target", "Features by their main target", label, draw, WIDE)
 
 
 def _cell(axes: Axes, palette: Palette, s: int, t: int, share: float) -> None:

@@ -13,6 +13,7 @@ from dictlearn.escape import html as escape
 from dictlearn.evals import attribution, layers, table
 from dictlearn.evals.record import read_record
 from dictlearn.evals.report.descriptions import descriptions
+from dictlearn.evals.report.features import features
 from dictlearn.evals.report.history import read_history
 from dictlearn.evals.report.layer_plots import layer_plots
 from dictlearn.evals.report.plots import Plot, evaluation_plots, training_plots
@@ -29,8 +30,8 @@ def write_report(folder: Path) -> Path:
     """Writes report.html and figures/*.png from the run folder's own files; returns the page.
 
     Reads figures.json (ValueError if there is none) and, where they exist, metrics.jsonl,
-    attribution.json, features/explanations.json and config.yaml. Nothing else goes in: a report can
-    be written again at any time.
+    attribution.json, features/summary.json, features/explanations.json and config.yaml. Nothing
+    else goes in: a report can be written again at any time.
     """
     record = read_record(folder)
     history = read_history(folder / "metrics.jsonl")
@@ -44,7 +45,8 @@ def write_report(folder: Path) -> Path:
     settings = read_settings(folder / "config.yaml")
     traced = attribution.read_attribution(folder)
     described = descriptions(folder)
-    html = page(name, record, settings, training, evaluation, by_layer, traced, described)
+    found = features(folder)
+    html = page(name, record, settings, training, evaluation, by_layer, traced, described, found)
     write_text(path, html)
     return path
 
@@ -58,15 +60,18 @@ def page(
     by_layer: Iterable[Plot] = (),
     traced: Mapping[str, Any] | None = None,
     described: str = "",
+    found: str = "",
 ) -> str:
     """The whole HTML document. `settings` is the run's configuration as YAML, or empty; `described`
-    the section on described features."""
+    the section on descriptions' scores, `found` the one on features."""
     sections = [
         _key_figures(record),
         _comparison(record),
+        _prefixes(record),
         _side_by_side(record),
         _replacement(record),
         _attribution(traced),
+        found,
         described,
         _plots("By layer", BY_LAYER, by_layer, "plots few"),
         _plots("Training", "As logged during the run, on training text.", training, "plots"),
@@ -89,7 +94,7 @@ def _lede(record: Mapping[str, Any]) -> str:
     sources, targets = ", ".join(dictionary["sources"]), ", ".join(dictionary["targets"])
     sites = sources if sources == targets else f"{sources} \N{RIGHTWARDS ARROW} {targets}"
     size = f"{dictionary['n_features']:,} features"
-    if len(dictionary["sources"]) > 1:
+    if dictionary["code_sources"] > 1:
         size += " per layer"
     text = f"{record['text']['tokens']:,} tokens of held-out text"
     kind = table.label_of(dictionary)
@@ -142,6 +147,18 @@ def _comparison(record: Mapping[str, Any]) -> str:
 reconstruction in place to the clean model, per token. Baselines are fitted on training text.</p>
 {_table(["Reconstruction"], table.COLUMNS, body)}
 {details if facts else ""}
+</section>"""
+
+
+def _prefixes(record: Mapping[str, Any]) -> str:
+    body = [([label], cells, own) for label, cells, own in table.prefixes(record)]
+    if not body:
+        return ""
+    return f"""<section>
+<h2>Nested dictionaries</h2>
+<p class="note">Each row decodes the first features alone, of the same codes: what a smaller dictionary
+cut from this one would give.</p>
+{_table(["Features"], table.PREFIXES, body)}
 </section>"""
 
 

@@ -11,10 +11,11 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from dictlearn.evals.report.history import Series, loss_terms, series
-from dictlearn.evals.report.theme import LEFT, Draw, Palette
+from dictlearn.evals.report.theme import LEFT, Draw, Palette, plain
 
 LOG_FROM = 8.0  # a range of more than this ratio is drawn on a logarithmic axis
 POSITION_BINS = 48
+FLAT = 0.01  # a curve that stays within this share of its height
 NARROW, WIDE = 4.4, 5.6  # inches: three in a row, two in a row
 PERCENT = "% of features"
 TIDY = (1, 2, 2.5, 5, 10)  # steps between ticks
@@ -26,6 +27,19 @@ TRAINING_FIGURES = (  # logged key, title, unit
     ("lr", "Learning rate", ""),
     ("tokens_per_second", "Training speed", "tokens per second"),
 )
+
+COSINES = {  # series less _histogram: title, what it is, the figure that is its median
+    "nearest_cosine": (
+        "Nearest feature",
+        "cosine of a decoder vector with the nearest other",
+        "nearest_cosine_p50",
+    ),
+    "alignment": (
+        "Encoder and decoder",
+        "cosine of a feature's encoder and decoder",
+        "alignment_p50",
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -53,7 +67,7 @@ def training_plots(history: list[dict[str, float]]) -> list[Plot]:
         plots.append(_curves("loss", title, curves, "per token"))
     for key, title, unit in TRAINING_FIGURES:
         curve = series(history, key)
-        if curve[1]:
+        if curve[1] and not (key == "l0" and flat(curve[1])):
             plots.append(_curves(key, title, {title: curve}, unit))
     return plots
 
@@ -63,15 +77,28 @@ def evaluation_plots(record: Mapping[str, Any]) -> list[Plot]:
     found = record["series"]
     if "density_histogram" in found:
         plots.append(_density(found["density_histogram"], record["figures"]))
-    if "l0_histogram" in found:
+    if sum(map(bool, found.get("l0_histogram", []))) > 1:
         plots.append(_l0_histogram(found["l0_histogram"], record["figures"]))
+    for key, (title, said, figure) in COSINES.items():
+        if f"{key}_histogram" in found:
+            middle = record["figures"].get(figure)
+            plots.append(histogram(key, title, said, found[f"{key}_histogram"], middle))
     for key, title, unit in (
         ("l0_by_position", "L0 by position", "active features"),
         ("error_by_position", "Error by position", "FVU"),
     ):
         if key in found and any(found[key][1]):
-            plots.append(_by_position(key, title, unit, found[key]))
+            values, counts = found[key]
+            if key != "l0_by_position" or not flat([v for v, n in zip(*found[key]) if n]):  # noqa: B905
+                plots.append(_by_position(key, title, unit, binned(values, counts, POSITION_BINS)))
+    if any(found.get("ce_by_position", [[]])[-1]):
+        plots.append(_recovered(found["ce_by_position"]))
     return plots
+
+
+def flat(values: Sequence[float]) -> bool:
+    """Nothing to look at: as TopK's L0, the same on every token."""
+    return max(values) - min(values) <= FLAT * abs(max(values))
 
 
 def _curves(name: str, title: str, curves: Mapping[str, Series], unit: str) -> Plot:
@@ -171,13 +198,61 @@ def _l0_histogram(counts: Sequence[float], figures: Mapping[str, Any]) -> Plot:
     return Plot("l0_histogram", "L0 over tokens", label, draw, WIDE)
 
 
-def _by_position(name: str, title: str, unit: str, table: Sequence[Sequence[float]]) -> Plot:
-    x, y = binned(table[0], table[1], POSITION_BINS)
+def histogram(
+    name: str,
+    title: str,
+    said: str,
+    table: Sequence[Sequence[float]],
+    median: float | None = None,
+    ends: tuple[str, str] | None = None,
+) -> Plot:
+    """Features by a number between the first edge and 1; `ends` says what its two ends mean."""
+    edges, counts = table
+    width = edges[1] - edges[0] if len(edges) > 1 else 1.0
+
+    def draw(axes: Axes, palette: Palette) -> None:
+        axes.bar(edges, counts, width=0.92 * width, align="edge", color=palette.first)
+        axes.set_xlim(edges[0], 1.0)
+        axes.set_xlabel(said)
+        unit_above(axes, "features", palette)
+        axes.yaxis.set_major_locator(MaxNLocator(5, steps=TIDY, integer=True))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: short(v)))
+        if ends is not None:
+            axes.set_xticks([0, 0.5, 1], [f"0: {plain(ends[0])}", "0.5", f"1: {plain(ends[1])}"])
+            left, _, right = axes.xaxis.get_majorticklabels()
+            left.set_horizontalalignment("left")
+            right.set_horizontalalignment("right")
+        if median is not None:
+            axes.axvline(median, color=palette.second, linewidth=1, linestyle=(0, (2, 2)))
+            axes.annotate(
+                f"median {median:.2f}", (median, 1), (4, -2), xycoords=("data", "axes fraction"),
+                textcoords="offset points", va="top", fontsize=9, color=palette.second,
+                ha="left" if median < 0.7 else "right",
+            )  # fmt: skip
+
+    middle = "" if median is None else f", the median {median:.3g}"
+    label = f"{title}: histogram of {sum(counts):.0f} live features by {said}{middle}"
+    return Plot(name, title, label, draw, WIDE)
+
+
+def _recovered(table: Sequence[Sequence[float]]) -> Plot:
+    """The share of what zero ablation costs in CE that the dictionary brings back."""
+    own, zero, counts = table
+    x, own_y = binned(own, counts, POSITION_BINS)
+    zero_y = binned(zero, counts, POSITION_BINS)[1]
+    shares = [(at, 1 - a / b) for at, a, b in zip(x, own_y, zero_y, strict=True) if b > 0]
+    points = [at for at, _ in shares], [100 * share for _, share in shares]
+    title = "Loss recovered by position"
+    return _by_position("recovered_by_position", title, "% of what zero ablation costs", points)
+
+
+def _by_position(name: str, title: str, unit: str, points: Series) -> Plot:
+    x, y = points
 
     def draw(axes: Axes, palette: Palette) -> None:
         axes.plot(x, y, color=palette.first, marker="o", markersize=2.5, linewidth=1.2)
-        axes.set_ylim(bottom=0, top=1.12 * max(y))
-        axes.set_xlim(0, len(table[0]))
+        axes.set_ylim(bottom=min(0, 1.12 * min(y)), top=1.12 * max(*y, 1e-9))
+        axes.set_xlim(0, x[-1] + max(x[0], 1))
         axes.set_xlabel("position in the window, tokens")
         unit_above(axes, unit, palette)
         axes.yaxis.set_major_locator(MaxNLocator(5, steps=TIDY))

@@ -18,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dictlearn.disk.whole import replacing
+from dictlearn.escape import terminal
 
 # Inches. Margins are fixed, so that plots side by side share their axes' lines.
 HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 2.8, 0.58, 0.22, 0.3, 0.55
@@ -48,6 +49,11 @@ LIGHT = Palette(
 PLACEHOLDERS = Palette(*(f"#0102{i:02x}" for i in range(1, len(fields(Palette)) + 1)))
 
 Draw = Callable[[Axes, Palette], None]
+
+
+def plain(text: str) -> str:
+    """`text` for a plot as it is: a dollar sign begins no formula."""
+    return terminal(text).replace("$", r"\$")
 
 
 def style(palette: Palette) -> dict[Any, Any]:

@@ -6,8 +6,9 @@ feature is silent are put together: most of a context costs no more than its let
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -64,6 +65,7 @@ def page_of(
         "intervals": [
             [_example(example, pieces) for example in drawn] for drawn in feature.by_interval
         ],
+        "norms": [[site, short(norm * feature.mean)] for site, norm in feature.norms.items()],
         "writes": [
             [site, _tokens(feature.promoted[site], pieces), _tokens(suppressed, pieces)]
             for site, suppressed in feature.suppressed.items()
@@ -78,6 +80,19 @@ def page_of(
         },
         "explanation": None if explanation is None else _explanation(explanation),
     }
+
+
+def spread(feature: Feature, targets: Sequence[str]) -> tuple[int, float, float] | None:
+    """(the target it writes most to, its share of the norms, the mean target weighted by them).
+
+    Targets by their numbers. None where there is one alone, or nothing is written.
+    """
+    norms = {targets.index(site): norm for site, norm in feature.norms.items()}
+    total = sum(norms.values())
+    if len(targets) < 2 or not 0 < total < math.inf or feature.dead:
+        return None
+    most = max(norms, key=lambda t: norms[t])
+    return most, norms[most] / total, sum(t * norm for t, norm in norms.items()) / total
 
 
 def main_score(explanation: Explanation) -> tuple[str, float] | None:

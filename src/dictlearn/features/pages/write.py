@@ -1,6 +1,6 @@
 """Writes the site: index.html, and beside it a folder of scripts, some of which are the data.
 
-    <run>/features/index.html
+    <run>/features/index.html, summary.json (digest.py)
     <run>/features/pages/*.js, style.css     site/ of this package, as it is
                          info.js             what the store is about
                          index-*.js          columns over all features: what search and sort read
@@ -23,12 +23,15 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from dictlearn.ckpt.commit import commit
-from dictlearn.disk.whole import write_bytes
-from dictlearn.features.pages.record import Pieces, main_score, page_of, short, summary
+from dictlearn.disk.whole import write_bytes, write_json
+from dictlearn.features.pages.digest import FILE as SUMMARY
+from dictlearn.features.pages.digest import Digest
+from dictlearn.features.pages.record import Pieces, main_score, page_of, short, spread, summary
 from dictlearn.store.explanations import Explanation
 from dictlearn.store.features import FeatureStore
 
 PAGE, FOLDER = "index.html", "pages"
+REPORT = "report.html"  # in the run's folder: the site links to it where it is there already
 CHUNK_BYTES = 192 << 10  # a browser reads and parses it in a few milliseconds
 INDEX_ROWS = 16384
 NONE, RELIABLE, UNRELIABLE = 0, 1, 2  # as in site/data.js
@@ -50,15 +53,20 @@ def write_pages(
     `progress` is told (features done, of how many).
     """
 
+    pieces, digest = Pieces(tokenizer), Digest(store)
+    report = store.folder.parent / REPORT
+    linked = report.is_file() and folder.resolve() == store.folder.resolve()
+
     def write(temporary: Path) -> None:
         for file in files("dictlearn.features.pages").joinpath("site").iterdir():
             if file.name != PAGE:
                 (temporary / file.name).write_bytes(file.read_bytes())
-        _write_data(temporary, store, explanations, Pieces(tokenizer), progress)
+        _write_data(temporary, store, explanations, pieces, digest, linked, progress)
 
     commit(folder / FOLDER, write, sort="a site of features")
     page = files("dictlearn.features.pages").joinpath("site", PAGE).read_bytes()
     write_bytes(folder / PAGE, page)
+    write_json(folder / SUMMARY, digest.to_json(explanations, pieces))
     return folder / PAGE
 
 
@@ -67,14 +75,17 @@ def _write_data(
     store: FeatureStore,
     explanations: Explanations,
     pieces: Pieces,
+    digest: Digest,
+    linked: bool,
     progress: Callable[[int, int], None] | None,
 ) -> None:
-    index, chunks = _Index(folder), _Chunks(folder)
+    index, chunks = _Index(folder, len(store.info.targets) > 1), _Chunks(folder)
     for done, feature in enumerate(store, start=1):
         explanation = explanations.get((feature.source, feature.index))
         page = page_of(feature, explanation, pieces, store.info.n_features)
         chunks.add(page)
-        index.add(page, summary(feature, pieces), explanation)
+        digest.add(feature, explanation)
+        index.add(page, summary(feature, pieces), explanation, spread(feature, store.info.targets))
         if progress is not None:
             progress(done, len(store))
     index.flush()
@@ -82,6 +93,7 @@ def _write_data(
     info = _about(store, explanations) | {
         "index_files": index.files,
         "chunk_rows": chunks.first_rows,
+        "report": f"../{REPORT}" if linked else None,
     }
     _script(folder / "info.js", "info", info)
 
@@ -89,13 +101,21 @@ def _write_data(
 class _Index:
     """Columns over all features, INDEX_ROWS of them a file."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, several: bool):
+        """`several`: there are targets to tell apart."""
         self.files = 0
+        self._several = several
         self._folder = folder
         self._first = 0
         self._columns: defaultdict[str, list[Any]] = defaultdict(list)
 
-    def add(self, page: Mapping[str, Any], tokens: str, explanation: Explanation | None) -> None:
+    def add(
+        self,
+        page: Mapping[str, Any],
+        tokens: str,
+        explanation: Explanation | None,
+        spread: tuple[int, float, float] | None,
+    ) -> None:
         said = status(explanation)
         score = main_score(explanation) if explanation is not None and said != NONE else None
         row = {
@@ -106,6 +126,13 @@ class _Index:
             "text": "" if explanation is None else explanation.text,
             "tokens": tokens,
         }
+        if self._several:
+            target, part, centre = spread or (None, None, None)
+            row |= {
+                "target": target,
+                "part": part and short(part),
+                "centre": centre and short(centre),
+            }
         for name, value in row.items():
             self._columns[name].append(value)
         if len(self._columns["text"]) == INDEX_ROWS:
@@ -165,8 +192,12 @@ def _about(store: FeatureStore, explanations: Explanations) -> dict[str, Any]:
         "code_sources": info.code_sources,
         "n_features": info.n_features,
         "sites": list(info.code_names),
+        "targets": list(info.targets),
         "paths": [
-            _path((store.site(source),), store.target_sites(source))
+            _path(
+                (store.site(source),) if info.code_sources > 1 else info.sources,
+                store.target_sites(source),
+            )
             for source in range(info.code_sources)
         ],
         "tokens": info.tokens,

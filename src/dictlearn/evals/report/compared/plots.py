@@ -10,7 +10,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from dictlearn.evals.report.compared.read import Run, differing, in_order, number
 from dictlearn.evals.report.plots import LOG_FROM, TIDY, WIDE, Plot, short, unit_above
-from dictlearn.evals.report.theme import Palette
+from dictlearn.evals.report.theme import Palette, plain
 
 AGAINST_L0 = (("fvu", "FVU against L0", "FVU"), ("ce_increase", "CE increase against L0", "nats"))
 NAMED = 24  # points up to which each has its value beside it
@@ -57,15 +57,15 @@ def _plot(
                 if len(points) <= NAMED:
                     said = runs[i].name if moves is None else runs[i].settings[moves]
                     axes.annotate(
-                        said, points[i], (0, 7), textcoords="offset points",
+                        plain(said), points[i], (0, 7), textcoords="offset points",
                         ha="center", fontsize=8, color=palette.muted,
                     )  # fmt: skip
             if label:
-                axes.plot([], [], color=colour, marker=marker, markersize=6, label=label)
+                axes.plot([], [], color=colour, marker=marker, markersize=6, label=plain(label))
         _scale(axes, "x", [x for x, _ in points.values()])
         _scale(axes, "y", [y for _, y in points.values()])
         axes.set_xlabel("L0, active features per token")
-        unit_above(axes, unit + (f", points by {moves}" if moves else ""), palette)
+        unit_above(axes, unit + (f", points by {plain(moves)}" if moves else ""), palette)
         axes.grid(visible=True, axis="both")
         if 1 < len(lines) <= LEGEND:
             axes.legend(loc="best")

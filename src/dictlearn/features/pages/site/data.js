@@ -18,6 +18,9 @@ const dictlearn = {
     data.maximum = new Float64Array(rows);
     data.score = new Float64Array(rows).fill(NaN);
     data.status = new Uint8Array(rows); // NONE, RELIABLE or UNRELIABLE
+    data.target = new Uint16Array(rows); // of several: the one it writes most to
+    data.part = new Float64Array(rows).fill(NaN); // its share of the norms
+    data.centre = new Float64Array(rows).fill(NaN); // mean number of its targets, weighted by their norms
     data.text = new Array(rows).fill("");
     data.tokens = new Array(rows).fill("");
     data.searched = new Array(rows).fill("");
@@ -31,6 +34,11 @@ const dictlearn = {
       data.maximum[row] = columns.maximum[i];
       data.score[row] = columns.score[i] ?? NaN;
       data.status[row] = columns.status[i];
+      if (columns.target) {
+        data.target[row] = columns.target[i] ?? 0;
+        data.part[row] = columns.part[i] ?? NaN;
+        data.centre[row] = columns.centre[i] ?? NaN;
+      }
       data.text[row] = columns.text[i];
       data.tokens[row] = columns.tokens[i];
       data.searched[row] = `${columns.text[i]}\n${columns.tokens[i]}`.toLowerCase();
@@ -93,8 +101,17 @@ function rowOf(source, index) {
   return source * data.info.n_features + index;
 }
 
-// What a feature is called: its number, and its site where there are several.
+// What a feature is called, here and in everything that dictlearn prints: resid_post.1/266.
 function nameOf(row) {
-  const { info } = data;
-  return info.code_sources > 1 ? `${info.sites[sourceOf(row)]}/${indexOf(row)}` : `${indexOf(row)}`;
+  return `${data.info.sites[sourceOf(row)]}/${indexOf(row)}`;
+}
+
+// The row of such a name, of 0/266 by the number of its source, or of 266 where there is one source; or null.
+function rowNamed(name) {
+  const slash = name.lastIndexOf("/");
+  const [site, number] = [name.slice(0, slash), name.slice(slash + 1)];
+  const { sites, n_features } = data.info;
+  const alone = slash < 0 && sites.length === 1;
+  const source = alone ? 0 : slash < 0 ? -1 : sites.findIndex((one, i) => one === site || String(i) === site);
+  return source >= 0 && /^\d+$/.test(number) && Number(number) < n_features ? rowOf(source, Number(number)) : null;
 }

@@ -8,7 +8,7 @@ function featureView(feature, href) {
   return [
     featureNav(row, href),
     el("header", {},
-      el("h1", {}, "Feature ", el("span", { class: "number" }, String(indexOf(row))),
+      el("h1", {}, nameOf(row),
         feature.dead ? el("span", { class: "badge" }, "dead") : null),
       el("p", { class: "site" }, data.info.paths[sourceOf(row)])),
     descriptionOf(feature.explanation),
@@ -20,10 +20,11 @@ function featureView(feature, href) {
         figure("Maximum", short(feature.maximum), `mean ${short(feature.mean)}`)),
     feature.top.length ? section("Strongest activations", null, examplesTable(feature.top, feature.maximum, SHOWN_TOP)) : null,
     feature.transform ? transformOf(feature.transform) : null,
+    normsOf(feature),
     writesOf(feature),
     el("div", { class: "pair" },
-      related("Nearest decoders", "Cosine of decoder vectors.", feature.neighbours, href),
-      related("Fires together with", "Tokens on which both fire, over those on which either does.", feature.cofiring, href)),
+      related("Nearest decoders", "Cosine of decoder vectors; a full bar is 1.", feature.neighbours, href),
+      related("Fires together with", "Tokens on which both fire, over those on which either does; a full bar is all of them.", feature.cofiring, href)),
     feature.dead ? null : section("Activations", "Counts of its firings, on a logarithmic scale.", activationChart(feature)),
     intervalsOf(feature),
   ].filter((part) => part !== null);
@@ -45,6 +46,7 @@ function featureNav(row, href) {
   const inside = place !== undefined;
   return el("nav", { "aria-label": "Features" },
     el("a", { class: "back", href: href(null) }, "All features"),
+    reportLink(),
     el("span", { class: "place" }, inside ? `${whole(place + 1)} of ${whole(list.rows.length)}` : ""),
     step("Previous", inside ? beside(row, -1) : null),
     step("Next", inside ? beside(row, 1) : null));
@@ -76,6 +78,17 @@ function activationChart({ histogram, maximum, count, quantiles }) {
     says: `Histogram of ${whole(count)} activations up to ${short(maximum)}`,
     mark: median === null ? null : { place: median / width, label: `median ${short(median)}` },
   });
+}
+
+// How strongly it writes to each of several targets. `norms` are [target, standard deviations].
+function normsOf({ norms }) {
+  if (norms.length < 2) return null;
+  const most = Math.max(...norms.map(([, value]) => value));
+  const sum = norms.reduce((total, [, value]) => total + value, 0) || 1;
+  return section("Decoder norms",
+    "What it writes to each target where it fires, at its mean activation, in the target's standard deviations; and the share of their sum.",
+    el("ul", { class: "bars norms" }, norms.map(([target, value]) => barLine(
+      el("span", { class: "name own" }, target), value, most, `${short(value)} · ${Math.round((100 * value) / sum)}%`))));
 }
 
 // Tokens that it raises and lowers, at each target. `writes` is [[target, promoted, suppressed]].
@@ -113,11 +126,10 @@ function tokenBars(title, tokens, most) {
     el("ul", { class: "bars tokens" }, tokens.map(([text, value]) => barLine(token(text), value, most, signed(value)))));
 }
 
-// `links` are [row, value].
+// `links` are [row, value], the values at most 1: bars of one page can be compared with those of another.
 function related(title, note, links, href) {
-  const most = Math.max(...links.map(([, value]) => Math.abs(value)), 0);
   const line = ([row, value]) => barLine(
-    el("a", { href: href(row), "data-row": row }, el("span", { class: "name" }, nameOf(row)), summaryOf(row)), value, most, value.toFixed(2));
+    el("a", { href: href(row), "data-row": row }, el("span", { class: "name" }, nameOf(row)), summaryOf(row)), value, 1, value.toFixed(2));
   return section(title, note, links.length
     ? el("ul", { class: "bars links" }, links.map(line))
     : el("p", { class: "note" }, "None."));

@@ -67,7 +67,8 @@ function listRow(row) {
     el("span", { class: "what" }, summaryOf(row)),
     el("span", { class: "facts" },
       el("span", { class: "name" }, nameOf(row)),
-      el("span", {}, data.density[row] > 0 ? share(data.density[row]) : "dead"),
+      el("span", {}, live(row) ? share(data.density[row]) : "dead"),
+      isNaN(data.part[row]) ? null : el("span", { class: "to" }, `→ ${data.info.targets[data.target[row]]} ${Math.round(100 * data.part[row])}%`),
       scoreOf(row)));
   return el("div", { class: "row", role: "listitem" }, link);
 }

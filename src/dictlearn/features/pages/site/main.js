@@ -1,35 +1,38 @@
-// The address says it all: #/<source>/<feature>?q=...&sort=...&show=...&site=..., so that a feature
-// or a search can be linked to and the browser's back button works.
+// The address says it all: #<source>/<feature>?q=...&sort=...&show=...&site=...&target=..., such as
+// #resid_post.1/266, so that a feature or a search can be linked to and the browser's back button works.
 "use strict";
 
-const DEFAULTS = { query: "", sort: "number", show: "all", site: null };
+const DEFAULTS = { query: "", sort: "number", show: "all", site: null, target: null };
 const ABOUT = "#/about"; // the overview, which a narrow screen shows only when asked
 const state = { ...DEFAULTS, row: null, about: false };
 
 function readAddress() {
   const [path, query = ""] = location.hash.replace(/^#/, "").split("?");
   const asked = new URLSearchParams(query);
-  const place = /^\/(\d+)\/(\d+)$/.exec(path);
-  const known = place && Number(place[1]) < data.info.code_sources && Number(place[2]) < data.info.n_features;
-  const site = asked.get("site");
+  const number = (key, end) => (/^\d+$/.test(asked.get(key)) && Number(asked.get(key)) < end ? Number(asked.get(key)) : null);
   Object.assign(state, {
     query: asked.get("q") ?? "",
     sort: asked.get("sort") in SORTS ? asked.get("sort") : DEFAULTS.sort,
     show: asked.get("show") in SHOWN ? asked.get("show") : DEFAULTS.show,
-    site: /^\d+$/.test(site) && Number(site) < data.info.code_sources ? Number(site) : null,
-    row: known ? rowOf(Number(place[1]), Number(place[2])) : null,
+    site: number("site", data.info.code_sources),
+    target: number("target", data.info.targets.length),
+    row: rowNamed(decoded(path).replace(/^\//, "")),
     about: `#${path}` === ABOUT,
   });
+}
+
+function decoded(text) {
+  try { return decodeURIComponent(text); } catch { return text; } // a lone % is no escape
 }
 
 function address(row) {
   const asked = new URLSearchParams();
   if (state.query) asked.set("q", state.query);
-  for (const key of ["sort", "show", "site"]) {
+  for (const key of ["sort", "show", "site", "target"]) {
     if (state[key] !== DEFAULTS[key]) asked.set(key, state[key]);
   }
   const query = asked.toString();
-  const path = row === null ? "#" : `#/${sourceOf(row)}/${indexOf(row)}`;
+  const path = row === null ? "#" : `#${encodeURIComponent(nameOf(row)).replace(/%(2F|3A)/g, decodeURIComponent)}`;
   return query ? `${path}?${query}` : path;
 }
 
@@ -37,8 +40,8 @@ const wanted = { list: null, row: undefined }; // what is on the screen
 
 // Makes the screen show what `state` says.
 async function show() {
-  const { query, sort, show, site, row } = state;
-  const asked = JSON.stringify([query, sort, show, site]);
+  const { query, sort, show, site, target, row } = state;
+  const asked = JSON.stringify([query, sort, show, site, target]);
   if (asked !== wanted.list) {
     wanted.list = asked;
     fillControls();
@@ -69,27 +72,32 @@ async function showView(row) {
   hideTip();
   view.replaceChildren(...content);
   view.scrollTop = 0;
-  document.title = row === null ? `Features of ${data.info.title}` : `Feature ${nameOf(row)} of ${data.info.title}`;
+  document.title = row === null ? `Features of ${data.info.title}` : `${nameOf(row)} of ${data.info.title}`;
   view.dataset.row = row ?? "";
 }
 
 function fillControls() {
-  for (const key of ["sort", "show", "site"]) byId(key).value = state[key] ?? "";
+  for (const key of ["sort", "show", "site", "target"]) byId(key).value = state[key] ?? "";
   if (byId("query").value !== state.query) byId("query").value = state.query;
 }
 
 function makeControls() {
   byId("title").textContent = data.info.title;
   const options = (id, entries) => byId(id).append(...entries.map(([value, label]) => el("option", { value }, label)));
-  options("sort", Object.entries(SORTS).map(([key, { label }]) => [key, label]));
+  const { targets } = data.info;
+  options("sort", Object.entries(SORTS).filter(([, { several }]) => !several || targets.length > 1).map(([key, { label }]) => [key, label]));
   options("show", Object.entries(SHOWN).map(([key, { label }]) => [key, label]));
   if (data.info.code_sources > 1) {
     options("site", [["", "all"], ...data.info.sites.map((site, i) => [String(i), site])]);
     byId("of-site").hidden = false;
   }
+  if (targets.length > 1) {
+    options("target", [["", "all"], ...targets.map((target, i) => [String(i), target])]);
+    byId("of-target").hidden = false;
+  }
   byId("controls").addEventListener("input", () => {
     Object.assign(state, { query: byId("query").value, sort: byId("sort").value, show: byId("show").value });
-    state.site = byId("site").value === "" ? null : Number(byId("site").value);
+    for (const key of ["site", "target"]) state[key] = byId(key).value === "" ? null : Number(byId(key).value);
     history.replaceState(null, "", address(state.row));
     show();
   });

@@ -3,23 +3,22 @@
 
 function overviewView() {
   const { info } = data;
-  const statuses = [0, 0, 0];
-  let dead = 0;
-  for (let row = 0; row < data.rows; row++) {
-    statuses[data.status[row]] += 1;
-    dead += data.density[row] === 0 ? 1 : 0;
-  }
-  const live = data.rows - dead;
-  const described = statuses[RELIABLE] + statuses[UNRELIABLE];
+  const count = { reliable: 0, unreliable: 0, none: 0, dead: 0 };
+  const kinds = Object.keys(count);
+  for (let row = 0; row < data.rows; row++) count[kinds.find((kind) => SHOWN[kind].has(row))] += 1;
+  const counted = (kind, title, said) => figure(
+    el("a", { href: `#/about?show=${kind}` }, title), whole(count[kind]), `${share(count[kind] / (data.rows || 1))} ${said}`);
   return [
     el("nav", { class: "narrow" }, el("a", { class: "back", href: address(null) }, "All features")),
-    el("header", {}, el("h1", {}, `Features of ${info.title}`), el("p", { class: "lede" }, lede(info))),
+    el("header", {}, el("h1", {}, `Features of ${info.title}`), el("p", { class: "lede" }, lede(info)),
+      info.report ? el("p", { class: "lede" }, reportLink("The run's report"), " has its figures.") : null),
     el("dl", { class: "key" },
-      figure("Live features", whole(live), `${share(dead / data.rows)} never fired`),
-      figure("Described", whole(statuses[RELIABLE]), `${share(statuses[RELIABLE] / (live || 1))} of the live`),
-      figure("Unreliable", whole(statuses[UNRELIABLE]), "described, but not to be trusted")),
+      counted("reliable", "Described", "with a description to go by"),
+      counted("unreliable", "Unreliable", "described, but not to be trusted"),
+      counted("none", "No description", "fire, and nothing is said of them"),
+      counted("dead", "Dead", "never fired")),
     section("Density", "Features by the share of tokens on which they fire.", densityChart()),
-    described ? section("Scores", scoreNote(info), scoreChart()) : null,
+    count.reliable + count.unreliable ? section("Scores", scoreNote(info), scoreChart()) : null,
     section("Keys", null, el("dl", { class: "keys" },
       keyHelp("/", "search"), keyHelp("j k", "next and previous feature of the list"),
       keyHelp("Enter", "opens the first one found"), keyHelp("Esc", "leaves the search, then the feature"))),
@@ -28,6 +27,11 @@ function overviewView() {
 
 function lede(info) {
   return `${info.what}: ${whole(data.rows)} features, seen on ${whole(info.tokens)} tokens of ${whole(info.documents)} held-out documents.`;
+}
+
+// To the run's report, where the pages lie in its folder.
+function reportLink(label = "Report") {
+  return data.info.report ? el("a", { class: "report", href: data.info.report }, label) : null;
 }
 
 function keyHelp(key, what) {

@@ -10,15 +10,20 @@ const SORTS = {
   worst: { label: "score, worst first", by: (row) => (isNaN(data.score[row]) ? Infinity : data.score[row]) },
   maximum: { label: "maximum activation", by: (row) => -data.maximum[row] },
   text: { label: "description, A to Z", by: null },
+  centre: { label: "target, first to last", several: true, by: (row) => (isNaN(data.centre[row]) ? Infinity : data.centre[row]) },
+  part: { label: "norm on one target", several: true, by: (row) => (isNaN(data.part[row]) ? Infinity : -data.part[row]) },
 };
 
+const live = (row) => data.density[row] > 0;
+
+// Described, unreliable, without a description and dead are all features, each once.
 const SHOWN = {
   all: { label: "all", has: () => true },
-  live: { label: "live", has: (row) => data.density[row] > 0 },
-  reliable: { label: "described", has: (row) => data.status[row] === RELIABLE },
-  unreliable: { label: "unreliable", has: (row) => data.status[row] === UNRELIABLE },
-  none: { label: "no description", has: (row) => data.status[row] === NONE },
-  dead: { label: "dead", has: (row) => data.density[row] === 0 },
+  live: { label: "live", has: live },
+  reliable: { label: "described", has: (row) => live(row) && data.status[row] === RELIABLE },
+  unreliable: { label: "unreliable", has: (row) => live(row) && data.status[row] === UNRELIABLE },
+  none: { label: "no description", has: (row) => live(row) && data.status[row] === NONE },
+  dead: { label: "dead", has: (row) => !live(row) },
 };
 
 const orders = new Map();
@@ -40,23 +45,24 @@ function ordered(sort) {
 }
 
 // Rows that hold every word of `query` in description or tokens; a number alone, or site/number,
-// finds that feature too, and first. `site` is a source, or null for all.
-function search({ query, sort, show, site }) {
+// finds that feature too, and first. `site` is a source and `target` a target, or null for all.
+function search({ query, sort, show, site, target }) {
   const asked = query.toLowerCase().split(/\s+/).filter(Boolean);
   const named = numberedRows(query.trim());
   const { has } = SHOWN[show];
-  const found = named.filter((row) => inSite(row, site) && has(row));
+  const asks = (row) => (site === null || sourceOf(row) === site) && (target === null || writesMostTo(row, target)) && has(row);
+  const found = named.filter(asks);
   const first = new Set(found);
   for (const row of ordered(sort)) {
-    if (!inSite(row, site) || !has(row) || first.has(row)) continue;
+    if (!asks(row) || first.has(row)) continue;
     const text = data.searched[row];
     if (asked.every((word) => text.includes(word))) found.push(row);
   }
   return found;
 }
 
-function inSite(row, site) {
-  return site === null || sourceOf(row) === site;
+function writesMostTo(row, target) {
+  return !isNaN(data.part[row]) && data.target[row] === target;
 }
 
 function numberedRows(query) {

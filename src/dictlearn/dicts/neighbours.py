@@ -10,8 +10,8 @@ from torch import Tensor
 
 from dictlearn.dicts.dictionary import Dictionary
 from dictlearn.dicts.transforms import TransformDecoder
-from dictlearn.store.writer import NOTHING
 
+NOTHING = -1  # where a feature has fewer neighbours than were asked for
 COLUMNS = 1 << 12  # compared with a block at a time
 
 
@@ -29,9 +29,10 @@ class Neighbours:
     def nearest(self, source: int, rows: slice, k: int) -> tuple[Tensor, Tensor]:
         """(columns int64 [n, k], cosines float32 [n, k]) of the nearest others, of all sources.
 
-        A feature that writes nothing has no neighbours, and is nobody's.
+        `rows` may have a step. A feature that writes nothing, by `norms_SF`, has no neighbours and is
+        nobody's.
         """
-        own = torch.arange(rows.start, rows.stop) + source * self.n_features
+        own = torch.arange(self.n_features)[rows] + source * self.n_features
         most, column = torch.full((len(own), k), -2.0), torch.full((len(own), k), NOTHING)
         for other in range(self.n_sources):
             for low in range(0, self.n_features, COLUMNS):
@@ -54,7 +55,7 @@ class Neighbours:
     def _dots(self, a: tuple[int, slice], b: tuple[int, slice]) -> Tensor:
         if isinstance(self.decoder, TransformDecoder):
             return _of_maps(self.decoder.stacked(a[1]), self.decoder.stacked(b[1]))
-        shape = (a[1].stop - a[1].start, b[1].stop - b[1].start)
+        shape = [len(range(self.n_features)[rows]) for _, rows in (a, b)]
         dots_nC = self.decoder.b_dec.new_zeros(shape)
         for t in set(self.reaches[a[0]]) & set(self.reaches[b[0]]):
             dots_nC += self.decoder.written(t, *a) @ self.decoder.written(t, *b).T

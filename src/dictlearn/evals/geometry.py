@@ -1,0 +1,138 @@
+"""How features lie to one another, and a feature's encoder to its decoder: cosines of weights.
+
+Two features that point the same way share what one could say; an encoder row far from its decoder
+row reads something else than it writes. Both are distributions that a mean would hide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Self, final
+
+import torch
+from torch import Tensor
+
+from dictlearn.dicts.dictionary import Dictionary
+from dictlearn.dicts.neighbours import Neighbours
+from dictlearn.dicts.transforms import TransformDecoder
+from dictlearn.evals.context import EvalContext, EvalResult, Meter, Metric, Observation
+from dictlearn.ranges import Count
+
+BINS = 40
+
+
+@final
+class Geometry(Metric):
+    """Of features that fire on the evaluated tokens, about `features` of them, evenly spread:
+
+    - `nearest_cosine_p50`, `_p95`, series `nearest_cosine_histogram`: cosine of what a feature writes
+      to the nearest other live feature's, of all sources, all targets put end to end;
+    - `alignment_p50`, `_p05`, series `alignment_histogram`: cosine of its encoder row and its decoder
+      row, for autoencoders of single sites, which read what they write.
+
+    A histogram is [2, bins]: left edges, and counts.
+    """
+
+    def __init__(self, features: Count = 2048) -> None:
+        self.features = features
+
+    def begin(self, context: EvalContext) -> GeometryMeter:
+        dictionary = context.dictionary
+        return GeometryMeter(
+            dictionary if isinstance(dictionary, Dictionary) else None, self.features
+        )
+
+
+@final
+class GeometryMeter(Meter):
+    def __init__(self, dictionary: Dictionary | None, features: int) -> None:
+        self.dictionary = dictionary
+        self.features = features
+        self.live = Live()
+
+    def update(self, seen: Observation) -> None:
+        self.live.update(seen)
+
+    def merge(self, other: Self) -> None:
+        self.live.merge(other.live)
+
+    @torch.no_grad()
+    def result(self) -> EvalResult:
+        if self.dictionary is None or not self.live.fired.any():
+            return EvalResult()
+        live_SF = self.live.fired.view(self.dictionary.code_sources, -1)
+        nearest, alignment = self._cosines(self.dictionary, live_SF)
+        figures, series = {}, {}
+        if len(nearest):
+            figures["nearest_cosine_p50"] = float(nearest.quantile(0.5))
+            figures["nearest_cosine_p95"] = float(nearest.quantile(0.95))
+            low = 0.0 if float(nearest.min()) >= 0 else -1.0
+            series["nearest_cosine_histogram"] = histogram(nearest, low)
+        if len(alignment):
+            figures["alignment_p50"] = float(alignment.quantile(0.5))
+            figures["alignment_p05"] = float(alignment.quantile(0.05))
+            low = 0.0 if float(alignment.min()) >= 0 else -1.0
+            series["alignment_histogram"] = histogram(alignment, low)
+        return EvalResult(figures=figures, series=series)
+
+    def _cosines(self, dictionary: Dictionary, live_SF: Tensor) -> tuple[Tensor, Tensor]:
+        """(to the nearest other live feature, of encoder and decoder), of the features looked at."""
+        targets = range(dictionary.n_targets)
+        sources = range(dictionary.code_sources)
+        reaches = [[t for t in targets if s in dictionary.reads(t)] for s in sources]
+        neighbours = Neighbours(dictionary, reaches)
+        neighbours.norms_SF = neighbours.norms_SF * live_SF.to(neighbours.norms_SF)
+        reads_what_it_writes = dictionary.sources == dictionary.targets and reaches == [
+            [s] for s in sources
+        ]
+        nearest, alignment = [], []
+        for s, rows in self._rows(dictionary, live_SF):
+            cosine_nK, column_nK = neighbours.nearest(s, rows, 1)[::-1]
+            live_n = live_SF[s, rows]
+            nearest.append(cosine_nK[live_n & (column_nK[:, 0] >= 0), 0])
+            if reads_what_it_writes and len(dictionary.sources) == dictionary.code_sources:
+                pair = dictionary.encoder.W_enc[s, rows], dictionary.decoder.written(s, s, rows)
+                alignment.append(torch.cosine_similarity(*pair, dim=-1).float().cpu()[live_n])
+        return torch.cat(nearest), torch.cat(alignment) if alignment else torch.zeros(0)
+
+    def _rows(self, dictionary: Dictionary, live_SF: Tensor) -> Iterator[tuple[int, slice]]:
+        """Every so many features, of each source. Maps of a MOLT come whole: there are few."""
+        stride = max(1, int(live_SF.sum()) // self.features)
+        if isinstance(dictionary.decoder, TransformDecoder):
+            stride = 1
+        n = dictionary.n_features
+        for s in range(dictionary.code_sources):
+            for low in range(0, n, BLOCK * stride):
+                yield s, slice(low, min(low + BLOCK * stride, n), stride)
+
+
+BLOCK = 1024  # features compared at a time
+
+
+@final
+class Live:
+    """Which features have fired on valid tokens: `fired` is bool [S * F]."""
+
+    def __init__(self) -> None:
+        self.fired = torch.zeros(0, dtype=torch.bool)
+
+    def update(self, seen: Observation) -> None:
+        code = seen.code
+        keep = seen.valid_N[code.rows // code.n_sources]
+        feature = code.features + (code.rows % code.n_sources) * code.n_features
+        fired = torch.zeros(code.n_sources * code.n_features, dtype=torch.bool)
+        fired[feature[keep].cpu()] = True
+        self.fired = fired | self.fired if len(self.fired) else fired
+
+    def merge(self, other: Self) -> None:
+        if len(self.fired) and len(other.fired):
+            self.fired = self.fired | other.fired
+        elif len(other.fired):
+            self.fired = other.fired
+
+
+def histogram(values: Tensor, low: float = 0.0, high: float = 1.0, bins: int = BINS) -> Tensor:
+    """[2, bins]: left edges, and how many of the values are in each of equal bins."""
+    edges = low + (high - low) * torch.arange(bins, dtype=torch.float64) / bins
+    place = ((values.double() - low) / (high - low) * bins).floor().long().clamp(0, bins - 1)
+    return torch.stack([edges, torch.bincount(place, minlength=bins).double()])
