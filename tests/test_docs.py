@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from dictlearn import cli
+from dictlearn import cli, config, overrides
 
 ROOT = Path(__file__).parents[1]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -75,3 +75,102 @@ def test_the_page_on_python_runs_from_top_to_bottom(
     assert "mean ablation" in repr(names["evaluation"])
     assert len(names["table"]) == len(names["features"]) == 3072
     assert "<span" in names["features"][names["strongest"]]._repr_html_()
+
+
+# --- commands ----------------------------------------------------------------------------------
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+INDENTED = re.compile(r"^ {4}(\S.*)$", re.MULTILINE)
+INLINE = re.compile(r"(?<!`)`((?:dictlearn|python|make) [^`]+)`(?!`)")
+PLACES = {  # what stands for something of the reader's own
+    r"<folder or hub id>": "owner/name",
+    r"<a saved dictionary's folder or a hub id>": "owner/name",
+    r"<anybody's dictionary>": "owner/name",
+    r"<data set>": "owner/name",
+    r"<[^>]*>": "something",
+}
+
+
+def commands(page: Path) -> Iterator[str]:
+    text = FENCE.sub("", page.read_text(encoding="utf-8"))
+    for match in sorted(
+        [*INDENTED.finditer(text), *INLINE.finditer(text)], key=lambda m: m.start()
+    ):
+        command = re.split(r" {2,}#|\s#\s", match[1])[0].strip()
+        if command.split()[0] in ("dictlearn", "python", "make"):
+            yield command
+
+
+def test_commands_are_found_on_every_page_that_has_some() -> None:
+    found = {page.name: len(list(commands(page))) for page in PAGES}
+    assert found["README.md"] > 20 and found["cli.md"] > 15 and found["kinds.md"] > 5
+    assert sum(found.values()) > 80
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_of_a_page_can_be_run(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for command in commands(page):
+        if "[group=option" in command:  # a synopsis
+            continue
+        for place, value in PLACES.items():
+            command = re.sub(place, value, command)
+        words = shlex.split(command)
+        if words[0] == "make":
+            assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), (
+                command
+            )
+        elif words[0] == "python" and words[1] != "train.py":
+            script = ROOT / words[1]
+            options = [word for word in words[2:] if word.startswith("--")]
+            assert all(option in script.read_text() for option in options), command
+        else:
+            composes(words[1] if words[0] == "dictlearn" else "train", words[2:], command)
+
+
+def composes(verb: str, words: list[str], command: str) -> None:
+    """What the command line does before it starts to work. A sentence on why not fails the test."""
+    if verb.startswith("-") or words[:1] == ["..."] or verb == "<verb>" or verb == "something":
+        return
+    assert verb in config.verbs(), command
+    if words and words[-1] == "...":
+        words = words[:-1]
+    for folder in re.findall(r"(?:run|dictionary)=(runs/\S+)", command):
+        Path(folder).mkdir(parents=True, exist_ok=True)  # a multirun's, with = and commas
+    flags = {word for word in words if word in ("-m", "--help", "--cfg")}
+    given = [word for word in words if word not in flags and word != "job"]
+    try:
+        texts = overrides.checked(
+            verb, config.translated(config.listed(verb, given)), "-m" in flags
+        )
+        if "-m" not in flags:
+            config.compose(verb, texts)
+    except ValueError as error:
+        raise AssertionError(f"{command}: {error}") from error
+
+
+def test_a_command_that_cannot_be_is_noticed() -> None:
+    for words in (["dict=sea"], ["optm.lr=1"], ["dict.k=abc"], ["steps=0"]):
+        with pytest.raises(AssertionError):
+            composes("train", words, "")
+
+
+def test_the_readme_names_every_option_of_every_group() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `(\w+)=` \| (.*) \|$", text, re.MULTILINE))
+    groups = set(config.groups("train")) - {"local"}
+    assert rows.keys() == groups
+    for group in groups:
+        missing = [name for name in config.options(group) if f"`{name}`" not in rows[group]]
+        assert not missing, (group, missing)
+
+
+def test_links_lead_somewhere() -> None:
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        targets = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)|(?:src|srcset)=\"([^\"]+)\"", text)
+        for target in (first or second for first, second in targets):
+            if not target.startswith("http"):
+                assert (page.parent / target).exists(), f"{page.name}: {target}"
