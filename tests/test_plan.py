@@ -55,10 +55,10 @@ MISTAKES = {
     "source": ["source.buffer_tokens=1024"],
     "configuration": ["trainer=cpu", "optim.betas=[0.9,1]"],
     "text files": ["data=text", "data.paths=[absent.txt]"],
+    "context": ["data.context=1"],
     "run folder": ["resume=absent"],
     "model": ["model=./absent", "data=stdlib"],
     "text": ["model=./absent"],
-    "context": ["data.context=1"],
     "init": ["init=./absent"],
 }
 

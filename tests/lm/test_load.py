@@ -16,6 +16,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
 from dictlearn.lm.capture import capture
+from dictlearn.lm.language_model import document_start, pad_id
 from dictlearn.lm.load import PICO_PATH, bos_id, freeze, load_model, read_info
 
 WORDS = ["[PAD]", "[UNK]", "the", "cat", "sat", "on", "mat", "<s>", "</s>", "<think>"]
@@ -103,6 +104,25 @@ def test_special_ids_are_specials_and_rows_without_a_token(folder):
 def test_invented_ids_of_a_config_are_nobodys_specials(folder):
     _edit(folder, bos_token_id=2, eos_token_id=3, pad_token_id=4)
     assert not load_model(str(folder)).special_ids & {2, 3, 4}
+
+
+def test_more_tokens_than_the_embedding_has_rows(folder):
+    """Words of text may not be among them; a special token is never text, and is then not used."""
+    tokenizer = _tokenizer(bos_token="<s>", eos_token="</s>")
+    tokenizer.add_tokens([f"word {i}" for i in range(16 - len(WORDS))])
+    tokenizer.add_special_tokens({"pad_token": "[MORE]"})
+    tokenizer.save_pretrained(folder)
+    lm = load_model(str(folder))
+    assert lm.tokenizer is not None and lm.tokenizer.pad_token_id == 16
+    assert pad_id(lm) == WORDS.index("</s>") and document_start(lm) == WORDS.index("<s>")
+    tokenizer.add_tokens(["one word more"])
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(ValueError) as error:
+        load_model(str(folder))
+    assert str(error.value) == (
+        f"model.path={folder}: its tokenizer has ids up to 17 ('one word more'), its embedding 16 "
+        f"rows; want the tokenizer that the model was trained with, or a model resized for this one"
+    )
 
 
 def test_without_a_bos_there_is_none_and_cls_will_do(folder):

@@ -45,7 +45,7 @@ class Waves:
     def _batch(self, number, n):
         draws = torch.Generator().manual_seed(self._seed + number)
         t = torch.rand(n, len(self.sources), 1, generator=draws)
-        x = torch.sin(self._pitch * t * torch.arange(1, 9))
+        x = torch.sin(self._pitch * t * torch.arange(1, self.width + 1))
         zeros = torch.zeros(n, dtype=torch.int64)
         return Batch(x, x, zeros, zeros)
 
@@ -60,12 +60,15 @@ YAML = "_target_: {module}.Waves\n_partial_: true\npitch: 2.0\n"
 SMALL = ["dict.n_features=16", "dict.k=2", "steps=4", "batch_tokens=64", "trainer=cpu"]
 
 
-def trained(folder: Path, info: str, *overrides: str) -> int:
+OF_PICO = 'self.width, self.info = 256, ModelInfo("pico", None, "qwen3", 4, 256, 4096, 2048)'
+
+
+def trained(folder: Path, info: str, *overrides: str, yaml: str = YAML) -> int:
     module = f"own_source_{abs(hash(str(folder))) % 10**8}"
     (folder / "code").mkdir(exist_ok=True)
     (folder / "conf/source").mkdir(parents=True, exist_ok=True)
     (folder / "code" / f"{module}.py").write_text(SOURCE.format(info=info))
-    (folder / "conf/source/waves.yaml").write_text(YAML.format(module=module))
+    (folder / "conf/source/waves.yaml").write_text(yaml.format(module=module))
     arguments = ["--config-dir", "conf", "source=waves", "name=own", *SMALL, *overrides]
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as exit_:
         patch.chdir(folder)
@@ -91,4 +94,29 @@ def test_a_source_of_ones_own_trains_to_a_saved_dictionary(tmp_path, capsys):
 def test_one_that_does_not_say_what_it_gives_is_refused_before_work(tmp_path, capsys):
     assert trained(tmp_path, "pass") == 2
     assert "want a property info" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_dictionary_of_a_real_models_activations_is_evaluated_on_it(
+    tmp_path, capsys, monkeypatch
+):
+    assert trained(tmp_path, OF_PICO, "dict.layer=3") == 0
+    assert dictlearn.load(tmp_path / "runs/own").sources == ("resid_post.3",)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").write_text(SOURCE)
+    named = ["data=text", "data.paths=text.txt", "data.context=64", "eval=reconstruction"]
+    monkeypatch.setattr(sys, "argv", ["dictlearn", "evaluate", "run=runs/own", *named])
+    with pytest.raises(SystemExit) as exit_:
+        cli.main()
+    assert not exit_.value.code, capsys.readouterr().err
+    assert (tmp_path / "runs/own/report.html").is_file()
+    monkeypatch.setattr(sys, "argv", ["dictlearn", "evaluate", "run=runs/own"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert "does not say which text it was trained on" in capsys.readouterr().err
+
+
+def test_a_class_that_is_no_source_is_refused_before_work(tmp_path, capsys):
+    assert trained(tmp_path, INFO, yaml="_target_: collections.Counter\n_partial_: true\n") == 2
+    assert "collections.Counter has no reads_model, gives_windows, shard" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()

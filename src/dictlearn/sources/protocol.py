@@ -20,6 +20,9 @@ class Source(Protocol):
 
     Every source is built with the run-time arguments `lm, windows, sources, targets, batch_tokens,
     seed`; one that needs no language model ignores the first two.
+
+    Such a source is built once more with `batch_tokens` and `seed` alone, to learn its `info` (see
+    `MakesActivations`): its `sources` and `targets` have defaults.
     """
 
     reads_model: bool  # of the class: whether it needs `lm` and `windows`
@@ -83,7 +86,10 @@ class MakesActivations(Protocol):
 
     @property
     def info(self) -> ModelInfo:
-        """Name, width and number of layers, from which a dictionary is built."""
+        """Name, width and number of layers, from which a dictionary is built.
+
+        Of a real model, where the activations are its own: the dictionary is then evaluated on it.
+        """
         ...
 
 

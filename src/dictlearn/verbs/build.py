@@ -20,20 +20,37 @@ from dictlearn.lm.load import read_info
 from dictlearn.objectives.objective import Objective
 from dictlearn.objectives.teacher import Teacher
 from dictlearn.sources.protocol import MakesActivations, Source
+from dictlearn.sources.tokens import checked
 from dictlearn.train.module import DictionaryTraining
 from dictlearn.train.trainee import Trainee
 from dictlearn.types import ModelInfo
 
+OF_A_SOURCE = ("reads_model", "gives_windows", "shard", "next_batch", "state", "restore", "sample")
 BESIDE_BELOW = 1e8  # parameters: what a laptop trains twice
 
 
 def reads_model(cfg: DictConfig) -> bool:
     """Whether the source's activations come from a language model, or are its own (synthetic)."""
-    return get_class(cfg.source._target_).reads_model
+    return source_class(cfg).reads_model
+
+
+def source_class(cfg: DictConfig) -> type[Source]:
+    """The class that the source's yaml names; it may be a user's own."""
+    found = get_class(cfg.source._target_)
+    missing = [name for name in OF_A_SOURCE if not hasattr(found, name)]
+    if missing:
+        raise ValueError(
+            f"source: {cfg.source._target_} has no {', '.join(missing)}; want a class that keeps to "
+            f"dictlearn.sources.protocol.Source"
+        )
+    return found
 
 
 def build_info(cfg: DictConfig) -> ModelInfo:
-    """What the model's config alone says: enough to refuse a wrong layer before any weights load."""
+    """What the model's config alone says: enough to refuse a wrong layer before any weights load.
+
+    Of a source that reads no model: what it says itself, or no more than how wide it is.
+    """
     if reads_model(cfg):
         return read_info(cfg.model.path, cfg.model.revision)
     source = instantiate(cfg.source)(batch_tokens=cfg.batch_tokens, seed=cfg.seed)
@@ -43,6 +60,15 @@ def build_info(cfg: DictConfig) -> ModelInfo:
             "has to say what its activations are: want a property info, a dictlearn.types.ModelInfo"
         )
     return source.info
+
+
+def check_text(cfg: DictConfig, info: ModelInfo) -> None:
+    """Settings that no text of this model can have; an evaluation at the end needs held-out text."""
+    data = cfg.data
+    if reads_model(cfg) and {"context", "held_out", "max_tokens"} <= set(data):
+        checked(info, data.context, data.held_out, data.max_tokens)
+        if data.held_out == 0:
+            raise ValueError("data.held_out=0: holds out no text to evaluate on; want more than 0")
 
 
 def build_model(cfg: DictConfig) -> LanguageModel | None:
@@ -89,13 +115,6 @@ def check_named_text(cfg: DictConfig) -> None:
             f"data: no text was named for {cfg.model.path}; want data=text data.paths=<files> or "
             "data=hub data.path=<data set>, or data=stdlib for the source of Python's own library"
         )
-
-
-def check_context(cfg: DictConfig, info: ModelInfo) -> None:
-    """Refuses windows that the model can't read, before its weights are loaded."""
-    context, reads = cfg.data.get("context"), info.context_length
-    if reads_model(cfg) and context and not 2 <= context <= (reads or context):
-        raise ValueError(f"data.context={context}: {info.name} reads 2 to {reads or 'any'} tokens")
 
 
 def build_dictionary(cfg: DictConfig, info: ModelInfo) -> Dictionary:
@@ -170,7 +189,7 @@ def check_source(cfg: DictConfig, lm: LanguageModel | None, dictionary: Dictiona
 
 def build_objective(cfg: DictConfig) -> Objective:
     objective = instantiate(cfg.objective)
-    if objective.reads_windows and not get_class(cfg.source._target_).gives_windows:
+    if objective.reads_windows and not source_class(cfg).gives_windows:
         raise ValueError(
             "objective.terms: a KL to the teacher runs the model on whole windows of text, and this "
             "source gives none; want source=windows, or source=staged for the last part of the run"

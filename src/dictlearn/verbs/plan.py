@@ -78,7 +78,9 @@ def planned(cfg: DictConfig) -> Plan:
         lm, info = None, plan.check("model", lambda: build.build_info(cfg))
     if info is None:
         return plan
-    plan.check("context", lambda: build.check_context(cfg, info))
+    plan.check("context", lambda: build.check_text(cfg, info))
+    if "context" in plan.mistakes:
+        return plan
     with torch.device("meta"):
         dictionary = plan.check("dictionary", lambda: build.build_dictionary(cfg, info))
         if dictionary is None:

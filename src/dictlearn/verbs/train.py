@@ -83,7 +83,7 @@ def main(cfg: DictConfig) -> int:
         build.check_named_text(cfg)
     check(cfg)
     info = build.build_info(cfg)
-    build.check_context(cfg, info)
+    build.check_text(cfg, info)
     lightning.seed_everything(cfg.seed, workers=True, verbose=False)
     dictionary = build.build_dictionary(cfg, info)  # refuses what can't work, before any work
     beside = build.build_beside(cfg, dictionary)
@@ -104,8 +104,9 @@ def main(cfg: DictConfig) -> int:
         build.connect(cfg, training, lm)
         with waiting_for(f"{text_of(cfg)}, which is being read and cut into tokens"):
             windows = None if lm is None else build.build_windows(cfg, lm, "train")
-        if windows is not None:
+        if lm is not None and windows is not None:
             contents["data"] = fingerprints.of_text(windows)
+            build.build_windows(cfg, lm, "eval")  # refuses now what the evaluation would at the end
         refuse_other_contents(cfg, resume.folder, contents)
         source = build.build_source(cfg, lm, dictionary, "train", windows)
         with guarded(build.named(cfg.get("logger")), build.plain(cfg)) as loggers:
@@ -289,7 +290,7 @@ def provenance(cfg: DictConfig, info: ModelInfo) -> dict[str, Any]:
         "init": cfg.init,
         "tokens": build.run_tokens(cfg),
         "normalise": cfg.normalise,
-        "data": config["data"],
+        "data": config["data"] if build.reads_model(cfg) else {},
         "sparsity": config["sparsity"],
         "objective": config["objective"],
         "seed": cfg.seed,
