@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from dictlearn.ckpt import checkpoint_io, commit
 from dictlearn.ckpt.checkpoint_io import DictlearnCheckpointIO
 from dictlearn.ckpt.codec import leaves, path_text, read_state
-from dictlearn.ckpt.lock import run_lock
+from dictlearn.ckpt.lock import run_lock, writing
 from dictlearn.ckpt.resume import resolve_resume
 from dictlearn.train.callbacks.checkpoint import CheckpointCallback
 from dictlearn.train.callbacks.signals import SignalsCallback
@@ -213,6 +213,12 @@ def hold_lock(run: Path, ready: Path) -> None:
     with run_lock(run):
         ready.touch()
         _sleep(60)
+
+
+def hold_writing(place: Path, ready: Path, seconds: float = 60) -> None:
+    with writing(place, "features"):
+        ready.touch()
+        _sleep(seconds)
 
 
 def hold_lock_and_fork(folder: Path) -> None:

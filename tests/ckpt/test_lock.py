@@ -7,9 +7,10 @@ import signal
 import socket
 
 import pytest
-from ckpt_worker import hold_lock, hold_lock_and_fork
+from ckpt_worker import hold_lock, hold_lock_and_fork, hold_writing
 
-from dictlearn.ckpt.lock import run_lock
+from dictlearn.ckpt.lock import run_lock, writing
+from dictlearn.disk.whole import SaveError
 
 
 def test_a_second_process_is_refused_by_the_name_of_the_first(tmp_path, start, wait_for):
@@ -91,3 +92,47 @@ def test_a_worker_that_outlives_its_killed_parent_does_not_hold_the_lock(tmp_pat
             pass
     finally:
         os.kill(worker, signal.SIGKILL)
+
+
+def test_a_second_writer_is_refused_by_the_verb_of_the_first(tmp_path, start, wait_for):
+    place = tmp_path / "run" / "features"
+    first = start(hold_writing, place, tmp_path / "ready")
+    wait_for(tmp_path / "ready")
+    owner = f"process {first.pid} on {socket.gethostname()} (dictlearn features)"
+    with pytest.raises(ValueError) as caught, writing(place, "pages"):
+        pass
+    assert str(caught.value) == f"{place}: {owner} is writing it; wait for it or stop it"
+    with writing(place.with_name("report.html"), "report"):
+        pass  # something else of the same run
+    first.kill()
+    first.join()
+    with writing(place, "pages"):
+        pass
+    assert list(place.parent.iterdir()) == []
+
+
+def test_who_may_not_be_refused_waits(tmp_path, start, wait_for):
+    first = start(hold_writing, tmp_path / "report.html", tmp_path / "ready", 0.5)
+    wait_for(tmp_path / "ready")
+    with writing(tmp_path / "report.html", "train", wait=True):
+        assert not first.is_alive() or first.join(10) is None
+
+
+def test_a_writer_that_is_refused_leaves_no_folder_and_a_closed_place_is_named(tmp_path):
+    with pytest.raises(ValueError), writing(tmp_path / "a" / "b" / "c", "export"):
+        raise ValueError
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(SaveError, match="cannot save .*/file/x"), writing(tmp_path / "file/x", "x"):
+        pass
+
+
+def test_a_writer_collects_what_the_dead_left_of_its_place(tmp_path):
+    place, dead = tmp_path / "features", 10**30
+    for path in (tmp_path / f"features.tmp-{dead}", place / f"store.tmp-{dead}"):
+        path.mkdir(parents=True)
+    (tmp_path / f"figures.json.tmp-{dead}").touch()
+    with writing(place, "pages"):
+        pass
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["features", f"figures.json.tmp-{dead}"]
+    assert list(place.iterdir()) == []

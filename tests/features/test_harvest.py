@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from dictlearn.dicts.identity import sha256_of
 from dictlearn.features import reading
 from dictlearn.features.harvest import PARTIAL
 from dictlearn.lm.capture import capture
@@ -138,7 +137,7 @@ def test_a_pass_cut_short_goes_on(after: int, tmp_path: Path, monkeypatch: pytes
         resumed.text,
         settings,
         tmp_path / "cut/features" / PARTIAL / "0-of-1",
-        reading.fingerprint(sha256_of(resumed.dictionary), pico(), resumed.text, settings),
+        reading.fingerprint(resumed.dictionary, pico(), resumed.text, settings),
     )
     assert 0 < found.done <= after
     resumed.finish([resumed.read(0, 1)])

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import random
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save
 from torch import Tensor
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from dictlearn.ckpt.commit import commit
 from dictlearn.lm.language_model import LanguageModel, freeze
 from dictlearn.objectives.kl_to_teacher import kl_per_token
 from dictlearn.objectives.stored_teacher import StoredTeacher, store_targets
@@ -51,14 +56,21 @@ def model() -> LanguageModel:
         return freeze(Qwen3ForCausalLM(config), name="tiny", revision="abc")
 
 
+def stored(folder: Path, **options: Any) -> Path:
+    """As `dictlearn targets` does it."""
+
+    def write(temporary: Path) -> None:
+        store_targets(model(), Text(), temporary, batch_windows=2, chunk_tokens=5, **options)
+
+    commit(folder, write, sort="stored targets")
+    return folder
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """The whole vocabulary as the head: then targets are exact."""
     options = {"head": VOCAB, "samples": 1, "dtype": "float32", "shard_windows": 3}
-    assert store_targets(
-        model(), Text(), tmp_path / "t", batch_windows=2, chunk_tokens=5, **options
-    )
-    return tmp_path / "t"
+    return stored(tmp_path / "t", **options)
 
 
 def test_what_comes_back_belongs_to_the_windows_asked_for_in_any_order(folder):
@@ -76,10 +88,10 @@ def test_what_comes_back_belongs_to_the_windows_asked_for_in_any_order(folder):
 
 
 def test_half_precision_and_a_temperature(tmp_path):
-    store_targets(model(), Text(), tmp_path, head=VOCAB, samples=1, temperature=2.0)
+    stored(tmp_path / "t", head=VOCAB, samples=1, temperature=2.0)
     tokens_BP, patched = Text().window_batch([1]), torch.randn(CONTEXT, VOCAB)
     everything = torch.ones(1, CONTEXT, dtype=torch.bool)
-    targets = StoredTeacher(model(), str(tmp_path)).targets(tokens_BP, everything)
+    targets = StoredTeacher(model(), str(tmp_path / "t")).targets(tokens_BP, everything)
     exact = 4 * kl_per_token(model().logits(tokens_BP)[0] / 2, patched / 2).detach()
     torch.testing.assert_close(targets.kl(slice(None), patched), exact, rtol=2e-2, atol=2e-3)
 
@@ -98,12 +110,95 @@ def test_targets_of_something_else_are_refused(folder, options, sentence):
         StoredTeacher(model(), str(folder), **options)
 
 
-@pytest.mark.parametrize("name", ["tokenizer", "vocabulary", "tokens"])
-def test_another_tokenizer_vocabulary_or_text_is_refused(folder, name):
+def rewritten(folder: Path, name: str, data: bytes) -> None:
+    """Changes a file and makes the manifest fit, as somebody else could."""
+    (folder / name).write_bytes(data)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    entry = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    manifest["files"][name] = entry
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(("name", "value"), [("tokenizer", "x"), ("vocabulary", 5), ("tokens", "")])
+def test_another_tokenizer_vocabulary_or_text_is_refused(folder, name, value):
     key = json.loads((folder / "targets.json").read_text())
-    (folder / "targets.json").write_text(json.dumps({**key, name: 5}))
-    with pytest.raises(ValueError, match=f"of {name} 5|hashes.safetensors is not what"):
+    rewritten(folder, "targets.json", json.dumps({**key, name: value}).encode())
+    with pytest.raises(ValueError, match=f"of {name} {value}|hashes.safetensors is not what"):
         StoredTeacher(model(), str(folder))
+
+
+ODD_KEYS = [b"[1]", b"{}", b"{", b"[" * 100_000, b'{"format": 1, "teacher": 5}', b"\xff"]
+
+
+@pytest.mark.parametrize("key", ODD_KEYS, ids=range(len(ODD_KEYS)))
+def test_a_key_that_we_never_wrote_is_one_sentence(folder, key):
+    (folder / "targets.json").write_bytes(key)
+    with pytest.raises(ValueError, match="targets.json has .* bytes where its manifest says"):
+        StoredTeacher(model(), str(folder))
+    rewritten(folder, "targets.json", key)
+    with pytest.raises(ValueError, match="teacher.folder=.*targets.json .*makes them anew"):
+        StoredTeacher(model(), str(folder))
+
+
+def everything(folder: Path) -> list[Tensor]:
+    teacher = StoredTeacher(model(), str(folder))
+    tokens_BP = Text().window_batch(range(len(Text())))
+    targets: Any = teacher.targets(tokens_BP, torch.ones_like(tokens_BP, dtype=torch.bool))
+    return list(targets._targets)
+
+
+def test_every_bit_counts(folder):
+    right, rng = everything(folder), random.Random(0)
+    for path in sorted(folder.iterdir()):
+        whole = path.read_bytes()
+        for cut in (True, False, False, False, False, False):
+            place = rng.randrange(len(whole))
+            flipped = whole[place] ^ 1 << rng.randrange(8)
+            damaged = whole[:place] + (b"" if cut else bytes([flipped]) + whole[place + 1 :])
+            path.write_bytes(damaged)
+            try:
+                assert all(map(torch.equal, everything(folder), right)), f"{path.name} at {place}"
+                assert path.name == "manifest.json"  # the others have a hash
+            except ValueError as error:
+                assert str(error).startswith(f"teacher.folder={folder}: ")
+        path.write_bytes(whole)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "sentence"),
+    [
+        ("head_log_p_NK", lambda t: t.fill_(torch.nan), "head_log_p_NK holds numbers that are not"),
+        ("tail_mass_N", lambda t: t.fill_(torch.inf), "tail_mass_N holds numbers that are not"),
+        (
+            "head_ids_NK",
+            lambda t: t.fill_(VOCAB),
+            "head_ids_NK holds ids outside the vocabulary of 30",
+        ),
+        ("tail_ids_NM", lambda t: t.fill_(-1), "tail_ids_NM holds ids outside"),
+        ("tail_ids_NM", lambda t: t.long(), "tail_ids_NM is torch.int64 of 2 dimensions"),
+        ("tail_mass_N", lambda t: t[:-1], "has targets of {.*} tokens, not 3 windows"),
+        ("tail_log_p_NM", lambda t: t[:, :0], "not as many ids as probabilities"),
+    ],
+)
+def test_targets_that_no_teacher_gives_are_one_sentence(folder, name, change, sentence):
+    shard = "targets-00000.safetensors"
+    tensors = load_file(folder / shard)
+    tensors[name] = change(tensors[name]).contiguous()
+    rewritten(folder, shard, save(tensors))
+    with pytest.raises(ValueError, match=f"teacher.folder={folder}: {shard} .*{sentence}"):
+        everything(folder)
+
+
+def test_a_teacher_that_is_not_finite_stores_nothing(tmp_path):
+    broken = model.__wrapped__()  # not the one that others use
+    broken.model.get_input_embeddings().weight[1] = torch.nan  # pyright: ignore
+
+    def write(temporary: Path) -> None:
+        store_targets(broken, Text(), temporary, head=4, samples=1)
+
+    with pytest.raises(ValueError, match="model.path=tiny: gives logits that are not finite"):
+        commit(tmp_path / "t", write, sort="stored targets")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_other_windows_are_refused(folder):
@@ -113,8 +208,6 @@ def test_other_windows_are_refused(folder):
 
 
 def test_mistakes_of_storing_are_one_sentence(folder, tmp_path):
-    with pytest.raises(ValueError, match="holds something already"):
-        store_targets(model(), Text(), folder, head=4)
     for options, sentence in (
         ({"head": 31}, "head=31: want 1 to the vocabulary's 30"),
         ({"samples": 0}, "samples=0"),

@@ -1,4 +1,9 @@
-"""One run per folder: two writers would destroy each other's checkpoints and metrics."""
+"""One writer at a time: two would destroy each other's checkpoints, counts and pages.
+
+The kernel lets go of a lock when its process dies, however: so none is ever stale, whatever became of
+the process ids, which repeat in a container. POSIX record locks, which forked workers don't inherit
+and which work over NFS. Readers need none: what is read is whole or absent.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +12,15 @@ import fcntl
 import json
 import os
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from lightning.pytorch.utilities import rank_zero_only
+
+from dictlearn.disk import leftovers
+from dictlearn.disk.leftovers import shortened
+from dictlearn.disk.whole import SaveError
 
 LOCK = ".lock"
 
@@ -19,29 +29,75 @@ _held: set[Path] = set()  # the kernel's locks belong to a process: it never ref
 
 @contextlib.contextmanager
 def run_lock(folder: Path) -> Iterator[None]:
-    """Holds `folder` for this run; the kernel lets go of it when the process dies, however.
-
-    So a lock is never stale, whatever became of the process ids: in a container they repeat.
-    A POSIX record lock, which forked workers don't inherit and which works over NFS. Of a run's
-    ranks the first holds it for all.
+    """Holds `folder` for this run. Of a run's ranks the first holds it for all.
 
     Raises:
         ValueError: another run holds it; the sentence names its process and host.
         OSError: the folder cannot be written.
     """
+
+    def refusal(owner: str) -> str:
+        what = "already trains in it" if owner == THIS_PROCESS else "is training in it"
+        advice = "wait for it, stop it, or choose another name=..."
+        return f"run_dir={folder}: {owner} {what}; {advice}"
+
+    with _holding(folder, LOCK, refusal):
+        yield
+
+
+@contextlib.contextmanager
+def writing(path: Path, verb: str, wait: bool = False) -> Iterator[None]:
+    """Holds a file or folder that `verb` is about to write; the lock lies beside it.
+
+    What dead processes left of it, and in it, is collected. With `wait` until nobody else holds it,
+    for what may not fail by then, such as the end of a run.
+
+    Raises:
+        ValueError: another process writes it; the sentence names its process, host and verb.
+        SaveError: the place cannot be written.
+    """
+
+    def refusal(owner: str) -> str:
+        return f"{path}: {owner} is writing it; wait for it or stop it"
+
+    while True:
+        try:
+            holding = _holding(path.parent, f".{shortened(path.name)}.lock", refusal, verb)
+            holding.__enter__()
+            break
+        except OSError as error:
+            raise SaveError(path, error) from error
+        except ValueError:
+            if not wait:
+                raise
+            time.sleep(0.2)
+    with contextlib.ExitStack() as stack:
+        stack.push(holding)
+        leftovers.collect(path.parent, path.name, alone=True)
+        leftovers.collect(path)
+        yield
+
+
+THIS_PROCESS = "this process"
+
+
+@contextlib.contextmanager
+def _holding(
+    folder: Path, name: str, refusal: Callable[[str], str], verb: str | None = None
+) -> Iterator[None]:
     if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
         yield
         return
     new = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder.resolve() / LOCK
+    path = folder.resolve() / name
     if path in _held:
-        raise ValueError(f"run_dir={folder}: this process already trains in it; {_ADVICE}")
-    descriptor = _acquire(path, folder)
+        raise ValueError(refusal(THIS_PROCESS))
+    descriptor = _acquire(path, refusal)
     _held.add(path)
     try:
         os.ftruncate(descriptor, 0)
-        owner = {"pid": os.getpid(), "host": socket.gethostname()}
+        owner = {"pid": os.getpid(), "host": socket.gethostname(), "verb": verb}
         os.write(descriptor, json.dumps(owner).encode())
         yield
     finally:
@@ -49,15 +105,12 @@ def run_lock(folder: Path) -> Iterator[None]:
         with contextlib.suppress(FileNotFoundError):
             path.unlink()  # while we still hold it: see _acquire
         os.close(descriptor)
-        with contextlib.suppress(OSError):  # a run that was refused leaves nothing
+        with contextlib.suppress(OSError):  # those still empty: who was refused leaves nothing
             for made in new:
                 made.rmdir()
 
 
-_ADVICE = "wait for it, stop it, or choose another name=..."
-
-
-def _acquire(path: Path, folder: Path) -> int:
+def _acquire(path: Path, refusal: Callable[[str], str]) -> int:
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
@@ -65,7 +118,7 @@ def _acquire(path: Path, folder: Path) -> int:
         except (BlockingIOError, PermissionError):
             owner = _owner(descriptor)
             os.close(descriptor)
-            raise ValueError(f"run_dir={folder}: {owner} is training in it; {_ADVICE}") from None
+            raise ValueError(refusal(owner)) from None
         except OSError:
             os.close(descriptor)
             raise
@@ -80,6 +133,7 @@ def _acquire(path: Path, folder: Path) -> int:
 def _owner(descriptor: int) -> str:
     try:
         owner = json.loads(os.pread(descriptor, 4096, 0))
-        return f"process {int(owner['pid'])} on {owner['host']}"
+        verb = f" (dictlearn {owner['verb']})" if owner.get("verb") else ""
+        return f"process {int(owner['pid'])} on {owner['host']}{verb}"
     except (ValueError, KeyError, TypeError):
         return "another process"

@@ -25,7 +25,7 @@ LONGEST_NAME = 200  # bytes of a name that can take such an ending
 
 def temporary(path: Path) -> Path:
     """Where to write what shall become `path`: beside it."""
-    return path.with_name(f"{_shortened(path.name)}.tmp-{_me()}")
+    return path.with_name(f"{shortened(path.name)}.tmp-{_me()}")
 
 
 def aside(path: Path) -> Path:
@@ -88,7 +88,7 @@ def remove(path: Path) -> None:
 def _found(parent: Path, name: str | None) -> list[tuple[Path, re.Match[str]]]:
     if not parent.is_dir():
         return []
-    wanted = None if name is None else {name, _shortened(name)}
+    wanted = None if name is None else {name, shortened(name)}
     return [
         (parent / entry, match)
         for entry in sorted(os.listdir(parent))
@@ -143,5 +143,6 @@ def _machine() -> str:
     return hashlib.sha256(f"{socket.gethostname()} {space}".encode()).hexdigest()[:8]
 
 
-def _shortened(name: str) -> str:
+def shortened(name: str) -> str:
+    """A name that can take an ending of a few dozen bytes."""
     return os.fsdecode(os.fsencode(name)[:LONGEST_NAME])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,25 @@ def check_replaceable(
             hint += ", or pass overwrite=true, which deletes what is in it"
     if why is not None:
         raise _refusal(folder, f"{why}, and is not replaced; {hint}")
+
+
+def check_file_replaceable(
+    path: Path, ours: Callable[[bytes], bool], overwrite: bool | None
+) -> None:
+    """Refuses to replace a file that `ours`, shown its content, does not take for our own.
+
+    Raises:
+        SaveError: as above; `ours` may raise ValueError for no.
+    """
+    if overwrite or not path.is_file():
+        return
+    try:
+        known = ours(path.read_bytes())
+    except (ValueError, RecursionError):
+        known = False
+    if not known:
+        hint = "choose another place" if overwrite is None else "choose another, or overwrite=true"
+        raise _refusal(path, f"it was not written by dictlearn, and is not replaced; {hint}")
 
 
 def _not_ours(folder: Path, sort: str, edits: bool) -> str | None:
@@ -82,12 +102,13 @@ def _dear(folder: Path) -> str | None:
     if "checkpoints" in (resolved.name, resolved.parent.name):
         return "it is part of a run"
     for inside in (resolved, *resolved.rglob("*")):
-        if inside.is_dir() and _is_run(inside):
+        if inside.is_dir() and is_run(inside):
             return "it is a run" if inside == resolved else f"it holds the run {inside.name}"
     return None
 
 
-def _is_run(folder: Path) -> bool:
+def is_run(folder: Path) -> bool:
+    """Whether a folder is that of a run, by what only runs have."""
     if (folder / "checkpoints").is_dir() or (folder / "metrics.jsonl").is_file():
         return True
     config = folder / "config.yaml"

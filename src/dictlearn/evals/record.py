@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dictlearn import __version__
+from dictlearn.disk.replace import check_file_replaceable, check_replaceable, is_run
 from dictlearn.disk.whole import write_json
 
 if TYPE_CHECKING:  # whoever only reads a record needs no torch
@@ -97,6 +98,21 @@ def write_record(folder: Path, record: Mapping[str, Any]) -> Path:
     path = folder / FILE
     write_json(path, record)
     return path
+
+
+def check_record_replaceable(folder: Path, overwrite: bool) -> None:
+    """SaveError where a folder holds figures or a report that no evaluation of ours wrote."""
+    if is_run(folder):
+        return
+
+    def ours(data: bytes) -> bool:
+        record = json.loads(data)
+        return isinstance(record, dict) and {"format", "figures", "versions"} <= record.keys()
+
+    check_file_replaceable(folder / "figures.json", ours, overwrite)
+    if not (folder / "figures.json").is_file():  # then these are nobody's but the user's
+        check_file_replaceable(folder / "report.html", lambda data: False, overwrite)
+        check_replaceable(folder / "figures", "pictures of an evaluation", overwrite)
 
 
 def read_record(folder: Path) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -52,8 +52,7 @@ class Harvest:
 
     def read(self, rank: int, processes: int, progress: Progress = lambda *_: None) -> Reading:
         """Reads a share of the text, going on where a process before it was killed."""
-        sha256 = sha256_of(self.dictionary)
-        what = fingerprint(sha256, self.lm, self.text, self.settings)
+        what = fingerprint(self.dictionary, self.lm, self.text, self.settings)
         share = self.folder / PARTIAL / f"{rank}-of-{processes}"
         reading = Reading(
             self.dictionary, self.lm, self.text, self.settings, share, what, rank, processes
@@ -62,7 +61,12 @@ class Harvest:
         return reading
 
     @torch.no_grad()
-    def finish(self, readings: Sequence[Reading], progress: Progress = lambda *_: None) -> None:
+    def finish(
+        self,
+        readings: Sequence[Reading],
+        progress: Progress = lambda *_: None,
+        overwrite: bool | None = None,
+    ) -> None:
         """Merges what all processes have read, adds what the weights say, commits the store."""
         tokens = sum(reading.tokens for reading in readings)
         if tokens == 0:
@@ -78,8 +82,11 @@ class Harvest:
         unembedding = Unembedding.of(self.lm, self._probe())
         info = self._info(windows, tokens, sampled, unembedding)
         blocks = self._blocks(readings, info, cofiring, unembedding, progress)
-        write_store(self.folder, info, windows, cofiring.sample, blocks)
-        shutil.rmtree(self.folder / PARTIAL, ignore_errors=True)
+        write_store(self.folder, info, windows, cofiring.sample, blocks, overwrite)
+        for reading in readings:
+            reading.forget()
+        with suppress(OSError):  # where it holds more than ours
+            (self.folder / PARTIAL).rmdir()
 
     def _blocks(
         self,

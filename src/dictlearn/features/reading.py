@@ -12,6 +12,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -22,6 +23,7 @@ from torch import Tensor
 from dictlearn.ckpt import commit
 from dictlearn.ckpt.files import read_tensors, write_tensors
 from dictlearn.dicts.dictionary import Dictionary
+from dictlearn.dicts.identity import sha256_of
 from dictlearn.features.ragged import Firings
 from dictlearn.features.sample import Sampled
 from dictlearn.features.settings import Settings
@@ -135,6 +137,13 @@ class Reading:
         """A block's state after what is on disk."""
         return self._block(self._state, number, n)
 
+    def forget(self) -> None:
+        """Deletes the state, which has done its work; what else lies there stays."""
+        if self._state.is_dir():
+            commit.delete(self._state)
+        with suppress(OSError):
+            self.folder.rmdir()
+
     def _block(self, folder: Path | None, number: int, n: int) -> State:
         if folder is None:
             return State.empty(n, self.settings)
@@ -176,12 +185,12 @@ def block_file(number: int) -> str:
     return f"block-{number}.safetensors"
 
 
-def fingerprint(dictionary_sha256: str, lm: LanguageModel, text: Text, settings: Settings) -> str:
+def fingerprint(dictionary: Dictionary, lm: LanguageModel, text: Text, settings: Settings) -> str:
     """Of what the state depends on: weights, model, the very tokens, and what is kept of them."""
     tokens = hashlib.sha256()
     for batch in range(text.n_batches):
         ids = text.windows.window_batch(text.numbers(text.rows(batch)))
         tokens.update(ids.numpy().tobytes())
-    parts: list[Any] = [dictionary_sha256, lm.info.name, lm.info.revision, tokens.hexdigest()]
+    parts: list[Any] = [sha256_of(dictionary), lm.info.name, lm.info.revision, tokens.hexdigest()]
     described = json.dumps([*parts, settings.of_the_pass()])
     return hashlib.sha256(described.encode()).hexdigest()

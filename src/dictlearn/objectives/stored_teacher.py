@@ -5,16 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol, final
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from dictlearn.disk.leftovers import present
+from dictlearn.disk.manifest import MANIFEST, check_content, check_size, read_manifest
 from dictlearn.lm.language_model import LanguageModel
 from dictlearn.lm.readout import Readout, has_head
 from dictlearn.objectives.sparse_targets import SparseTargets, draw_targets, sparse_kl
@@ -25,6 +29,19 @@ KEY, HASHES = "targets.json", "hashes.safetensors"
 FORMAT = 1
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
 NAMES = SparseTargets._fields
+KEY_TYPES: dict[str, tuple[type, ...]] = {
+    "format": (int,),
+    "teacher": (str,),
+    "revision": (str, type(None)),
+    "tokenizer": (str,),
+    "vocabulary": (int,),
+    "temperature": (int, float),
+    "dtype": (str,),
+    "context": (int,),
+    "shard_windows": (int,),
+    "tokens": (str,),
+}
+SIZES = ("vocabulary", "context", "shard_windows")
 
 
 class Windows(Protocol):
@@ -49,10 +66,10 @@ def store_targets(
     chunk_tokens: int = 512,
     seed: int = 0,
 ) -> int:
-    """Writes the targets of every position of every window; returns how many bytes they take.
+    """Fills an empty folder with the targets of every position of every window; returns their bytes.
 
-    What is written last is the key, which says what the targets are of: an interrupted folder has
-    none, and is refused. Raises ValueError for settings that don't fit.
+    The folder can be read once it has been committed: its manifest says what the files were. Raises
+    ValueError for settings that don't fit, and for a teacher whose probabilities are not finite.
     """
     vocabulary = lm.info.vocab_size
     if not has_head(lm):
@@ -66,9 +83,6 @@ def store_targets(
             raise ValueError(f"{key}={value}: want at least 1")
     if temperature <= 0:
         raise ValueError(f"temperature={temperature}: want a positive number")
-    if folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"output={folder}: holds something already; want a folder of its own")
-    folder.mkdir(parents=True, exist_ok=True)
     generator = torch.Generator(lm.device).manual_seed(seed)
     readout = Readout(lm, windows.window_batch([0]))
     hashes: list[int] = []
@@ -82,6 +96,8 @@ def store_targets(
             states_ND = readout.states(tokens_BP.to(lm.device)).flatten(0, 1)
             for rows in states_ND.split(chunk_tokens):
                 log_p_NV = (readout.logits(rows) / temperature).log_softmax(-1)
+                if log_p_NV.isnan().any():
+                    raise ValueError(f"model.path={lm.info.name}: gives logits that are not finite")
                 parts.append(draw_targets(log_p_NV, head, samples, generator))
         tensors = {
             name: torch.cat([part[field] for part in parts]).cpu().contiguous()
@@ -90,6 +106,8 @@ def store_targets(
         tensors = {
             n: v if v.dtype == torch.int32 else v.to(DTYPES[dtype]) for n, v in tensors.items()
         }
+        if reason := _odd(SparseTargets(**tensors), vocabulary):
+            raise ValueError(f"model.path={lm.info.name}: no targets can be stored: {reason}")
         save_file(tensors, folder / _shard(number))
         written += sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     save_file({"hashes": torch.tensor(hashes, dtype=torch.int64)}, folder / HASHES)
@@ -133,13 +151,19 @@ class StoredTeacher(Teacher):
         temperature: Positive | None = None,
         clip: Positive = 20.0,
     ):
-        self.folder = Path(folder)
+        self.folder = present(Path(folder))
+        self._vocabulary = lm.info.vocab_size
+        self._checked: set[str] = set()  # files whose hash was right
         if not (self.folder / KEY).is_file():
             raise ValueError(
                 f"teacher.folder={folder}: has no finished targets ({KEY}); `dictlearn targets "
                 f"output={folder}` writes them"
             )
-        key = json.loads((self.folder / KEY).read_text())
+        with self._named():
+            self._files = read_manifest(self.folder)["files"]
+            for name, entry in self._files.items():
+                check_size(self.folder / name, entry)
+            key = self._key()
         super().__init__(lm, key["temperature"] if temperature is None else temperature)
         if clip <= 1:
             raise ValueError(f"teacher.clip={clip}: want more than 1, the ratio where both agree")
@@ -158,7 +182,8 @@ class StoredTeacher(Teacher):
                     f"{value}; want targets made for it"
                 )
         self.clip = clip
-        hashes = load_file(self.folder / HASHES)["hashes"].tolist()
+        with self._named():
+            hashes = self._tensors(HASHES, ["hashes"])["hashes"].tolist()
         if _hash_of(hashes) != key["tokens"]:
             raise ValueError(f"teacher.folder={folder}: {HASHES} is not what {KEY} says; damaged")
         self._place = {hash_: place for place, hash_ in enumerate(hashes)}
@@ -186,8 +211,58 @@ class StoredTeacher(Teacher):
         return self._load(number).rows(rows)
 
     def _load_shard(self, number: int) -> SparseTargets:
-        tensors = load_file(self.folder / _shard(number))
-        return SparseTargets(*(tensors[name] for name in NAMES))
+        name = _shard(number)
+        with self._named():
+            targets = SparseTargets(**self._tensors(name, NAMES))
+            windows = min(self._shard_windows, len(self._place) - number * self._shard_windows)
+            lengths = {len(tensor) for tensor in targets}
+            if lengths != {windows * self._context}:
+                raise ValueError(f"{name} has targets of {lengths} tokens, not {windows} windows")
+            if reason := _odd(targets, self._vocabulary):
+                raise ValueError(f"{name} is damaged: {reason}")
+        return targets
+
+    def _tensors(self, name: str, wanted: Sequence[str]) -> dict[str, Tensor]:
+        """A file's tensors, the file hashed when it is read for the first time."""
+        if name not in self._files:
+            raise ValueError(f"{name} is missing from {MANIFEST}")
+        if name not in self._checked:
+            check_content(self.folder / name, self._files[name])
+            self._checked.add(name)
+        try:
+            tensors = load_file(self.folder / name)
+        except (OSError, SafetensorError) as error:
+            raise ValueError(f"{name} is not a readable safetensors file: {error}") from None
+        if set(tensors) != set(wanted):
+            raise ValueError(f"{name} holds {sorted(tensors)}, not {sorted(wanted)}")
+        return tensors
+
+    def _key(self) -> dict[str, Any]:
+        """What targets.json says, its form checked."""
+        if KEY not in self._files:
+            raise ValueError(f"{KEY} is missing from {MANIFEST}")
+        check_content(self.folder / KEY, self._files[KEY])
+        try:
+            key = json.loads((self.folder / KEY).read_bytes())
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{KEY} is not readable: {error}") from None
+        for name, types in KEY_TYPES.items():
+            value = key.get(name) if isinstance(key, dict) else None
+            if type(value) not in types or (name in SIZES and not value):
+                raise ValueError(
+                    f"{KEY} has {name}={value!r}, which `dictlearn targets` never wrote"
+                )
+        return key
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Adds to a sentence about a file whose it is and what to do."""
+        try:
+            yield
+        except ValueError as error:
+            raise ValueError(
+                f"teacher.folder={self.folder}: {error}; `dictlearn targets` makes them anew"
+            ) from None
 
 
 @final
@@ -226,6 +301,22 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerBase | None) -> str:
     else:
         written = json.dumps([type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())])
     return hashlib.sha256(written.encode()).hexdigest()[:16]
+
+
+def _odd(targets: SparseTargets, vocabulary: int) -> str | None:
+    """What no target can be; None where all is well."""
+    for name, tensor in targets._asdict().items():
+        if "_ids_" in name:
+            if tensor.dtype != torch.int32 or tensor.ndim != 2:
+                return f"{name} is {tensor.dtype} of {tensor.ndim} dimensions, not int32 of two"
+            if ((tensor < 0) | (tensor >= vocabulary)).any():
+                return f"{name} holds ids outside the vocabulary of {vocabulary}"
+        elif tensor.dtype not in DTYPES.values() or not tensor.isfinite().all():
+            return f"{name} holds numbers that are not finite, or no numbers"
+    ids, log_p = targets.head_ids_NK, targets.head_log_p_NK
+    if ids.shape != log_p.shape or targets.tail_ids_NM.shape != targets.tail_log_p_NM.shape:
+        return "there are not as many ids as probabilities"
+    return None if targets.tail_mass_N.ndim == 1 else "tail_mass_N is not one number a token"
 
 
 def _hash_of(hashes: Sequence[int]) -> str:

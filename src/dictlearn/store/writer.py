@@ -19,6 +19,7 @@ from dictlearn.store.windows import StoredWindows
 
 INTERVAL_OF_TOP = -1  # in `example_intervals`: one of the strongest
 NOTHING = -1  # in an empty slot
+SORT = "a feature store"
 
 
 class Block(NamedTuple):
@@ -61,7 +62,12 @@ class Sample:
 
 
 def write_store(
-    folder: Path, info: Info, windows: StoredWindows, sample: Sample, blocks: Iterable[Block]
+    folder: Path,
+    info: Info,
+    windows: StoredWindows,
+    sample: Sample,
+    blocks: Iterable[Block],
+    overwrite: bool | None = None,
 ) -> None:
     """Commits `<folder>/store`, whole or not at all; `folder` is `<run>/features`.
 
@@ -84,7 +90,7 @@ def write_store(
         text = json.dumps(info.to_json(), indent=1, allow_nan=False)
         (temporary / layout.INFO).write_text(text + "\n", encoding="utf-8")
 
-    commit.commit(folder / layout.FOLDER, write, sort="a feature store")
+    commit.commit(folder / layout.FOLDER, write, sort=SORT, overwrite=overwrite)
 
 
 def scaled(activations: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,18 +10,19 @@ from omegaconf import DictConfig, OmegaConf
 from rich.progress import Progress
 
 from dictlearn import escape
+from dictlearn.ckpt import lock
 from dictlearn.ckpt.dictionary import load_dictionary
 from dictlearn.dicts.dictionary import Dictionary
 from dictlearn.evals import layers
 from dictlearn.evals.context import RowSource
 from dictlearn.evals.evaluation import Eval, Evaluation, evaluate_dictionary
-from dictlearn.evals.record import record_of, write_record
+from dictlearn.evals.record import check_record_replaceable, record_of, write_record
 from dictlearn.evals.report import write_report
 from dictlearn.evals.table import renderable
 from dictlearn.lm.language_model import LanguageModel
 from dictlearn.ranges import Count
 from dictlearn.verbs import build
-from dictlearn.verbs.opened import open_dictionary
+from dictlearn.verbs.opened import open_dictionary, where
 
 BESIDE = "beside"  # folder in a run's, of the dictionaries to compare its own with
 
@@ -34,10 +35,20 @@ class Keys:
     output: str | None
     eval_tokens: Count
     eval_windows: Count
+    overwrite: bool
 
 
 def main(cfg: DictConfig) -> int:
     """Loads, evaluates, prints the table; returns the process's exit status."""
+    folder = where(cfg, "evaluate", "evaluations")[1]
+    if cfg.output is not None:
+        check_record_replaceable(folder, cfg.overwrite)
+    with lock.writing(folder / "report.html", "evaluate"):
+        return evaluate(cfg)
+
+
+def evaluate(cfg: DictConfig) -> int:
+    """The same for who holds the lock of the report."""
     opened = open_dictionary(cfg, "evaluate", "evaluations")
     beside = {name: one.to(opened.lm.device) for name, one in load_beside(opened.path).items()}
     evaluate_into(opened.folder, cfg, opened.dictionary, opened.lm, beside, opened.split)

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dictlearn import escape
+from dictlearn.ckpt import lock
 from dictlearn.dicts.identity import sha256_of
 from dictlearn.evals.report import write_report
 from dictlearn.explain.protocol import Explainer, Feature, Material, Progress
@@ -26,7 +27,7 @@ from dictlearn.store.explanations import ExplanationWriter, read_explanations
 from dictlearn.store.features import has_store, open_store
 from dictlearn.store.text import token_text
 from dictlearn.verbs import build
-from dictlearn.verbs.opened import Opened, open_dictionary
+from dictlearn.verbs.opened import Opened, open_dictionary, where
 
 COUNTS = ("tokens", "windows", "at_least", "baseline_features", "limit")
 
@@ -37,6 +38,7 @@ class Keys:
     run: str | None
     dictionary: str | None
     output: str | None
+    overwrite: bool
     features: Sequence[int | str] | None
     limit: Count | None
     tokens: Count
@@ -50,6 +52,14 @@ class Keys:
 
 
 def main(cfg: DictConfig) -> int:
+    """Explains while nobody else writes the features' folder."""
+    if cfg.dry_run:
+        return explain(cfg)
+    with lock.writing(where(cfg, "explain", "explanations")[1] / "features", "explain"):
+        return explain(cfg)
+
+
+def explain(cfg: DictConfig) -> int:
     """Reads text, explains, scores; then writes features/explanations.jsonl and a summary."""
     for key in COUNTS:
         if cfg[key] is not None and cfg[key] < 1:
@@ -80,9 +90,10 @@ def main(cfg: DictConfig) -> int:
     write_summary(folder, summary)
     if material.store is not None and opened.lm.tokenizer is not None:
         said = read_explanations(folder)
-        write_pages(material.store, said, opened.lm.tokenizer, folder)
+        write_pages(material.store, said, opened.lm.tokenizer, folder, overwrite=cfg.overwrite)
     if (opened.folder / "figures.json").is_file():
-        write_report(opened.folder)  # after the pages, of which it shows some
+        with lock.writing(opened.folder / "report.html", "explain", wait=True):
+            write_report(opened.folder)  # after the pages, of which it shows some
     escape.console().print(table(summary))
     for line in filter(None, [*explained.told, _left(writer), f"The descriptions: {writer.path}"]):
         escape.say(line)

@@ -11,6 +11,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from dictlearn import config, escape
+from dictlearn.ckpt import lock
 from dictlearn.ckpt.commit import commit
 from dictlearn.ckpt.dictionary import load_dictionary
 from dictlearn.ckpt.files import read_json
@@ -43,6 +44,7 @@ class Keys:
     overwrite: bool
     tokens: Count
     windows: Count
+    overwrite: bool
 
 
 def main(cfg: DictConfig) -> int:
@@ -51,14 +53,20 @@ def main(cfg: DictConfig) -> int:
         if cfg[key] < 1:
             raise ValueError(f"{key}={cfg[key]}: want at least 1")
     exporter = build_exporter(cfg)
-    if isinstance(exporter, FeatureExporter):
-        return export_features(cfg, exporter)
+    folder, sort = destination(cfg, exporter.name)
+    with lock.writing(folder, "export"):
+        if isinstance(exporter, FeatureExporter):
+            return export_features(cfg, exporter, folder, sort)
+        return export_dictionary(cfg, exporter, folder, sort)
+
+
+def export_dictionary(cfg: DictConfig, exporter: Exporter, folder: Path, sort: str) -> int:
+    """Into `folder`, which is free for it."""
 
     def check(dictionary: Dictionary, info: ModelInfo) -> None:
         check_fits(dictionary, info)
         check_holds(exporter, dictionary, info)
 
-    folder, sort = destination(cfg, exporter.name)
     opened = open_dictionary(cfg, "export", "exports", check)
     calibration, unseen = held_out(cfg, opened)
     dictionary = opened.dictionary
@@ -86,7 +94,7 @@ def main(cfg: DictConfig) -> int:
             )
         say(f"read back on {unseen.n_tokens:,} held-out tokens: {found}, at most {TOLERANCE:g}")
 
-    commit(folder, write, sort=sort, overwrite=bool(cfg.overwrite))
+    commit(folder, write, sort=sort, overwrite=cfg.overwrite)
     say(f"{folder}: {exporter.name}, {size(folder) / 1e6:,.1f} MB")
     done = exporter.finish(folder)
     if done is not None:
@@ -94,9 +102,8 @@ def main(cfg: DictConfig) -> int:
     return 0
 
 
-def export_features(cfg: DictConfig, exporter: FeatureExporter) -> int:
+def export_features(cfg: DictConfig, exporter: FeatureExporter, folder: Path, sort: str) -> int:
     """The same for what `dictlearn features` found."""
-    folder, sort = destination(cfg, exporter.name)
     store = open_store(where(cfg, "export", "exports")[0])
     reason = exporter.refusal(store.info)
     if reason is not None:
@@ -112,7 +119,7 @@ def export_features(cfg: DictConfig, exporter: FeatureExporter) -> int:
         exporter.write(job, temporary)
         say(exporter.check(job, temporary))
 
-    commit(folder, write, sort=sort, overwrite=bool(cfg.overwrite))
+    commit(folder, write, sort=sort, overwrite=cfg.overwrite)
     say(f"{folder}: {exporter.name}, {size(folder) / 1e6:,.1f} MB")
     return 0
 
@@ -126,7 +133,7 @@ def destination(cfg: DictConfig, format: str) -> tuple[Path, str]:
     _, output = where(cfg, "export", "exports")
     folder = output if cfg.output else output / "export" / format
     sort = f"an export as {format}"
-    check_replaceable(folder, sort, bool(cfg.overwrite), edits=True)
+    check_replaceable(folder, sort, cfg.overwrite, edits=True)
     return folder, sort
 
 

@@ -16,14 +16,20 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from rich.progress import Progress, TaskID
 
 from dictlearn import escape
+from dictlearn.ckpt import lock
 from dictlearn.ckpt.dictionary import load_dictionary
 from dictlearn.config import literal
+from dictlearn.disk import leftovers
+from dictlearn.disk.replace import check_replaceable
 from dictlearn.features.harvest import Harvest
+from dictlearn.features.pages import check_pages_replaceable
 from dictlearn.features.settings import Settings
 from dictlearn.features.text import Text
 from dictlearn.ranges import Count, Fraction, Natural, NonNegative
 from dictlearn.sources.synthetic import SITE as SYNTHETIC
 from dictlearn.store.features import FeatureStore
+from dictlearn.store.layout import FOLDER as STORE
+from dictlearn.store.writer import SORT
 from dictlearn.verbs import build
 from dictlearn.verbs.opened import open_dictionary, where
 from dictlearn.verbs.pages import write_site
@@ -38,6 +44,7 @@ class Keys:
     dictionary: str | None
     pages: bool
     output: str | None
+    overwrite: bool
     tokens: Count
     batch_windows: Count
     processes: Count
@@ -63,6 +70,17 @@ def main(cfg: DictConfig) -> int:
     """Reads, writes `features/`, says what was found; returns the process's exit status."""
     if cfg.processes < 1:
         raise ValueError(f"processes={cfg.processes}: want at least 1")
+    folder = where(cfg, "describe", FOLDER)[1] / FOLDER
+    with lock.writing(folder, "features"):
+        leftovers.collect(folder, alone=True)  # whoever writes here holds the lock
+        check_replaceable(folder / STORE, SORT, cfg.overwrite)
+        if cfg.pages:
+            check_pages_replaceable(folder, cfg.overwrite)
+        return write_features(cfg)
+
+
+def write_features(cfg: DictConfig) -> int:
+    """The same for who holds the lock of the folder."""
     given = literal(OmegaConf.to_container(cfg, resolve=True))  # before `opened` says which text
     harvest = opened(cfg)
     console = escape.console(stderr=True)
@@ -83,11 +101,11 @@ def main(cfg: DictConfig) -> int:
                 if process.exitcode:
                     return process.exitcode
         readings += [harvest.read(rank, cfg.processes) for rank in range(1, cfg.processes)]
-        harvest.finish(readings, progress)
+        harvest.finish(readings, progress, cfg.overwrite)
     store = FeatureStore(harvest.folder)
     _report(store)
     if cfg.pages:
-        write_site(store, harvest.lm.tokenizer)
+        write_site(store, harvest.lm.tokenizer, store.folder, cfg.overwrite)
     return 0
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig
 
 from dictlearn import escape
+from dictlearn.ckpt import lock
+from dictlearn.disk.replace import check_file_replaceable
 from dictlearn.disk.whole import write_json
 from dictlearn.export.graph_labels import Label, by_tokens, described, label_nodes, read_graph
 from dictlearn.lm.load import load_tokenizer
@@ -24,6 +26,7 @@ class Keys:
     run: str | None
     graph: str | None
     output: str | None
+    overwrite: bool
     tokens: Natural
 
 
@@ -37,14 +40,24 @@ def main(cfg: DictConfig) -> int:
     paths = graphs(Path(cfg.graph))
     label = labels(Path(cfg.run), cfg.tokens)
     finished = []
-    for path in paths:
-        graph = read_graph(path)
-        named, features = label_nodes(graph, path, label)
-        finished.append((destination(path, cfg), graph, f"{named} of {features} features named"))
-    for path, graph, said in finished:
-        write(path, graph)
-        escape.say(f"{path}: {said}")
+    with lock.writing(Path(cfg.output or cfg.graph), "label"):
+        for path in paths:
+            graph = read_graph(path)
+            named, features = label_nodes(graph, path, label)
+            output = destination(path, cfg)
+            if output != path:
+                check_file_replaceable(output, is_graph, cfg.overwrite)
+            finished.append((output, graph, f"{named} of {features} features named"))
+        for path, graph, said in finished:
+            write_json(path, graph, indent=2)
+            escape.say(f"{path}: {said}")
     return 0
+
+
+def is_graph(data: bytes) -> bool:
+    """Whether a file that is there is one of the sort we write."""
+    graph = json.loads(data)
+    return isinstance(graph, dict) and isinstance(graph.get("nodes"), list)
 
 
 def graphs(place: Path) -> list[Path]:
@@ -99,8 +112,3 @@ def destination(path: Path, cfg: DictConfig) -> Path:
         return path
     output = Path(cfg.output)
     return output if Path(cfg.graph).is_file() and output.suffix == ".json" else output / path.name
-
-
-def write(path: Path, graph: dict[str, Any]) -> None:
-    """Whole or not at all."""
-    write_json(path, graph, indent=2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from rich.text import Text
 
 from dictlearn import escape
 from dictlearn.dicts.identity import sha256_of
+from dictlearn.disk.replace import check_file_replaceable
 from dictlearn.disk.whole import write_json
 from dictlearn.features.lookup import (
     DECODER,
@@ -48,6 +50,7 @@ class Keys:
     features: Count
     examples: Natural
     output: str | None
+    overwrite: bool
 
 
 def main(cfg: DictConfig) -> int:
@@ -58,6 +61,8 @@ def main(cfg: DictConfig) -> int:
             "nothing to look up; want vector=<file>, or both pos=<texts> and neg=<texts>"
         )
     output, cfg.output = cfg.output, None  # a file here, no folder
+    if output is not None:
+        check_file_replaceable(Path(output), _is_record, cfg.overwrite)
     opened = open_dictionary(cfg, "look up in", "features", text=False)
     lm, dictionary = opened.lm, opened.dictionary
     site = cfg.site or dictionary.sources[0]
@@ -76,6 +81,11 @@ def main(cfg: DictConfig) -> int:
     for line in lines(site, rows, cfg.examples):
         console.print(line, no_wrap=True, overflow="ellipsis")
     return 0
+
+
+def _is_record(data: bytes) -> bool:
+    record = json.loads(data)
+    return isinstance(record, dict) and record.keys() == {"site", "norm", "features"}
 
 
 def texts(given: Any) -> list[str]:

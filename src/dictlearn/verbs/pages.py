@@ -9,6 +9,7 @@ from rich.progress import Progress
 from transformers import PreTrainedTokenizerBase
 
 from dictlearn import escape
+from dictlearn.ckpt import lock
 from dictlearn.evals.record import FILE as FIGURES
 from dictlearn.evals.report import write_report
 from dictlearn.features.pages import write_pages
@@ -23,20 +24,23 @@ class Keys:
     run: str
     tokenizer: str | None
     output: str | None
+    overwrite: bool
 
 
 def main(cfg: DictConfig) -> int:
     store = open_store(cfg.run)
+    folder = store.folder if cfg.output is None else Path(cfg.output)
     if cfg.tokenizer is None:
         tokenizer = load_tokenizer(store.info.model, store.info.revision)
     else:
         tokenizer = load_tokenizer(cfg.tokenizer)
-    write_site(store, tokenizer, None if cfg.output is None else Path(cfg.output))
+    with lock.writing(folder, "pages"):
+        write_site(store, tokenizer, folder, cfg.overwrite)
     return 0
 
 
 def write_site(
-    store: FeatureStore, tokenizer: PreTrainedTokenizerBase | None, folder: Path | None = None
+    store: FeatureStore, tokenizer: PreTrainedTokenizerBase | None, folder: Path, overwrite: bool
 ) -> None:
     """The site of `store` and of the explanations beside it, where it is, and the run's report anew.
 
@@ -49,10 +53,12 @@ def write_site(
             store,
             read_explanations(store.folder),
             tokenizer,
-            store.folder if folder is None else folder,
+            folder,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
+            overwrite=overwrite,
         )
     escape.say(f"The pages: {page}")
     run = store.folder.parent
     if page.parent.resolve() == store.folder.resolve() and (run / FIGURES).is_file():
-        write_report(run)  # which shows some of the features, and links to all
+        with lock.writing(run / "report.html", "pages", wait=True):
+            write_report(run)  # which shows some of the features, and links to all

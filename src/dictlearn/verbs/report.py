@@ -7,6 +7,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from dictlearn import escape
+from dictlearn.ckpt import lock
 from dictlearn.evals.report import write_report
 
 
@@ -19,5 +20,6 @@ class Keys:
 def main(cfg: DictConfig) -> int:
     if cfg.run is None:
         raise ValueError("nothing to report on; want run=<a run's folder>")
-    escape.say(f"The report: {write_report(Path(cfg.run))}")
+    with lock.writing(Path(cfg.run) / "report.html", "report"):
+        escape.say(f"The report: {write_report(Path(cfg.run))}")
     return 0

@@ -9,11 +9,15 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from dictlearn import escape
+from dictlearn.ckpt import lock
+from dictlearn.ckpt.commit import commit
+from dictlearn.disk.replace import check_replaceable
 from dictlearn.objectives.stored_teacher import store_targets
 from dictlearn.ranges import Count, Natural, Positive, Seed
 from dictlearn.verbs import build
 
 OPTIONS = ("head", "samples", "temperature", "dtype", "shard_windows", "batch_windows", "seed")
+SORT = "stored targets"
 
 
 class Keys:
@@ -27,12 +31,22 @@ class Keys:
     shard_windows: Count
     batch_windows: Count
     seed: Seed
+    overwrite: bool
 
 
 def main(cfg: DictConfig) -> int:
-    lm = instantiate(cfg.model)
-    windows = build.build_windows(cfg, lm, "train")
-    written = store_targets(lm, windows, Path(cfg.output), **{key: cfg[key] for key in OPTIONS})
+    output = Path(cfg.output)
+    check_replaceable(output, SORT, cfg.overwrite)
+    with lock.writing(output, "targets"):
+        lm = instantiate(cfg.model)
+        windows = build.build_windows(cfg, lm, "train")
+        written = 0
+
+        def write(temporary: Path) -> None:
+            nonlocal written
+            written = store_targets(lm, windows, temporary, **{key: cfg[key] for key in OPTIONS})
+
+        commit(output, write, sort=SORT, overwrite=cfg.overwrite)
     tokens = len(windows) * windows.context
     escape.say(
         f"{cfg.output}: targets of {tokens:,} tokens, {written / 1e9:.2f} GB, "

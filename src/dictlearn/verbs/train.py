@@ -21,7 +21,7 @@ from dictlearn.ckpt.checkpoint_io import DictlearnCheckpointIO, read_contents
 from dictlearn.ckpt.commit import collect_garbage
 from dictlearn.ckpt.dictionary import save_dictionary
 from dictlearn.ckpt.diff import refuse_changed_contents
-from dictlearn.ckpt.lock import run_lock
+from dictlearn.ckpt.lock import run_lock, writing
 from dictlearn.ckpt.resume import CHECKPOINTS, Resume, resolve_resume
 from dictlearn.ckpt.signature import signed
 from dictlearn.dicts.decoder import DiagonalDecoder
@@ -217,7 +217,8 @@ def finish(
     beside = {label_beside(name): one for name, one in finished.items()}
     record = evaluated(cfg, dictionary, lm, beside)
     try:
-        write_into(run, record)
+        with writing(run / "report.html", "train", wait=True):
+            write_into(run, record)
     except OSError as error:
         say(f"{error}; dictlearn evaluate dictionary={run} output={run} writes the report again")
         say(f"dictlearn.load('{run}') gives the dictionary")

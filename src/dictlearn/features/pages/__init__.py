@@ -1,5 +1,5 @@
 """A site to browse a feature store with: plain files that a browser opens from the disk."""
 
-from dictlearn.features.pages.write import write_pages
+from dictlearn.features.pages.write import check_pages_replaceable, write_pages
 
-__all__ = ["write_pages"]
+__all__ = ["check_pages_replaceable", "write_pages"]

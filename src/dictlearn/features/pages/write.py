@@ -23,6 +23,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from dictlearn.ckpt.commit import commit
+from dictlearn.disk.replace import check_file_replaceable, check_replaceable
 from dictlearn.disk.whole import write_bytes, write_json
 from dictlearn.features.pages.digest import FILE as SUMMARY
 from dictlearn.features.pages.digest import Digest
@@ -32,6 +33,8 @@ from dictlearn.store.features import FeatureStore
 
 PAGE, FOLDER = "index.html", "pages"
 REPORT = "report.html"  # in the run's folder: the site links to it where it is there already
+SORT = "a site of features"
+OURS = b'src="pages/main.js"'  # in index.html, and in no other's
 CHUNK_BYTES = 192 << 10  # a browser reads and parses it in a few milliseconds
 INDEX_ROWS = 16384
 NONE, RELIABLE, UNRELIABLE = 0, 1, 2  # as in site/data.js
@@ -46,12 +49,15 @@ def write_pages(
     tokenizer: PreTrainedTokenizerBase | None,
     folder: Path,
     progress: Callable[[int, int], None] | None = None,
+    overwrite: bool | None = None,
 ) -> Path:
     """Writes index.html and pages/ into `folder`, usually `store.folder`; returns the page.
 
     What was there before stays until the new site is whole. `explanations` are by (source, index);
-    `progress` is told (features done, of how many).
+    `progress` is told (features done, of how many). SaveError where another's files would be lost:
+    see `check_pages_replaceable`.
     """
+    check_pages_replaceable(folder, overwrite)
 
     pieces, digest = Pieces(tokenizer), Digest(store)
     report = store.folder.parent / REPORT
@@ -63,11 +69,17 @@ def write_pages(
                 (temporary / file.name).write_bytes(file.read_bytes())
         _write_data(temporary, store, explanations, pieces, digest, linked, progress)
 
-    commit(folder / FOLDER, write, sort="a site of features")
+    commit(folder / FOLDER, write, sort=SORT, overwrite=overwrite)
     page = files("dictlearn.features.pages").joinpath("site", PAGE).read_bytes()
     write_bytes(folder / PAGE, page)
     write_json(folder / SUMMARY, digest.to_json(explanations, pieces))
     return folder / PAGE
+
+
+def check_pages_replaceable(folder: Path, overwrite: bool | None) -> None:
+    """SaveError where index.html or pages/ in `folder` is not ours; `overwrite` lets them go."""
+    check_file_replaceable(folder / PAGE, lambda data: OURS in data, overwrite)
+    check_replaceable(folder / FOLDER, SORT, overwrite)
 
 
 def _write_data(
