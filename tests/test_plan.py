@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import importlib.util
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,11 @@ import torch
 
 from dictlearn import config
 from dictlearn.lm.load import load_skeleton
-from dictlearn.verbs import build, costs, plan
+from dictlearn.verbs import build, costs, machine, plan
+from dictlearn.verbs.machine import Machine
+from dictlearn.verbs.units import as_bytes, si
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +34,7 @@ def test_it_counts_what_a_real_dictionary_has() -> None:
     count = sum(p.numel() for p in real.parameters())
     made = plan.planned(cfg)
     assert made.facts["parameters"] == f"{count:,}"
-    assert made.facts["memory, optimiser"] == plan._bytes(2 * 4 * count)  # Adam has two moments
+    assert made.facts["memory, optimiser"] == as_bytes(2 * 4 * count)  # Adam has two moments
     assert not made.mistakes
 
 
@@ -84,7 +90,7 @@ def test_the_flagship_needs_no_weights_no_hub_and_no_gpu(capsys, monkeypatch) ->
     flagship = ["model=qwen3_4b", "data=stdlib", "dict=clt", "trainer=ddp", "trainer.devices=8"]
     cfg = config.compose("plan", flagship)
     made = plan.planned(cfg)
-    assert set(made.mistakes) <= {"device", "disk"}  # of this machine
+    assert set(made.mistakes) <= {"device", "disk", "memory"}  # of this machine
     assert made.facts["parameters"] == "5,662,930,716"
     assert [one.gpu.name for one in made.predictions] == ["H200", "H100 80GB", "A100 80GB"]
     plan.main(cfg)
@@ -119,7 +125,7 @@ def test_it_plans_without_a_language_model() -> None:
 
 
 def test_numbers_are_short() -> None:
-    assert [plan._si(n) for n in (0, 999, 1000, 1.2345e9)] == ["0 ", "999 ", "1 k", "1.23 G"]
+    assert [si(n) for n in (0, 999, 1000, 1.2345e9)] == ["0 ", "999 ", "1 k", "1.23 G"]
 
 
 @pytest.mark.parametrize(
@@ -140,3 +146,51 @@ def test_the_model_goes_where_the_trainer_is(
     assert build.model_device(cfg) == device
     bytes_a_parameter = 4 if device == "cpu" else 2
     assert costs.model_bytes(cfg, on_gpu=device != "cpu") == bytes_a_parameter
+
+
+LAPTOP = Machine(cores=2, memory=24e9, free=1e12, flops=1e11, bandwidth=1e10)
+SERVER = Machine(cores=64, memory=1e12, free=1e12, gpus=(("NVIDIA H200", 150e9),))
+
+
+def test_what_would_be_killed_here_is_a_mistake(capsys: pytest.CaptureFixture[str]) -> None:
+    flagship = config.compose("plan", ["model=qwen3_4b", "data=stdlib", "dict=clt", "name=x"])
+    here = plan.planned(flagship, LAPTOP)
+    assert list(here.mistakes) == ["memory"]
+    assert "2 cores, 24 GB of memory, no GPU" in here.mistakes["memory"]
+    assert "would be killed" in here.mistakes["memory"]
+    there = plan.planned(flagship, SERVER)
+    assert not there.mistakes and there.predictions[0].remedy == ""
+    assert there.predictions[0].gpu.name == "NVIDIA H200"
+    full = plan.planned(flagship, dataclasses.replace(SERVER, free=1e9))
+    assert list(full.mistakes) == ["disk"]
+
+
+@pytest.mark.parametrize("name", ["A10", "l4", "4090", "a100", "H100", "B200"])
+def test_a_gpu_can_be_named(name: str) -> None:
+    """Its own line alone, whatever is here; small GPUs have no room for a large model's dictionary."""
+    made = plan.planned(config.compose("plan", [f"gpu={name}", "trainer=gpu"]), LAPTOP)
+    assert not made.mistakes
+    (line,) = made.speeds()
+    assert "the run takes" in line and line.endswith(": fits")
+    wide = ["model=gpt2", "data=stdlib", "dict.n_features=2000000"]
+    large = plan.planned(config.compose("plan", [f"gpu={name}", *wide]), SERVER)
+    assert ("memory" in large.mistakes) is (name in ("A10", "l4", "4090"))
+    if large.mistakes:
+        assert large.mistakes["memory"].startswith(f"gpu={name.upper()}: the run takes ")
+        assert "dict.n_features=" in large.mistakes["memory"]
+
+
+def test_this_machine_is_looked_at(tmp_path: Path) -> None:
+    found = machine.this_machine(tmp_path / "not" / "there" / "yet")
+    assert found.cores >= 1 and found.memory > 2**28 and found.free > 0
+    assert found.gpus or (found.flops > 1e8 and found.bandwidth > 1e8)
+
+
+def test_docs_show_what_is_printed() -> None:
+    """python scripts/plan_page.py writes docs/plan.md anew."""
+    spec = importlib.util.spec_from_file_location("plan_page", ROOT / "scripts" / "plan_page.py")
+    assert spec and spec.loader
+    page = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(page)
+    text = page.PAGE.read_text()
+    assert page.renewed(text) == text

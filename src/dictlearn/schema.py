@@ -81,13 +81,16 @@ class Wanted:
             return int(value) if value in EVERY else MISFIT
         if finite and self.number is not None and value in self.number and value in FINITE:
             return value
-        if self.text:
+        if self.text or str(value) in self.choices:
             return str(value)
         return self._alone(value)
 
     def _word(self, value: str) -> object:
-        if value in self.choices or self.text:
+        if self.text:
             return value
+        for choice in self.choices:  # gpu=h200 is clear enough
+            if choice.lower() == value.lower():
+                return choice
         return self._alone(value)
 
     def _alone(self, value: object) -> object:

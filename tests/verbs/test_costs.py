@@ -13,6 +13,7 @@ import dictlearn
 from dictlearn import config
 from dictlearn.lm.load import load_skeleton
 from dictlearn.verbs import build, costs, gpus, train
+from dictlearn.verbs.predictions import predictions, remedies
 from tests.peak import Peak
 
 SMALL = [
@@ -95,18 +96,18 @@ def test_the_flagship_fits_one_h200():
     rows = 65536 // 2 * 15 // 8  # what a buffer that refills at half ever holds
     rows += run.cfg.source.lm_batch_windows * run.cfg.data.context  # and a read ahead
     assert said.parts["shuffle buffer"] == rows * (2 * layers * width * 2 + 16)
-    verdicts = {one.gpu.name: one.remedy for one in costs.predictions(run, devices=1)}
+    verdicts = {one.gpu.name: one.remedy for one in predictions(run, 1, gpus.SHOWN)}
     assert verdicts["H200"] == ""
     assert "dict.n_features=" in verdicts["A100 80GB"] and "tied=true" in verdicts["A100 80GB"]
-    assert costs.memory(run, on_gpu=True, dead=1.0).peak < gpus.GPUS[0].memory
+    assert costs.memory(run, on_gpu=True, dead=1.0).peak < gpus.GPUS["H200"].memory
 
 
-@pytest.mark.parametrize("gpu", gpus.GPUS, ids=lambda gpu: gpu.name)
+@pytest.mark.parametrize("gpu", gpus.SHOWN, ids=lambda gpu: gpu.name)
 def test_a_remedy_is_one(gpu: gpus.Gpu):
     """Every way offered makes room, and one feature or target more would not."""
     large = (*FLAGSHIP, "batch_tokens=8192", "dict.n_features=8192")
     run = planned_run(*large)
-    offered = costs.remedies(run, gpu, 1)
+    offered = remedies(run, gpu, 1)
     assert offered.count("|") >= 2
     for way in offered.split(" | "):
         changed = planned_run(*large, *way.split())
@@ -125,13 +126,13 @@ def test_together_devices_need_the_gradients_that_one_keeps_in_factors():
     dense = 4 * costs.count(run.dictionary)
     assert eight.parts["gradients"] == eight.parts["reduction buckets"] == dense
     assert one.parts["gradients"] < dense / 1000
-    alone, together = (costs.predictions(run, n)[0] for n in (1, 8))
+    alone, together = (predictions(run, n, gpus.SHOWN)[0] for n in (1, 8))
     assert 2 < together.tokens_per_second / alone.tokens_per_second < 8
 
 
 def test_the_optimiser_limits_small_batches_and_large_ones_spread_it():
     small, large = (planned_run(*FLAGSHIP, f"batch_tokens={n}") for n in (256, 2048))
-    assert costs.predictions(small, 1)[0].limit == "optimiser"
+    assert predictions(small, 1, gpus.SHOWN)[0].limit == "optimiser"
     ratio = costs.work(small)["optimiser"].moved / costs.work(large)["optimiser"].moved
     assert ratio == pytest.approx(8)
 

@@ -25,6 +25,7 @@ MAY_CHANGE = (
     "eval_windows",
     "export",
     "debug",
+    "gpu",
     "sweep",
     "hydra",
     "model.device",

@@ -7,9 +7,8 @@ peak by a test. Times are floors: what must be computed and moved, at rates that
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from dictlearn_kernels import fixed_point, tiles
@@ -29,7 +28,7 @@ from dictlearn.train import fused_adam
 from dictlearn.train.signum import Signum
 from dictlearn.types import ModelInfo
 from dictlearn.verbs import build
-from dictlearn.verbs.gpus import GPUS, Gpu
+from dictlearn.verbs.gpus import Gpu
 
 FLOAT, INT = 4, 8  # bytes: dictionaries and their optimiser are float32, indices int64
 ENTRY = 48  # bytes a code takes per stored entry: its value, ids, rows, sorted order and gradients
@@ -425,73 +424,3 @@ def flops_per_token(lm: LanguageModel, info: ModelInfo, sites: Sequence[str]) ->
         p for layer in layers[: last + 1] for p in layer.named_parameters() if p[1].ndim > 1
     ]
     return sum(2.0 * p.numel() * (share if "experts" in name else 1) for name, p in matrices)
-
-
-@dataclass(frozen=True)
-class Prediction:
-    gpu: Gpu
-    tokens_per_second: float  # of all devices together
-    limit: str  # the part of a step that takes longest
-    share: float  # of a step's time
-    peak: float  # bytes on each device
-    remedy: str  # one line; empty where it fits
-
-
-def predictions(run: Run, devices: int) -> list[Prediction]:
-    parts = work(run, devices=devices)
-    peak = memory(run, on_gpu=True, devices=devices).peak
-    found = []
-    for gpu in GPUS:
-        seconds = {name: part.seconds(gpu) * run.step_tokens for name, part in parts.items()}
-        if devices > 1:  # a ring passes every gradient twice, less a device's own share
-            gradients = FLOAT * sum(map(count, run.trained))
-            seconds["all-reduce"] = 2 * (devices - 1) / devices * gradients / gpu.link
-        whole = sum(seconds.values())
-        limit = max(seconds, key=lambda name: seconds[name])
-        rate = devices * run.step_tokens / whole
-        remedy = "" if peak <= gpu.room else remedies(run, gpu, devices)
-        found.append(Prediction(gpu, rate, limit, seconds[limit] / whole, peak, remedy))
-    return found
-
-
-def remedies(run: Run, gpu: Gpu, devices: int) -> str:
-    """What to change so that it fits, each by itself."""
-    shape, own = run.dictionary.shape, run.cfg.dict
-    sparsity = instantiate(run.cfg.sparsity)
-
-    def fits(**changes: Any) -> bool:
-        with torch.device("meta"):
-            other = Dictionary(replace(shape, prefixes=(), **changes), sparsity)
-        return memory(replace(run, dictionary=other), True, devices).peak <= gpu.room
-
-    ways = []
-    if "n_features" in own:
-        least = max(1, round(shape.k))
-        if most := _largest(lambda n: fits(n_features=n), least, shape.n_features):
-            ways.append(f"dict.n_features={most}")
-    if shape.link == "lower" and not shape.tied:
-        same = f"dict.n_features={shape.n_features}"
-        if most := _largest(lambda w: fits(window=w), 1, shape.window or len(shape.targets)):
-            ways.append(f"{same} dict.window={most}")
-        if fits(tied=True):
-            ways.append(f"{same} dict.tied=true")
-    for key in ("buffer_tokens",):
-        half = run.cfg.source.get(key, 0) // 2
-        smaller = run.cfg.copy()
-        if half:
-            smaller.source[key] = half
-            if memory(replace(run, cfg=smaller), True, devices).peak <= gpu.room:
-                ways.append(f"source.{key}={half}")
-    if not ways:
-        return "a smaller model or dictionary: no single change makes room"
-    return " | ".join(ways)
-
-
-def _largest(fits: Callable[[int], bool], least: int, most: int) -> int | None:
-    """The largest number in least .. most that fits; None where none does."""
-    if not fits(least):
-        return None
-    while least < most:
-        middle = (least + most + 1) // 2
-        least, most = (middle, most) if fits(middle) else (least, middle - 1)
-    return least

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from dictlearn import config, escape
 from dictlearn.lm.load import load_skeleton
@@ -20,12 +20,17 @@ from dictlearn.sources.text_files import find_files
 from dictlearn.verbs import build, costs, train
 from dictlearn.verbs.continued import continued
 from dictlearn.verbs.described import beside_published, listed
+from dictlearn.verbs.gpus import GPUS, SHOWN, Gpu
+from dictlearn.verbs.machine import Machine, as_device, this_machine
+from dictlearn.verbs.predictions import Prediction, predictions, remedies
+from dictlearn.verbs.units import as_bytes, si
+from dictlearn.waiting import duration
 
 
 class Keys(train.Keys):
     """What the keys of conf/plan.yaml take."""
 
-    gpu: str | None
+    gpu: Literal["A10", "L4", "4090", "A100_40GB", "A100", "H100", "H200", "B200"] | None
 
 
 def main(cfg: DictConfig) -> int:
@@ -42,7 +47,19 @@ class Plan:
     facts: dict[str, str] = field(default_factory=dict)
     mistakes: dict[str, str] = field(default_factory=dict)
     passed: list[str] = field(default_factory=list)
-    predictions: list[costs.Prediction] = field(default_factory=list)
+    predictions: list[Prediction] = field(default_factory=list)
+
+    def speeds(self) -> list[str]:
+        """A line for each device: speed, wall time, memory."""
+        lines = []
+        for one in self.predictions:
+            verdict = "fits" if not one.remedy else f"does not fit; what would: {one.remedy}"
+            lines.append(
+                f"{one.gpu.name}: {si(one.tokens_per_second)}tokens/s at most, the run takes "
+                f"{duration(one.seconds)} at least, {one.share:.0%} of it in the {one.limit}; "
+                f"{as_bytes(one.peak)} of {as_bytes(one.gpu.room)}: {verdict}"
+            )
+        return lines
 
     def check(self, name: str, made: Callable[[], Any]) -> Any:
         """What `made` returns; None, and its sentence noted, where the user's configuration fails."""
@@ -55,18 +72,21 @@ class Plan:
         return result
 
 
-def planned(cfg: DictConfig) -> Plan:
-    plan = Plan()
+def planned(cfg: DictConfig, machine: Machine | None = None) -> Plan:
+    """The plan of a run on this machine, or on another one, or on the GPU that `gpu` names."""
+    plan, gpu = Plan(), GPUS.get(str(cfg.get("gpu")))
     cfg = plan.check("run folder", lambda: begun(cfg))
     if cfg is None:
         return plan
+    machine = machine or this_machine(Path(cfg.run_dir))
     # What a GPU would do can be planned without one.
     anywhere = OmegaConf.merge(cfg, {"trainer": {"accelerator": "auto"}})
     plan.check("configuration", lambda: train.check(anywhere))  # type: ignore[arg-type]
     devices = plan.check("devices", lambda: n_devices(cfg))
     if plan.mistakes:
         return plan
-    plan.check("device", lambda: check_device(cfg))
+    if gpu is None:
+        plan.check("device", lambda: check_device(cfg))
     if build.reads_model(cfg):
         if "paths" in cfg.data:
             plan.check("text files", lambda: find_files(cfg.data.paths))
@@ -93,7 +113,9 @@ def planned(cfg: DictConfig) -> Plan:
     if source is not None and beside is not None:
         run = costs.Run(cfg, dictionary, tuple(beside.values()), lm, info)
         describe(plan, run, devices)
-        plan.check("disk", lambda: check_disk(run))
+        describe_memory(plan, run, devices, gpu is not None or bool(machine.gpus))
+        describe_disk(plan, run, machine)
+        predict(plan, run, devices, gpu, machine)
     return plan
 
 
@@ -115,29 +137,26 @@ def describe(plan: Plan, run: costs.Run, devices: int) -> None:
         plan.facts["trained beside it"] = f"{name}, {costs.count(one):,} parameters"
     if run.lm is not None:
         info, size = run.info, costs.count(run.lm.model)
-        words = f"{info.name}: {info.family}, {info.n_layers} layers, {_si(size)}parameters"
+        words = f"{info.name}: {info.family}, {info.n_layers} layers, {si(size)}parameters"
         plan.facts["language model"] = words
     for name, part in work.items():
-        plan.facts[f"a token, {name}"] = f"{_si(part.flops)}FLOP, {_bytes(part.moved)}"
+        plan.facts[f"a token, {name}"] = f"{si(part.flops)}FLOP, {as_bytes(part.moved)}"
     total = sum(part.flops for part in work.values())
-    plan.facts["the run"] = f"{_si(total * tokens)}FLOP"
-    describe_memory(plan, run, devices)
+    plan.facts["the run"] = f"{si(total * tokens)}FLOP"
     if build.build_objective(cfg).reads_windows:
         plan.facts["not counted"] = "the model's own forward and backward pass for KL terms"
-    elif cfg.trainer.accelerator != "cpu" and run.lm is not None:
-        plan.predictions = costs.predictions(run, devices)
 
 
-def describe_memory(plan: Plan, run: costs.Run, devices: int) -> None:
+def describe_memory(plan: Plan, run: costs.Run, devices: int, gpu: bool) -> None:
     """By what takes it: for the machine that trains, or for both kinds where either could be meant."""
     places = {"cpu": ["a CPU"], "cuda": ["a GPU"], "gpu": ["a GPU"]}
-    here = ["a GPU"] if torch.cuda.is_available() else ["a CPU", "a GPU"]
+    here = ["a GPU"] if gpu else ["a CPU", "a GPU"]
     found = {
         place: costs.memory(run, on_gpu=place == "a GPU", devices=devices)
         for place in places.get(run.cfg.trainer.accelerator, here)
     }
     for part in next(iter(found.values())).listed():
-        sizes = {place: _bytes(memory.parts[part]) for place, memory in found.items()}
+        sizes = {place: as_bytes(memory.parts[part]) for place, memory in found.items()}
         plan.facts[f"memory, {part}"] = _each(sizes)
     for name, dead in {
         "memory, peak": costs.DEAD,
@@ -147,8 +166,53 @@ def describe_memory(plan: Plan, run: costs.Run, devices: int) -> None:
             place: costs.memory(run, on_gpu=place == "a GPU", devices=devices, dead=dead)
             for place in found
         }
-        words = {place: f"{_bytes(one.peak)} while {one.phase}" for place, one in peaks.items()}
+        words = {place: f"{as_bytes(one.peak)} while {one.phase}" for place, one in peaks.items()}
         plan.facts[name + (", each device" if devices > 1 else "")] = _each(words)
+
+
+def describe_disk(plan: Plan, run: costs.Run, machine: Machine) -> None:
+    """Room for the checkpoints that are kept, the one being written, and the dictionary."""
+    cfg = run.cfg
+    saver = (cfg.get("callbacks") or {}).get("checkpoint")
+    kept = saver.keep + 1 if saver else 0
+    numbers = sum(map(costs.count, run.trained))
+    one = numbers * (costs.FLOAT + costs.state_bytes(cfg))
+    wanted = one * kept + numbers * costs.FLOAT
+    plan.facts["disk"] = (
+        f"{as_bytes(wanted)}: {kept} checkpoints of {as_bytes(one)}, one of them being written, "
+        f"and the dictionary; {as_bytes(machine.free)} are free"
+    )
+    if machine.free < wanted:
+        plan.mistakes["disk"] = (
+            f"run_dir={cfg.run_dir}: {as_bytes(machine.free)} are free there, and checkpoints and "
+            f"dictionary take {as_bytes(wanted)}; callbacks.checkpoint.keep={kept - 1} is how many "
+            "are kept"
+        )
+    else:
+        plan.passed.append("disk")
+
+
+def predict(plan: Plan, run: costs.Run, devices: int, gpu: Gpu | None, machine: Machine) -> None:
+    """Speed, wall time and room: of the GPU named; else of this machine, and of three GPUs beside it."""
+    accelerator = run.cfg.trainer.accelerator
+    on_gpu = gpu is not None or bool(machine.gpus) and accelerator != "cpu"
+    counted = not build.build_objective(run.cfg).reads_windows and run.lm is not None
+    own = gpu or as_device(machine, on_gpu)
+    plan.facts["this machine"] = str(machine)
+    if gpu is not None or on_gpu or accelerator in ("auto", "cpu"):
+        name = f"gpu={run.cfg.gpu}" if gpu else f"this machine ({machine})"
+        peak = costs.memory(run, on_gpu, devices).peak
+        if peak > own.room:
+            plan.mistakes["memory"] = (
+                f"{name}: the run takes {as_bytes(peak)} and there are {as_bytes(own.room)}: it "
+                f"would be killed; what would fit: {remedies(run, own, devices, on_gpu)}"
+            )
+        else:
+            plan.passed.append("memory")
+        if counted:
+            plan.predictions += predictions(run, devices, [own], on_gpu)
+    if counted and gpu is None and accelerator != "cpu":
+        plan.predictions += predictions(run, devices, [one for one in SHOWN if one != own])
 
 
 def show(plan: Plan, console: Console) -> None:
@@ -156,17 +220,11 @@ def show(plan: Plan, console: Console) -> None:
     table.add_column(no_wrap=True)
     table.add_column()
     for name, fact in plan.facts.items():
-        table.add_row(name, fact)
+        table.add_row(name, Text(fact))
     if plan.facts:
         console.print(table)
-    for one in plan.predictions:
-        verdict = "fits" if not one.remedy else f"does not fit; what would: {one.remedy}"
-        console.print(
-            f"{one.gpu.name}: {_si(one.tokens_per_second)}tokens/s at most, {one.share:.0%} of the "
-            f"time in the {one.limit}; {_bytes(one.peak)} of {_bytes(one.gpu.room)}: {verdict}",
-            highlight=False,
-            soft_wrap=True,
-        )
+    for line in plan.speeds():
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     console.print(f"Checked: {', '.join(plan.passed)}.")
     for name, sentence in plan.mistakes.items():
         console.print(f"[bold red]{name}[/]: ", end="")
@@ -204,22 +262,6 @@ def begun(cfg: DictConfig) -> DictConfig:
     return cfg if resume.folder is None else continued("plan", cfg, resume.folder)
 
 
-def check_disk(run: costs.Run) -> None:
-    """Room for the checkpoints that are kept and the one being written."""
-    cfg = run.cfg
-    saver = (cfg.get("callbacks") or {}).get("checkpoint")
-    keep = saver.keep if saver else 0
-    one = sum(map(costs.count, run.trained)) * (costs.FLOAT + costs.state_bytes(cfg))
-    wanted = one * (keep + 1)
-    folder = next(path for path in Path(cfg.run_dir).absolute().parents if path.is_dir())
-    free = shutil.disk_usage(folder).free
-    if free < wanted:
-        raise ValueError(
-            f"run_dir={cfg.run_dir}: {_bytes(free)} are free there, and checkpoints take "
-            f"{_bytes(wanted)}; callbacks.checkpoint.keep={keep} is how many are kept"
-        )
-
-
 # --- words ------------------------------------------------------------------------------------
 
 
@@ -228,16 +270,3 @@ def _each(values: dict[str, str]) -> str:
     if len(set(values.values())) == 1:
         return next(iter(values.values()))
     return "; ".join(f"{name} {value}" for name, value in values.items())
-
-
-def _bytes(n: float) -> str:
-    return f"{_si(n)}B"
-
-
-def _si(n: float) -> str:
-    """Three digits and a prefix: 1.23 G."""
-    prefixes = ["", "k", "M", "G", "T", "P", "E", "Z"]
-    while n >= 999.5 and len(prefixes) > 1:
-        n /= 1000
-        del prefixes[0]
-    return f"{n:.3g} {prefixes[0]}"
