@@ -118,9 +118,8 @@ def test_a_misspelt_verb_names_the_nearest(
     [
         (ValueError("dict.k=9: want less"), 2, "dict.k=9: want less\n"),
         (OSError("the disk is full"), 2, "the disk is full\n"),
-        (KeyboardInterrupt(), 130, ""),
     ],
-    ids=["mistake", "disk", "ctrl-c"],
+    ids=["mistake", "disk"],
 )
 def test_what_a_verb_raises(
     error: BaseException,
@@ -431,3 +430,27 @@ def test_train_py_hides_the_checkouts_folders() -> None:
     )
     away = {"cwd": "/", "capture_output": True, "text": True, "check": True}
     assert subprocess.run([sys.executable, "-c", code], **away).stdout == "None\n"
+
+
+NAMES = ["", ".", "..", "../../out", "a/../../b", "/tmp/x", "a/", "a//b", "a\nb", "x" * 201]
+
+
+@pytest.mark.parametrize("name", NAMES, ids=range(len(NAMES)))
+def test_a_name_that_leaves_runs_is_refused(command: Command, runs: Runs, capsys, name: str):
+    for extra in ([], ["-m", "seed=1,2"]):
+        assert command("train", f"name='{name}'", *extra) == 2
+        said = capsys.readouterr().err
+        assert f"name={name!r}: want the name of a folder in runs/" in said
+    assert not runs and list(Path().iterdir()) == []
+
+
+def test_names_of_folders_in_folders_are_fine():
+    for name in ("a", "a/b", "seed=1,dict=sae", "x.y", "-"):
+        config.check_name(name)
+
+
+@pytest.mark.parametrize("given", ["train run_dir=", "export output= run=a", "evaluate run="])
+def test_a_place_that_is_empty_is_refused(command: Command, runs: Runs, capsys, given: str):
+    assert command(*given.split()) == 2
+    assert "=: nothing stands after it" in capsys.readouterr().err
+    assert not runs and list(Path().iterdir()) == []

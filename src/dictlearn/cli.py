@@ -25,7 +25,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dictlearn import __version__, config, escape, help, multirun, overrides
+from dictlearn import __version__, config, escape, help, multirun, overrides, stopping
 
 USAGE = """\
 dictlearn {version}: sparse dictionaries over the activations of language models
@@ -44,7 +44,7 @@ def main(verb: str | None = None) -> None:
     """Runs the command line and exits. With `verb`, as from train.py, it holds overrides only."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors on instead of printing them
     try:
-        with _one_sentence():
+        with stopping.listening(), _one_sentence():
             sys.exit(_run(sys.argv[1:], verb))
     except KeyboardInterrupt:
         sys.exit(130)
@@ -112,7 +112,8 @@ def _launch(verb: str, args: list[str], prefix: list[str]) -> int:
             sys.argv = [sys.argv[0], *prefix, *folder, *others, *name]
             run = import_module(f"dictlearn.verbs.{verb}").main
             hush_lightning()
-            statuses[-1] = run(cfg)
+            with stopping.told(verb, cfg):
+                statuses[-1] = run(cfg)
         if statuses[-1] in (130, 143):  # interrupted: so is the multirun
             sys.exit(statuses[-1])
 
@@ -133,7 +134,11 @@ def _multirun_name(given: list[str]) -> str | None:
     names = [text for text in given if text.startswith("name=")]
     if not names:
         return f"multirun-{datetime.now():%Y%m%d-%H%M%S-%f}"
-    return None if overrides.sweeps(names[-1]) else overrides.value(names[-1])
+    if overrides.sweeps(names[-1]):
+        return None
+    name = overrides.value(names[-1])
+    config.check_name(name)
+    return name
 
 
 def refuse_missing(cfg: DictConfig) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,11 +18,13 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from dictlearn import schema
+from dictlearn.disk.leftovers import LONGEST_NAME
 
 # Groups that a folder or hub id can be given to, and the option that takes it.
 TAKES_A_PATH = {"model": "hf", "teacher": "model"}
 # Keys whose value may be a run's folder, which has commas in its name where a multirun made it.
 NAMES_A_RUN = ("run", "dictionary", "resume", "init", "name")
+PLACES = ("run_dir", "output", "run", "dictionary")  # empty where a shell variable is not set
 LISTED = "runs"  # the key of a verb that takes folders without a key: dictlearn compare a b
 
 OmegaConf.register_new_resolver("last", lambda path: Path(str(path)).name, replace=True)
@@ -109,9 +112,24 @@ def settled(verb: str, cfg: DictConfig) -> DictConfig:
     with open_dict(cfg):
         if "name" in cfg:
             cfg.name = str(cfg.name)
+            check_name(cfg.name)
+        for key in PLACES:
+            if cfg.get(key) == "":
+                raise ValueError(f"{key}=: nothing stands after it; want a path, or leave it out")
         cfg.pop("hydra", None)
         schema.check(verb, cfg)
     return cfg
+
+
+def check_name(name: str) -> None:
+    """ValueError for a run's name that would leave runs/, or be runs/ itself."""
+    parts = name.split("/")
+    odd = any(part in ("", ".", "..") for part in parts) or not name.isprintable()
+    if odd or any(len(os.fsencode(part)) > LONGEST_NAME for part in parts):
+        raise ValueError(
+            f"name={name!r}: want the name of a folder in runs/, or of one in such a folder (a/b): not "
+            f"empty, without . and .. among its parts, each of at most {LONGEST_NAME} bytes"
+        )
 
 
 def listed(verb: str, args: Sequence[str]) -> list[str]:

@@ -53,7 +53,7 @@ def test_a_run_gets_its_features(run: Path, capsys: pytest.CaptureFixture[str]):
     assert len(store) == 64 and store.info.data["context"] == 64 and store.info.before == 4
     assert "64 features on" in capsys.readouterr().err
     written = {path.name for path in (run / "features").iterdir()}
-    assert written == {"store", "pages", "index.html"}
+    assert written == {"store", "pages", "index.html", "summary.json"}
 
 
 def test_processes_share_the_text(run: Path):
