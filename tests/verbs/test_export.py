@@ -53,7 +53,7 @@ def saved(folder, layers=None):
 def test_a_run_is_exported_calibrated_and_read_back(run, capsys):
     assert export.main(compose("export", ["run=runs/a", "format=circuit_tracer", *SMALL])) == 0
     said = capsys.readouterr().err
-    assert "topk as jumprelu" in said and "L0 4.00 -> " in said and "FVU" in said
+    assert "topk as jumprelu" in said and "L0 16.00 -> " in said and "FVU" in said
     assert "read back on 512 held-out tokens: encode differs by 0.0e+00" in said
     again = dictlearn.load(run / "export/circuit_tracer")
     ours = dictlearn.load(run)

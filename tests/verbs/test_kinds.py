@@ -142,12 +142,13 @@ def test_sites_of_an_absent_model_are_refused(tuned, tmp_path, capsys):
     assert train(tmp_path, "dict=crosscoder", "name=x", "dict.sites=[other/resid_post.1]") == 2
     assert "model.other=<path> names it" in capsys.readouterr().err
     assert train(tmp_path, "dict=clt", "name=x", "beside=maybe") == 2
-    assert "beside=maybe: want true, false or auto" in capsys.readouterr().err
+    assert "beside=maybe: want auto, true or false" in capsys.readouterr().err
 
 
 def test_a_model_of_other_tokens_is_no_other_model(tuned, tmp_path):
     folder = tmp_path / "odd"
     lm = load_model(str(tuned))
+    lm.model.resize_token_embeddings(4097)
     lm.model.save_pretrained(folder)
     lm.tokenizer.add_tokens(["<odd>"])  # type: ignore[union-attr]
     lm.tokenizer.save_pretrained(folder)  # type: ignore[union-attr]

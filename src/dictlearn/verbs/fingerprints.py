@@ -20,13 +20,13 @@ AT_ONCE = 1024  # windows
 
 def of_files(cfg: DictConfig) -> dict[str, str]:
     """Of the folders that the configuration names, before anything is loaded from them."""
-    found = _named("model", fingerprint(cfg.model.path, cfg.model.revision))
+    found = _of("model", "model.path", cfg.model.path, cfg.model.revision)
     found["tokenizer"] = found.pop("model.tokenizer", "none")
     if cfg.model.other is not None:
-        found |= _named("model.other", fingerprint(cfg.model.other))
+        found |= _of("model.other", "model.other", cfg.model.other)
     teacher = cfg.get("teacher") or {}
     if teacher.get("path") is not None:
-        found |= _named("teacher", fingerprint(teacher["path"], teacher.get("revision")))
+        found |= _of("teacher", "teacher.path", teacher["path"], teacher.get("revision"))
     if teacher.get("folder") is not None:
         about = Path(teacher["folder"]).expanduser() / "targets.json"  # with the hashes of the rest
         if about.is_file():
@@ -44,7 +44,11 @@ def of_text(windows: Windows) -> str:
     return f"{n * windows.context:,} tokens, sha256 {digest.hexdigest()[:16]}"
 
 
-def _named(what: str, found: dict[str, str]) -> dict[str, str]:
+def _of(what: str, key: str, path: str, revision: str | None = None) -> dict[str, str]:
+    try:
+        found = fingerprint(path, revision)
+    except ValueError as error:  # speaks of model.path, whichever key it was
+        raise ValueError(str(error).replace("model.path=", f"{key}=")) from error
     return {f"{what}.{name}": text for name, text in found.items()}
 
 
