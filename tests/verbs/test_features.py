@@ -20,7 +20,7 @@ from dictlearn.dicts.sae import sae
 from dictlearn.lm.load import load_tokenizer, read_info
 from dictlearn.sparsity.topk import TopK
 from dictlearn.store.features import FeatureStore
-from dictlearn.verbs import features
+from dictlearn.verbs import explain, features
 
 SMALL = ["tokens=2000", "batch_windows=2", "block=40", "before=4", "after=3"]
 
@@ -54,6 +54,20 @@ def test_a_run_gets_its_features(run: Path, capsys: pytest.CaptureFixture[str]):
     assert "64 features on" in capsys.readouterr().err
     written = {path.name for path in (run / "features").iterdir()}
     assert written == {"store", "pages", "index.html", "summary.json"}
+
+
+@pytest.mark.parametrize("site", ["mlp_in.1", "model.layers.1.mlp:input"])
+def test_a_target_outside_the_residual_stream_promotes_nothing(run: Path, site: str):
+    """It has pages and descriptions like any other; only the table of tokens is left out."""
+    dictionary = sae(read_info("pico"), partial(TopK, k=4), site, n_features=64, k=4).eval()
+    training = json.loads((run / "dictionary/dictionary.json").read_text())["training"]
+    save_dictionary(dictionary, run / "dictionary", training)
+    assert features.main(compose("features", ["run=runs/a", *SMALL])) == 0
+    found = [FeatureStore(run).feature(0, index) for index in range(64)]
+    assert not any(one.promoted or one.suppressed for one in found)
+    assert any(one.top for one in found)
+    small = ["tokens=1000", "at_least=2", "limit=2", "baseline_features=2"]
+    assert explain.main(compose("explain", ["run=runs/a", *small])) == 0
 
 
 def test_processes_share_the_text(run: Path):

@@ -276,7 +276,8 @@ class FeatureStore:
         if name not in row:
             return {}
         found = zip(self.target_sites(source), row[name], row[f"{name}_effects"], strict=True)
-        return {site: _scores(ids, effects) for site, ids, effects in found}
+        by_target = {site: _scores(ids, effects) for site, ids, effects in found}
+        return {site: scores for site, scores in by_target.items() if scores}
 
     def _transform(self, index: int, row: Mapping[str, Tensor]) -> Transform | None:
         if "strengths" not in row:
@@ -334,7 +335,9 @@ def _look_for(folder: Path) -> Path | None:
 
 
 def _scores(ids: Tensor, effects: Tensor) -> TokenScores:
-    return tuple(zip(ids.tolist(), effects.tolist(), strict=True))
+    """Nothing of empty slots: a target outside the residual stream moves no token's logit."""
+    pairs = zip(ids.tolist(), effects.tolist(), strict=True)
+    return tuple((token, effect) for token, effect in pairs if token >= 0)
 
 
 def _others(flat: Tensor, values: Tensor, n_features: int) -> tuple[tuple[int, int, float], ...]:

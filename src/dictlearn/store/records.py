@@ -64,7 +64,7 @@ class Feature:
         str, float
     ]  # by target site: of what one unit of activation writes there, in the
     # target's standard deviations; empty of a MOLT's, and in stores of an earlier version
-    promoted: Mapping[str, TokenScores]  # by target site: (token id, logit effect)
+    promoted: Mapping[str, TokenScores]  # by target in the residual: (token id, logit effect)
     suppressed: Mapping[str, TokenScores]
     neighbours: tuple[tuple[int, int, float], ...]  # (source, index, cosine of decoder vectors)
     cofiring: tuple[tuple[int, int, float], ...]  # (source, index, Jaccard), strongest first
