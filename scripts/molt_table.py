@@ -31,7 +31,7 @@ from dictlearn.dicts.dictionary import Dictionary
 from dictlearn.evals.jacobian import products
 from dictlearn.lm.language_model import LanguageModel
 from dictlearn.sources.live import LiveSource
-from dictlearn.train.module import parameter_groups
+from dictlearn.train.groups import parameter_groups
 from dictlearn.train.trainee import Trainee
 from dictlearn.types import Batch
 from dictlearn.verbs import build

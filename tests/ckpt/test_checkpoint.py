@@ -7,6 +7,7 @@ import errno
 import json
 import logging
 import re
+import shutil
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ from lightning.pytorch import Callback, Trainer
 
 from dictlearn.ckpt import commit
 from dictlearn.ckpt.checkpoint_io import DictlearnCheckpointIO, read_config
-from dictlearn.ckpt.codec import leaves, path_text, write_state
+from dictlearn.ckpt.codec import leaves, path_text, read_state, write_state
 from dictlearn.train.callbacks.checkpoint import CheckpointCallback
 
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -216,6 +217,17 @@ def test_a_tensor_that_does_not_fit_the_module_is_named(tmp_path, change):
 
     with pytest.raises(RuntimeError, match=r"layer\.(other|weight)"):
         train(tmp_path, 4, resume="auto", on_load=edit)
+
+
+def test_a_state_that_is_not_lightnings_is_one_sentence(tmp_path):
+    train(tmp_path, 2)
+    folder = tmp_path / "checkpoints" / "step-2"
+    state = read_state(folder)
+    del state["pytorch-lightning_version"]
+    shutil.rmtree(folder)
+    commit.commit(folder, lambda path: write_state(path, state), sort="a checkpoint")
+    with pytest.raises(ValueError, match="step-2: its state has no pytorch-lightning_version"):
+        train(tmp_path, 4, resume="auto")
 
 
 def test_garbage_is_collected_at_start(tmp_path):

@@ -18,7 +18,8 @@ from dictlearn.objectives.protocol import Term
 from dictlearn.objectives.reconstruction import Reconstruction
 from dictlearn.train import fused_adam
 from dictlearn.train.fused_adam import FusedAdam
-from dictlearn.train.module import DictionaryTraining, parameter_groups
+from dictlearn.train.groups import parameter_groups
+from dictlearn.train.module import DictionaryTraining
 from dictlearn.train.schedules import Trapezoid
 from dictlearn.train.trainee import Trainee
 from dictlearn.types import Batch

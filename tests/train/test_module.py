@@ -16,7 +16,8 @@ from dictlearn.objectives.auxk import AuxK
 from dictlearn.objectives.objective import Objective
 from dictlearn.objectives.reconstruction import Reconstruction
 from dictlearn.train.callbacks.ema import EMACallback
-from dictlearn.train.module import DictionaryTraining, parameter_groups
+from dictlearn.train.groups import parameter_groups
+from dictlearn.train.module import DictionaryTraining
 from dictlearn.train.schedules import Trapezoid
 from dictlearn.train.spikes import WINDOW, Spikes
 from dictlearn.train.trainee import Trainee

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dictlearn.train.callbacks.ema import EMACallback
-from dictlearn.train.module import parameter_groups
+from dictlearn.train.groups import parameter_groups
 from dictlearn.train.muon import Muon
 from dictlearn.train.signum import Signum
 from tests.train.test_fused_adam import SHAPES, batches, training

@@ -172,6 +172,13 @@ def test_no_tensor_of_another_shape_dtype_or_name_or_with_nan_is_loaded(saved, a
         (drop(("lr_schedulers", 0, "last_epoch")), "last_epoch is missing"),
         (put(("lr_schedulers", 0, "last_epoch"), "2"), "last_epoch is '2', want a whole number"),
         (put(("lr_schedulers", 0, "last_epoch"), -7), "last_epoch is -7"),
+        (put(("callbacks",), -1), "callbacks is -1, want a dict"),
+        (put(("optimizer_states", 0, "state"), {}), "knows 0 parameters"),
+        (drop(("optimizer_states", 0, "state", 1)), "knows 4 parameters, optimizer_entries is 5"),
+        (drop(("optimizer_states", 0, "state", 1, "step")), "state[1].step is missing"),
+        (put(("optimizer_states", 0, "param_groups", 0, "eps"), 1e-2), "eps is 0.01, want 1e-08"),
+        (put(("optimizer_states", 0, "param_groups", 0, "lr"), 2.5), "optimizer_states[0].lr"),
+        (put(("lr_schedulers", 0, "base_lrs"), [2.5, 1e-3]), "base_lrs"),
         (put(("global_step",), 2), "count 3 steps, global_step 2"),
         (put(("state_dict", "other"), torch.zeros(2)), "state_dict.other is unknown here"),
         (put(("optimizer_states", 0, "state", 77), {}), "belongs to none of"),
@@ -179,6 +186,7 @@ def test_no_tensor_of_another_shape_dtype_or_name_or_with_nan_is_loaded(saved, a
         (put(("optimizer_states", 0, "param_groups", 0, "lr"), float("nan")), "not finite"),
         (put(("current_model_state",), {}), "which only callbacks=ema writes"),
         (put(("rng", 0, "numpy", "position"), 10**6), "random number states cannot be set"),
+        (put(("rng", 0, "numpy", "has_gauss"), 10**30), "random number states cannot be set"),
         (
             put(("loops", "fit_loop", "state_dict", "combined_loader", 0), {}),
             "no state of a source",
@@ -202,3 +210,14 @@ def test_the_average_of_the_weights_belongs_to_the_run(saved):
         train(folder, 6, OPTIMISERS["adam float32"], lambda state: state)
     with pytest.raises(ValueError, match=r"current_model_state is missing"):
         train(saved("adam float32"), 6, OPTIMISERS["adam float32"], lambda state: state, True)
+
+
+@pytest.mark.parametrize("name", ["muon", "signum", "torch's Adam"])
+def test_what_any_optimiser_stores_is_known_by_name_and_type(saved, name):
+    state = read_state(saved(name) / "checkpoints/step-3")
+    moments = [(path, leaf) for path, leaf in leaves(state) if is_moment(path, leaf)]
+    path, moment = moments[-1]
+    assert "missing" in refused(saved, name, drop(path))
+    assert "want a tensor" in refused(saved, name, put(path, -1))
+    assert "dtype" in refused(saved, name, put(path, moment.double()))
+    assert "unknown here" in refused(saved, name, put((*path[:-1], "more"), moment))

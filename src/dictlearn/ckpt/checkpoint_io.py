@@ -24,6 +24,7 @@ from dictlearn.ckpt.environment import environment
 CONFIG = "config.json"
 ENVIRONMENT = "environment.json"
 CONTENTS = "contents.json"
+VERSION = "pytorch-lightning_version"
 
 State = dict[str, Any]
 
@@ -80,6 +81,8 @@ class DictlearnCheckpointIO(CheckpointIO):
         """
         commit.verify(Path(path))
         state = read_state(Path(path))
+        if type(state.get(VERSION)) is not str:  # Lightning asks before anybody can look
+            raise ValueError(f"{Path(path)}: its state has no {VERSION}")
         return self._on_load(state) if self._on_load else state
 
     def remove_checkpoint(self, path: str | Path) -> None:

@@ -46,7 +46,14 @@ def restore(states: dict[str, Any]) -> None:
         torch.set_rng_state(states["torch"])
         if torch.cuda.is_available() and len(states["cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(states["cuda"])
-    except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+    except (
+        LookupError,
+        TypeError,
+        AttributeError,
+        ValueError,
+        ArithmeticError,
+        RuntimeError,
+    ) as error:
         raise ValueError(f"the checkpoint's random number states cannot be set: {error}") from None
 
 

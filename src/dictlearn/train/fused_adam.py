@@ -160,12 +160,6 @@ class FusedAdam(torch.optim.Optimizer):
             self._made[id(p)] = self._collector.gradient(p)
         return self._made[id(p)]
 
-    def state_of(self, parameter: Tensor) -> dict[str, Tensor]:
-        """What a step stores of a parameter, by name; shapes and dtypes only (meta tensors)."""
-        meta = torch.empty_like(parameter, device="meta")
-        form = FORMS[self.moments if parameter.ndim > 2 else "float32"]
-        return {"step": meta.new_empty((), dtype=torch.float32), **form.zeros(meta)}
-
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's, which makes every stored number the parameter's dtype: these keep their own."""
         super().load_state_dict(state_dict)

@@ -70,8 +70,8 @@ def _refuse_other_counts(saved: Any, now: dict[str, int]) -> None:
     keys = saved.keys() if isinstance(saved, dict) else set()
     for key in sorted({*keys, *now}):
         value = saved.get(key) if isinstance(saved, dict) else None
-        if key not in now or type(value) is not int or value < 0:
-            want = "no such entry" if key not in now else "a whole number, not negative"
+        if key not in now or type(value) is not int or not 0 <= value < 2**62:
+            want = "no such entry" if key not in now else "a whole number from 0 to 2^62"
             raise ValueError(f"the checkpoint's source has {key}={value!r}: want {want}")
 
 

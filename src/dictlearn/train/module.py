@@ -13,7 +13,8 @@ from dictlearn_kernels import topk_encode
 from torch import Tensor, nn
 
 from dictlearn.train.fused_adam import FusedAdam
-from dictlearn.train.restored import refuse_unfit
+from dictlearn.train.groups import parameter_groups
+from dictlearn.train.restored import note_entries, refuse_unfit
 from dictlearn.train.schedules import Trapezoid
 from dictlearn.train.signum import Signum
 from dictlearn.train.spikes import Spikes
@@ -94,9 +95,15 @@ class DictionaryTraining(lightning.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses what this run could not have written, before anything is loaded."""
-        optimiser = self.optimiser(parameter_groups(self))
-        schedule = self._scheduled(optimiser).state_dict()
-        refuse_unfit(checkpoint, self, optimiser, schedule, self.trainer.ckpt_path)
+
+        def build(groups: list[dict[str, Any]]) -> Any:
+            optimiser = self.optimiser(groups)
+            return optimiser, self._scheduled(optimiser)
+
+        refuse_unfit(checkpoint, self, build, self.trainer.ckpt_path)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        note_entries(checkpoint)
 
     def _alone(self) -> bool:
         """Whether gradients stay in this process, as they are: not averaged, not scaled."""
@@ -238,13 +245,3 @@ class DictionaryTraining(lightning.LightningModule):
                 f"up to step {self.trainer.global_step}; the parameters are those of the last "
                 "good step. A smaller optim.lr is the usual cure"
             )
-
-
-def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
-    """Matrices and vectors (biases, thresholds) apart; every trained parameter exactly once."""
-    trained = [p for p in module.parameters() if p.requires_grad]
-    matrices = [p for p in trained if p.ndim > 2]
-    vectors = [p for p in trained if p.ndim <= 2]
-    assert {id(p) for p in matrices + vectors} == {id(p) for p in trained}
-    assert len(matrices) + len(vectors) == len(trained)
-    return [{"params": matrices, "name": "matrices"}, {"params": vectors, "name": "vectors"}]

@@ -7,18 +7,28 @@ steps is missing.
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import WeightAveraging
-from torch import Tensor
+from torch import Tensor, nn
 
 from dictlearn.ckpt.codec import leaves, path_text
+from dictlearn.train.groups import parameter_groups
+from dictlearn.train.signum import Signum
 
 Path = tuple[str | int, ...]
+Optimiser = Callable[
+    [list[dict[str, Any]]], tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]
+]
+
+ENTRIES_OF_OPTIMISER = "optimizer_entries"  # beside its states, how many there are
+# Sizes of a stand-in for a parameter, by which a state's dimensions are told apart.
+SIZES = (2, 3, 5, 7)
 
 # What Lightning writes of every run, and CheckpointCallback beside it.
 ENTRIES = {
@@ -27,19 +37,12 @@ ENTRIES = {
     "optimizer_states": list,
     "lr_schedulers": list,
     "global_step": int,
+    "callbacks": dict,
     "rng": list,
+    ENTRIES_OF_OPTIMISER: int,
 }
 # What it writes beside that where the weights are averaged.
 AVERAGING = {"current_model_state": dict, "averaging_state": dict}
-
-
-@runtime_checkable
-class StatesKnown(Protocol):
-    """An optimiser that says what it stores of a parameter."""
-
-    def state_of(self, parameter: Tensor) -> dict[str, Tensor]:
-        """Name to tensor of the right shape and dtype, on the meta device."""
-        ...
 
 
 @runtime_checkable
@@ -53,38 +56,33 @@ class _Unfit(ValueError):
     pass
 
 
+def note_entries(checkpoint: dict[str, Any]) -> None:
+    """For a checkpoint that is about to be saved: a parameter's moments that are not there are missed."""
+    checkpoint[ENTRIES_OF_OPTIMISER] = sum(map(_entries, checkpoint["optimizer_states"]))
+
+
 def refuse_unfit(
-    checkpoint: Mapping[str, Any],
-    module: Any,
-    optimiser: torch.optim.Optimizer,
-    schedule: Mapping[str, Any],
-    where: object,
+    checkpoint: Mapping[str, Any], module: Any, optimiser: Optimiser, where: object
 ) -> None:
     """Compares a checkpoint that was read from `where` with what this run holds.
 
     Args:
         module: the LightningModule, with its trainer.
-        optimiser: a new one over its parameters.
-        schedule: the state of a new learning-rate schedule of it.
+        optimiser: builds (optimiser, learning-rate schedule) over groups of parameters.
 
     Raises:
         ValueError: one sentence that names the first entry of another name, type, shape or dtype, or
             with a number that is not finite.
     """
     try:
-        _check(checkpoint, module, optimiser, schedule)
+        _check(checkpoint, module, optimiser)
     except _Unfit as problem:
         raise ValueError(
             f"resume={where}: the checkpoint is not one of this run: {problem}"
         ) from None
 
 
-def _check(
-    checkpoint: Mapping[str, Any],
-    module: Any,
-    optimiser: torch.optim.Optimizer,
-    schedule: Mapping[str, Any],
-) -> None:
+def _check(checkpoint: Mapping[str, Any], module: Any, build: Optimiser) -> None:
     averaged = any(isinstance(one, WeightAveraging) for one in module.trainer.callbacks)
     for name, kind in (ENTRIES | (AVERAGING if averaged else {})).items():
         if not isinstance(checkpoint.get(name), kind):
@@ -102,10 +100,20 @@ def _check(
         _same_form(("callbacks",), checkpoint.get("callbacks"), step)
     _check_progress(checkpoint, module.trainer)
     _same_length(("optimizer_states",), checkpoint["optimizer_states"], 1)
-    names = {id(p): name for name, p in module.named_parameters()}
-    _check_optimiser(("optimizer_states", 0), checkpoint["optimizer_states"][0], optimiser, names)
     _same_length(("lr_schedulers",), checkpoint["lr_schedulers"], 1)
-    _same_form(("lr_schedulers", 0), checkpoint["lr_schedulers"][0], schedule)
+    optimiser, schedule = build(parameter_groups(module))
+    path, (state,) = ("lr_schedulers", 0), checkpoint["lr_schedulers"]
+    _same_form(path, state, schedule.state_dict())
+    _same_value((*path, "base_lrs"), state["base_lrs"], schedule.base_lrs)
+    names = {id(p): name for name, p in module.named_parameters()}
+    expected = _Expected(build, optimiser, parameter_groups(module), names)
+    path, (state,) = ("optimizer_states", 0), checkpoint["optimizer_states"]
+    expected.check(path, state)
+    lrs = [group["lr"] for group in state["param_groups"]]
+    _same_value((*path, "lr"), lrs, checkpoint["lr_schedulers"][0]["_last_lr"])
+    if (n := _entries(state)) != checkpoint[ENTRIES_OF_OPTIMISER]:
+        wanted = checkpoint[ENTRIES_OF_OPTIMISER]
+        raise _Unfit(f"its optimiser knows {n} parameters, {ENTRIES_OF_OPTIMISER} is {wanted}")
 
 
 def _refuse_nonfinite(path: Path, leaf: Any) -> None:
@@ -149,11 +157,14 @@ def _same_form(path: Path, saved: Any, wanted: Any) -> None:
         _same_length(path, saved, len(wanted))
         for index, value in enumerate(wanted):
             _same_form((*path, index), saved[index], value)
-    elif type(wanted) is float and type(saved) in (int, float):
-        return
     elif type(saved) is not type(wanted) or (type(saved) is int and saved < 0):
         kind = "whole number" if type(wanted) is int else type(wanted).__name__
         raise _Unfit(f"{path_text(path)} is {_shown(saved)}, want a {kind}")
+
+
+def _same_value(path: Path, saved: Any, wanted: Any) -> None:
+    if saved != wanted:
+        raise _Unfit(f"{path_text(path)} is {_shown(saved)}, want {_shown(wanted)}")
 
 
 def _same_keys(path: Path, saved: Any, wanted: Mapping[str, Any]) -> None:
@@ -189,55 +200,101 @@ def _check_progress(checkpoint: Mapping[str, Any], trainer: Any) -> None:
         raise _Unfit(f"its loops count {steps} steps, global_step {checkpoint['global_step']}")
 
 
-def _check_optimiser(
-    path: Path, saved: Any, optimiser: torch.optim.Optimizer, names: Mapping[int, str]
-) -> None:
-    wanted = optimiser.state_dict()
-    _same_keys(path, saved, wanted)
-    _same_length((*path, "param_groups"), saved["param_groups"], len(wanted["param_groups"]))
-    pairs = zip(saved["param_groups"], wanted["param_groups"], strict=True)
-    for index, (there, here) in enumerate(pairs):
-        place = (*path, "param_groups", index)
-        if not isinstance(there, dict):
-            raise _Unfit(f"{path_text(place)} is {_shown(there)}, want a dict")
-        # The schedule and the steps add entries of their own.
-        _same_form(place, {k: v for k, v in there.items() if k in here}, here)
-        if there["params"] != here["params"]:
-            raise _Unfit(f"{path_text(place)} holds the parameters {there['params']}")
-    if not isinstance(saved["state"], dict):
-        raise _Unfit(f"{path_text((*path, 'state'))} is {_shown(saved['state'])}, want a dict")
-    parameters = [p for group in optimiser.param_groups for p in group["params"]]
-    for index, state in saved["state"].items():
-        place = (*path, "state", index)
-        if type(index) is not int or not 0 <= index < len(parameters):
-            raise _Unfit(f"{path_text(place)} belongs to none of {len(parameters)} parameters")
-        parameter = parameters[index]
-        of = f", of {names[id(parameter)]}," if id(parameter) in names else ""
-        for name, there, here in _states(place, state, optimiser, parameter):
-            _same_tensor((*place, name), there, here, of)
-    if isinstance(optimiser, Composed):
-        _same_keys((*path, "inner"), saved["inner"], optimiser.inner)
-        for name, one in optimiser.inner.items():
-            _check_optimiser((*path, "inner", name), saved["inner"][name], one, names)
+def _entries(state: Mapping[str, Any]) -> int:
+    """How many parameters an optimiser's state tells of, those of what it is made of included."""
+    inner = state.get("inner")
+    inner = inner if isinstance(inner, dict) else {}
+    own = state.get("state")
+    return len(own if isinstance(own, dict) else {}) + sum(map(_entries, inner.values()))
 
 
-def _states(
-    path: Path, state: Any, optimiser: torch.optim.Optimizer, parameter: Tensor
-) -> Iterator[tuple[str, Any, Tensor]]:
-    """(name, what is stored, a tensor as it should be) of one parameter.
+class _Expected:
+    """What an optimiser's state is, learnt from one step of another one over small stand-ins.
 
-    Of an optimiser that doesn't say what it stores this is a number, or as many as the parameter has.
+    So any optimiser is known, also a library's: the names and dtypes of what it stores of a parameter,
+    and which of the parameter's dimensions that has.
     """
-    if isinstance(optimiser, StatesKnown):
-        wanted = optimiser.state_of(parameter)
-        _same_keys(path, state, wanted)
-        yield from ((name, state[name], tensor) for name, tensor in wanted.items())
-        return
-    if not isinstance(state, dict):
-        raise _Unfit(f"{path_text(path)} is {_shown(state)}, want a dict")
-    for name, there in state.items():
-        if isinstance(there, Tensor) and there.numel() != 1:
-            yield name, there, torch.empty_like(parameter, dtype=there.dtype, device="meta")
+
+    def __init__(
+        self,
+        build: Optimiser,
+        optimiser: torch.optim.Optimizer,
+        groups: list[dict[str, Any]],
+        names: Mapping[int, str],
+    ) -> None:
+        small = [{**group, "params": [_stand_in(p) for p in group["params"]]} for group in groups]
+        self._real, self._names = optimiser, names
+        self._trial, _ = build(small)
+        self._before = copy.deepcopy(self._trial.state_dict())
+        if isinstance(self._trial, Signum):
+            self._trial.train()
+        for group in small:
+            for p in group["params"]:
+                p.grad = torch.ones_like(p)
+        self._trial.step()
+
+    def check(self, path: Path, saved: Any) -> None:
+        self._optimiser(path, saved, self._real, self._trial, self._before)
+
+    def _optimiser(
+        self,
+        path: Path,
+        saved: Any,
+        real: torch.optim.Optimizer,
+        trial: torch.optim.Optimizer,
+        before: Mapping[str, Any],
+    ) -> None:
+        after = trial.state_dict()
+        _same_keys(path, saved, after)
+        groups = saved["param_groups"]
+        _same_length((*path, "param_groups"), groups, len(after["param_groups"]))
+        for index, (there, here) in enumerate(zip(groups, after["param_groups"], strict=True)):
+            place = (*path, "param_groups", index)
+            _same_form(place, there, here)
+            for key, value in before["param_groups"][index].items():
+                if (
+                    key != "lr" and value == here[key]
+                ):  # what no step changes is the configuration's
+                    _same_value((*place, key), there[key], value)
+        if not isinstance(saved["state"], dict):
+            raise _Unfit(f"{path_text((*path, 'state'))} is {_shown(saved['state'])}, want a dict")
+        parameters, stand_ins = map(_parameters, (real, trial))
+        for index, state in saved["state"].items():
+            place = (*path, "state", index)
+            if type(index) is not int or index not in after["state"]:
+                raise _Unfit(f"{path_text(place)} belongs to none of {len(parameters)} parameters")
+            self._state(place, state, after["state"][index], parameters[index], stand_ins[index])
+        if isinstance(real, Composed) and isinstance(trial, Composed):
+            _same_keys((*path, "inner"), saved["inner"], real.inner)
+            for name, one in real.inner.items():
+                place = (*path, "inner", name)
+                inner = before["inner"][name]
+                self._optimiser(place, saved["inner"][name], one, trial.inner[name], inner)
+
+    def _state(
+        self, path: Path, saved: Any, wanted: Mapping[str, Any], parameter: Tensor, small: Tensor
+    ) -> None:
+        _same_keys(path, saved, wanted)
+        of = f", of {self._names[id(parameter)]}," if id(parameter) in self._names else ""
+        for name, value in wanted.items():
+            if not isinstance(value, Tensor):
+                _same_form((*path, name), saved[name], value)
+                continue
+            known = dict(zip(small.shape, parameter.shape, strict=True))
+            shape = [known.get(size, size) for size in value.shape]
+            form = torch.empty(shape, dtype=value.dtype, device="meta")
+            _same_tensor((*path, name), saved[name], form, of)
+
+
+def _stand_in(parameter: Tensor) -> nn.Parameter:
+    """As many matrices, where it is a stack of them, which an optimiser may take apart."""
+    stacked = parameter.shape[: max(0, parameter.ndim - 2)]
+    sizes = [size for size in SIZES if size not in stacked][: parameter.ndim - len(stacked)]
+    return nn.Parameter(torch.ones(*stacked, *sizes, dtype=parameter.dtype))
+
+
+def _parameters(optimiser: torch.optim.Optimizer) -> list[Tensor]:
+    return [p for group in optimiser.param_groups for p in group["params"]]
 
 
 def _shown(value: Any) -> str:
