@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 import shlex
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 import pytest
 
 from dictlearn import cli, config, overrides
+from dictlearn.lm.load import PICO_PATH
 
 ROOT = Path(__file__).parents[1]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -174,3 +177,48 @@ def test_links_lead_somewhere() -> None:
         for target in (first or second for first, second in targets):
             if not target.startswith("http"):
                 assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+# --- the first half hour -----------------------------------------------------------------------
+
+SHORTER = {  # what makes the README's commands short enough for a test
+    "train": [
+        "steps=30",
+        "batch_tokens=256",
+        "dict.n_features=256",
+        "eval_tokens=1024",
+        "eval.baselines.fit_tokens=1024",
+        "source.buffer_tokens=4096",
+        "source.lm_batch_windows=2",
+    ],
+    "features": ["tokens=4096"],
+    "explain": ["tokens=8192", "limit=3", "baseline_features=3", "at_least=2"],
+    "evaluate": ["eval_tokens=1024"],
+    "export": ["tokens=1024"],
+}
+
+
+def test_the_first_half_hour_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its commands in their order, with a text and a model of one's own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    shutil.copytree(PICO_PATH, "my-model")
+    for name, modules in {"notes.txt": (ast, shlex), "held_out.txt": (re,)}.items():
+        Path(name).write_text("\n".join(inspect.getsource(module) for module in modules) * 2)
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    section = text.partition("## The first half hour\n")[2].partition("\n## ")[0]
+    verbs, names = [], {}
+    for language, said in blocks(section):
+        if language == "python":
+            value = run_python(said, names)
+            assert value.name == "resid_post.1/17" and names["x_hat"].shape == names["x"].shape
+            continue
+        verb = said.split()[1]
+        verbs.append(verb)
+        if verb == "plan":
+            continue  # answers for this machine
+        given = [] if "resume=auto" in said else SHORTER.get(verb, [])  # which is the run's own
+        run_command(shlex.join([*shlex.split(said), *given]), monkeypatch)
+    assert " ".join(verbs) == "plan train train features explain lookup evaluate compare export"
+    assert Path("runs/first/features/index.html").is_file()
+    assert Path("runs/first/export/saelens").is_dir() and Path("evaluations/first").is_dir()

@@ -99,7 +99,7 @@ def test_a_save_that_never_finished_is_no_checkpoint(run):
 
 def test_all_damaged_names_no_way_out(run):
     damage(run, 1000, 2000, 3000)
-    with pytest.raises(ValueError, match="No checkpoint beside it is intact"):
+    with pytest.raises(ValueError, match="No checkpoint of this run is intact"):
         resolve_resume(str(run / "checkpoints" / "step-1000"), run)
 
 

@@ -92,17 +92,17 @@ def test_a_score_below_the_others_is_explained_by_what_is_worse():
     )
     assert sentence == (
         "All layers replaced and free running, the score of the CLT is 0.700, below the 0.800 of "
-        "PLT, equal parameters: worse are its FVU (0.2500 beside 0.2000) and its Jacobian cosine "
-        "(0.400 beside 0.500; 31% of its squared Jacobian joins different layers)."
+        "PLT, equal parameters: worse are its FVU (0.2500 against 0.2000) and its Jacobian cosine "
+        "(0.400 against 0.500; 31% of its squared Jacobian joins different layers)."
     )
     (sentence,) = layers.verdicts(pair(figures_of(0.7, l0=50.0), figures_of(0.8)))
-    assert sentence.endswith("worse is its L0 (50.0 beside 60.0 active features).")
+    assert sentence.endswith("worse is its L0 (50.0 against 60.0 active features).")
 
 
 def test_where_only_free_running_is_worse_errors_compound():
     (sentence,) = layers.verdicts(pair(figures_of(0.7, forced=0.95), figures_of(0.8)))
     assert sentence.endswith(
-        "worse is how its errors compound from layer to layer (its score is 0.950 beside 0.900 "
+        "worse is how its errors compound from layer to layer (its score is 0.950 against 0.900 "
         "teacher forced)."
     )
 

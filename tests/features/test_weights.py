@@ -23,7 +23,7 @@ def test_the_effect_on_logits_is_the_models_own():
     lm = pico()
     tokens = windows().window_batch([3])
     unembedding = Unembedding.of(lm, tokens)
-    assert unembedding is not None and "norm's weights folded" in unembedding.described
+    assert unembedding is not None and "times the final norm's weights" in unembedding.described
     last = f"resid_post.{lm.info.n_layers - 1}"
     with torch.no_grad():
         x_D = capture(lm, tokens, (last,))[last][0, 5].double()

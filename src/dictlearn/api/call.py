@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -36,10 +37,14 @@ def called(verb: str, cfg: DictConfig, to_go_on: str = "") -> None:
         KeyboardInterrupt, SystemExit: Ctrl-C, SIGTERM. What was to be saved is saved.
         RuntimeError: it ended with another status than 0, and has said why.
     """
-    with _one_sentence(), warnings.catch_warnings():
-        run = import_module(f"dictlearn.verbs.{verb}").main
-        cli.hush_lightning()
-        status = run(cfg)
+    arguments, sys.argv = sys.argv, ["dictlearn", verb]  # what a stopped run prints goes on by
+    try:
+        with _one_sentence(), warnings.catch_warnings():
+            run = import_module(f"dictlearn.verbs.{verb}").main
+            cli.hush_lightning()
+            status = run(cfg)
+    finally:
+        sys.argv = arguments
     if status == 128 + signal.SIGINT:
         raise KeyboardInterrupt(to_go_on)
     if status == 128 + signal.SIGTERM:

@@ -76,5 +76,5 @@ def _intact_step(folder: Path, resume: str) -> Path:
 
 def _hint(newest: Path | None) -> str:
     if newest is None:
-        return ". No checkpoint beside it is intact"
+        return ". No checkpoint of this run is intact"
     return f". The newest intact checkpoint is {newest.name}; resume={newest} uses it"

@@ -37,7 +37,7 @@ def check_start(dictionary: Dictionary, start: Dictionary, key: str) -> None:
             f"{ours.n_features}; want dict.n_features={theirs.n_features}"
         )
     if theirs.skip and not ours.skip:
-        raise ValueError(f"{key}: has a linear path beside its features; want dict.skip=true")
+        raise ValueError(f"{key}: has a linear path as well as features; want dict.skip=true")
     if isinstance(dictionary.sparsity, Gated) != isinstance(start.sparsity, Gated):
         raise ValueError(
             f"{key}: its sparsity is {start.sparsity.name}, and this run's "

@@ -82,17 +82,17 @@ def verdicts(record: Mapping[str, Any]) -> list[str]:
 def _verdict(label: str, ours: Mapping[str, Any], other: str, theirs: Mapping[str, Any]) -> str:
     worse = []
     if _both("fvu", ours, theirs) and ours["fvu"] > theirs["fvu"]:
-        worse.append(f"its FVU ({ours['fvu']:.4f} beside {theirs['fvu']:.4f})")
+        worse.append(f"its FVU ({ours['fvu']:.4f} against {theirs['fvu']:.4f})")
     if _both("l0", ours, theirs) and ours["l0"] < 0.99 * theirs["l0"]:
-        worse.append(f"its L0 ({ours['l0']:.1f} beside {theirs['l0']:.1f} active features)")
+        worse.append(f"its L0 ({ours['l0']:.1f} against {theirs['l0']:.1f} active features)")
     key = "jacobian_cosine"
     if _both(key, ours, theirs) and ours[key] < theirs[key]:
         across = ours.get("jacobian_across")
         more = f"; {across:.0%} of its squared Jacobian joins different layers" if across else ""
-        worse.append(f"its Jacobian cosine ({ours[key]:.3f} beside {theirs[key]:.3f}{more})")
+        worse.append(f"its Jacobian cosine ({ours[key]:.3f} against {theirs[key]:.3f}{more})")
     key = "replacement/all_forced/score"
     if not worse and _both(key, ours, theirs) and ours[key] >= theirs[key]:
-        figures = f"{ours[key]:.3f} beside {theirs[key]:.3f} teacher forced"
+        figures = f"{ours[key]:.3f} against {theirs[key]:.3f} teacher forced"
         worse.append(f"how its errors compound from layer to layer (its score is {figures})")
     why = _listed(worse) if worse else "none of the figures taken here, which do not say why"
     verb = "are" if len(worse) > 1 else "is"

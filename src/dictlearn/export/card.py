@@ -37,9 +37,9 @@ FIGURES = {  # of figures.json: what it is, in words; how many digits
 
 EXPLAINED = (
     "`features/explanations.jsonl` has one JSON object a line: source, feature, text, and how well "
-    "the text predicted firing on documents that its author had not seen (`scores`), beside a "
-    "shuffled description and a random dictionary (`baselines`). Where `reliable` is false, don't "
-    "rely on the text."
+    "the text predicted firing on documents that its author had not seen (`scores`), and the "
+    "same of a shuffled description and of a random dictionary (`baselines`). Where `reliable` is "
+    "false, don't rely on the text."
 )
 
 
@@ -90,7 +90,7 @@ def _about(dictionary: Dictionary, job: Job) -> str:
         "writes": ", ".join(dictionary.targets),
         "features": f"{dictionary.n_features:,} per source, {dictionary.sparsity.name}",
         "width": str(dictionary.width),
-        "linear path beside the features": "yes" if dictionary.shape.skip else "no",
+        "linear path from input to output": "yes" if dictionary.shape.skip else "no",
         "model": job.info.name + (f" at {job.info.revision}" if job.info.revision else ""),
         "text": f"{_layers.text_of(job.training)}, windows of "
         f"{_layers.context_of(job.training, job.info.context_length)} tokens",

@@ -54,7 +54,7 @@ class DictionaryLearning(Exporter):
 
     def refusal(self, dictionary: Dictionary, info: ModelInfo) -> str | None:
         if dictionary.shape.skip:
-            return "its dictionaries have no linear path beside the features"
+            return "its dictionaries have features alone, no linear path"
         sparsity = dictionary.sparsity
         if isinstance(sparsity, TopK) and sparsity.across_layers:
             return "layers that share their k features have no form there"

@@ -53,7 +53,7 @@ class Unembedding:
             # W_U diag(w) (v - mean v) = (W_U diag(w), rows centred) v
             W_VD = W_VD * norm.weight
             W_VD = W_VD - W_VD.mean(1, keepdim=True) if norm.centred else W_VD
-            described += ", the final norm's weights folded in"
+            described += ", times the final norm's weights"
         return cls(W_VD, described)
 
     def extremes(self, vectors_nD: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

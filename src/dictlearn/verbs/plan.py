@@ -134,7 +134,7 @@ def describe(plan: Plan, run: costs.Run, devices: int) -> None:
         "tokens per parameter": f"{tokens / count:.3g}; {beside_published(tokens, count, shape)[0]}",
     }
     for name, one in zip(("per-layer transcoders",), run.beside, strict=False):
-        plan.facts["trained beside it"] = f"{name}, {costs.count(one):,} parameters"
+        plan.facts["trained to compare"] = f"{name}, {costs.count(one):,} parameters"
     if run.lm is not None:
         info, size = run.info, costs.count(run.lm.model)
         words = f"{info.name}: {info.family}, {info.n_layers} layers, {si(size)}parameters"

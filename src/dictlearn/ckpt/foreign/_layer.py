@@ -107,7 +107,7 @@ def read_layers(folders: list[Path], read_one: Callable[[Path], Dictionary]) -> 
     for path, layer in zip(folders, layers, strict=True):
         if _comparable(layer) != first:
             raise ValueError(
-                f"{path}: not of the shape and sparsity of {folders[0].name} beside it; load each "
+                f"{path}: not of the shape and sparsity of {folders[0].name} next to it; load each "
                 f"alone by its own folder"
             )
     whole = together(layers, "plt")

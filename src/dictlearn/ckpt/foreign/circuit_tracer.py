@@ -43,7 +43,7 @@ def read(folder: Path) -> Dictionary:
     if settings.get("transcoders"):
         raise ValueError(
             f"{folder / CONFIG}: its transcoders lie elsewhere ({settings['transcoders']}); want "
-            f"layer_<i>.safetensors beside it"
+            f"layer_<i>.safetensors in this folder"
         )
     layers = read_transcoders(folder) if kind == "transcoder_set" else read_clt(folder)
     dictionary = _build(folder / CONFIG, settings, KINDS[kind], layers)

@@ -181,9 +181,9 @@ def _input_scale(folder: Path, cfg: Mapping[str, Any], architecture: str) -> flo
             return float(entry(read_object(scaler), "scaling_factor", float, scaler))
         raise ValueError(
             f"{where}: normalize_activations={convention}, and there is no {SCALER} to say by how "
-            f"much; save it anew with SAELens 6, which folds the scale in"
+            f"much; save it anew with SAELens 6, which puts the scale into the weights"
         )
     raise ValueError(
-        f"{where}: normalize_activations={convention} depends on each token and cannot be folded "
-        f"into the weights; want none or expected_average_only_in"
+        f"{where}: normalize_activations={convention} depends on each token and cannot be part "
+        f"of the weights; want none or expected_average_only_in"
     )
