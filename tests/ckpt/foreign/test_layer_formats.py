@@ -7,9 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 import dictlearn
+from dictlearn import export
 from dictlearn.ckpt.files import write_tensors
+from tests.export.test_circuit_tracer import built
+from tests.export.test_circuit_tracer import job as set_job
+from tests.export.test_layer_formats import job_of, made
 
 D, F = 6, 10
 LENS = {
@@ -244,3 +249,35 @@ def test_dictionary_learning_says_what_is_missing(tmp_path):
 def test_weights_that_are_no_numbers_are_refused_by_name(tmp_path, dtype):
     with pytest.raises(ValueError, match=r"'W_enc' holds \w+ numbers; want floating-point ones"):
         dictlearn.load(lens(tmp_path, weights(W_enc=torch.ones(D, F, dtype=dtype))))
+
+
+@pytest.mark.parametrize(
+    ("flag", "refused"),
+    [
+        ({"signed": True}, "signed=True is not known here and may change what"),
+        ({"post_scale": 2.0}, "post_scale=2.0 is not known here"),
+        ({"\x1b[31m": "x"}, r"\\x1b\[31m='x' is not known here"),
+        ({"signed": False, "other": None, "mode": "none", "list": []}, None),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("format", ["saelens", "sparsify", "dictionary_learning", "circuit_tracer"])
+def test_a_flag_that_is_not_known_is_refused_by_name(tmp_path, format, flag, refused):
+    layer = format != "circuit_tracer"
+    written(tmp_path / "d", format, made("topk", "sae") if layer else built("plt"))
+    path = next(p for p in (tmp_path / "d").rglob("c*") if p.suffix in (".json", ".yaml"))
+    read, write = (json.loads, json.dumps) if layer else (yaml.safe_load, yaml.safe_dump)
+    cfg = read(path.read_text())
+    cfg.get("trainer", cfg).update(flag)
+    path.write_text(write(cfg))
+    if refused is None:
+        dictlearn.load(tmp_path / "d")
+    else:
+        with pytest.raises(ValueError, match=refused):
+            dictlearn.load(tmp_path / "d")
+
+
+def written(folder: Path, format: str, dictionary) -> None:
+    folder.mkdir()
+    job = job_of(dictionary) if format != "circuit_tracer" else set_job(dictionary)
+    export.registry()[format]().write(job, folder)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dictlearn.ckpt.files import check_numbers, read_json
-from dictlearn.dicts.description import from_json
+from dictlearn.dicts.description import from_json, shown
 from dictlearn.dicts.dictionary import Dictionary
 from dictlearn.dicts.equivalent import together
 
@@ -128,8 +128,25 @@ def entry(found: JsonObject, key: str, kind: type, where: Path, default: Any = .
     if value is None and default is not ...:
         return default
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise ValueError(f"{where}: {key}={value!r}; want {kind.__name__}")
+        raise ValueError(f"{where}: {key}={shown(value)}; want {kind.__name__}")
     return value
+
+
+def refuse_unknown(found: JsonObject, known: str, where: Path) -> None:
+    """A setting of another version, or of a fork, may change what is computed: it is not ignored.
+
+    One that is off (null, false, empty, "none") changes nothing.
+
+    Args:
+        known: keys that are read, or that say how it was trained and not what it computes; words.
+    """
+    for key, value in found.items():
+        off = value is None or value is False or value in ("", "none", [], {})
+        if key not in known.split() and not off:
+            raise ValueError(
+                f"{where}: {shown(key)[1:-1]}={shown(value)} is not known here and may change what the "
+                f"dictionary computes; take the key out of a copy if it doesn't"
+            )
 
 
 def sites_said(found: JsonObject) -> tuple[str, str] | None:

@@ -13,6 +13,8 @@ import yaml
 from torch import Tensor
 
 from dictlearn.ckpt.files import check_numbers, read_tensors
+from dictlearn.ckpt.foreign._layer import refuse_unknown
+from dictlearn.dicts.description import shown
 from dictlearn.dicts.dictionary import Dictionary, Shape
 from dictlearn.dicts.linked import LinkedDecoder
 from dictlearn.sparsity.jumprelu import JumpReLU
@@ -22,6 +24,10 @@ from dictlearn.sparsity.topk import TopK
 CONFIG = "config.yaml"
 CONFIG_BYTES = 1 << 20
 FILES, OPTIONAL, LAYERS = (CONFIG, "*.safetensors"), (), False
+KNOWN = """
+    model_kind model_name feature_input_hook feature_output_hook scan transcoders activation k
+    dictlearn revision dataset license description name author tags version
+"""
 KINDS = {"transcoder_set": "plt", "cross_layer_transcoder": "clt"}
 SOURCES = {"mlp.hook_in": "mlp_in", "hook_resid_mid": "resid_mid"}
 TARGETS = {"mlp.hook_out": "mlp_out", "hook_mlp_out": "mlp_out"}
@@ -37,6 +43,7 @@ def recognises(folder: Path) -> bool:
 
 def read(folder: Path) -> Dictionary:
     settings = read_config(folder / CONFIG)
+    refuse_unknown(settings, KNOWN, folder / CONFIG)
     kind = settings.get("model_kind")
     if kind not in KINDS:
         raise ValueError(f"{folder / CONFIG}: model_kind={kind!r}; want one of {', '.join(KINDS)}")
@@ -172,7 +179,10 @@ def _sparsity(
     path: Path, settings: Mapping[str, Any], n_features: int, thresholds: bool
 ) -> tuple[float, Any]:
     """(active features per token, how to build the sparsity). Without thresholds it is ReLU."""
-    if settings.get("activation") == "topk":
+    activation = settings.get("activation")
+    if activation not in (None, "topk", "jumprelu" if thresholds else "relu"):
+        raise ValueError(f"{path}: activation={shown(activation)}; want topk, or none")
+    if activation == "topk":
         k = settings.get("k")
         if type(k) is not int or not 0 < k <= n_features:
             raise ValueError(f"{path}: k={k!r}; want 1 to {n_features} for activation topk")

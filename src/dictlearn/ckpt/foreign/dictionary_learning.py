@@ -18,6 +18,7 @@ from dictlearn.ckpt.foreign._layer import (
     layer_folders,
     read_layers,
     read_object,
+    refuse_unknown,
     sites_said,
     turned,
 )
@@ -59,6 +60,19 @@ SPARSITIES = {
     "GatedAutoEncoder": "gated",
 }
 UNCENTRED = ("AutoEncoderNew", "JumpReluAutoEncoder")  # these don't subtract b_dec from the input
+TRAINER = """
+    trainer_class dict_class activation_dim dict_size layer lm_name submodule_name wandb_name
+    device seed steps lr k l1_penalty warmup_steps sparsity_warmup_steps resample_steps
+    decay_start auxk_alpha threshold_beta threshold_start_step top_k_aux k_anneal_steps
+    group_fractions group_weights group_sizes bandwidth sparsity_penalty sparsity_coefficient
+    target_l0 dead_feature_threshold lp_norm p_start p_end anneal_start anneal_end
+    sparsity_function n_sparsity_updates sparsity_queue_length initial_l0 l0_penalty
+    ghost_threshold steps_between_resample lambda_s
+"""
+BUFFER = """
+    d_submodule io n_ctxs ctx_len refresh_batch_size out_batch_size device dataset remove_bos
+    add_special_tokens
+"""
 BESIDE = {"k", "threshold", "group_sizes"}  # buffers that some versions have and others don't
 
 
@@ -74,6 +88,9 @@ def _read_one(folder: Path) -> Dictionary:
     where, path = folder / CONFIG, folder / WEIGHTS
     cfg = read_object(where)
     trainer, buffer = entry(cfg, "trainer", dict, where), entry(cfg, "buffer", dict, where, {})
+    refuse_unknown(trainer, TRAINER, where)
+    refuse_unknown(buffer, BUFFER, where)
+    refuse_unknown(cfg, "trainer buffer dictlearn", where)
     name = entry(trainer, "dict_class", str, where)
     if name not in TENSORS:
         raise ValueError(f"{where}: dict_class={name}; want one of {', '.join(TENSORS)}")

@@ -20,6 +20,7 @@ from dictlearn.ckpt.foreign._layer import (
     layer_folders,
     read_layers,
     read_object,
+    refuse_unknown,
     sites_said,
     turned,
 )
@@ -50,6 +51,32 @@ SPARSITIES = {
     "jumprelu_transcoder": "jumprelu",
     "jumprelu_skip_transcoder": "jumprelu",
 }
+KNOWN = """
+    architecture d_in d_sae d_out dtype device apply_b_dec_to_input normalize_activations
+    reshape_activations metadata k rescale_acts_by_decoder_norm decoder_init_norm l1_coefficient
+    lp_norm l1_warm_up_steps l0_coefficient l0_warm_up_steps jumprelu_init_threshold
+    jumprelu_bandwidth jumprelu_sparsity_loss_mode jumprelu_tanh_scale pre_act_loss_coefficient
+    aux_loss_coefficient mse_loss_normalization topk_threshold_lr matryoshka_widths
+    use_sparse_activations model_name model_class_name model_from_pretrained_kwargs hook_name
+    hook_name_out hook_layer hook_layer_out hook_head_index hook_point_layer
+    hook_point_head_index hook_eval prepend_bos exclude_special_tokens context_size seqpos_slice
+    dataset_path dataset_trust_remote_code is_dataset_tokenized streaming use_cached_activations
+    cached_activations_path neuronpedia_id sae_lens_version sae_lens_training_version
+    training_tokens l0 dictlearn activation_fn activation_fn_kwargs finetuning_scaling_factor
+    from_pretrained_path sae_class_name version n_batches_in_buffer total_training_tokens
+    store_batch_size store_batch_size_prompts train_batch_size train_batch_size_tokens seed
+    b_dec_init_method expansion_factor lr lr_end lr_scheduler_name lr_warm_up_steps
+    lr_decay_steps n_restart_cycles adam_beta1 adam_beta2 use_ghost_grads
+    feature_sampling_window feature_sampling_method resample_batches feature_reinit_scale
+    dead_feature_window dead_feature_estimation_method dead_feature_threshold log_to_wandb
+    wandb_project wandb_entity wandb_id run_name wandb_log_frequency n_checkpoints
+    checkpoint_path tokens_per_buffer noise_scale decoder_orthogonal_init decoder_heuristic_init
+    decoder_heuristic_init_norm init_encoder_as_decoder_transpose normalize_sae_decoder
+    scale_sparsity_penalty_by_decoder_norm finetuning_tokens finetuning_method verbose
+    eval_batch_size_prompts eval_every_n_wandb_logs n_eval_batches
+    log_activations_store_to_wandb log_optimizer_state_to_wandb act_store_device autocast
+    autocast_lm compile_llm llm_compilation_mode compile_sae sae_compilation_mode
+"""
 REFUSED = {
     "abstopk": "its features may be negative",
     "matching_pursuit": "its encoder is a pursuit, not a linear map",
@@ -82,6 +109,7 @@ def site_of(hook: str) -> str:
 def _read_one(folder: Path) -> Dictionary:
     where = folder / CONFIG
     cfg, about = _settings(read_object(where), where)
+    refuse_unknown(cfg, KNOWN, where)
     architecture = entry(cfg, "architecture", str, where, "standard")
     if architecture not in SPARSITIES:
         reason = REFUSED.get(architecture, f"want one of {', '.join(SPARSITIES)}")

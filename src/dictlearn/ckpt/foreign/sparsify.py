@@ -18,12 +18,17 @@ from dictlearn.ckpt.foreign._layer import (
     model_said,
     read_layers,
     read_object,
+    refuse_unknown,
     sites_said,
 )
 from dictlearn.dicts.dictionary import Dictionary
 
 CONFIG, WEIGHTS = "cfg.json", "sae.safetensors"
 FILES, OPTIONAL, LAYERS = (CONFIG, WEIGHTS), (), True
+KNOWN = """
+    activation expansion_factor normalize_decoder num_latents k multi_topk skip_connection
+    transcode d_in dictlearn
+"""
 NAMES = {"encoder.weight": "W_enc", "encoder.bias": "b_enc", "W_dec": "W_dec", "b_dec": "b_dec"}
 
 
@@ -55,6 +60,7 @@ def sites_of(hookpoint: str, transcode: bool) -> tuple[str, str]:
 def _read_one(folder: Path) -> Dictionary:
     where = folder / CONFIG
     cfg = read_object(where)
+    refuse_unknown(cfg, KNOWN, where)
     activation = entry(cfg, "activation", str, where, "topk")
     if activation != "topk":
         raise ValueError(f"{where}: activation={activation} is no sparsity here; want topk")
