@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,22 +41,6 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     store = made_store(folder, ("mlp_in.0", "mlp_in.1"), ("mlp_out.0", "mlp_out.1"))
     by_feature = {(one.source, one.feature): one for one in EXPLANATIONS}
     return write_pages(store, by_feature, pico_tokenizer(), store.folder)
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    browser = Browser(tmp_path_factory.mktemp("profile"))
-    yield browser
-    browser.close()
-
-
-@pytest.fixture
-def browser(running: Browser) -> Iterator[Browser]:
-    """One tab for all, wide and light at first; after each test nothing may have been complained of."""
-    running.errors.clear()
-    running.look(1400, 900)
-    yield running
-    assert not running.errors
 
 
 def at(browser: Browser, row: int | None) -> None:

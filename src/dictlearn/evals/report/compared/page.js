@@ -30,3 +30,4 @@ function mark(event) {
 }
 
 for (const type of ["pointerover", "pointerout", "focusin"]) document.addEventListener(type, mark);
+document.documentElement.dataset.ready = "true";

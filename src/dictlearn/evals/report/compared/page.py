@@ -117,7 +117,8 @@ def _table(runs: Sequence[Run], links: Sequence[str]) -> str:
     rows = []
     for i, (run, link) in enumerate(zip(runs, links, strict=True)):
         name = escape(run.name)
-        named = f'<a href="{escape(link)}">{name}</a>' if link else name
+        label = name.replace(",", ",<wbr>").replace("/", "/<wbr>")
+        named = f'<a href="{escape(link)}">{label}</a>' if link else label
         row = [f'<th scope="row" data-value="{name}">{named}</th>']
         for key in keys:
             setting = escape(run.settings[key])
