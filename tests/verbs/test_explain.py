@@ -228,6 +228,11 @@ def test_a_dead_server_ends_with_a_sentence_and_replaces_nothing(tmp_path, capsy
         with pytest.raises(OSError, match="5 prompts in a row"):
             run(*asking)
     assert left.items() == read_explanations(folder).items()  # its scores didn't come
+    with serving(lambda _: "DESCRIPTION: what no scorer could score") as server:
+        assert run(*few, *model, f"explainer.base_url={server.url}") == 0
+    assert left.items() == read_explanations(folder).items()
+    assert (folder / "explanations.json").read_text() == before[1]
+    assert f"{len(left)} features keep the description that they had" in capsys.readouterr().err
 
 
 def test_what_was_asked_is_said(tmp_path, capsys):

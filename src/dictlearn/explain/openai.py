@@ -144,7 +144,9 @@ class OpenAI(Client):
                 reply = await self._sent(messages, max_tokens)
             except TimeoutError:
                 reason = f"no whole answer within explainer.timeout={self._timeout:g} seconds"
-            except (httpx.RequestError, TooLong) as error:
+            except TooLong as error:
+                reason = str(error)
+            except httpx.RequestError as error:  # some have no words but their name
                 reason = f"{type(error).__name__} {error}".strip()
             else:
                 answer = answer_in(reply.body) if reply.status == 200 else None
