@@ -123,7 +123,9 @@ def _beside(lm: LanguageModel, other: LanguageModel) -> LanguageModel:
     return replace(lm, other=other)
 
 
-def load_skeleton(path: str, revision: str | None = None) -> LanguageModel:
+def load_skeleton(
+    path: str, revision: str | None = None, other: str | None = None
+) -> LanguageModel:
     """The model of `load_model` on the meta device: shapes, sites and costs, but no weights.
 
     Reads config.json alone, and for the models of the presets needs no hub: their sizes come with
@@ -134,7 +136,8 @@ def load_skeleton(path: str, revision: str | None = None) -> LanguageModel:
     loader = AutoModelForCausalLM if _is_causal_lm(config) else AutoModel
     with torch.device("meta"):
         model = loader.from_config(config, trust_remote_code=False)
-    return freeze(model, name=path, revision=revision)
+    lm = freeze(model, name=path, revision=revision)
+    return lm if other is None else _beside(lm, load_skeleton(other))
 
 
 def _device(device: str) -> torch.device:

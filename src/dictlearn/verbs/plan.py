@@ -92,7 +92,9 @@ def planned(cfg: DictConfig, machine: Machine | None = None) -> Plan:
             plan.check("text files", lambda: find_files(cfg.data.paths))
         if cfg.resume is None:
             plan.check("text", lambda: build.check_named_text(cfg))
-        lm = plan.check("model", lambda: load_skeleton(cfg.model.path, cfg.model.revision))
+        lm = plan.check(
+            "model", lambda: load_skeleton(cfg.model.path, cfg.model.revision, cfg.model.other)
+        )
         info = None if lm is None else lm.info
     else:
         lm, info = None, plan.check("model", lambda: build.build_info(cfg))

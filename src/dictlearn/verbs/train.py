@@ -89,7 +89,7 @@ def main(cfg: DictConfig) -> int:
     beside = build.build_beside(cfg, dictionary)
     training = build.build_training(cfg, dictionary, beside)
     if build.reads_model(cfg):
-        skeleton = load_skeleton(cfg.model.path, cfg.model.revision)
+        skeleton = load_skeleton(cfg.model.path, cfg.model.revision, cfg.model.other)
         build.check_source(cfg, skeleton, dictionary)
     with dispatch.using(cfg.kernels), run_lock(run):
         collect_garbage(run)
