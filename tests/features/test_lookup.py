@@ -77,6 +77,10 @@ def test_a_difference_of_means_is_that_of_all_tokens():
     one = difference_of_means(lm, ["import os", "import sys as system"], ["return x"], site)
     back = difference_of_means(lm, ["return x"], ["import sys as system", "import os"], site)
     assert torch.allclose(one, -back, atol=1e-5) and one.abs().max() > 0
+    half, replaced = (
+        difference_of_means(lm, [text], ["x"], site) for text in ("a \ud83d", "a \ufffd")
+    )
+    assert torch.equal(half, replaced)
     same = difference_of_means(lm, ["import os"], ["import os"], site)
     assert same.abs().max() == 0
     with pytest.raises(ValueError, match="neg=.*want at least one text, and none that is empty"):

@@ -20,7 +20,7 @@ from dictlearn.sources.documents import (
     without_duplicates,
 )
 from dictlearn.sources.hub_text import hub_documents
-from dictlearn.sources.left_out import EMPTY, ROWS, LeftOut
+from dictlearn.sources.left_out import EMPTY, FILES, ROWS, LeftOut
 from dictlearn.sources.text_files import text_documents
 
 
@@ -153,10 +153,13 @@ def test_what_was_left_out_is_a_sentence() -> None:
     found = [d.text for d in without_duplicates((Document(t, t) for t in texts), left_out)]
     assert found == ["a", "half \ufffd of it", "whole 🙂"]
     assert left_out.sentences() == [
-        "data: left out 1 repeated documents, 1 documents without text",
-        "data: 1 documents that hold half a character (a lone surrogate) have U+FFFD in its place",
+        "data: left out 1 repeated document, 1 document without text",
+        "data: half a character (a lone surrogate) became U+FFFD in 1 document",
     ]
     assert LeftOut().sentences() == []
+    assert LeftOut({FILES: 1200, ROWS: 2}).sentences() == [
+        "data: left out 2 rows without text in data.field, 1,200 files that are not text"
+    ]
 
 
 def test_globs_reach_folders_and_name_no_file_twice(tmp_path: Path) -> None:

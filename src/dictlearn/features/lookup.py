@@ -19,6 +19,7 @@ from dictlearn.dicts.dictionary import Dictionary
 from dictlearn.dicts.transforms import TransformDecoder
 from dictlearn.lm.capture import capture
 from dictlearn.lm.language_model import LanguageModel, bos_id
+from dictlearn.sources.documents import with_whole_characters
 
 ROWS = 1 << 14  # features compared at a time
 ENCODER, DECODER = "encoder", "decoder"
@@ -142,6 +143,7 @@ def difference_of_means(
 
 def _activations(lm: LanguageModel, text: str, site: str) -> Tensor:
     assert lm.tokenizer is not None, "checked where the model was loaded"
+    text = with_whole_characters(text)
     ids = list(lm.tokenizer(text, add_special_tokens=False)["input_ids"])  # type: ignore[arg-type]
     first = bos_id(lm)
     ids = ids if first is None else [first, *ids]

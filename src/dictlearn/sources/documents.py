@@ -41,15 +41,14 @@ def without_duplicates(
 ) -> Iterator[Document]:
     """Leaves out documents whose text came before, and those without any.
 
-    Half a character (a lone surrogate, where somebody cut an emoji in two), which no tokenizer takes,
-    becomes U+FFFD.
+    Half a character (a lone surrogate, where somebody cut an emoji in two) becomes U+FFFD.
     """
     left_out = LeftOut() if left_out is None else left_out
     seen: set[bytes] = set()
     for document in documents:
         if HALF.search(document.text):
             left_out[HALVES] += 1
-            document = Document(*(HALF.sub("\ufffd", part) for part in document))
+            document = Document(*map(with_whole_characters, document))
         digest = _digest(document.text)
         if not document.text or document.text.isspace():
             left_out[EMPTY] += 1
@@ -58,6 +57,11 @@ def without_duplicates(
         else:
             seen.add(digest)
             yield document
+
+
+def with_whole_characters(text: str) -> str:
+    """`text` with U+FFFD in place of half a character, which no tokenizer takes."""
+    return HALF.sub("\ufffd", text)
 
 
 def stdlib_files() -> list[Path]:

@@ -114,7 +114,7 @@ def _its_arguments(given: str) -> Iterator[None]:
 def _look(path: str) -> None:
     """One look at the hub without retries, which take half a minute: raises where it is out of reach."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     if not HUB_ID.fullmatch(path):
         raise FileNotFoundError(path)
@@ -123,6 +123,8 @@ def _look(path: str) -> None:
         get_hf_file_metadata(url, timeout=REACH_SECONDS)
     except HfHubHTTPError:
         return  # the hub has answered: what is wrong, if anything is, comes out with the data set
+    except OfflineModeIsEnabled:
+        return  # `datasets` answers at once then, from a copy that is here if there is one
 
 
 def _texts(builder: Any, path: str, split: str, reader: TextReader) -> Iterator[str]:

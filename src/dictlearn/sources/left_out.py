@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from typing import final
 
-REPEATED = "repeated documents"
-EMPTY = "documents without text"
-ROWS = "rows without text in data.field"
-FILES = "files that are not text"
-HALVES = "documents that hold half a character (a lone surrogate)"  # changed, not left out
+REPEATED, EMPTY, ROWS, FILES = "repeated", "empty", "rows", "files"
+HALVES = "halves"  # changed, not left out
+
+WORDS = {  # of one, and of several
+    REPEATED: ("repeated document", "repeated documents"),
+    EMPTY: ("document without text", "documents without text"),
+    ROWS: ("row without text in data.field", "rows without text in data.field"),
+    FILES: ("file that is not text", "files that are not text"),
+}
 
 
 @final
@@ -18,10 +22,11 @@ class LeftOut(Counter[str]):
 
     def sentences(self) -> list[str]:
         """One line on what was left out and one on what was changed, where there is anything."""
-        gone = ", ".join(
-            f"{self[why]:,} {why}" for why in (REPEATED, EMPTY, ROWS, FILES) if self[why]
-        )
-        said = [f"data: left out {gone}"] if gone else []
-        if self[HALVES]:
-            said.append(f"data: {self[HALVES]:,} {HALVES} have U+FFFD in its place")
+        gone = [
+            f"{self[why]:,} {words[self[why] > 1]}" for why, words in WORDS.items() if self[why]
+        ]
+        said = [f"data: left out {', '.join(gone)}"] if gone else []
+        if n := self[HALVES]:
+            where = f"in {n:,} document{'s' * (n > 1)}"
+            said.append(f"data: half a character (a lone surrogate) became U+FFFD {where}")
         return said

@@ -16,7 +16,7 @@ from dictlearn.disk.whole import replacing
 
 log = logging.getLogger(__name__)
 
-VERSION = "3"  # of how text becomes tokens; another number makes all files anew
+VERSION = "4"  # of how text becomes tokens; another number makes all files anew
 
 
 def cache_folder() -> Path:

@@ -108,7 +108,8 @@ def evaluated(
     train = build.build_windows(cfg, lm, "train") if split == "eval" else held_out
     console = escape.console(stderr=True)
     if not console.is_terminal:
-        _say(f"Evaluating on {cfg.eval_tokens:,} held-out tokens.")
+        n_tokens = min(cfg.eval_tokens, len(held_out) * held_out.context)
+        _say(f"Evaluating on {n_tokens:,} tokens.")
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
 
         def found(name: str, one: Dictionary, evals: Mapping[str, Eval]) -> Evaluation:
