@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+import dictlearn
 from dictlearn import cli, config, overrides
 from dictlearn.lm.load import PICO_PATH
 
@@ -222,3 +223,13 @@ def test_the_first_half_hour_of_the_readme(tmp_path: Path, monkeypatch: pytest.M
     assert " ".join(verbs) == "plan train train features explain lookup evaluate compare export"
     assert Path("runs/first/features/index.html").is_file()
     assert Path("runs/first/export/saelens").is_dir() and Path("evaluations/first").is_dir()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_that_is_not_run_is_python_and_names_what_there_is(page: Path) -> None:
+    for language, said in blocks(page.read_text(encoding="utf-8")):
+        if language != "python":
+            continue
+        for node in ast.walk(ast.parse(said)):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                assert node.value.id != "dictlearn" or hasattr(dictlearn, node.attr), said
