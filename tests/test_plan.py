@@ -194,3 +194,12 @@ def test_docs_show_what_is_printed() -> None:
     spec.loader.exec_module(page)
     text = page.PAGE.read_text()
     assert page.renewed(text) == text
+
+
+def test_two_models_are_counted_both():
+    one = load_skeleton("pico")
+    two = load_skeleton("pico", other="pico")
+    assert costs.weights(two) == 2 * costs.weights(one)
+    both = costs.flops_per_token(two, two.info, ["resid_post.1", "other/resid_post.2"])
+    apart = [costs.flops_per_token(one, one.info, [f"resid_post.{i}"]) for i in (1, 2)]
+    assert both == sum(apart)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from dictlearn.ckpt.codec import leaves
 from dictlearn.dicts.dictionary import Dictionary
 from dictlearn.dicts.transforms import TransformDecoder
-from dictlearn.lm.language_model import LanguageModel
+from dictlearn.lm.language_model import OTHER, LanguageModel
 from dictlearn.lm.sites import blocks, resolve
 from dictlearn.objectives.auxk import AuxK
 from dictlearn.sources.buffer import rows_held
@@ -189,7 +189,7 @@ def memory(run: Run, on_gpu: bool, devices: int = 1, dead: float = DEAD) -> Memo
         context = cfg.data.context or run.info.context_length
         windows = cfg.source.get("lm_batch_windows") or -(-N // context)
         n_sites = len(run.sites)
-        parts["language model"] = stored * count(run.lm.model)
+        parts["language model"] = stored * weights(run.lm)
         parts["model's batch"] = (
             windows * context * stored * (n_sites * shape.width + layer_width(run.lm))
         )
@@ -345,7 +345,7 @@ def work(run: Run, on_gpu: bool = True, devices: int = 1) -> dict[str, Work]:
         context = cfg.data.context or run.info.context_length
         lm_tokens = (cfg.source.get("lm_batch_windows") or -(-run.batch // context)) * context
         stored = model_bytes(cfg, on_gpu)
-        parts["language model"] = _at(stored == 2, flops, count(run.lm.model) * stored / lm_tokens)
+        parts["language model"] = _at(stored == 2, flops, weights(run.lm) * stored / lm_tokens)
     factors = in_factors(run, on_gpu, devices)
     own = WEIGHTS + 2 * state_bytes(cfg)
     encode = decode = Work()
@@ -406,11 +406,21 @@ def _sum(a: Work, b: Work) -> Work:
     return Work(a.bfloat16 + b.bfloat16, a.float32 + b.float32, a.moved + b.moved)
 
 
+def weights(lm: LanguageModel) -> int:
+    """Numbers in the model, and in the other one beside it."""
+    return count(lm.model) + (0 if lm.other is None else weights(lm.other))
+
+
 def flops_per_token(lm: LanguageModel, info: ModelInfo, sites: Sequence[str]) -> float:
     """Multiply-adds, as two, of the blocks that run before a capture stops; attention scores not.
 
     A mixture of experts runs some of its experts on each token.
     """
+    theirs = [site.removeprefix(OTHER) for site in sites if site.startswith(OTHER)]
+    if theirs and lm.other is not None:
+        own = [site for site in sites if not site.startswith(OTHER)]
+        of_own = flops_per_token(lm, info, own) if own else 0.0
+        return of_own + flops_per_token(lm.other, lm.other.info, theirs)
     path, layers = blocks(lm.model)
     last = 0
     for site in sites:
