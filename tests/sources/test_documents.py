@@ -6,8 +6,10 @@ import gzip
 import json
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -22,6 +24,7 @@ from dictlearn.sources.documents import (
 from dictlearn.sources.hub_text import hub_documents
 from dictlearn.sources.left_out import EMPTY, FILES, ROWS, LeftOut
 from dictlearn.sources.text_files import text_documents
+from tests.pretend_hub import Hub, empty_cache, served
 
 
 @pytest.fixture(scope="module")
@@ -317,3 +320,35 @@ def test_offline_a_hub_id_says_what_to_do() -> None:
         "data.path=someone/some-text: the hub cannot be reached and no local copy was found; "
         "download it and pass data.path=<folder>"
     )
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "says"),
+    [
+        (401, "GatedRepo", "its owner wants its terms accepted at .*/datasets/owner/tiny; do that"),
+        (404, "RepoNotFound", "no such folder here and no such data set on the hub, unless it is"),
+        (404, "RevisionNotFound", "has no such branch, tag or commit"),
+        (429, "", "the hub takes no more requests from here for now"),
+        (503, "", "answers with status 503 and no local copy was found"),
+        (
+            0,
+            "",
+            "the hub cannot be reached and no local copy was found at revision v2; download it",
+        ),
+    ],
+)
+def test_what_the_hub_says_of_a_data_set_is_a_sentence_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int, error: str, says: str
+) -> None:
+    """Its own client tries again for half a minute: it is not asked."""
+    monkeypatch.setattr(
+        datasets, "load_dataset_builder", lambda *_, **__: pytest.fail("asked again")
+    )
+    empty_cache(tmp_path, monkeypatch)
+    hub = Hub({}, status, error)
+    with (
+        served(hub, monkeypatch) if status else nullcontext(),
+        pytest.raises(ValueError, match=says),
+    ):
+        list(hub_documents("owner/tiny", revision="v2"))
+    assert len(hub.asked) == bool(status)

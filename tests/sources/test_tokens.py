@@ -16,12 +16,21 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import ByT5Tokenizer, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    BertConfig,
+    BertModel,
+    ByT5Tokenizer,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
+from dictlearn.lm.capture import capture
 from dictlearn.lm.language_model import LanguageModel, document_start
 from dictlearn.lm.load import freeze
 from dictlearn.sources import token_cache, tokens
 from dictlearn.sources.documents import Document, is_held_out
+from dictlearn.sources.reader import Reader
 from dictlearn.sources.tokens import (
     WHOLE,
     TokenWindows,
@@ -446,6 +455,32 @@ def test_what_was_left_out_is_said_once_also_of_tokens_on_disk(
         ]
         caplog.clear()
         tokens._said.clear()  # as in a new process, which finds the tokens on disk
+
+
+def test_what_fills_up_the_last_window_changes_nothing_that_an_encoder_makes(jsonl: str) -> None:
+    """It attends to the whole window: its few real tokens are what they are in a window of their own."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = BertConfig(
+            vocab_size=400,
+            hidden_size=16,
+            intermediate_size=24,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=64,
+            initializer_range=0.3,
+        )
+        model = BertModel(config)
+    encoder = freeze(model, _tokenizer(pad_token="<pad>", cls_token="<bos>"), name="tiny")
+    windows = text_windows(encoder, "eval", jsonl, context=64, held_out=0.3)
+    last = torch.tensor([len(windows) - 1])
+    tokens_P = windows.window_batch(last)[0]
+    n = int((tokens_P != PAD).sum())
+    assert 1 < n < 60
+    read = Reader(encoder, windows, ["resid_post.1"], "error").read(0, last)
+    alone = capture(encoder, tokens_P[None, :n], ["resid_post.1"])["resid_post.1"][0]
+    kept = windows.valid(tokens_P[:n])
+    torch.testing.assert_close(read.values["resid_post.1"][read.keep_N], alone[kept])
 
 
 def test_a_model_that_states_no_length_wants_a_context(lm: LanguageModel, jsonl: str) -> None:

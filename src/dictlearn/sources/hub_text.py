@@ -11,7 +11,7 @@ from typing import Any, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dictlearn.lm.hub import HUB_ID, REACH_SECONDS
+from dictlearn.lm.hub import HUB_ID, REACH_SECONDS, said
 from dictlearn.sources.content import TextReader, WrongField
 from dictlearn.sources.documents import Document
 from dictlearn.sources.left_out import LeftOut
@@ -51,7 +51,7 @@ def hub_documents(
         raise ValueError(f"data.field={field}: want the name of the column that holds the text")
     try:
         if not folder.exists():
-            _look(path)
+            _look(path, revision, where)
         with _its_arguments(f"{where} data.name={name} data.hub_split={split}"):
             builder = datasets.load_dataset_builder(
                 str(folder) if folder.is_dir() else path, name=name, revision=revision
@@ -111,20 +111,29 @@ def _its_arguments(given: str) -> Iterator[None]:
         raise ValueError(f"{given}: {error}") from error
 
 
-def _look(path: str) -> None:
-    """One look at the hub without retries, which take half a minute: raises where it is out of reach."""
+def _look(path: str, revision: str | None, where: str) -> None:
+    """One look at the hub, without the retries of half a minute: a sentence where it gives nothing."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+    from huggingface_hub.errors import (
+        HTTPError,  # pyright: ignore[reportPrivateImportUsage]
+        OfflineModeIsEnabled,
+        RemoteEntryNotFoundError,
+    )
 
     if not HUB_ID.fullmatch(path):
         raise FileNotFoundError(path)
     try:
-        url = hf_hub_url(path, "README.md", repo_type="dataset")
+        url = hf_hub_url(path, "README.md", repo_type="dataset", revision=revision)
         get_hf_file_metadata(url, timeout=REACH_SECONDS)
-    except HfHubHTTPError:
-        return  # the hub has answered: what is wrong, if anything is, comes out with the data set
+    except RemoteEntryNotFoundError:
+        return  # it is there, without a card
     except OfflineModeIsEnabled:
         return  # `datasets` answers at once then, from a copy that is here if there is one
+    except HTTPError as error:
+        remedy = "download it and pass data.path=<folder>"
+        at, repo = "data.revision", f"datasets/{path}"
+        sentence = said(error, where, repo, revision, what="data set", at=at, remedy=remedy)
+        raise ValueError(sentence) from error
 
 
 def _texts(builder: Any, path: str, split: str, reader: TextReader) -> Iterator[str]:
