@@ -15,6 +15,7 @@ from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImp
 import dictlearn
 from dictlearn.export import hub as hub_module
 from dictlearn.export.hub import Hub, upload
+from dictlearn.store.explanations import Explanation, ExplanationWriter, read_explanations
 from tests.export.test_layer_formats import INFO, activations, job_of, made
 
 
@@ -104,9 +105,11 @@ def test_descriptions_come_along(tmp_path):
     run, folder, job = tmp_path / "run", tmp_path / "new", job_of(made("topk", "sae"))
     for path in (run / "features", folder):
         path.mkdir(parents=True)
-    (run / "features" / "explanations.jsonl").write_text('{"feature": 3}\n')
+    ExplanationWriter(run / "features").add([Explanation(0, 3, "digits", "lexical")])
+    ExplanationWriter(run / "features", "0" * 64).add([Explanation(0, 4, "old", "lexical")])
     Hub().write(replace(job, run=run), folder)
-    assert (folder / "features" / "explanations.jsonl").read_text() == '{"feature": 3}\n'
+    said = read_explanations(folder / "features")
+    assert [(feature, one.text) for feature, one in said.items()] == [((0, 3), "digits")]
     assert "Where `reliable` is false" in (folder / "README.md").read_text()
 
 

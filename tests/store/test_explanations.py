@@ -128,3 +128,14 @@ def test_a_disk_that_takes_nothing_is_named(tmp_path):
     (tmp_path / "features").write_text("a file where the folder should be")
     with pytest.raises(OSError, match=f"cannot save .*{FILE}"):
         add_explanations(tmp_path / "features", [one(1)])
+
+
+def test_what_was_said_of_another_dictionary_is_not_shown_and_is_no_obstacle(tmp_path):
+    ExplanationWriter(tmp_path, "old").add([one(1, "of the old one"), one(2, "of the old one")])
+    writer = ExplanationWriter(tmp_path, "new")
+    writer.add([one(1, "", scores={})])
+    assert not writer.left
+    new = {key: said.text for key, said in read_explanations(tmp_path, "new").items()}
+    assert new == {(0, 1): ""}
+    assert read_explanations(tmp_path, "old")[0, 2].text == "of the old one"
+    assert len(read_explanations(tmp_path)) == 2

@@ -35,7 +35,7 @@ class Features(Sequence[FeatureRecord]):
     def __init__(self, run: Path):
         self.store = open_store(run)
         self._n = self.store.info.n_features
-        self._explanations = read_explanations(self.store.folder)
+        self._explanations = read_explanations(self.store.folder, self.store.info.dictionary_sha256)
 
     def __len__(self) -> int:
         return len(self.store)

@@ -8,7 +8,6 @@ features/explanations.jsonl                what is said of each feature, where t
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,13 +25,13 @@ from dictlearn import export, sparsity
 from dictlearn.ckpt.commit import MANIFEST
 from dictlearn.ckpt.dictionary import load_dictionary, write_dictionary
 from dictlearn.dicts.dictionary import Dictionary
+from dictlearn.dicts.identity import sha256_of
 from dictlearn.export.calibrate import as_jumprelu
 from dictlearn.export.card import SOMEWHERE, model_card
 from dictlearn.export.compare import difference
 from dictlearn.export.protocol import Exporter, Job, why_not
+from dictlearn.store.explanations import Explanation, add_explanations, read_explanations
 from dictlearn.types import ModelInfo
-
-EXPLANATIONS = Path("features", "explanations.jsonl")
 
 
 @final
@@ -91,12 +90,17 @@ class Hub(Exporter):
             _compare(exporter.name, dictionary, inner, job)
             repo = self.push or SOMEWHERE
             usages[exporter.name] = (note, exporter.usage(dictionary, repo, exporter.name))
-        explained = job.run is not None and (job.run / EXPLANATIONS).is_file()
-        if job.run is not None and explained:
-            (folder / EXPLANATIONS).parent.mkdir()
-            shutil.copyfile(job.run / EXPLANATIONS, folder / EXPLANATIONS)
-        card = model_card(job, self.push, self.license, usages, explained)
+        explained = self._explained(job)
+        if explained:
+            add_explanations(folder / "features", explained)
+        card = model_card(job, self.push, self.license, usages, bool(explained))
         (folder / "README.md").write_text(card, encoding="utf-8")
+
+    def _explained(self, job: Job) -> list[Explanation]:
+        """What is said of this dictionary's features, not of one that the run had before."""
+        if job.run is None:
+            return []
+        return list(read_explanations(job.run / "features", sha256_of(job.dictionary)).values())
 
     def usage(self, dictionary: Dictionary, repo: str, inner: str) -> str:
         return f'import dictlearn\n\ndictionary = dictlearn.load("{repo}")\n'

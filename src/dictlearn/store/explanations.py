@@ -6,7 +6,8 @@ one, so that an interrupted run loses nothing:
     {"source": 0, "feature": 17, "text": "the token `self` after `(`", "explainer": "lexical",
      "model": null, "prompt_hash": "...", "scores": {"balanced_accuracy": 0.91, ...},
      "baselines": {"shuffled": 0.5, "random_dictionary": 0.62}, "n_examples": 60,
-     "reliable": true, "failing": [{"text": "...", "fired": true, "predicted": false}]}
+     "reliable": true, "failing": [{"text": "...", "fired": true, "predicted": false}],
+     "dictionary": "..."}
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, final
 
@@ -53,12 +54,16 @@ class Explanation:
     n_examples: int = 0  # contexts or tokens that the scores come from
     reliable: bool = False
     failing: tuple[Failure, ...] = ()
+    dictionary: str = ""  # `sha256_of` the one whose feature it is; empty: not said
 
 
-def read_explanations(folder: Path) -> dict[tuple[int, int], Explanation]:
+def read_explanations(
+    folder: Path, dictionary_sha256: str | None = None
+) -> dict[tuple[int, int], Explanation]:
     """(source, feature) -> its explanation, of a features/ folder; empty where there is no file.
 
-    A last line that a killed process left half written is passed over.
+    With `dictionary_sha256` those of other dictionaries, such as the run's before it was made
+    longer, are left out. A last line that a killed process left half written is passed over.
 
     Raises:
         ValueError: another line is damaged.
@@ -68,6 +73,8 @@ def read_explanations(folder: Path) -> dict[tuple[int, int], Explanation]:
         return {}
     found = {}
     for explanation in _lines(path):
+        if dictionary_sha256 and explanation.dictionary not in ("", dictionary_sha256):
+            continue
         found[explanation.source, explanation.feature] = explanation
     return found
 
@@ -79,6 +86,10 @@ class ExplanationWriter:
     What is there already is not replaced by less: a line without a description never takes the
     place of one with, nor a description that no scorer could score that of one with scores.
 
+    Args:
+        dictionary_sha256: whose features they are, written into each line; lines of another
+            dictionary are no obstacle.
+
     Attributes:
         path: the file.
         described: features for which a description was written.
@@ -88,11 +99,12 @@ class ExplanationWriter:
         ValueError: a line of the file is damaged.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, dictionary_sha256: str = ""):
         self.path = folder / FILE
+        self._dictionary = dictionary_sha256
         self.left: set[tuple[int, int]] = set()
         self._described: set[tuple[int, int]] = set()
-        self._known = read_explanations(folder)
+        self._known = read_explanations(folder, dictionary_sha256)
         self._opened = False
 
     def add(self, explanations: Iterable[Explanation]) -> None:
@@ -109,7 +121,7 @@ class ExplanationWriter:
                 self.left.add(feature)
                 continue
             self.left.discard(feature)
-            better.append(one)
+            better.append(replace(one, dictionary=self._dictionary or one.dictionary))
         text = "".join(_written(one) for one in better)
         if text or not self.path.exists():
             self._append(text.encode())
@@ -166,10 +178,11 @@ def _read(entry: Any) -> Explanation:
         raise TypeError(f"want a JSON object, not {type(entry).__name__}")
     failing = tuple(Failure(**one) for one in entry.get("failing", []))
     read = Explanation(**{**entry, "failing": failing})
+    texts = (read.text, read.explainer, read.prompt_hash, read.dictionary)
     numbers = (*read.scores.values(), *read.baselines.values())
     right = (
         all(type(n) is int and n >= 0 for n in (read.source, read.feature, read.n_examples))
-        and all(isinstance(text, str) for text in (read.text, read.explainer, read.prompt_hash))
+        and all(isinstance(text, str) for text in texts)
         and isinstance(read.model, str | None)
         and isinstance(read.reliable, bool)
         and all(type(n) in (int, float) and math.isfinite(n) for n in numbers)

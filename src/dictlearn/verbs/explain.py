@@ -80,7 +80,8 @@ def explain(cfg: DictConfig) -> int:
         if cfg.dry_run:
             return 0
         folder = opened.folder / "features"
-        writer = ExplanationWriter(folder)
+        sha256 = sha256_of(opened.dictionary)
+        writer = ExplanationWriter(folder, sha256)
         with _said_what_is_kept(writer):
             explained = explainer.explain(
                 material, explainable, progress, lambda one: writer.add([one])
@@ -90,7 +91,7 @@ def explain(cfg: DictConfig) -> int:
     if not writer.left or writer.described:  # else every description is an earlier run's
         write_summary(folder, summary)
     if material.store is not None and opened.lm.tokenizer is not None:
-        said = read_explanations(folder)
+        said = read_explanations(folder, sha256)
         write_pages(material.store, said, opened.lm.tokenizer, folder, overwrite=cfg.overwrite)
     if (opened.folder / "figures.json").is_file():
         with lock.writing(opened.folder / "report.html", "explain", wait=True):

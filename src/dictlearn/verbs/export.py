@@ -113,7 +113,9 @@ def export_features(cfg: DictConfig, exporter: FeatureExporter, folder: Path, so
         raise ValueError(
             f"format={exporter.name}: {store.info.model} has no tokenizer to show text"
         )
-    job = FeatureJob(store, read_explanations(store.folder), tokenizer)
+    job = FeatureJob(
+        store, read_explanations(store.folder, store.info.dictionary_sha256), tokenizer
+    )
 
     def write(temporary: Path) -> None:
         exporter.write(job, temporary)

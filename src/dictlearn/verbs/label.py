@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 
 from dictlearn import escape
 from dictlearn.ckpt import lock
+from dictlearn.ckpt.dictionary import saved_sha256
 from dictlearn.disk.replace import check_file_replaceable
 from dictlearn.disk.whole import write_json
 from dictlearn.export.graph_labels import Label, by_tokens, described, label_nodes, read_graph
@@ -73,7 +74,7 @@ def labels(run: Path, n_tokens: int) -> Label:
     """What is known of a layer's feature: its description, else its tokens, else nothing."""
     if not run.is_dir():
         raise ValueError(f"run={run}: no such folder")
-    explanations = read_explanations(run / "features")
+    explanations = read_explanations(run / "features", saved_sha256(run))
     store = open_store(run) if has_store(run) else None
     if store is None and not explanations:
         raise ValueError(

@@ -112,7 +112,7 @@ def described(opened: Opened, found: Sequence[Match], n_examples: int) -> list[d
             "`dictlearn features` finds them"
         )
     if store is not None:
-        explanations = read_explanations(store.folder)
+        explanations = read_explanations(store.folder, store.info.dictionary_sha256)
     rows = []
     for match in found:
         row = {"feature": feature_name(names, match.source, match.index), **vars(match)}

@@ -51,7 +51,7 @@ def write_site(
         task = bar.add_task("writing pages", total=len(store))
         page = write_pages(
             store,
-            read_explanations(store.folder),
+            read_explanations(store.folder, store.info.dictionary_sha256),
             tokenizer,
             folder,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
