@@ -191,5 +191,8 @@ def test_a_model_gives_activations_of_text():
     ):
         with pytest.raises(ValueError, match=message):
             model.activations(wrong, "resid_post.1")
+    for keys, message in (({"device": "gpu9"}, "model.device=gpu9"), ({"modle": 1}, "no such key")):
+        with pytest.raises(ValueError, match=message):
+            dictlearn.open_model("pico", **keys)
     with pytest.raises(ValueError, match="resid_pots"):
         model.activations(tokens, "resid_pots.1")

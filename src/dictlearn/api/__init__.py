@@ -11,7 +11,7 @@ from typing import Any
 
 from hydra.utils import instantiate
 
-from dictlearn.api.call import as_key, called, composed
+from dictlearn.api.call import as_key, called, composed, one_sentence
 from dictlearn.api.features import Features
 from dictlearn.api.model import OpenModel
 from dictlearn.api.results import Evaluation, Run, figures_of
@@ -108,4 +108,5 @@ def open_model(model: str | Path = "pico", **keys: Any) -> OpenModel:
         ValueError: there is no such model, or it can't be read.
     """
     cfg = composed("train", [f"model={model}"], {"model": keys} if keys else {})
-    return OpenModel(instantiate(cfg.model))
+    with one_sentence():
+        return OpenModel(instantiate(cfg.model))

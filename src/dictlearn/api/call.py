@@ -22,7 +22,7 @@ from dictlearn import overrides as texts
 def composed(verb: str, overrides: Sequence[Any], keys: Mapping[str, Any]) -> DictConfig:
     """The configuration of `dictlearn <verb>` with these overrides. Raises ValueError."""
     written = [*_strings(overrides), *_keywords(verb, keys)]
-    with _one_sentence():
+    with one_sentence():
         checked = texts.checked(verb, config.translated(written))
         cfg = config.compose(verb, checked)
         cli.refuse_missing(cfg)
@@ -39,7 +39,7 @@ def called(verb: str, cfg: DictConfig, to_go_on: str = "") -> None:
     """
     arguments, sys.argv = sys.argv, ["dictlearn", verb]  # what a stopped run prints goes on by
     try:
-        with _one_sentence(), warnings.catch_warnings():
+        with one_sentence(), warnings.catch_warnings():
             run = import_module(f"dictlearn.verbs.{verb}").main
             cli.hush_lightning()
             status = run(cfg)
@@ -54,7 +54,7 @@ def called(verb: str, cfg: DictConfig, to_go_on: str = "") -> None:
 
 
 @contextmanager
-def _one_sentence() -> Iterator[None]:
+def one_sentence() -> Iterator[None]:
     """Hydra's and OmegaConf's exceptions as the command line says them."""
     try:
         yield
