@@ -26,7 +26,7 @@ from dictlearn.overrides import dotted
 # Groups that no verb composes: Hydra's own settings, and files for the W&B agent (test_sweeps.py).
 ELSEWHERE = {"hydra", "sweep", "local"}
 # Arguments that a target only hands on, and to whom.
-HANDED_ON: dict[str, Callable[..., Any]] = {"WandbLogger": wandb.init}
+HANDED_ON: dict[str, Callable[..., Any]] = {"wandb_logger": wandb.init}
 
 VERBS = sorted(path.stem for path in config.conf_dir().glob("*.yaml"))
 FILES = sorted(

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.loggers import Logger
 
 from dictlearn.train.callbacks import metrics
 from dictlearn.train.callbacks.metrics import RunLogger
-from dictlearn.train.loggers import Guarded, guarded
+from dictlearn.train.loggers import Guarded, guarded, wandb_logger
 
 
 class Fragile(Logger):
@@ -190,24 +190,27 @@ class _Config(dict):
         super().update(values)
 
 
-@pytest.mark.parametrize("log_model", [False, True])
-def test_wandb_gets_configuration_figures_and_on_request_the_dictionary(tmp_path, log_model):
-    inner, run = WandbLogger(offline=True, log_model=False), Run()
-    inner._log_model, inner._experiment = log_model, run  # type: ignore[assignment]
-    (tmp_path / "dictionary.json").write_text("{}")
-    (tmp_path / "dictionary.safetensors").write_bytes(b"tensors")
-    with guarded({"wandb": inner}, {"optim": {"lr": 1e-3}, "steps": 9}) as (one,):
+@pytest.mark.parametrize("uploads", [False, True])
+def test_wandb_gets_configuration_figures_and_on_request_the_dictionary(tmp_path, uploads):
+    inner, run = wandb_logger(save_dir=str(tmp_path / "w")), Run()
+    inner._experiment = run  # type: ignore[assignment]
+    saved = tmp_path / "dictionary"
+    saved.mkdir()
+    (saved / "dictionary.json").write_text("{}")
+    (saved / "dictionary.safetensors").write_bytes(b"tensors")
+    config = {"steps": 9, "logger": {"wandb": {"log_dictionary": uploads}}}
+    with guarded({"wandb": inner}, config) as (one,):
         one.log_metrics({"fvu": 0.5}, 9)
-        one.finish({"fvu": 0.4, "kl": None}, 9, tmp_path)
-    assert run.config == {"optim": {"lr": 1e-3}, "steps": 9}
+        one.finish({"fvu": 0.4, "kl": None}, 9, saved)
+    assert run.config == config
     assert run.logged[-1] == {"held_out/fvu": 0.4, "trainer/global_step": 9}  # W&B's summary
     files = [sorted(a.manifest.entries) for a in run.artifacts]
-    assert files == ([["dictionary.json", "dictionary.safetensors"]] if log_model else [])
+    assert files == ([["dictionary.json", "dictionary.safetensors"]] if uploads else [])
     assert run.exit_code == 0
 
 
 def test_the_next_run_of_a_process_has_a_record_of_its_own():
-    inner, run = WandbLogger(offline=True), Run()
+    inner, run = wandb_logger(), Run()
     inner._experiment = run  # type: ignore[assignment]
     with pytest.raises(KeyboardInterrupt), guarded({"wandb": inner}, {}):
         raise KeyboardInterrupt

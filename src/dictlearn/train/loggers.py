@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, final, runtime_checkable
@@ -23,6 +23,25 @@ class KeepsRows(Protocol):
     def unwritten(self) -> int: ...
 
 
+def wandb_logger(
+    project: str = "dictlearn",
+    name: str | None = None,
+    save_dir: str = ".",
+    offline: bool = True,
+    group: str | None = None,
+    tags: Sequence[str] = (),
+    log_dictionary: bool = False,
+    **options: Any,
+) -> WandbLogger:
+    """Lightning's, to which `options` go too. `log_dictionary` is for `guarded`, which knows when one
+    is saved.
+    """
+    del log_dictionary
+    return WandbLogger(
+        name, save_dir, offline=offline, project=project, group=group, tags=list(tags), **options
+    )
+
+
 @final
 class Guarded(Logger):
     """A logger of any kind, under the key that the user gave it, whose failures the run survives.
@@ -30,9 +49,9 @@ class Guarded(Logger):
     `start` is the exception: what fails before any work is the user's to mend.
     """
 
-    def __init__(self, key: str, inner: Logger):
+    def __init__(self, key: str, inner: Logger, log_dictionary: bool = False):
         super().__init__()
-        self.key, self.inner = key, inner
+        self.key, self.inner, self.log_dictionary = key, inner, log_dictionary
         self.lost = 0  # rows
         self.failure: str | None = None  # the last call's
         self._said = False
@@ -85,15 +104,16 @@ class Guarded(Logger):
 
     @rank_zero_only
     def finish(self, figures: Mapping[str, float | None], step: int, dictionary: Path) -> None:
-        """Tells others than the run's own files of the held-out figures; W&B, where `log_model` asks
-        for it, of the dictionary too.
+        """Tells others than the run's own files of the held-out figures; W&B, where `log_dictionary`
+        asks for it, of the dictionary too.
         """
         if isinstance(self.inner, KeepsRows):
             return
         known = {HELD_OUT + name: value for name, value in figures.items() if value is not None}
         self.log_metrics(known, step)
-        if isinstance(self.inner, WandbLogger) and self.inner._log_model:
-            self._try(lambda: _upload(self.inner.experiment, dictionary))  # type: ignore[attr-defined]
+        if isinstance(self.inner, WandbLogger) and self.log_dictionary:
+            run = self.inner.experiment
+            self._try(lambda: _upload(run, dictionary))
 
     @rank_zero_only
     def close(self, failed: bool) -> None:
@@ -131,7 +151,11 @@ def guarded(loggers: Mapping[str, Logger], config: Mapping[str, Any]) -> Iterato
     Raises:
         ValueError: from the start, where one cannot start.
     """
-    several = [Guarded(f"logger.{name}", one) for name, one in loggers.items()]
+    keys = config.get("logger") or {}
+    several = [
+        Guarded(f"logger.{name}", one, bool((keys.get(name) or {}).get("log_dictionary")))
+        for name, one in loggers.items()
+    ]
     failed = True
     try:
         for one in several:
