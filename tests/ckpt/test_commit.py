@@ -322,6 +322,12 @@ def test_a_folder_lost_while_it_was_replaced_comes_back(tmp_path):
     commit.verify(folder)
 
 
+def test_a_checkpoint_lost_while_it_was_replaced_is_the_newest(tmp_path):
+    save(tmp_path / "step-1")
+    save(tmp_path / "step-2").rename(tmp_path / f"step-2.old-{10**30}")
+    assert commit.newest_intact(tmp_path) == tmp_path / "step-2"
+
+
 def test_what_a_temporary_folder_holds_is_never_newest(tmp_path):
     save(tmp_path / "step-1")
     save(tmp_path / "step-2").rename(tmp_path / "step-2.tmp-1")

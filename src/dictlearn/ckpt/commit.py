@@ -204,6 +204,7 @@ def _publish(temporary: Path, folder: Path) -> None:
 def _step_folders(checkpoints: Path) -> list[Path]:
     """Step folders, last committed first; before them those whose manifest cannot be read."""
     found = []
+    leftovers.put_back(checkpoints)
     for path in checkpoints.iterdir() if checkpoints.is_dir() else []:
         match = _STEP.fullmatch(path.name)
         if match and path.is_dir():

@@ -96,9 +96,10 @@ def _holding(
     descriptor = _acquire(path, refusal)
     _held.add(path)
     try:
-        os.ftruncate(descriptor, 0)
         owner = {"pid": os.getpid(), "host": socket.gethostname(), "verb": verb}
-        os.write(descriptor, json.dumps(owner).encode())
+        with contextlib.suppress(OSError):  # on a full disk it holds without saying for whom
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, json.dumps(owner).encode())
         yield
     finally:
         _held.discard(path)

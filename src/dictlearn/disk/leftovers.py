@@ -77,6 +77,13 @@ def present(folder: Path) -> Path:
     return path
 
 
+def put_back(parent: Path) -> None:
+    """What was being replaced in `parent` when its process died, as `present` does it for one."""
+    for _, match in _found(parent, None):
+        if match["state"] == "old":
+            present(parent / match["name"])
+
+
 def remove(path: Path) -> None:
     """A file, a link or a folder with all that is in it; what can't be removed stays."""
     if path.is_dir() and not path.is_symlink():

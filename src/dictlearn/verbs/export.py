@@ -16,6 +16,7 @@ from dictlearn.ckpt.commit import commit
 from dictlearn.ckpt.dictionary import load_dictionary
 from dictlearn.ckpt.files import read_json
 from dictlearn.dicts.dictionary import Dictionary
+from dictlearn.disk import leftovers
 from dictlearn.disk.replace import check_replaceable
 from dictlearn.evals.evaluation import check_fits
 from dictlearn.evals.observe import windows_read
@@ -54,6 +55,8 @@ def main(cfg: DictConfig) -> int:
             raise ValueError(f"{key}={cfg[key]}: want at least 1")
     exporter = build_exporter(cfg)
     folder, sort = destination(cfg, exporter.name)
+    if cfg.output is None:  # the folder of all exports is ours alone
+        leftovers.collect(folder.parent)
     with lock.writing(folder, "export"):
         if isinstance(exporter, FeatureExporter):
             return export_features(cfg, exporter, folder, sort)
