@@ -16,6 +16,7 @@ import pytest
 import dictlearn
 from dictlearn import cli, config, overrides
 from dictlearn.lm.load import PICO_PATH
+from dictlearn.verbs import build
 
 ROOT = Path(__file__).parents[1]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -150,13 +151,15 @@ def composes(verb: str, words: list[str], command: str) -> None:
             verb, config.translated(config.listed(verb, given)), "-m" in flags
         )
         if "-m" not in flags:
-            config.compose(verb, texts)
+            cfg = config.compose(verb, texts)
+            if verb in ("train", "plan"):
+                build.check_named_text(cfg)
     except ValueError as error:
         raise AssertionError(f"{command}: {error}") from error
 
 
 def test_a_command_that_cannot_be_is_noticed() -> None:
-    for words in (["dict=sea"], ["optm.lr=1"], ["dict.k=abc"], ["steps=0"]):
+    for words in (["model=gpt2"], ["dict=sea"], ["optm.lr=1"], ["dict.k=abc"], ["steps=0"]):
         with pytest.raises(AssertionError):
             composes("train", words, "")
 

@@ -42,7 +42,7 @@ def section(summary: Mapping[str, Any]) -> str:
     return f"""<section>
 <h2>Descriptions</h2>
 <p class="note">By {escape(summary["explainer"])}. Balanced accuracy on documents that the explainer
-never saw, beside shuffled descriptions and a random dictionary. Of {summary["live"]:,} live
+never saw; shuffled descriptions and a random dictionary to compare with. Of {summary["live"]:,} live
 features {escape(reached)}; {summary["reliable"]:,} reliable ({escape(summary["reliable_means"])});
 {summary["left_out"]:,} left out, {escape(summary["left_out_because"])}.</p>
 <div class="scroll"><table>
