@@ -13,7 +13,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
 
 from dictlearn.lm.capture import capture
 from dictlearn.lm.language_model import document_start, pad_id
@@ -154,6 +154,26 @@ def test_info_knows_every_familys_names_for_things(example):
     assert (info.n_layers, info.width) == (3, 16)
     if example.name != "vit":
         assert (info.vocab_size, info.context_length) == (64, 32)
+
+
+@pytest.mark.parametrize("family", ["roberta", "xlm-roberta", "mpnet", "esm"])
+def test_as_many_tokens_are_read_as_there_are_positions(family):
+    """RoBERTa states 514 and reads 512: its positions are counted from behind the padding's id."""
+    size = {
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "intermediate_size": 8,
+    }
+    config = AutoConfig.for_model(
+        family, vocab_size=16, max_position_embeddings=34, pad_token_id=1, **size
+    )
+    lm = freeze(AutoModel.from_config(config))
+    assert lm.info.context_length == 32
+    tokens = torch.full((1, 33), 5)
+    assert lm.model(tokens[:, :32]).last_hidden_state.shape == (1, 32, 8)
+    with pytest.raises((IndexError, RuntimeError)):
+        lm.model(tokens)
 
 
 def test_sharded_weights_load(folder):

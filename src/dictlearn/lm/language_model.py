@@ -14,6 +14,11 @@ from dictlearn.types import ModelInfo
 
 OTHER = "other/"
 
+BEHIND_PADDING = (  # families whose positions are counted from behind the padding's id
+    *("roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "camembert"),
+    *("data2vec-text", "esm", "ibert", "longformer", "mpnet", "xmod"),
+)
+
 Inputs = dict[str, Tensor]  # by name, as the model's forward takes them
 Send = Callable[[Tensor], Tensor]
 
@@ -118,8 +123,16 @@ def describe(config: PretrainedConfig, name: str, revision: str | None) -> Model
         n_layers=size("num_hidden_layers"),
         width=size("hidden_size"),
         vocab_size=size("vocab_size"),
-        context_length=size("max_position_embeddings"),
+        context_length=max(size("max_position_embeddings") - _unread_positions(text), 0),
     )
+
+
+def _unread_positions(text: PretrainedConfig) -> int:
+    """Rows at the start of a table of positions that no token has."""
+    kind = getattr(text, "position_embedding_type", "absolute")
+    if text.model_type not in BEHIND_PADDING or kind != "absolute":
+        return 0
+    return (getattr(text, "pad_token_id", None) or 0) + 1
 
 
 def special_ids(
