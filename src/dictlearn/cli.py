@@ -25,7 +25,17 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dictlearn import __version__, config, escape, help, multirun, overrides, stopping
+from dictlearn import (
+    __version__,
+    config,
+    escape,
+    help,
+    multirun,
+    overrides,
+    paths,
+    stopping,
+    terminal,
+)
 
 USAGE = """\
 dictlearn {version}: sparse dictionaries over the activations of language models
@@ -34,7 +44,7 @@ dictlearn {version}: sparse dictionaries over the activations of language models
 
 {verbs}
 
-    dictlearn <verb> --help        what can be set
+    dictlearn <verb> --help        what can be set; --help all: every key
     dictlearn <verb> --cfg job     the configuration, and nothing else
     eval "$(dictlearn -sc install=bash)"   tab completion
 """
@@ -42,6 +52,7 @@ dictlearn {version}: sparse dictionaries over the activations of language models
 
 def main(verb: str | None = None) -> None:
     """Runs the command line and exits. With `verb`, as from train.py, it holds overrides only."""
+    terminal.show_what_can_be_shown()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors on instead of printing them
     try:
         with stopping.listening(), _one_sentence():
@@ -76,7 +87,8 @@ def _launch(verb: str, args: list[str], prefix: list[str]) -> int:
     parsed = get_args_parser().parse_args(args)
     if parsed.help:
         command = f"{Path(sys.argv[0]).name} {' '.join(prefix)}".strip()
-        sys.stdout.write(help.text(verb, command, parsed.overrides))
+        given = [text for text in parsed.overrides if text != "all"]
+        sys.stdout.write(help.text(verb, command, given, given != parsed.overrides))
         return 0
     folder = ["--config-dir", parsed.config_dir] if parsed.config_dir else []
     if not (parsed.cfg or parsed.info or parsed.shell_completion):
@@ -105,6 +117,7 @@ def _launch(verb: str, args: list[str], prefix: list[str]) -> int:
             cfg = config.settled(verb, cfg)
             folders.append(Path(cfg.get("run_dir", "")))
             refuse_missing(cfg)
+            paths.refuse_absent(cfg)
             if several:
                 _say(f"run {job.job.num}: {' '.join(others)}")
             # Lightning starts a run's other processes from sys.argv: this job's alone, and named.
@@ -174,6 +187,9 @@ def _complete(args: list[str], verb: str | None, known: Mapping[str, str]) -> in
             return 0
         if verb is None:
             verb, *words = words
+        if candidates := paths.completed(word):
+            sys.stdout.write(" ".join(candidates) + "\n")
+            return 0
         with suppress(ValueError):  # half a line is no mistake yet
             words = config.translated(words)
         os.environ["COMP_LINE"] = " ".join([app, *words, word])

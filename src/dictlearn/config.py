@@ -36,11 +36,25 @@ def conf_dir() -> Path:
     return packaged if packaged.is_dir() else Path(__file__).parents[2] / "conf"
 
 
+# In the order of work; a verb that is not here comes after these.
+ORDER = ("plan", "train", "evaluate", "report", "compare", "features", "explain", "pages", "lookup")
+ORDER += ("export", "label", "targets")
+
+
 def verbs() -> dict[str, str]:
     """Every verb, which is a verbs/<verb>.py and a conf/<verb>.yaml, and that yaml's first line."""
     code = Path(__file__).parent / "verbs"
     roots = [path for path in conf_dir().glob("*.yaml") if (code / f"{path.stem}.py").is_file()]
-    return {root.stem: root.read_text().split("\n", 1)[0].strip("# ") for root in sorted(roots)}
+    place = {verb: number for number, verb in enumerate(ORDER)}
+    roots.sort(key=lambda root: (place.get(root.stem, len(ORDER)), root.stem))
+    return {root.stem: summary(root) for root in roots}
+
+
+def summary(yaml: Path) -> str:
+    """What a yaml says of itself: its first line of comment."""
+    lines = yaml.read_text(encoding="utf-8").splitlines()
+    said = (line.strip("# ") for line in lines if line.startswith("#") and "@package" not in line)
+    return next(said, "")
 
 
 def groups(verb: str) -> list[str]:
@@ -167,6 +181,12 @@ def _translated(override: str) -> list[str]:
         return [f"~{name}" if (conf_dir() / name).is_dir() else f"{name}=null"]
     if name in NAMES_A_RUN and re.search("[,=]", value) and _is_there(name, value):
         return [f"{name}={quoted(value)}"]
+    if (
+        "~" in value and name.rpartition(".")[2] in schema.PATHS
+    ):  # Hydra's grammar has no ~ in a value
+        home = str(Path.home())
+        value = re.sub(r"(^|[\[,])~(?=/|$)", lambda before: before[1] + home, value)
+        override = f"{name}={value}"
     if name not in TAKES_A_PATH or not value or value in options(name):
         return [override]
     option, presets = TAKES_A_PATH[name], sorted({*options(name), *_paths()})

@@ -3,50 +3,113 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
-from dictlearn import config
+from dictlearn import config, schema
 
 TEXT = """\
 {summary}
 
     {command} [group=option ...] [key=value ...] [-m]
 
--m runs every combination of values given with commas. model= and resume= complete paths.
+-m runs every combination of values given with commas.
 
-Groups, the choice now in brackets
+Groups: the option now is in brackets
 
 {groups}
 
-Keys
+{title}
 
 {keys}
 """
+OFTEN: dict[str, tuple[str, ...]] = {
+    "train": (
+        *("name", "steps", "batch_tokens", "seed", "resume", "init", "eval_tokens"),
+        *("dict.layer", "dict.layers", "dict.n_features", "dict.k", "data.paths", "data.path"),
+        *("data.context", "data.max_tokens", "optim.lr", "callbacks.checkpoint.every_steps"),
+    )
+}
+OFTEN["plan"] = ("gpu", *OFTEN["train"])
+WIDTH = 100
 
 
-def text(verb: str, command: str, overrides: Sequence[str]) -> str:
+def text(verb: str, command: str, overrides: Sequence[str], everything: bool = False) -> str:
+    """The help of a verb: the keys that are set most, or, `everything`, all of them."""
     cfg = config.raw(verb, overrides)
     choices = {group: cfg.hydra.runtime.choices.get(group) for group in config.groups(verb)}
     del cfg.hydra
-    groups = "\n".join(_group(group, choice) for group, choice in choices.items())
-    keys = "\n".join(f"    {line}".rstrip() for line in _lines(verb, cfg, choices))
-    summary = config.verbs()[verb]
-    return TEXT.format(summary=summary, command=command, groups=groups, keys=keys)
+    said, keys = spoken(verb, choices), dict(_settable(OmegaConf.to_container(cfg)))
+    shown = keys if everything else _often(verb, keys, choices)
+    more = f"Keys set most; `{command} --help all` shows all {len(keys)}"
+    return TEXT.format(
+        summary=config.verbs()[verb],
+        command=command,
+        groups="\n\n".join(_group(verb, *one) for one in choices.items()),
+        title="Keys" if len(shown) == len(keys) else more,
+        keys="\n".join(_line(_setting(*one), said.get(one[0], "")) for one in shown.items()),
+    )
 
 
-def _group(group: str, choice: str | None) -> str:
-    names = [f"[{name}]" if name == choice else name for name in config.options(group)]
-    return f"    {group:<12}{' '.join(names)}".rstrip()
+def _setting(key: str, value: object) -> str:
+    """A key with its value; one that is put together from the clock and others is left out."""
+    made = isinstance(value, str) and value.count("${") > 1
+    return f"{key}=" if made else f"{key}={schema.shown(value)}"
 
 
-def _lines(verb: str, cfg: DictConfig, choices: Mapping[str, str | None]) -> Iterator[str]:
-    said = spoken(verb, choices)
-    for key, line in _keyed(OmegaConf.to_yaml(cfg).splitlines()):
-        comment = said.get(key, "")
-        yield f"{line:<44}  # {comment}" if comment else line
+def _settable(tree: object, prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Every key that holds a value, in order."""
+    if isinstance(tree, dict):
+        for name, value in tree.items():
+            if isinstance(value, dict):
+                yield from _settable(value, f"{prefix}{name}.")
+            elif not str(name).startswith("_"):
+                yield f"{prefix}{name}", value
+
+
+def _often(
+    verb: str, keys: Mapping[str, object], choices: Mapping[str, str | None]
+) -> dict[str, object]:
+    """What OFTEN lists; for a verb that it doesn't, the verb's own keys and its explainer's."""
+    own = OFTEN.get(verb)
+    if own is None:
+        return {key: value for key, value in keys.items() if key.split(".")[0] not in choices}
+    return {key: keys[key] for key in own if key in keys}
+
+
+def _group(verb: str, group: str, choice: str | None) -> str:
+    """What a group is for, and a line for each of its options."""
+    yaml = config.conf_dir() / group
+    lines = [_line(f"{group}=", _purpose(verb, group))]
+    for name in config.options(group):
+        shown = f"  [{name}]" if name == choice else f"   {name}"
+        lines.append(_line(shown, config.summary(yaml / f"{name}.yaml")))
+    return "\n".join(lines)
+
+
+def _purpose(verb: str, group: str) -> str:
+    """What a verb's defaults list says of a group, its own or that of the verb it builds on."""
+    for line in (config.conf_dir() / f"{verb}.yaml").read_text(encoding="utf-8").splitlines():
+        if found := re.match(rf"  - (?:optional |override )?/?{group}: [^#]*# (.*)", line):
+            return found[1]
+        base = re.fullmatch(r"  - (?!_self_)(\w+)", line)
+        if base and (said := _purpose(base[1], group)):
+            return said
+    return ""
+
+
+def _line(what: str, said: str) -> str:
+    """A key or an option and its comment, which goes on below itself where it is long."""
+    head = f"    {what}"
+    if not said:
+        return head.rstrip()
+    margin = 36
+    lines = textwrap.wrap(said, WIDTH - margin, break_on_hyphens=False)
+    start = f"{head:<{margin}}" if len(head) < margin else f"{head}\n{'':<{margin}}"
+    return f"\n{'':<{margin}}".join([start + lines[0], *lines[1:]])
 
 
 def spoken(verb: str, choices: Mapping[str, str | None]) -> dict[str, str]:
@@ -54,27 +117,37 @@ def spoken(verb: str, choices: Mapping[str, str | None]) -> dict[str, str]:
     said = comments(config.conf_dir() / f"{verb}.yaml")
     for group, choice in choices.items():
         path = config.conf_dir() / group / f"{choice}.yaml"
-        reaches_out = path.is_file() and path.read_text().startswith("# @package _global_")
+        reaches_out = path.is_file() and path.read_text(encoding="utf-8").startswith(
+            "# @package _global_"
+        )
         for key, comment in comments(path).items():
             said[key if reaches_out else f"{group}.{key}"] = comment
     return said
 
 
 def comments(path: Path) -> dict[str, str]:
-    """What a yaml, or the one it builds on, says of its keys: beside them or right above."""
+    """What a yaml, or the one it builds on, says of its keys: beside them or right above.
+
+    A comment beside a key goes on in the lines below it that begin at the same column.
+    """
     found: dict[str, str] = {}
     if not path.is_file():
         return found
     above: list[str] = []
-    for key, line in _keyed(path.read_text().splitlines()):
+    last, column = "", -1
+    for key, line in _keyed(path.read_text(encoding="utf-8").splitlines()):
         if inherited := re.fullmatch(r"\s*- (\w+)", line):
             found |= comments(path.with_name(f"{inherited[1]}.yaml"))
         if line.lstrip().startswith("#"):
-            above += [] if "@package" in line else [line.strip(" #")]
+            if line.index("#") == column:
+                found[last] += f" {line.strip(' #')}"
+            else:
+                above += [] if "@package" in line else [line.strip(" #")]
             continue
         beside = re.search(r"\s#\s*(.*)$", line)
         if key and (comment := beside[1] if beside else " ".join(above)):
             found[key] = comment
+        last, column = key, line.index("#", beside.start()) if key and beside else -1
         above = []
     return found
 

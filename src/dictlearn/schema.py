@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -23,6 +24,10 @@ from dictlearn.signatures import Module, Parameter
 EVERY = Range(-(2.0**63), 2.0**63 - 1)  # whole numbers that a tensor can hold
 FINITE = Range(-1e300, 1e300)
 MISFIT = object()
+PATHS = (
+    *("run", "runs", "run_dir", "dictionary", "output", "resume", "init", "graph", "vector"),
+    *("folder", "path", "paths", "other", "tokenizer", "save_dir"),
+)
 
 
 @dataclass(frozen=True)
@@ -260,12 +265,23 @@ def check(verb: str, cfg: DictConfig) -> None:
             continue
         value = OmegaConf.select(cfg, key, throw_on_missing=False)
         plain = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
-        fitted = takes_here.fitted(plain)
+        fitted = _at_home(key, takes_here.fitted(plain))
         if fitted is MISFIT:
             raise ValueError(_refusal(key, raw, plain, takes_here))
         if fitted is not plain and fitted != plain or type(fitted) is not type(plain):
             OmegaConf.update(cfg, key, fitted)
     _refuse_unknown(tree)
+
+
+def _at_home(key: str, value: object) -> object:
+    """A path without its ~, which a shell leaves alone behind an equals sign."""
+    if key.rpartition(".")[2] not in PATHS:
+        return value
+    if isinstance(value, list):
+        return [_at_home(key, item) for item in value]
+    if isinstance(value, str) and re.match(r"~[\w.-]*(/|$)", value):
+        return os.path.expanduser(value)
+    return value
 
 
 def _at(tree: Mapping[Any, Any], key: str) -> Any:

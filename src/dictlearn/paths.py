@@ -1,0 +1,60 @@
+"""Paths on the command line: what is not there is said before torch is imported, and tab completes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from dictlearn.ckpt.resume import resolve_resume
+from dictlearn.sources.text_files import find_files
+
+FOLDERS = ("run", "resume", "dictionary", "init")
+FILES = ("vector", "graph", "data.paths")
+
+
+def refuse_absent(cfg: DictConfig) -> None:
+    """Raises ValueError on the first folder or file that was named and isn't there."""
+    run = cfg.get("run")
+    if isinstance(run, str) and not Path(run).is_dir():
+        also = "; dictionary= also takes a hub id" if "dictionary" in cfg else ""
+        raise ValueError(f"run={run}: no such folder{also}")
+    resume = cfg.get("resume")
+    if resume not in (None, "auto") and not Path(resume).is_dir():
+        resolve_resume(resume, Path(cfg.run_dir))  # says what it wants
+    for key in ("dictionary", "init"):
+        path = cfg.get(key)
+        if (
+            isinstance(path, str)
+            and path.startswith(("/", "./", "../"))
+            and not Path(path).is_dir()
+        ):
+            raise ValueError(f"{key}={path}: no such folder")
+    given = cfg.get("data") or {}
+    if given.get("paths"):
+        find_files(given["paths"])
+
+
+def completed(word: str) -> list[str]:
+    """What `word` may become, `run=ru` for one: folders, or files for keys that want one.
+
+    `run=` and its like begin with the runs of this folder.
+    """
+    key, equals, start = word.partition("=")
+    if not equals or key not in (*FOLDERS, *FILES):
+        return []
+    found = (
+        [f"{start}{'' if start.endswith('/') else '/'}"] if Path(start).is_dir() and start else []
+    )
+    if not start and key in FOLDERS:
+        found = [f"{path}" for path in sorted(Path("runs").glob("*")) if path.is_dir()]
+        found += ["auto"] if key == "resume" else []
+    elif not found or start.endswith("/"):
+        folder, name = (
+            (start, "") if start.endswith("/") else (str(Path(start).parent), Path(start).name)
+        )
+        prefix = start[: len(start) - len(name)]
+        inside = sorted(Path(folder or ".").expanduser().glob(f"{name}*"))
+        kept = [path for path in inside if path.is_dir() or key in FILES]
+        found = [f"{prefix}{path.name}{'/' if path.is_dir() else ''}" for path in kept]
+    return [f"{key}={one}" for one in found]

@@ -1,0 +1,37 @@
+"""Paths on the command line: completed, and from home."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dictlearn import config, paths
+
+PATHS = {
+    "run=": ["run=runs/one", "run=runs/two"],
+    "resume=": ["resume=runs/one", "resume=runs/two", "resume=auto"],
+    "run=runs/t": ["run=runs/two/"],
+    "resume=runs/one/": ["resume=runs/one/checkpoints/"],
+    "init=ru": ["init=runs/"],
+    "vector=": ["vector=file.npy", "vector=runs/"],
+    "optim.l": [],
+}
+
+
+@pytest.mark.parametrize("word", PATHS)
+def test_paths_are_completed(word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs/one/checkpoints").mkdir(parents=True)
+    (tmp_path / "runs/two").mkdir()
+    (tmp_path / "file.npy").touch()
+    assert sorted(paths.completed(word)) == sorted(PATHS[word])
+
+
+def test_a_path_begins_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert config.compose("evaluate", ["run=~/runs/a"]).run == f"{tmp_path}/runs/a"
+    cfg = config.compose("train", ["data=text", "data.paths=[~/a.txt,b.txt]", "init=~/d"])
+    assert list(cfg.data.paths) == [f"{tmp_path}/a.txt", "b.txt"]
+    assert cfg.init == f"{tmp_path}/d"
+    assert config.compose("lookup", ["pos='~/'", "run=r"]).pos == "~/"
