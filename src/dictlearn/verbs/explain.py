@@ -89,7 +89,7 @@ def explain(cfg: DictConfig) -> int:
     summary = summarised(explainer.name, material, len(asked), live, explained)
     writer.add(explained.explanations)
     if not writer.left or writer.described:  # else every description is an earlier run's
-        write_summary(folder, summary)
+        write_summary(folder, {**summary, "dictionary": sha256})
     if material.store is not None and opened.lm.tokenizer is not None:
         said = read_explanations(folder, sha256)
         write_pages(material.store, said, opened.lm.tokenizer, folder, overwrite=cfg.overwrite)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dictlearn.escape import html as escape
+from dictlearn.evals.report.stale import is_stale, stale_section
 
 FILE = "features/explanations.json"
 COLUMNS = {"n": "Features", "mean": "Mean", "p05": "5%", "p50": "Median", "p95": "95%"}
@@ -19,7 +20,10 @@ def descriptions(folder: Path) -> str:
     if not path.is_file():
         return ""
     try:
-        return section(json.loads(path.read_text(encoding="utf-8")))
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        if is_stale(summary, folder):
+            return stale_section("Descriptions", "explain")
+        return section(summary)
     except (json.JSONDecodeError, KeyError) as error:
         raise ValueError(f"{path}: not what `dictlearn explain` writes ({error})") from error
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dictlearn.escape import html as escape
+from dictlearn.evals.report.stale import is_stale, stale_section
 
 FOLDER, FILE, PAGE = "features", "summary.json", "index.html"
 COUNTS = {
@@ -24,7 +25,10 @@ def features(folder: Path) -> str:
     if not path.is_file() or not (folder / FOLDER / PAGE).is_file():
         return ""
     try:
-        return section(json.loads(path.read_text(encoding="utf-8")))
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        if is_stale(summary, folder):
+            return stale_section("Features", "features")
+        return section(summary)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: not what `dictlearn pages` writes ({error!r})") from error
 

@@ -54,6 +54,7 @@ class Digest:
         info = self._store.info
         return {
             "format": FORMAT,
+            "dictionary": info.dictionary_sha256,
             "features": len(self._store),
             "tokens": info.tokens,
             "documents": info.documents,
