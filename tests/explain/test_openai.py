@@ -96,6 +96,21 @@ def test_one_refused_prompt_is_counted_and_the_others_are_answered():
             ask(client(server), prompts=["bad"] * 9, concurrency=1)
 
 
+def test_refusals_that_overtake_answers_end_nothing():
+    """In the order of sending there are never five in a row, as they come there are eight."""
+
+    def answer(body):
+        if echo(body) == "BAD":
+            return Reply(b"filtered", 400)
+        time.sleep(0.3)
+        return echo(body)
+
+    prompts = ["a", *["bad"] * 4, "b", *["bad"] * 4, "c"]
+    with serving(answer) as server:
+        found, tally = ask(client(server), prompts=prompts, concurrency=4)
+    assert [one.text for one in found if one] == ["A", "B", "C"] and tally.failed == 8
+
+
 def test_no_answer_after_every_retry_is_counted_and_then_enough():
     with serving(echo, ["500"] * 100) as server:
         (answer,), tally = ask(client(server, retries=2))

@@ -149,25 +149,40 @@ class Sender(Asker):
         self.last_failure = ""
         self.patience = patience
         self._slots = asyncio.Semaphore(concurrency)
+        self._sent = self._judged = 0  # prompts, in the order in which they were sent
+        self._failed: dict[int, bool] = {}  # of those not judged yet
         self._failed_in_a_row = 0
 
     async def _fresh(self, key: str, messages: Messages, limit: int, usual: int) -> Answer | None:
         async with self._slots:
+            number = self._sent
+            self._sent += 1
             try:
                 answer = await self.client.complete(messages, limit)
             except NoAnswer as error:
-                self.last_failure = str(error)
+                answer, self.last_failure = None, str(error)
                 self.tally.failed += 1
-                self._failed_in_a_row += 1
-                if self._failed_in_a_row >= self.patience:
-                    raise NoAnswer(
-                        f"explainer: no answer to {self.patience} prompts in a row, which ends the "
-                        f"run ({self.tally}); the last: {error}"
-                    ) from error
-                return None
-        self._failed_in_a_row = 0
-        self.cache.add(key, vars(answer))
+        if answer is not None:
+            self.cache.add(key, vars(answer))
+        self._judge(number, failed=answer is None)
         return answer
+
+    def _judge(self, number: int, failed: bool) -> None:
+        """Raises when too many in a row have failed, in the order in which they were sent.
+
+        Refusals come at once and answers take their time: in the order in which they come, a few
+        refusals would seem to be all there is.
+        """
+        self._failed[number] = failed
+        while self._judged in self._failed:
+            fails = self._failed.pop(self._judged)
+            self._failed_in_a_row = self._failed_in_a_row + 1 if fails else 0
+            self._judged += 1
+            if self._failed_in_a_row >= self.patience:
+                raise NoAnswer(
+                    f"explainer: no answer to {self.patience} prompts in a row, which ends the run "
+                    f"({self.tally}); the last: {self.last_failure}"
+                )
 
 
 @final
