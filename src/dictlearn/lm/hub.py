@@ -68,6 +68,8 @@ def read_json(path: str, folder: Path, name: str) -> dict[str, object]:
         )
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError(f"model.path={path}: {file} is nested too deeply") from None
     except ValueError as error:
         raise ValueError(f"model.path={path}: {file} is not valid JSON: {error}") from error
     if not isinstance(found, dict):

@@ -27,7 +27,7 @@ from transformers.utils import logging as transformers_logging
 from dictlearn.lm.check import check_sums
 from dictlearn.lm.hub import PICO_PATH, locate, read_json
 from dictlearn.lm.language_model import LanguageModel, bos_id, describe, freeze, n_embedded
-from dictlearn.lm.weights import check_tokenizer, weight_files
+from dictlearn.lm.weights import check_sizes, check_tokenizer, weight_files
 from dictlearn.types import ModelInfo
 
 Dtype = Literal["auto", "float32", "bfloat16"]
@@ -47,6 +47,7 @@ __all__ = [
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # No names of hub kernels here: those are code that comes with a download.
 ATTENTIONS = ("auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3")
+SIZES = ("num_hidden_layers", "hidden_size", "vocab_size", "max_position_embeddings")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
 
@@ -88,7 +89,8 @@ def load_model(
 
     folder, revision = locate(path, revision, weights=True)
     config = _read_config(path, folder)
-    weight_files(path, folder)  # refuses what transformers would unpickle
+    files = weight_files(path, folder)  # refuses what transformers would unpickle
+    check_sizes(path, files, config, _loader(config))
     tokenizer = _load_tokenizer(path, folder)
     auto_dtype = torch.bfloat16 if on.type == "cuda" else torch.float32
     model = _load_weights(where, folder, config, DTYPES.get(dtype, auto_dtype), attn)
@@ -133,9 +135,8 @@ def load_skeleton(
     """
     folder, revision = locate(path, revision, weights=False, shape=True)
     config = _read_config(path, folder)
-    loader = AutoModelForCausalLM if _is_causal_lm(config) else AutoModel
     with torch.device("meta"):
-        model = loader.from_config(config, trust_remote_code=False)
+        model = _loader(config).from_config(config, trust_remote_code=False)
     lm = freeze(model, name=path, revision=revision)
     return lm if other is None else _beside(lm, load_skeleton(other))
 
@@ -164,17 +165,26 @@ def _device(device: str) -> torch.device:
 
 def _read_config(path: str, folder: Path) -> PretrainedConfig:
     found = read_json(path, folder, "config.json")
+    model_type = found.get("model_type")
     try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        model_type = found.get("model_type")
-        if model_type in transformers.CONFIG_MAPPING:
-            raise ValueError(f"model.path={path}: config.json is not valid: {error}") from error
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        text = config.get_text_config()
+    except Exception as error:  # each family checks its own in its own way
+        if isinstance(model_type, str) and model_type in transformers.CONFIG_MAPPING:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"model.path={path}: config.json is not valid: {reason}") from error
         raise ValueError(
             f"model.path={path}: transformers {transformers.__version__} has no model_type "
             f"{model_type!r}, and code that comes with a model is not run; want a model_type of "
             f"transformers"
         ) from error
+    for key in SIZES:
+        size = getattr(text, key, None)
+        if size is not None and (type(size) is not int or not 0 <= size < 1 << 31):
+            raise ValueError(
+                f"model.path={path}: config.json has {key}={ascii(size)[:60]}; want a whole number"
+            )
+    return config
 
 
 def _load_tokenizer(path: str, folder: Path) -> PreTrainedTokenizerBase | None:
@@ -195,7 +205,7 @@ def _load_tokenizer(path: str, folder: Path) -> PreTrainedTokenizerBase | None:
 def _load_weights(
     where: str, folder: Path, config: PretrainedConfig, dtype: torch.dtype, attn: str
 ) -> PreTrainedModel:
-    loader = AutoModelForCausalLM if _is_causal_lm(config) else AutoModel
+    loader = _loader(config)
     try:
         with _quiet():
             loaded = loader.from_pretrained(
@@ -236,6 +246,10 @@ def _refuse_more_tokens(
             f"{rows} rows; want the tokenizer that the model was trained with, or a model resized for "
             f"this one"
         )
+
+
+def _loader(config: PretrainedConfig) -> Any:
+    return AutoModelForCausalLM if _is_causal_lm(config) else AutoModel
 
 
 def _is_causal_lm(config: PretrainedConfig) -> bool:

@@ -7,13 +7,19 @@ that are checked: plain ones, of safetensors files in the folder itself.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import PretrainedConfig
 
 from dictlearn.lm.hub import read_json
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
+SLACK, SLACK_NUMBERS = 2, 1 << 24  # what a model may have beyond its weights: tied ones, a pooler
 TOKENIZER_CONFIG = "tokenizer_config.json"
 
 
@@ -44,6 +50,45 @@ def weight_files(path: str, folder: Path) -> list[Path]:
         if not (folder / name).is_file():
             raise ValueError(f"{where}: no {name} in {folder}; a part of the weights is missing")
     return [folder / name for name in names]
+
+
+def check_sizes(path: str, files: list[Path], config: PretrainedConfig, loader: Any) -> None:
+    """Refuses a config that describes a model much larger than its weights, before it is made.
+
+    A kilobyte of JSON can name sizes that take all memory, or a number of layers that takes days.
+    `loader` is the one of transformers' that is to load it.
+    """
+    if getattr(config, "quantization_config", None) is not None:
+        return  # numbers are packed there
+    try:
+        n_tensors, stored = _stored(files)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"model.path={path}: cannot be loaded: {error}") from error
+    n_layers = getattr(config.get_text_config(), "num_hidden_layers", None) or 0
+    described = 0
+    if n_layers <= n_tensors:
+        try:
+            with torch.device("meta"):
+                model = loader.from_config(config, trust_remote_code=False)
+            described = sum(parameter.numel() for parameter in model.parameters())
+        except Exception as error:  # whatever a family's code stumbles over in a config of nonsense
+            raise ValueError(
+                f"model.path={path}: config.json describes no model: {' '.join(str(error).split())}"
+            ) from error
+    if n_layers > n_tensors or described > SLACK * stored + SLACK_NUMBERS:
+        raise ValueError(
+            f"model.path={path}: config.json describes {n_layers:,} layers and {described:,} numbers, "
+            f"and its weights hold {stored:,} in {n_tensors:,} tensors; they do not belong together"
+        )
+
+
+def _stored(files: list[Path]) -> tuple[int, int]:
+    """(tensors, numbers in them), from the headers."""
+    sizes = []
+    for path in files:
+        with safe_open(path, framework="pt") as file:
+            sizes += [math.prod(file.get_slice(name).get_shape()) for name in file.keys()]  # noqa: SIM118
+    return len(sizes), sum(sizes)
 
 
 def check_tokenizer(path: str, folder: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
+import sys
 from pathlib import Path
 
 Series = tuple[list[float], list[float]]  # x, y
@@ -42,4 +42,6 @@ def loss_terms(history: list[dict[str, float]]) -> list[str]:
 
 
 def _is_finite_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) <= sys.float_info.max  # of NaN this is false; an int may be larger

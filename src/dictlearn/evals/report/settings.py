@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 UNNAMED = ("model", "source")  # one target each: its name says nothing
 SKIPPED = ("_target_", "_partial_", "_recursive_", "_convert_")
@@ -18,9 +20,20 @@ def read_settings(path: Path) -> str:
 
 
 def summary(settings: str) -> list[tuple[str, str]]:
-    """(group, its values on one line) for the groups that say what was trained."""
-    config = OmegaConf.to_container(OmegaConf.create(settings), resolve=False)
-    assert isinstance(config, dict)
+    """(group, its values on one line) for the groups that say what was trained.
+
+    Raises:
+        ValueError: one sentence where it is no configuration.
+    """
+    try:
+        config = OmegaConf.to_container(OmegaConf.create(settings), resolve=False)
+        return _groups(config if isinstance(config, dict) else {})
+    except (YAMLError, OmegaConfBaseException, RecursionError, ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"config.yaml is not a run's configuration: {reason}") from None
+
+
+def _groups(config: Mapping[Any, Any]) -> list[tuple[str, str]]:
     found = [("steps", _steps(config)), ("seed", str(config.get("seed", "")))]
     for group in ("model", "data", "dict", "sparsity", "objective", "optim", "schedule", "source"):
         if isinstance(config.get(group), dict):

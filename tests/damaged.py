@@ -1,0 +1,360 @@
+"""Damage to everything that is read: what is made, what is done to it, and what has to come of it.
+
+Each `Kind` is a folder that is whole, and the reader that a verb uses on it. A reader of a damaged
+copy gives what it gave of the whole one, or one sentence (ValueError, OSError): no other exception, and
+no other result where the format has a hash of its own. Formats of other tools, models and plain text
+have none: there a changed number is a number like any other.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import random
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+from safetensors.torch import save_file
+from transformers import AutoConfig, AutoModelForCausalLM
+
+import dictlearn
+from dictlearn import export
+from dictlearn.ckpt import commit
+from dictlearn.ckpt.codec import read_state, write_state
+from dictlearn.ckpt.dictionary import save_dictionary
+from dictlearn.evals.report.history import read_history
+from dictlearn.evals.report.settings import read_settings, summary
+from dictlearn.export.graph_labels import feature_of, read_graph
+from dictlearn.features.lookup import vector_from
+from dictlearn.lm.load import load_model
+from dictlearn.objectives.stored_teacher import StoredTeacher
+from dictlearn.sources import token_cache
+from dictlearn.sources.text_files import text_documents
+from dictlearn.store.explanations import Explanation, add_explanations, read_explanations
+from dictlearn.store.features import FeatureStore
+from tests.export.test_circuit_tracer import built
+from tests.export.test_circuit_tracer import job as set_job
+from tests.export.test_layer_formats import job_of, made
+from tests.objectives.test_stored_teacher import Text, model, stored
+from tests.store.made import made_store
+
+MANIFEST = "manifest.json"
+Damage = Callable[[Path, random.Random], None]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One thing that is read."""
+
+    make: Callable[[Path], object]
+    read: Callable[[Path], Any]
+    hashed: bool = True  # whether what was written is known from what was not
+    fits: bool = False  # whether a hostile hand makes the manifest fit
+
+
+# --- what is read -----------------------------------------------------------------------------
+
+
+def _dictionary(folder: Path) -> None:
+    save_dictionary(made("jumprelu", "sae"), folder, {"model": "org/model"})
+
+
+def _as_a_hub_gives_it(folder: Path) -> None:
+    _dictionary(folder)
+    (folder / MANIFEST).unlink()
+
+
+def _loaded(folder: Path) -> Any:
+    dictionary = dictlearn.load(folder)
+    return dictionary.to_json(), dictionary.training_figures, dictionary.state_dict()
+
+
+def _loaded_from_a_hub(folder: Path) -> Any:
+    """Without what it says of its origin, which is no part of what the hash is of."""
+    dictionary = dictlearn.load(folder)
+    return dictionary.to_json(), dictionary.state_dict()
+
+
+def _foreign(format: str) -> Callable[[Path], None]:
+    def make(folder: Path) -> None:
+        folder.mkdir()
+        job = set_job(built("plt")) if format == "circuit_tracer" else job_of(made("topk", "sae"))
+        export.registry()[format]().write(job, folder)
+
+    return make
+
+
+def _checkpoint(folder: Path) -> None:
+    state = {"state_dict": {"w": torch.randn(4, 3), "n": 3}, "loops": [1, 2.5, None, (True, "x")]}
+    commit.commit(folder, lambda place: write_state(place, state), sort="a checkpoint")
+
+
+def _resumed(folder: Path) -> Any:
+    commit.verify(folder)
+    return read_state(folder)
+
+
+def _features(folder: Path) -> Any:
+    store = FeatureStore(folder)
+    return [store.feature(0, index) for index in range(store.info.n_features)], store.statistics
+
+
+def _explanations(folder: Path) -> None:
+    said = {"explainer": "lexical", "model": None, "prompt_hash": "0" * 8, "n_examples": 5}
+    scores = {"scores": {"accuracy": 0.5}, "baselines": {}, "reliable": True}
+    many = [Explanation(source=0, feature=i, text=f"text {i}", **said, **scores) for i in range(5)]
+    add_explanations(folder, many)
+
+
+def _targets(folder: Path) -> Any:
+    teacher = StoredTeacher(model(), str(folder))
+    tokens = Text().window_batch(range(len(Text())))
+    return vars(teacher.targets(tokens, torch.ones_like(tokens, dtype=torch.bool)))
+
+
+def _model(folder: Path) -> None:
+    config = AutoConfig.for_model(
+        "llama",
+        vocab_size=300,
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=16,
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+
+
+def _texts(folder: Path) -> None:
+    folder.mkdir()
+    rows = "\n".join(json.dumps({"text": f"row {i}"}) for i in range(20))
+    (folder / "a.txt").write_text("some text\n" * 20)
+    (folder / "b.jsonl").write_text(rows)
+    (folder / "c.jsonl.gz").write_bytes(gzip.compress(rows.encode()))
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"text": [f"row {i}" for i in range(20)]}), folder / "d.parquet")
+
+
+def _read_texts(folder: Path) -> Any:
+    return [d.text for path in sorted(folder.glob("*.*")) for d in text_documents(str(path))]
+
+
+def _tokens(folder: Path) -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(token_cache, "cache_folder", lambda: folder)
+        return token_cache.cached("key", lambda: {"train": torch.arange(50, dtype=torch.int32)})
+
+
+def _vectors(folder: Path) -> None:
+    folder.mkdir()
+    np.save(folder / "v.npy", np.arange(8, dtype=np.float32))
+    save_file({"v": torch.arange(8.0)}, folder / "w.safetensors")
+
+
+def _run(folder: Path) -> None:
+    folder.mkdir()
+    settings = {
+        "steps": 5,
+        "seed": 1,
+        "model": {"_target_": "a.b", "path": "x"},
+        "data": {"n": [1]},
+    }
+    OmegaConf.save(OmegaConf.create(settings), folder / "config.yaml")
+    rows = (json.dumps({"step": i, "loss": 1 / i, "l0": 4.0}) for i in range(1, 9))
+    (folder / "metrics.jsonl").write_text("\n".join(rows))
+
+
+def _read_run(folder: Path) -> Any:
+    return summary(read_settings(folder / "config.yaml")), read_history(folder / "metrics.jsonl")
+
+
+def _graph(folder: Path) -> None:
+    folder.mkdir()
+    node = {"feature_type": "cross layer transcoder", "layer": "0"}
+    nodes = [node | {"node_id": f"0_{i}_1", "feature": i * (i + 3) // 2} for i in range(4)]
+    graph = {"metadata": {"slug": "x"}, "nodes": nodes, "links": [], "qParams": {}}
+    (folder / "g.json").write_text(json.dumps(graph))
+
+
+def _read_graph(folder: Path) -> Any:
+    path = folder / "g.json"
+    return [feature_of(node, path) for node in read_graph(path)["nodes"]]
+
+
+KINDS: dict[str, Kind] = {
+    "dictionary": Kind(_dictionary, _loaded),
+    "dictionary of a hub": Kind(_as_a_hub_gives_it, _loaded_from_a_hub),
+    "dictionary, manifest made to fit": Kind(_dictionary, _loaded, hashed=False, fits=True),
+    **{f: Kind(_foreign(f), _loaded, hashed=False) for f in export.registry() if f != "hub"},
+    "checkpoint": Kind(_checkpoint, _resumed),
+    "checkpoint, manifest made to fit": Kind(_checkpoint, _resumed, hashed=False, fits=True),
+    "features": Kind(made_store, _features),
+    "explanations": Kind(_explanations, read_explanations, hashed=False),
+    "stored targets": Kind(lambda folder: stored(folder, head=8), _targets),
+    "model": Kind(_model, lambda folder: load_model(str(folder)).info, hashed=False),
+    "text": Kind(_texts, _read_texts, hashed=False),
+    "token cache": Kind(_tokens, _tokens),
+    "vectors": Kind(
+        _vectors, lambda f: [vector_from(path) for path in sorted(f.glob("*.*"))], hashed=False
+    ),
+    "run": Kind(_run, _read_run, hashed=False),
+    "graph": Kind(_graph, _read_graph, hashed=False),
+}
+
+
+# --- what is done to it -----------------------------------------------------------------------
+
+
+def flip(path: Path, rng: random.Random) -> None:
+    data = bytearray(path.read_bytes())
+    for _ in range(rng.choice((1, 1, 8))):
+        if data:
+            data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+    path.write_bytes(data)
+
+
+def cut(path: Path, rng: random.Random) -> None:
+    data = path.read_bytes()
+    path.write_bytes(data[: rng.randrange(len(data) + 1)])
+
+
+def swap(path: Path, rng: random.Random) -> None:
+    """Another file of the folder under this one's name."""
+    others = [other for other in path.parent.iterdir() if other.is_file()]
+    path.write_bytes(rng.choice(sorted(others)).read_bytes())
+
+
+def scramble(path: Path, rng: random.Random) -> None:
+    """A stretch of it becomes something else, of another length."""
+    data, new = path.read_bytes(), rng.randbytes(rng.randrange(40))
+    start = rng.randrange(len(data) + 1)
+    path.write_bytes(data[:start] + new + data[start + rng.randrange(40) :])
+
+
+def lose(path: Path, rng: random.Random) -> None:
+    path.unlink()
+
+
+ODD = (
+    None,
+    True,
+    -1,
+    0,
+    10**9,
+    10**400,
+    1e308,
+    0.5,
+    "",
+    "x",
+    "\x1b[31m",
+    "../x",
+    [],
+    {},
+    [[1]],
+    {"a": 1},
+)
+
+
+def retype(path: Path, rng: random.Random) -> None:
+    """One value of a JSON file, or of a safetensors file's header, becomes another."""
+    if path.suffix == ".safetensors":
+        data = path.read_bytes()
+        size = int.from_bytes(data[:8], "little")
+        header = json.dumps(_retyped(json.loads(data[8 : 8 + size]), rng)).encode()
+        path.write_bytes(len(header).to_bytes(8, "little") + header + data[8 + size :])
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(_retyped(json.loads(path.read_text()), rng)))
+    elif path.suffix == ".jsonl":
+        lines = path.read_text().splitlines()
+        at = rng.randrange(len(lines))
+        lines[at] = json.dumps(_retyped(json.loads(lines[at]), rng))
+        path.write_text("\n".join(lines))
+    else:
+        flip(path, rng)
+
+
+def nest(path: Path, rng: random.Random) -> None:
+    """Deeper than any parser likes."""
+    path.write_bytes(b"[" * 100_000 if path.suffix in (".json", ".yaml") else path.read_bytes()[1:])
+
+
+def _retyped(value: Any, rng: random.Random) -> Any:
+    if isinstance(value, dict) and value and rng.random() < 0.9:
+        key = rng.choice(sorted(value))
+        if rng.random() < 0.1:
+            return {k: v for k, v in value.items() if k != key}
+        return {**value, key: _retyped(value[key], rng)}
+    if isinstance(value, list) and value and rng.random() < 0.8:
+        at = rng.randrange(len(value))
+        return [*value[:at], _retyped(value[at], rng), *value[at + 1 :]]
+    return rng.choice(ODD)
+
+
+DAMAGES: tuple[Damage, ...] = (flip, flip, cut, swap, scramble, lose, retype, retype, nest)
+
+
+# --- what comes of it -------------------------------------------------------------------------
+
+
+def tried(kind: Kind, whole: Path, expected: str, place: Path, rng: random.Random) -> str:
+    """Damages a copy and reads it: "refused", "right", "changed", or what went wrong."""
+    shutil.rmtree(place, ignore_errors=True)
+    shutil.copytree(whole, place)
+    files = sorted(path for path in place.rglob("*") if path.is_file())
+    path, damage = rng.choice(files), rng.choice(DAMAGES)
+    before = path.read_bytes()
+    damage(path, rng)
+    if kind.fits and path.name != MANIFEST and path.exists():
+        _make_fit(path)
+    what = f"{damage.__name__} of {path.relative_to(place)}"
+    try:
+        found = fingerprint(kind.read(place))
+    except (ValueError, OSError) as error:
+        sentence = str(error)
+        one_line = "\n" not in sentence.strip() and len(sentence) < 3000
+        return "refused" if one_line else f"{what}: no sentence: {sentence[:300]!r}"
+    except Exception as error:
+        return f"{what}: {type(error).__name__}: {str(error)[:300]}"
+    if found == expected or (path.exists() and path.read_bytes() == before):
+        return "right"
+    return f"{what}: silently something else" if kind.hashed else "changed"
+
+
+def fingerprint(value: Any) -> str:
+    """Of whatever a reader gave, tensors bit for bit."""
+    digest = hashlib.sha256()
+
+    def add(one: Any) -> None:
+        if isinstance(one, torch.Tensor):
+            raw = one.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+            digest.update(f"{one.dtype}{tuple(one.shape)}".encode() + raw)
+        elif isinstance(one, dict):
+            for key in sorted(one, key=repr):
+                add((repr(key), one[key]))
+        elif isinstance(one, list | tuple):
+            digest.update(f"[{len(one)}".encode())
+            for item in one:
+                add(item)
+        else:
+            digest.update(repr(one).encode("utf-8", "backslashreplace"))
+
+    add(value)
+    return digest.hexdigest()
+
+
+def _make_fit(path: Path) -> None:
+    manifest = path.parent / MANIFEST
+    said, data = json.loads(manifest.read_text()), path.read_bytes()
+    said["files"][path.name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    manifest.write_text(json.dumps(said))
