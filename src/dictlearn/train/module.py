@@ -110,6 +110,7 @@ class DictionaryTraining(lightning.LightningModule):
         return self.trainer.world_size == 1 and self.trainer.precision != "16-mixed"
 
     def on_train_start(self) -> None:
+        topk_encode.forget()  # what was counted outside of this run
         optimiser = self.optimizers(use_pl_optimizer=False)
         if isinstance(optimiser, Signum):
             optimiser.train()
