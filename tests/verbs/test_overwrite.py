@@ -28,6 +28,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "runs/a/checkpoints").mkdir()
     made_store(tmp_path / "runs/a")
     save_file({"v": one.decoder.W_dec[0, 1].detach().clone()}, tmp_path / "v.safetensors")
+    (tmp_path / "numbers").mkdir()
+    (tmp_path / "numbers/summary.json").write_text('{"years": "of work"}')
     for name in ("thesis.tex", "figures.json", "index.html", "features/index.html", "graph.json"):
         path = tmp_path / "work" / name
         path.parent.mkdir(exist_ok=True, parents=True)
@@ -43,12 +45,13 @@ VERBS = [
     ("lookup", ["run=runs/a", "vector=v.safetensors", "output=work/thesis.tex"]),
     ("evaluate", ["run=runs/a", "output=work"]),
     ("pages", ["run=runs/a", "output=work"]),
+    ("pages", ["run=runs/a", "output=numbers"]),
     ("features", ["run=runs/a", "output=work"]),
 ]
 
 
 def content() -> dict[str, bytes]:
-    kept = [*Path("work").rglob("*"), *Path("runs").rglob("*")]
+    kept = [*Path("work").rglob("*"), *Path("numbers").rglob("*"), *Path("runs").rglob("*")]
     return {str(path): path.read_bytes() for path in kept if path.is_file()}
 
 

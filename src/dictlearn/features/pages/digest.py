@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any, final
 from urllib.parse import quote
@@ -103,3 +104,9 @@ def _context(example: Example, pieces: Pieces) -> list[Any]:
 def _storable(text: str) -> str:
     """Half a surrogate pair, which a model may write, has no UTF-8."""
     return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def is_summary(data: bytes) -> bool:
+    """Whether a file that is there is one of ours."""
+    found = json.loads(data)
+    return isinstance(found, dict) and {"format", "features", "counts", "examples"} <= found.keys()

@@ -26,7 +26,7 @@ from dictlearn.ckpt.commit import commit
 from dictlearn.disk.replace import check_file_replaceable, check_replaceable
 from dictlearn.disk.whole import write_bytes, write_json
 from dictlearn.features.pages.digest import FILE as SUMMARY
-from dictlearn.features.pages.digest import Digest
+from dictlearn.features.pages.digest import Digest, is_summary
 from dictlearn.features.pages.record import Pieces, main_score, page_of, short, spread, summary
 from dictlearn.store.explanations import Explanation
 from dictlearn.store.features import FeatureStore
@@ -77,8 +77,9 @@ def write_pages(
 
 
 def check_pages_replaceable(folder: Path, overwrite: bool | None) -> None:
-    """SaveError where index.html or pages/ in `folder` is not ours; `overwrite` lets them go."""
+    """SaveError where index.html, summary.json or pages/ is not ours; `overwrite` lets them go."""
     check_file_replaceable(folder / PAGE, lambda data: OURS in data, overwrite)
+    check_file_replaceable(folder / SUMMARY, is_summary, overwrite)
     check_replaceable(folder / FOLDER, SORT, overwrite)
 
 
