@@ -349,6 +349,7 @@ QUICK = {
     "train dict.n_features=abc": 2,
     "train seed=1.5": 2,
     "train resume=absent": 2,
+    "train init=absent": 2,
     "train data=text data.paths=absent.txt": 2,
     "features run=absent": 2,
 }

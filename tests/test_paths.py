@@ -35,3 +35,24 @@ def test_a_path_begins_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert list(cfg.data.paths) == [f"{tmp_path}/a.txt", "b.txt"]
     assert cfg.init == f"{tmp_path}/d"
     assert config.compose("lookup", ["pos='~/'", "run=r"]).pos == "~/"
+
+
+ABSENT = {
+    "run=absent": "run=absent: no such folder; dictionary= also takes a hub id",
+    "dictionary=absent": "dictionary=absent: no such folder, and not a hub id",
+    "dictionary=./a/b": "dictionary=./a/b: no such folder, and not a hub id",
+}
+
+
+@pytest.mark.parametrize("given", ABSENT)
+def test_what_is_not_there_is_named(given: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=ABSENT[given].replace("(", "\\(")):
+        paths.refuse_absent(config.compose("evaluate", [given]))
+
+
+def test_what_may_be_there_is_left_to_the_verb(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "one").mkdir()
+    for given in ("dictionary=owner/name", "dictionary=owner/name/layer.3", "run=one"):
+        paths.refuse_absent(config.compose("evaluate", [given]))

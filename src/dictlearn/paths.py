@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -10,6 +11,7 @@ from dictlearn.ckpt.resume import resolve_resume
 from dictlearn.sources.text_files import find_files
 
 FOLDERS = ("run", "resume", "dictionary", "init")
+HUB_ID = r"\w[\w.-]*(/[\w.-]+)+"
 FILES = ("vector", "graph", "data.paths")
 
 
@@ -24,12 +26,11 @@ def refuse_absent(cfg: DictConfig) -> None:
         resolve_resume(resume, Path(cfg.run_dir))  # says what it wants
     for key in ("dictionary", "init"):
         path = cfg.get(key)
-        if (
-            isinstance(path, str)
-            and path.startswith(("/", "./", "../"))
-            and not Path(path).is_dir()
-        ):
-            raise ValueError(f"{key}={path}: no such folder")
+        if path is None or Path(path).is_dir() or re.fullmatch(HUB_ID, path):
+            continue
+        raise ValueError(
+            f"{key}={path}: no such folder, and not a hub id (owner/name, or owner/name/folder)"
+        )
     given = cfg.get("data") or {}
     if given.get("paths"):
         find_files(given["paths"])

@@ -24,9 +24,9 @@ class Range:
 
     def __str__(self) -> str:
         if self.most == math.inf:
-            return f" above {self.least:g}" if self.above else f" of at least {self.least:g}"
-        return f" above {self.least:g} and at most {self.most:g}" * self.above or (
-            f" from {self.least:g} to {self.most:g}"
+            return f" above {self.least:.12g}" if self.above else f" of at least {self.least:.12g}"
+        return f" above {self.least:.12g} and at most {self.most:.12g}" * self.above or (
+            f" from {self.least:.12g} to {self.most:.12g}"
         )
 
 
