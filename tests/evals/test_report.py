@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -153,6 +154,41 @@ def test_report_of_a_partial_evaluation_leaves_out_what_was_not_measured(
 
 def test_report_without_figures_says_what_writes_them(tmp_path):
     with pytest.raises(ValueError, match="figures.json: no figures here; dictlearn evaluate"):
+        write_report(tmp_path)
+
+
+DAMAGES = {
+    "[1]": "holds no figures",
+    '{"figures": []}': "holds no figures",
+    "[" * 100_000: "not a JSON file",
+    '{"figures": {"fvu": 0.1}, "versions": {}}': "has no dictionary: a report shows",
+}
+
+
+@pytest.mark.parametrize("text", DAMAGES, ids=lambda text: text[:20])
+def test_figures_that_are_none_are_one_sentence(tmp_path, text):
+    (tmp_path / "figures.json").write_text(text)
+    with pytest.raises(ValueError, match=f"figures.json: {DAMAGES[text]}"):
+        write_report(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["figures.json"]
+
+
+@pytest.mark.parametrize("wrong", [None, "x", [[]], {"a": "b"}], ids=str)
+def test_wrong_types_in_figures_are_one_sentence_or_left_out(tmp_path, record, wrong):
+    for part in ("dictionary", "model", "text", "baselines", "series", "versions"):
+        write_record(tmp_path, {**record, part: wrong})
+        try:
+            write_report(tmp_path)
+        except ValueError as error:
+            assert "figures.json: not what dictlearn evaluate writes" in str(error)
+        (Path(tmp_path) / "figures.json").unlink()
+
+
+@pytest.mark.parametrize("text", ["a: [", "- 1", "a: &x [1]\nb: [*x, *x]\n", "\xff"], ids=ascii)
+def test_a_configuration_that_is_none_is_one_sentence(tmp_path, record, text):
+    write_record(tmp_path, record)
+    (tmp_path / "config.yaml").write_bytes(text.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"config\.yaml: .*(not a run's configuration|utf-8)"):
         write_report(tmp_path)
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # whoever only reads a record needs no torch
 
 FORMAT = 1
 FILE = "figures.json"
+MOST_BYTES = 64 << 20
 # Per-feature series belong to the features themselves; these are small and worth replotting.
 KEPT_SERIES = (
     "density_histogram",
@@ -116,13 +117,19 @@ def check_record_replaceable(folder: Path, overwrite: bool) -> None:
 
 
 def read_record(folder: Path) -> dict[str, Any]:
+    """What figures.json holds. Raises ValueError where there is none, or it isn't what it should be."""
     path = folder / FILE
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        if path.stat().st_size > MOST_BYTES:
+            raise ValueError(f"{path}: too large for what dictlearn evaluate writes")
+        record = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ValueError(f"{path}: no figures here; dictlearn evaluate writes them") from error
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path}: not a JSON file ({error}); evaluate again") from error
+    if not isinstance(record, dict) or not isinstance(record.get("figures"), dict):
+        raise ValueError(f"{path}: holds no figures; dictlearn evaluate writes them")
+    return record
 
 
 def _described(dictionary: EvaluatedDictionary) -> dict[str, Any]:

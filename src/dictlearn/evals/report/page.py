@@ -8,22 +8,25 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from dictlearn.disk.whole import write_text
+from dictlearn.disk.whole import write_bytes, write_text
 from dictlearn.escape import html as escape
 from dictlearn.evals import attribution, layers, table
-from dictlearn.evals.record import read_record
+from dictlearn.evals.record import FILE, read_record
 from dictlearn.evals.report.descriptions import descriptions
 from dictlearn.evals.report.features import features
 from dictlearn.evals.report.history import read_history
 from dictlearn.evals.report.layer_plots import layer_plots
 from dictlearn.evals.report.plots import Plot, evaluation_plots, training_plots
 from dictlearn.evals.report.settings import read_settings, summary
-from dictlearn.evals.report.theme import inline_svg, save_png
+from dictlearn.evals.report.theme import inline_svg, png
 
 BY_LAYER = (
     "Valid tokens only. A cell of the heat map is the mean decoder norm from source to target, times "
     "the mean value of the source's active features, over the target's standard deviation."
 )
+
+
+PARTS = ("dictionary", "model", "text", "baselines", "series", "versions", "date")
 
 
 def write_report(folder: Path) -> Path:
@@ -34,21 +37,37 @@ def write_report(folder: Path) -> Path:
     else goes in: a report can be written again at any time.
     """
     record = read_record(folder)
+    if absent := [part for part in PARTS if part not in record]:
+        raise ValueError(
+            f"{folder / FILE}: has no {absent[0]}: a report shows the figures of a dictionary on a "
+            "language model's text, which dictlearn evaluate takes"
+        )
+    try:
+        html, plots = _drawn(folder, record)
+    except (KeyError, TypeError, AttributeError, IndexError, ArithmeticError) as error:
+        raise ValueError(
+            f"{folder / FILE}: not what dictlearn evaluate writes ({error!r}); evaluate again"
+        ) from error
+    for name, picture in plots.items():
+        write_bytes(folder / "figures" / f"{name}.png", picture)
+    path = folder / "report.html"
+    write_text(path, html)
+    return path
+
+
+def _drawn(folder: Path, record: Mapping[str, Any]) -> tuple[str, dict[str, bytes]]:
+    """The page and its pictures."""
     history = read_history(folder / "metrics.jsonl")
     training, evaluation = training_plots(history), evaluation_plots(record)
     by_layer = layer_plots(record)
-    pictures = folder / "figures"
-    for plot in (*training, *by_layer, *evaluation):
-        save_png(plot.draw, pictures / f"{plot.name}.png", plot.title, plot.width)
-    path = folder / "report.html"
     name = folder.resolve().name
     settings = read_settings(folder / "config.yaml")
     traced = attribution.read_attribution(folder)
     described = descriptions(folder)
     found = features(folder)
     html = page(name, record, settings, training, evaluation, by_layer, traced, described, found)
-    write_text(path, html)
-    return path
+    plots = (*training, *by_layer, *evaluation)
+    return html, {plot.name: png(plot.draw, plot.title, plot.width) for plot in plots}
 
 
 def page(

@@ -6,17 +6,42 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
+import yaml
 
 UNNAMED = ("model", "source")  # one target each: its name says nothing
 SKIPPED = ("_target_", "_partial_", "_recursive_", "_convert_")
 
 
 def read_settings(path: Path) -> str:
-    """config.yaml as text; empty when there is none."""
-    return path.read_text(encoding="utf-8") if path.is_file() else ""
+    """config.yaml as text; empty when there is none. Raises ValueError for one that is damaged."""
+    if not path.is_file():
+        return ""
+    try:
+        text = path.read_text(encoding="utf-8")
+        parsed(text)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return text
+
+
+class _Loader(yaml.SafeLoader):
+    """Without aliases, of which a few lines can stand for more than memory holds."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.events.AliasEvent):
+            raise yaml.YAMLError("an alias")
+        return super().compose_node(parent, index)
+
+
+def parsed(settings: str) -> dict[Any, Any]:
+    """A run's configuration. Raises ValueError for text that is none."""
+    try:
+        config = yaml.load(settings, Loader=_Loader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ValueError(f"not a run's configuration ({type(error).__name__})") from error
+    if not isinstance(config, dict):
+        raise ValueError("not a run's configuration")
+    return config
 
 
 def summary(settings: str) -> list[tuple[str, str]]:
@@ -26,9 +51,8 @@ def summary(settings: str) -> list[tuple[str, str]]:
         ValueError: one sentence where it is no configuration.
     """
     try:
-        config = OmegaConf.to_container(OmegaConf.create(settings), resolve=False)
-        return _groups(config if isinstance(config, dict) else {})
-    except (YAMLError, OmegaConfBaseException, RecursionError, ValueError, TypeError) as error:
+        return _groups(parsed(settings))
+    except (ValueError, TypeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"config.yaml is not a run's configuration: {reason}") from None
 

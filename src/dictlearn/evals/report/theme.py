@@ -10,14 +10,12 @@ import io
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dictlearn.disk.whole import replacing
 from dictlearn.escape import terminal
 
 # Inches. Margins are fixed, so that plots side by side share their axes' lines.
@@ -105,13 +103,15 @@ def drawn(draw: Draw, palette: Palette, width: float, above: float = 0.0) -> Fig
     return figure
 
 
-def save_png(draw: Draw, path: Path, title: str, width: float) -> None:
+def png(draw: Draw, title: str, width: float) -> bytes:
+    """A picture of its own, with the title that a page puts above."""
+    buffer = io.BytesIO()
     with matplotlib.rc_context(style(LIGHT)):
         figure = drawn(draw, LIGHT, width, above=TITLE)
         at = 1 - 0.22 / (HEIGHT + TITLE)
         figure.text(0.1 / width, at, title, fontweight="bold", fontsize=10)
-        with replacing(path) as place:
-            figure.savefig(place, format="png", dpi=PNG_DPI, metadata={"Software": None})
+        figure.savefig(buffer, format="png", dpi=PNG_DPI, metadata={"Software": None})
+    return buffer.getvalue()
 
 
 def inline_svg(draw: Draw, name: str, label: str, width: float) -> str:

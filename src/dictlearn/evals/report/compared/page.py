@@ -85,7 +85,8 @@ def _note(runs: Sequence[Run]) -> str:
         "A column's head sorts by it; a run's name, and its point, lead to its report. The least of "
         "a column is bold."
     )
-    hashes = {str((run.record.get("text") or {}).get("sha256")) for run in runs}
+    texts = [run.record.get("text") for run in runs]
+    hashes = {str(text.get("sha256")) if isinstance(text, dict) else "" for text in texts}
     if len(hashes) > 1:
         text += " Not all were evaluated on the same text: small differences say nothing."
     return f'<p class="note">{text}</p>'

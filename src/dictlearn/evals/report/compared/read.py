@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
-
 from dictlearn.evals.record import FILE, read_record
+from dictlearn.evals.report.settings import parsed
 from dictlearn.evals.table import MISSING, label_of
 
 # Settings that say nothing of what was trained, or nothing that could be compared.
@@ -37,7 +35,7 @@ class Run:
     def figure(self, key: str) -> float | None:
         value = self.record["figures"].get(key)
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        return float(value) if number else None
+        return float(value) if number and abs(value) < math.inf else None
 
     @property
     def report(self) -> Path | None:
@@ -80,8 +78,6 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
 
 def _read(folder: Path, name: str) -> Run:
     record = read_record(folder)
-    if not isinstance(record, dict) or not isinstance(record.get("figures"), dict):
-        raise ValueError(f"{folder / FILE}: holds no figures; dictlearn evaluate writes them")
     return Run(folder, name, record, _settings(folder / "config.yaml") | _described(record))
 
 
@@ -99,15 +95,17 @@ def _described(record: Mapping[str, Any]) -> dict[str, str]:
     dictionary, model = record.get("dictionary"), record.get("model")
     if not isinstance(dictionary, dict) or not isinstance(model, dict):
         return {}
-    sources, targets = dictionary.get("sources", []), dictionary.get("targets", [])
+    sources, targets = dictionary.get("sources"), dictionary.get("targets")
+    if not isinstance(sources, list) or not isinstance(targets, list):
+        return {}
     sites = ", ".join(map(str, sources))
     if targets != sources:
         sites += " \N{RIGHTWARDS ARROW} " + ", ".join(map(str, targets))
     return {
         "model": str(model.get("name")),
-        "kind": label_of(dictionary),
+        "kind": label_of({"kind": dictionary.get("kind")}),
         "sites": sites,
-        "features": f"{dictionary.get('n_features'):,}",
+        "features": _plain(dictionary.get("n_features")),
     }
 
 
@@ -116,11 +114,9 @@ def _settings(path: Path) -> dict[str, str]:
     if not path.is_file():
         return {}
     try:
-        config = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    except (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException) as error:
-        raise ValueError(f"{path}: not a run's configuration ({type(error).__name__})") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{path}: not a run's configuration")
+        config = parsed(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     return dict(_dotted({key: value for key, value in config.items() if key not in SKIPPED}))
 
 
