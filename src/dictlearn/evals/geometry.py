@@ -19,11 +19,13 @@ from dictlearn.evals.context import EvalContext, EvalResult, Meter, Metric, Obse
 from dictlearn.ranges import Count
 
 BINS = 40
+MOST_PRODUCTS = 1e13  # multiply-adds of the cosines: two minutes of a laptop
 
 
 @final
 class Geometry(Metric):
-    """Of features that fire on the evaluated tokens, about `features` of them, evenly spread:
+    """Of features that fire on the evaluated tokens, about `features` of them, evenly spread, or fewer
+    where the dictionary is so large that comparing them with all others would take long:
 
     - `nearest_cosine_p50`, `_p95`, series `nearest_cosine_histogram`: cosine of what a feature writes
       to the nearest other live feature's, of all sources, all targets put end to end;
@@ -97,7 +99,9 @@ class GeometryMeter(Meter):
 
     def _rows(self, dictionary: Dictionary, live_SF: Tensor) -> Iterator[tuple[int, slice]]:
         """Every so many features, of each source. Maps of a MOLT come whole: there are few."""
-        stride = max(1, int(live_SF.sum()) // self.features)
+        others = live_SF.numel() * dictionary.n_targets * dictionary.width
+        features = min(self.features, max(BLOCK // 4, int(MOST_PRODUCTS / others)))
+        stride = max(1, int(live_SF.sum()) // features)
         if isinstance(dictionary.decoder, TransformDecoder):
             stride = 1
         n = dictionary.n_features
