@@ -40,7 +40,6 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 VERBS = [
     ("export", ["run=runs/a", "format=saelens", "output=work"]),
     ("export", ["run=runs/a", "format=neuronpedia", "output=work"]),
-    ("export", ["run=runs/a", "format=saelens", "output=runs/a"]),
     ("targets", ["output=work"]),
     ("lookup", ["run=runs/a", "vector=v.safetensors", "output=work/thesis.tex"]),
     ("evaluate", ["run=runs/a", "output=work"]),
@@ -61,6 +60,14 @@ def test_others_work_stays(verb: str, overrides: list[str]):
     with pytest.raises(OSError, match="cannot save .* is not replaced; .* overwrite=true"):
         import_module(f"dictlearn.verbs.{verb}").main(compose(verb, overrides))
     assert content() == before
+
+
+def test_a_run_is_called_one():
+    with pytest.raises(OSError, match="it is a run, and is not replaced; move it away") as refused:
+        import_module("dictlearn.verbs.export").main(
+            compose("export", ["run=runs/a", "format=sparsify", "output=runs/a"])
+        )
+    assert "overwrite" not in str(refused.value)
 
 
 def test_a_run_stays_even_then():

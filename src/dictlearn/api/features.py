@@ -12,12 +12,12 @@ from transformers import PreTrainedTokenizerBase
 
 from dictlearn.api import html
 from dictlearn.api.record import FeatureRecord, Shown
-from dictlearn.lm.load import load_tokenizer
 from dictlearn.names import feature_named
 from dictlearn.store.explanations import Explanation, read_explanations
 from dictlearn.store.features import open_store
 from dictlearn.store.records import Example, Feature, TokenScores
 from dictlearn.store.text import token_text
+from dictlearn.store.tokenizer import tokenizer_of
 
 SHOWN = 20  # rows of a printed table
 
@@ -118,7 +118,7 @@ class Features(Sequence[FeatureRecord]):
 
     @cached_property
     def _tokenizer(self) -> PreTrainedTokenizerBase:
-        tokenizer = load_tokenizer(self.store.info.model, self.store.info.revision)
+        tokenizer = tokenizer_of(self.store.info)
         if tokenizer is None:
             raise ValueError(f"{self.store.info.model}: has no tokenizer to show text with")
         return tokenizer

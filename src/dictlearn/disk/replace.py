@@ -37,8 +37,10 @@ def check_replaceable(
         hint = "overwrite=true deletes no run and no folder above the one you are in"
     else:
         why = _not_ours(folder, sort, edits)
+        dear = why and _dear(folder)
+        why = dear or why
         hint = "move it away or choose another folder"
-        if overwrite is False:
+        if overwrite is False and not dear:
             hint += ", or pass overwrite=true, which deletes what is in it"
     if why is not None:
         raise _refusal(folder, f"{why}, and is not replaced; {hint}")

@@ -28,6 +28,7 @@ from dictlearn.features.text import Text
 from dictlearn.lm.capture import capture
 from dictlearn.lm.language_model import LanguageModel
 from dictlearn.store.layout import Info
+from dictlearn.store.tokenizer import signature_of
 from dictlearn.store.windows import StoredWindows
 from dictlearn.store.writer import INTERVAL_OF_TOP, NOTHING, Block, write_store
 
@@ -179,6 +180,7 @@ class Harvest:
             rows=settings.block,
             versions={name: version(name) for name in ("torch", "transformers")}
             | {"dictlearn": __version__},
+            signature=signature_of(self.lm.info.name, self.lm.info.revision),
         )
 
 

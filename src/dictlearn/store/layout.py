@@ -61,6 +61,9 @@ class Info:
     directions: int  # singular directions kept of each transform
     rows: int  # features in a block
     versions: Mapping[str, str]
+    signature: str | None = (
+        None  # of who gathered it: the model's folder is read on their word alone
+    )
 
     @property
     def code_names(self) -> tuple[str, ...]:
@@ -76,9 +79,9 @@ def info_from_json(description: Any, where: str) -> Info:
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise ValueError(f"{where}: want a dictlearn feature store of format {FORMAT}")
     names = {field.name for field in fields(Info)}
-    if odd := sorted(names ^ (description.keys() - {"format"})):
+    if odd := sorted((names ^ (description.keys() - {"format"})) - {"signature"}):
         raise ValueError(f"{where}: does not describe a feature store; look at {odd[0]}")
-    plain = {name: _frozen(description[name]) for name in names}
+    plain = {name: _frozen(description[name]) for name in names & description.keys()}
     return Info(**plain)
 
 

@@ -26,11 +26,11 @@ from dictlearn.export.calibrate import as_jumprelu
 from dictlearn.export.compare import TOLERANCE, difference
 from dictlearn.export.features import FeatureExporter, FeatureJob
 from dictlearn.export.protocol import Exporter, Job, check_holds
-from dictlearn.lm.load import load_tokenizer
 from dictlearn.ranges import Count
 from dictlearn.sources.reader import Reader
 from dictlearn.store.explanations import read_explanations
 from dictlearn.store.features import open_store
+from dictlearn.store.tokenizer import tokenizer_of
 from dictlearn.types import Batch, ModelInfo
 from dictlearn.verbs import build
 from dictlearn.verbs.opened import Opened, open_dictionary, where
@@ -111,7 +111,7 @@ def export_features(cfg: DictConfig, exporter: FeatureExporter, folder: Path, so
     reason = exporter.refusal(store.info)
     if reason is not None:
         raise ValueError(f"format={exporter.name}: {reason}")
-    tokenizer = load_tokenizer(store.info.model, store.info.revision)
+    tokenizer = tokenizer_of(store.info)
     if tokenizer is None:
         raise ValueError(
             f"format={exporter.name}: {store.info.model} has no tokenizer to show text"

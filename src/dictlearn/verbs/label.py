@@ -13,10 +13,10 @@ from dictlearn.ckpt.dictionary import saved_sha256
 from dictlearn.disk.replace import check_file_replaceable
 from dictlearn.disk.whole import write_json
 from dictlearn.export.graph_labels import Label, by_tokens, described, label_nodes, read_graph
-from dictlearn.lm.load import load_tokenizer
 from dictlearn.ranges import Natural
 from dictlearn.store.explanations import read_explanations
 from dictlearn.store.features import FeatureStore, has_store, open_store
+from dictlearn.store.tokenizer import tokenizer_of
 
 METADATA = "graph-metadata.json"  # circuit-tracer's list of the graphs in a folder
 
@@ -85,7 +85,7 @@ def labels(run: Path, n_tokens: int) -> Label:
         check_layers(store, run)
     tokenizer = None
     if store is not None and n_tokens > 0:
-        tokenizer = load_tokenizer(store.info.model, store.info.revision)
+        tokenizer = tokenizer_of(store.info)
 
     def label(layer: int, index: int) -> str:
         explanation = explanations.get((layer, index))

@@ -16,6 +16,7 @@ from dictlearn.features.pages import write_pages
 from dictlearn.lm.load import load_tokenizer
 from dictlearn.store.explanations import read_explanations
 from dictlearn.store.features import FeatureStore, open_store
+from dictlearn.store.tokenizer import tokenizer_of
 
 
 class Keys:
@@ -30,10 +31,8 @@ class Keys:
 def main(cfg: DictConfig) -> int:
     store = open_store(cfg.run)
     folder = store.folder if cfg.output is None else Path(cfg.output)
-    if cfg.tokenizer is None:
-        tokenizer = load_tokenizer(store.info.model, store.info.revision)
-    else:
-        tokenizer = load_tokenizer(cfg.tokenizer)
+    named = cfg.tokenizer
+    tokenizer = tokenizer_of(store.info) if named is None else load_tokenizer(named)
     with lock.writing(folder, "pages"):
         write_site(store, tokenizer, folder, cfg.overwrite)
     return 0

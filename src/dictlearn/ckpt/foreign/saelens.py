@@ -76,6 +76,10 @@ KNOWN = """
     eval_batch_size_prompts eval_every_n_wandb_logs n_eval_batches
     log_activations_store_to_wandb log_optimizer_state_to_wandb act_store_device autocast
     autocast_lm compile_llm llm_compilation_mode compile_sae sae_compilation_mode
+    jumprelu_ste_to_input target_l0 use_matryoshka_aux_loss activations_mixing_fraction
+    disable_concat_sequences sequence_separator_token use_chat_formatting llm_device logger
+    prefetch_llm_batches n_batches_for_norm_estimate total_training_samples
+    train_batch_size_samples output_path resume_from_checkpoint save_final_checkpoint
 """
 REFUSED = {
     "abstopk": "its features may be negative",

@@ -1,0 +1,32 @@
+"""The tokenizer that shows a store's text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from dictlearn.ckpt.signature import SIGNATURE, is_own, signed
+from dictlearn.lm.load import load_tokenizer
+from dictlearn.store.layout import Info
+
+
+def signature_of(model: str, revision: str | None) -> str | None:
+    """By which `tokenizer_of` knows a store that this user gathered."""
+    return signed({"model": model, "revision": revision}).get(SIGNATURE)
+
+
+def tokenizer_of(info: Info) -> PreTrainedTokenizerBase | None:
+    """That of the model which the store names: pico, a hub id or, in a store of one's own, a folder.
+
+    Raises:
+        ValueError: somebody else's file names a folder of this machine.
+    """
+    said = {"model": info.model, "revision": info.revision, SIGNATURE: info.signature}
+    if info.model != "pico" and not is_own(said) and Path(info.model).expanduser().exists():
+        raise ValueError(
+            f"the features say that their model lies in the folder {info.model}, and those that were "
+            f"not gathered by your own `dictlearn features` choose no folder to read here; gather "
+            f"them anew, or name the folder with `dictlearn pages tokenizer=`"
+        )
+    return load_tokenizer(info.model, info.revision)
