@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +14,8 @@ from importlib import import_module
 from types import FrameType
 
 from omegaconf import DictConfig
+
+from dictlearn import escape
 
 
 class Stopped(SystemExit):
@@ -48,8 +49,8 @@ def told(verb: str, cfg: DictConfig) -> Iterator[None]:
         number = signal.SIGTERM if isinstance(stop, Stopped) else signal.SIGINT
         if (
             os.environ.get("LOCAL_RANK", "0") == "0"
-        ):  # of a run's processes the first speaks for all
-            sys.stderr.write(f"stopped by {number.name}; {_goes_on(verb, cfg)}\n")
+        ):  # the first of a run's processes speaks for all
+            escape.say(f"stopped by {number.name}; {_goes_on(verb, cfg)}")
         raise SystemExit(128 + number) from None
 
 

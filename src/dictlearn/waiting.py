@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from dictlearn import escape
 
 PATIENCE = 3.0  # seconds after which a wait is named
 
@@ -13,7 +14,7 @@ PATIENCE = 3.0  # seconds after which a wait is named
 @contextmanager
 def waiting_for(what: str, patience: float = PATIENCE) -> Iterator[None]:
     """Says on stderr what the work inside is, if it takes longer than `patience` seconds."""
-    timer = threading.Timer(patience, lambda: sys.stderr.write(f"Waiting for {what}.\n"))
+    timer = threading.Timer(patience, escape.say, [f"Waiting for {what}."])
     timer.daemon = True
     timer.start()
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,6 +10,8 @@ from typing import Any, Protocol, final, runtime_checkable
 
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
+
+from dictlearn import escape
 
 HELD_OUT = "held_out/"  # before the names of the final figures
 
@@ -138,7 +139,7 @@ class Guarded(Logger):
             self.failure = _line(error)
             if not self._said:
                 self._said = True
-                say(f"{self.key}: {self.failure}; training goes on, and it is tried again")
+                escape.say(f"{self.key}: {self.failure}; training goes on, and it is tried again")
             return False
         self.failure = None
         return True
@@ -166,7 +167,7 @@ def guarded(loggers: Mapping[str, Logger], config: Mapping[str, Any]) -> Iterato
         for one in several:
             one.close(failed)
             if rank_zero_only.rank == 0 and one.summary:  # type: ignore[attr-defined]
-                say(one.summary)
+                escape.say(one.summary)
 
 
 def _upload(run: Any, dictionary: Path) -> None:
@@ -180,7 +181,3 @@ def _upload(run: Any, dictionary: Path) -> None:
 def _line(error: BaseException) -> str:
     """The first line of what went wrong, or its kind."""
     return str(error).strip().partition("\n")[0] or type(error).__name__
-
-
-def say(text: str) -> None:
-    sys.stderr.write(text + "\n")

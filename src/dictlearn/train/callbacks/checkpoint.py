@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 import time
-import warnings
 from pathlib import Path
 from typing import Any, Literal, final
 
@@ -12,6 +10,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
+from dictlearn import escape
 from dictlearn.ckpt import commit, rng
 from dictlearn.ckpt.checkpoint_io import DictlearnCheckpointIO
 from dictlearn.ranges import Count, Positive
@@ -117,9 +116,8 @@ class CheckpointCallback(Checkpoint):
             self._save(trainer, trainer.global_step)
         if self.failures and trainer.is_global_zero:
             last = "" if self._saved_step is None else f"; the newest is step-{self._saved_step}"
-            sys.stderr.write(
-                f"callbacks.checkpoint: {self.failures} save{'s' * (self.failures > 1)} "
-                f"failed{last}\n"
+            escape.say(
+                f"callbacks.checkpoint: {self.failures} save{'s' * (self.failures > 1)} failed{last}"
             )
 
     def _is_due(self, trainer: Trainer, step: int) -> bool:
@@ -151,7 +149,7 @@ class CheckpointCallback(Checkpoint):
         if failure is not None:
             if self.on_error == "raise":
                 raise failure
-            warnings.warn(f"{failure}. Training goes on", stacklevel=2)
+            escape.say(f"{failure}. Training goes on")
 
     def _tidy(self, folder: Path, step: int) -> None:
         commit.set_latest(folder)
