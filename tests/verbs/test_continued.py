@@ -13,6 +13,7 @@ import pytest
 from dictlearn import config
 from dictlearn.verbs import build
 from dictlearn.verbs.continued import command, continued
+from dictlearn.verbs.train import begun
 
 OWN = ["name=x", "dict=clt", "dict.k=4", "sparsity=batchtopk", "callbacks=ema", "~eval.downstream"]
 OWN += ["optim.lr=1e-4", "debug=fast", "data.context=64", "seed=3"]
@@ -66,6 +67,14 @@ def test_what_differs_is_refused(given: str, sentence: str, tmp_path: Path) -> N
     with pytest.raises(ValueError, match=sentence) as refused:
         again(tmp_path, given)
     assert "steps" not in str(refused.value)  # what was not given is not spoken of
+
+
+def test_no_run_has_the_name_that_the_clock_makes(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    cfg = config.compose("train", ["resume=auto"])
+    with pytest.raises(ValueError, match="resume=auto: want name=<the run to go on with>"):
+        begun(cfg, Path(cfg.run_dir))
+    assert begun(config.compose("train", ["resume=auto", "name=x"]), Path("runs/x")).folder is None
 
 
 def test_a_moved_run_writes_where_it_lies_now(tmp_path: Path) -> None:

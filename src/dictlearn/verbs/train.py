@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -46,6 +47,7 @@ from dictlearn.verbs.evaluate import BESIDE, evaluated, label_beside, write_into
 from dictlearn.waiting import waiting_for
 
 FIGURES = {"fvu": "FVU", "l0": "L0 per token", "mcc": "MCC"}
+NEW_NAME = re.compile(r"-\d{8}-\d{6}-\d{6}$")  # the clock's, where no name was given
 SAMPLE_TOKENS = 16_384  # for scales, biases and thresholds
 
 
@@ -159,6 +161,8 @@ def begun(cfg: DictConfig, run: Path) -> Resume:
             f"run_dir={run}: holds a run already; resume=auto continues it, "
             "name=<another name> starts a new one"
         )
+    if cfg.resume == "auto" and NEW_NAME.search(cfg.run_dir) and not run.exists():
+        raise ValueError(f"resume=auto: want name=<the run to go on with>; there is no {run}")
     return resolve_resume(cfg.resume, run)
 
 
