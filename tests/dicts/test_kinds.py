@@ -317,7 +317,7 @@ def test_a_crosscoder_reads_all_sites_for_one_code():
         ),
         (partial(plt, layers=[2, 1]), r"dict.layers=\[2, 1\]"),
         (partial(clt, window=0), "dict.window=0: want at least 1"),
-        (partial(crosscoder, norm="max"), "dict.norm=max: want concat or sum"),
+        (partial(crosscoder, norm="max"), "dict.norm=max: want concat or sum"),  # pyright: ignore
         (partial(crosscoder, sites=["a.b", "a.b"]), "want each site once"),
     ],
 )

@@ -27,7 +27,7 @@ def sae(n_features: int = 24) -> Dictionary:
 def test_cosines_are_those_of_plain_loops(lm, windows):
     dictionary = sae()
     with torch.no_grad():
-        dictionary.encoder.W_enc += 0.2 * torch.randn_like(dictionary.encoder.W_enc)
+        dictionary.encoder.W_enc.add_(0.2 * torch.randn_like(dictionary.encoder.W_enc))
     found = evaluate_dictionary(dictionary, lm, windows, EVALS)
     live = found.series["density"][0] > 0
     W_dec = torch.nn.functional.normalize(dictionary.decoder.W_dec[0].detach(), dim=-1)[live]

@@ -24,6 +24,9 @@ def pays(numbers: int, on_gpu: bool) -> bool:
     return on_gpu or numbers >= SMALLEST
 
 
+Moments = Literal["float32", "bfloat16", "8bit"]
+
+
 @final
 class FusedAdam(torch.optim.Optimizer):
     """Adam (Kingma & Ba 2015) without weight decay: the numbers of torch.optim.Adam.
@@ -44,7 +47,7 @@ class FusedAdam(torch.optim.Optimizer):
         lr: NonNegative = 1e-3,
         betas: tuple[Fraction, Fraction] = (0.9, 0.999),
         eps: Positive = 1e-8,
-        moments: Literal["float32", "bfloat16", "8bit"] = "float32",
+        moments: Moments = "float32",
     ):
         if lr < 0:
             raise ValueError(f"optim.lr={lr}: want 0 or more")

@@ -12,7 +12,7 @@ from dictlearn_kernels import rounded, topk_encode
 from dictlearn_kernels.topk_encode import groups
 
 from dictlearn.train import fused_adam
-from dictlearn.train.fused_adam import FusedAdam
+from dictlearn.train.fused_adam import FusedAdam, Moments
 from dictlearn.train.module import DictionaryTraining
 from dictlearn.types import Batch
 from tests.dictionaries import SPARSITIES
@@ -74,7 +74,7 @@ def take_steps(
     return [float(loss.cpu()) for loss in losses], waits
 
 
-def both(kind: str, sparsity: str, moments: str = "float32"):
+def both(kind: str, sparsity: str, moments: Moments = "float32"):
     """((losses, what was trained and saved) on a CPU, the same on a GPU, waits of a step)."""
     shape, optimiser = SHAPES[kind], partial(FusedAdam, lr=1e-2, moments=moments)
     given = batches(shape, STEPS)
