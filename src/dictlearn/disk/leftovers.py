@@ -143,7 +143,7 @@ def _started(pid: int) -> int | None:
 
 @lru_cache(maxsize=1)
 def _machine() -> str:
-    """Of the host and its space of process numbers: a container has its own."""
+    """Names the host and its space of process numbers: a container has its own."""
     space = ""
     with contextlib.suppress(OSError):
         space = os.readlink("/proc/self/ns/pid")
