@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, final
 
@@ -43,6 +44,10 @@ def find_chromium() -> str:
         "these tests need Chromium or Chrome: install one (Debian: apt install chromium), "
         "or say where it is with CHROMIUM=/path/to/chrome"
     )
+
+
+class Navigated(AssertionError):
+    """The page that was asked is being left for another."""
 
 
 @final
@@ -93,6 +98,8 @@ class Browser:
         while True:
             answer = self._next()
             if answer.get("id") == self._sent:
+                if "navigated" in answer.get("error", {}).get("message", ""):
+                    raise Navigated(method)
                 assert "error" not in answer, f"{method}: {answer['error']}"
                 return answer["result"]
             self._note(answer)
@@ -112,9 +119,12 @@ class Browser:
         return answer["result"].get("value")
 
     def until(self, expression: str) -> None:
-        """Waits for `expression` to hold."""
+        """Waits for `expression` to hold, on this page or the one that a click leads to."""
         end = time.monotonic() + PATIENCE
-        while not self.value(expression):
+        while True:
+            with suppress(Navigated):
+                if self.value(expression):
+                    return
             assert time.monotonic() < end, f"never came true: {expression}"
             time.sleep(0.01)
 
