@@ -71,7 +71,7 @@ def _run(args: list[str], verb: str | None) -> int:
         sys.stdout.write(f"dictlearn {__version__}\n")
         return 0
     if not args or args[0] in ("-h", "--help"):
-        lines = "\n".join(f"    {name:<12}{line}" for name, line in known.items())
+        lines = "\n".join(help.beside(f"    {name}", line, 16) for name, line in known.items())
         sys.stdout.write(USAGE.format(version=__version__, verbs=lines))
         return 0 if args else 2
     if args[0] not in known:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -34,7 +35,7 @@ OFTEN: dict[str, tuple[str, ...]] = {
     )
 }
 OFTEN["plan"] = ("gpu", *OFTEN["train"])
-WIDTH = 100
+WIDEST = 100
 
 
 def text(verb: str, command: str, overrides: Sequence[str], everything: bool = False) -> str:
@@ -106,8 +107,13 @@ def _line(what: str, said: str) -> str:
     head = f"    {what}"
     if not said:
         return head.rstrip()
-    margin = 36
-    lines = textwrap.wrap(said, WIDTH - margin, break_on_hyphens=False)
+    return beside(head, said, margin=36)
+
+
+def beside(head: str, said: str, margin: int) -> str:
+    """`said` to the right of `head`, in as many lines as the terminal's width asks for."""
+    width = max(60, min(WIDEST, shutil.get_terminal_size((WIDEST, 24)).columns))
+    lines = textwrap.wrap(said, width - margin, break_on_hyphens=False)
     start = f"{head:<{margin}}" if len(head) < margin else f"{head}\n{'':<{margin}}"
     return f"\n{'':<{margin}}".join([start + lines[0], *lines[1:]])
 
