@@ -314,6 +314,8 @@ TRANSLATIONS = {
     "teacher=qwen3_4b": ["teacher=model", "teacher.path=Qwen/Qwen3-4B"],
     "teacher=org/name": ["teacher=model", "teacher.path=org/name"],
     "resume=None": ["resume=null"],
+    "data.paths=données.txt": ["data.paths='données.txt'"],
+    "model=./modèle": ["model=hf", "model.path='./modèle'"],
     "debug=null": ["~debug"],
 }
 

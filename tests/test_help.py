@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
 from omegaconf import OmegaConf
 
 from dictlearn import config, help, schema
+
+
+@pytest.fixture(autouse=True)
+def _wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
 
 
 def helped(verb: str, *overrides: str, everything: bool = False) -> list[str]:
@@ -47,3 +53,8 @@ def test_verbs_stand_in_the_order_of_work() -> None:
         verbs.index("plan") < verbs.index("train") < verbs.index("features") < verbs.index("export")
     )
     assert set(config.ORDER) <= set(verbs)
+
+
+def test_help_fits_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert max(map(len, helped("train"))) <= 80

@@ -44,12 +44,10 @@ def test_a_stopped_training_names_the_command_that_goes_on(monkeypatch, capsys):
     from dictlearn.verbs import continued
 
     cfg = compose("train", ["name=mine"])
-    monkeypatch.setattr(continued, "command", lambda cfg: f"dictlearn train resume=auto {cfg.name}")
+    monkeypatch.setattr(continued, "goes_on", lambda cfg: f"to go on: {cfg.name}")
     with pytest.raises(SystemExit, match="143"), stopping.told("train", cfg):
         raise stopping.Stopped(143)
-    assert capsys.readouterr().err == (
-        "stopped by SIGTERM; to go on: dictlearn train resume=auto mine\n"
-    )
+    assert capsys.readouterr().err == "stopped by SIGTERM; to go on: mine\n"
     monkeypatch.setenv("LOCAL_RANK", "1")
     with pytest.raises(SystemExit, match="143"), stopping.told("train", cfg):
         raise stopping.Stopped(143)

@@ -182,6 +182,12 @@ def _translated(override: str) -> list[str]:
     if name in NAMES_A_RUN and re.search("[,=]", value) and _is_there(name, value):
         return [f"{name}={quoted(value)}"]
     if (
+        name not in TAKES_A_PATH
+        and not value.isascii()
+        and not re.search(r"""[,\[\]{}'"$]""", value)
+    ):
+        return [f"{name}={quoted(value)}"]  # Hydra's grammar has only ASCII outside of quotes
+    if (
         "~" in value and name.rpartition(".")[2] in schema.PATHS
     ):  # Hydra's grammar has no ~ in a value
         home = str(Path.home())
@@ -230,7 +236,7 @@ def sentence(error: Exception) -> str:
 
 def quoted(value: str, always: bool = False) -> str:
     """`value` as Hydra's grammar reads it back; in quotes where it must be, or `always`."""
-    if re.fullmatch(r"[\w./@+-]+", value) and not always:
+    if re.fullmatch(r"[\w./@+-]+", value, re.ASCII) and not always:
         return value
     # Backslashes are doubled before a quote alone: elsewhere the grammar takes them as they are.
     value = re.sub(r"(\\*)'", r"\1\1\\'", value)

@@ -56,7 +56,7 @@ def told(verb: str, cfg: DictConfig) -> Iterator[None]:
 
 def _goes_on(verb: str, cfg: DictConfig) -> str:
     if verb == "train":
-        return f"to go on: {import_module('dictlearn.verbs.continued').command(cfg)}"
+        return import_module("dictlearn.verbs.continued").goes_on(cfg)
     if verb in ("features", "explain"):
         return "the same command goes on from what is saved"
     return "nothing is left half-written, and the same command starts again"

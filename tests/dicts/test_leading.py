@@ -37,6 +37,11 @@ def test_one_site_takes_any_leading_shape_and_gives_it_back(kind, leading):
     assert torch.equal(code.values, plain.values) and code.n_tokens == 12
 
 
+def test_what_is_no_tensor_is_refused():
+    with pytest.raises(ValueError, match="activations of type ndarray: want a torch.Tensor"):
+        small_dictionary().encode(torch.zeros(2, 1, 8).numpy())  # pyright: ignore[reportArgumentType]
+
+
 def test_one_vector_is_a_token():
     dictionary, x = small_dictionary(), activations(1)
     assert torch.equal(dictionary(x[0, 0]), dictionary(x)[0, 0])

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 from omegaconf import OmegaConf
 
-from dictlearn.ckpt.dictionary import save_dictionary
+from dictlearn.ckpt.dictionary import load_dictionary, save_dictionary
 from dictlearn.ckpt.signature import signed
 from dictlearn.config import compose, conf_dir
 from dictlearn.dicts.sae import sae
@@ -121,6 +122,36 @@ def test_text_that_a_user_names_is_read_whole(tmp_path):
     assert read(tmp_path, "data.paths=one.txt") == n
     assert read(tmp_path, "data.paths=rows.jsonl") > n  # each row after a token of its own
     assert read(tmp_path, "data.paths=rows.jsonl", "data.held_out=0.5") > n
+
+
+def test_figures_on_other_text_leave_those_of_the_run():
+    own = compose("evaluate", ["run=runs/a"])
+    Path("runs/a").mkdir(parents=True)
+    assert evaluate.destination(own) == Path("runs/a")
+    named = compose("evaluate", ["run=runs/a", "data=stdlib"])
+    assert evaluate.destination(named) == Path("evaluations/a")
+    said = compose("evaluate", ["run=runs/a", "data=stdlib", "output=there"])
+    assert evaluate.destination(said) == Path("there")
+
+
+def test_windows_are_as_long_as_in_training(tmp_path):
+    saved(tmp_path / "d")
+    data = ["dictionary=d", "data=text", "data.paths=text.jsonl"]
+    for given, context in (([], 64), (["data.context=16"], 16)):
+        cfg = compose("evaluate", [*data, *given])
+        opened.open_dictionary(cfg, "evaluate", "evaluations")
+        assert cfg.data.context == context
+
+
+def test_what_a_folder_without_a_dictionary_is_is_said(tmp_path):
+    (tmp_path / "new/checkpoints").mkdir(parents=True)
+    with pytest.raises(
+        ValueError, match="holds no dictionary yet: the run has not come to its end"
+    ):
+        load_dictionary(tmp_path / "new")
+    saved(tmp_path / "several/k8/dictionary")
+    with pytest.raises(ValueError, match="holds several runs; name one of k8"):
+        load_dictionary(tmp_path / "several")
 
 
 def test_of_the_text_of_training_the_held_out_part_is_read(tmp_path, caplog):

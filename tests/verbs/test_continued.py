@@ -12,8 +12,8 @@ import pytest
 
 from dictlearn import config
 from dictlearn.verbs import build
-from dictlearn.verbs.continued import command, continued
-from dictlearn.verbs.train import begun
+from dictlearn.verbs.continued import command, continued, goes_on
+from dictlearn.verbs.train import begun, refuse_fewer_steps
 
 OWN = ["name=x", "dict=clt", "dict.k=4", "sparsity=batchtopk", "callbacks=ema", "~eval.downstream"]
 OWN += ["optim.lr=1e-4", "debug=fast", "data.context=64", "seed=3"]
@@ -74,7 +74,31 @@ def test_no_run_has_the_name_that_the_clock_makes(tmp_path: Path, monkeypatch) -
     cfg = config.compose("train", ["resume=auto"])
     with pytest.raises(ValueError, match="resume=auto: want name=<the run to go on with>"):
         begun(cfg, Path(cfg.run_dir))
-    assert begun(config.compose("train", ["resume=auto", "name=x"]), Path("runs/x")).folder is None
+
+
+def test_without_a_checkpoint_the_run_must_be_said_in_full(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    start = ["resume=auto", "name=x"]
+    with pytest.raises(
+        ValueError, match="no checkpoint in runs/x to go on from; say what to train"
+    ):
+        begun(config.compose("train", start), Path("runs/x"))
+    assert begun(config.compose("train", [*start, "dict.k=4"]), Path("runs/x")).folder is None
+
+
+def test_what_is_said_at_a_stop_depends_on_what_is_saved(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    cfg = config.compose("train", ["name=x", "dict.k=4"])
+    assert goes_on(cfg) == "nothing is saved yet, and the same command starts again"
+    (tmp_path / "runs/x/checkpoints/step-5").mkdir(parents=True)
+    assert "resume=auto name=x" in goes_on(cfg)
+
+
+def test_a_run_does_not_end_before_where_it_is(tmp_path: Path) -> None:
+    cfg = config.compose("train", ["name=x", "steps=30"])
+    refuse_fewer_steps(cfg, tmp_path / "step-30")
+    with pytest.raises(ValueError, match="steps=30: .*step-155 has 155 behind it; want more"):
+        refuse_fewer_steps(cfg, tmp_path / "step-155")
 
 
 def test_a_moved_run_writes_where_it_lies_now(tmp_path: Path) -> None:

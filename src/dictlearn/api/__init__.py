@@ -17,7 +17,7 @@ from dictlearn.api.model import OpenModel
 from dictlearn.api.results import Evaluation, Run, figures_of
 from dictlearn.ckpt.dictionary import load_dictionary
 from dictlearn.dicts.dictionary import Dictionary
-from dictlearn.verbs.opened import where
+from dictlearn.verbs.evaluate import destination
 
 __all__ = [
     "Evaluation",
@@ -94,7 +94,7 @@ def evaluate(dictionary: str | Path | Run, *overrides: str | list[str], **keys: 
     is_run = (Path(path) / "dictionary").is_dir()
     given = as_key("run" if is_run else "dictionary", str(path))
     cfg = composed("evaluate", [given, *overrides], keys)
-    folder = where(cfg, "evaluate", "evaluations")[1].resolve()
+    folder = destination(cfg).resolve()
     called("evaluate", cfg)
     return Evaluation(folder, path)
 

@@ -168,8 +168,21 @@ def _find(path: str | Path, revision: str | None) -> Path:
 def _read_foreign(folder: Path) -> Dictionary:
     dictionary = read_foreign(folder)
     if dictionary is None:
-        raise ValueError(
-            f"{folder}: holds no {DESCRIPTION}; want a run's folder, its dictionary/, or what "
-            f"{', '.join(importers())} wrote"
-        )
+        raise ValueError(f"{folder}: {_instead(folder)}")
     return dictionary
+
+
+def _instead(folder: Path) -> str:
+    """What a folder without a dictionary is, or what was wanted."""
+    if (folder / "checkpoints").is_dir():
+        return (
+            "holds no dictionary yet: the run has not come to its end; "
+            "train resume=auto name=<its name> goes on"
+        )
+    runs = sorted(path.parent.parent.name for path in folder.glob(f"*/dictionary/{DESCRIPTION}"))
+    if runs:
+        return f"holds several runs; name one of {', '.join(runs[:5])}{', ...' * (len(runs) > 5)}"
+    return (
+        f"holds no {DESCRIPTION}; want a run's folder, its dictionary/, or what "
+        f"{', '.join(importers())} wrote"
+    )

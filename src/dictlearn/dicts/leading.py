@@ -35,6 +35,8 @@ def as_tokens(
         ValueError: x is not what the dictionary reads, or not `n_tokens` tokens. `strict` wants an
             axis of sites.
     """
+    if not isinstance(x, Tensor):
+        raise ValueError(f"activations of type {type(x).__name__}: want a torch.Tensor")
     shape, leading = tuple(x.shape), None
     if x.ndim != 3 or shape[1] != sizes.n_sources:
         bare = sizes.n_sources == 1 and x.ndim > 0 and not strict

@@ -14,9 +14,10 @@ from omegaconf import DictConfig, OmegaConf
 from dictlearn import config, schema
 from dictlearn.ckpt.checkpoint_io import read_config
 from dictlearn.ckpt.diff import ABSENT, MAY_CHANGE, refuse_changes
+from dictlearn.ckpt.resume import CHECKPOINTS
 from dictlearn.overrides import dotted
 
-OF_THIS_START = ("name", "run_dir", "resume", "allow_changed")
+OF_THIS_START = ("name", "run_dir", "resume", "allow_changed")  # which run, and not what it is
 
 
 def continued(verb: str, cfg: DictConfig, checkpoint: Path) -> DictConfig:
@@ -46,6 +47,13 @@ def continued(verb: str, cfg: DictConfig, checkpoint: Path) -> DictConfig:
     refuse_changes(saved, {str(k): v for k, v in now.items()}, checkpoint, allow)
     OmegaConf.set_struct(result, True)
     return result
+
+
+def goes_on(cfg: DictConfig) -> str:
+    """How a run that was stopped goes on, in words."""
+    if any((Path(cfg.run_dir) / CHECKPOINTS).glob("step-*")):
+        return f"to go on: {command(cfg)}"
+    return "nothing is saved yet, and the same command starts again"
 
 
 def command(cfg: DictConfig) -> str:

@@ -40,20 +40,23 @@ class Keys:
 
 def main(cfg: DictConfig) -> int:
     """Loads, evaluates, prints the table; returns the process's exit status."""
-    folder = where(cfg, "evaluate", "evaluations")[1]
+    folder = destination(cfg)
     if cfg.output is not None:
         check_record_replaceable(folder, cfg.overwrite)
     with lock.writing(folder / "report.html", "evaluate"):
-        return evaluate(cfg)
-
-
-def evaluate(cfg: DictConfig) -> int:
-    """The same for who holds the lock of the report."""
-    opened = open_dictionary(cfg, "evaluate", "evaluations")
-    beside = {name: one.to(opened.lm.device) for name, one in load_beside(opened.path).items()}
-    evaluate_into(opened.folder, cfg, opened.dictionary, opened.lm, beside, opened.split)
-    _say(f"The report: {opened.folder / 'report.html'}")
+        opened = open_dictionary(cfg, "evaluate", "evaluations")
+        beside = {name: one.to(opened.lm.device) for name, one in load_beside(opened.path).items()}
+        evaluate_into(folder, cfg, opened.dictionary, opened.lm, beside, opened.split)
+        _say(f"The report: {folder / 'report.html'}")
     return 0
+
+
+def destination(cfg: DictConfig) -> Path:
+    """Where figures and report go: into a run's folder only those on the run's own text."""
+    path, folder = where(cfg, "evaluate", "evaluations")
+    if cfg.output is None and cfg.run is not None and cfg.get("data"):
+        return Path("evaluations") / Path(path).resolve().name
+    return folder
 
 
 def load_beside(run: Path) -> dict[str, Dictionary]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
@@ -62,12 +63,24 @@ def open_dictionary(
     trained = dictionary.training_figures
     split = "eval"
     if text and cfg.get("data"):
+        _take_context(cfg, trained)
         split = part_of(cfg.data, trained)
     elif text:
         with open_dict(cfg):
             cfg.data = literal(trained_on(trained, path))
     lm = _model(cfg, dictionary, path, check)
     return Opened(Path(path), folder, dictionary.to(lm.device), lm, split)
+
+
+def _take_context(cfg: DictConfig, trained: Mapping[str, Any]) -> None:
+    """Windows as long as those of the training, where the command line doesn't say how long."""
+    given = HydraConfig.initialized() and any(
+        text.startswith("data.context=") for text in HydraConfig.get().overrides.task
+    )
+    theirs = trained.get("data")
+    context = theirs.get("context") if isinstance(theirs, Mapping) else None
+    if "context" in cfg.data and not given and type(context) is int and context >= 2:
+        cfg.data.context = context  # a model that reads less refuses it
 
 
 def where(cfg: DictConfig, verb: str, elsewhere: str) -> tuple[str, Path]:
@@ -183,5 +196,11 @@ def _model(cfg: DictConfig, dictionary: Dictionary, path: str, check: Check) -> 
     revision = trained.get("revision")
     revision = revision if isinstance(revision, str) else None
     other = own_model(trained, path, "other_model")
-    check(dictionary, read_info(name, revision))
+    try:
+        info = read_info(name, revision)
+    except ValueError as error:
+        raise ValueError(
+            f"{path}: was trained on {error}; model=<folder or hub id> names it"
+        ) from error
+    check(dictionary, info)
     return load_model(name, revision, device="auto", other=other)

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import lightning
 import torch
 from dictlearn_kernels import dispatch
+from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
@@ -24,7 +25,7 @@ from dictlearn.ckpt.dictionary import save_dictionary
 from dictlearn.ckpt.diff import refuse_changed_contents
 from dictlearn.ckpt.lock import run_lock, writing
 from dictlearn.ckpt.resume import CHECKPOINTS, Resume, resolve_resume
-from dictlearn.ckpt.signature import signed
+from dictlearn.ckpt.signature import SIGNATURE, key_file, signed
 from dictlearn.dicts.decoder import DiagonalDecoder
 from dictlearn.dicts.dictionary import Dictionary
 from dictlearn.disk.whole import write_text
@@ -41,7 +42,7 @@ from dictlearn.train.loggers import guarded
 from dictlearn.train.module import DictionaryTraining
 from dictlearn.types import Batch, ModelInfo
 from dictlearn.verbs import build, fingerprints, verdict
-from dictlearn.verbs.continued import command, continued
+from dictlearn.verbs.continued import OF_THIS_START, continued, goes_on
 from dictlearn.verbs.described import beside_published, first_line, text_of
 from dictlearn.verbs.evaluate import BESIDE, evaluated, label_beside, write_into
 from dictlearn.waiting import waiting_for
@@ -81,6 +82,7 @@ def main(cfg: DictConfig) -> int:
     resume = begun(cfg, run)
     if resume.folder is not None:
         cfg = continued("train", cfg, resume.folder)
+        refuse_fewer_steps(cfg, resume.folder)
     else:
         build.check_named_text(cfg)
     check(cfg)
@@ -121,7 +123,7 @@ def main(cfg: DictConfig) -> int:
             try:
                 fit(cfg, training, source, resume.folder, loggers, contents)
             except Interrupted as interrupted:
-                say(f"stopped by {interrupted.signal.name}; to go on: {command(cfg)}")
+                say(f"stopped by {interrupted.signal.name}; {goes_on(cfg)}")
                 return int(interrupted.code or 1)
             if rank_zero_only.rank != 0:
                 return 0
@@ -163,7 +165,27 @@ def begun(cfg: DictConfig, run: Path) -> Resume:
         )
     if cfg.resume == "auto" and NEW_NAME.search(cfg.run_dir) and not run.exists():
         raise ValueError(f"resume=auto: want name=<the run to go on with>; there is no {run}")
-    return resolve_resume(cfg.resume, run)
+    resume = resolve_resume(cfg.resume, run)
+    if cfg.resume == "auto" and resume.folder is None and not says_what_to_train():
+        raise ValueError(
+            f"resume=auto: there is no checkpoint in {run} to go on from; say what to train, with the "
+            "options of the first start, or name a run that has one"
+        )
+    return resume
+
+
+def says_what_to_train() -> bool:
+    """Whether the command line has more than which run to go on with: then a start is meant too."""
+    if not HydraConfig.initialized():
+        return True
+    given = {text.partition("=")[0] for text in HydraConfig.get().overrides.task}
+    return bool(given - set(OF_THIS_START))
+
+
+def refuse_fewer_steps(cfg: DictConfig, checkpoint: Path) -> None:
+    done = re.fullmatch(r"step-(\d+)", checkpoint.name)
+    if done and int(done[1]) > cfg.steps:
+        raise ValueError(f"steps={cfg.steps}: {checkpoint} has {int(done[1])} behind it; want more")
 
 
 def check(cfg: DictConfig) -> None:
@@ -211,11 +233,11 @@ def finish(
     """
     held_out = build.build_source(cfg, lm, training.trainee().dictionary, "eval")
     sample = held_out.sample(SAMPLE_TOKENS)
-    finished = {}
+    finished, origin = {}, provenance(cfg, lm.info)
     for name, trainee in training.named_trainees():
         one = trainee.to(lm.device).inference_form(partial(split, sample, cfg.batch_tokens))
         folder = run / "dictionary" if name == "dictionary" else run / BESIDE / name
-        save_dictionary(one, folder, provenance(cfg, lm.info))
+        save_dictionary(one, folder, origin)
         finished[name] = one
     dictionary = finished.pop("dictionary")
     beside = {label_beside(name): one for name, one in finished.items()}
@@ -300,7 +322,13 @@ def provenance(cfg: DictConfig, info: ModelInfo) -> dict[str, Any]:
         "objective": config["objective"],
         "seed": cfg.seed,
     }
-    return signed(said)
+    own = signed(said)
+    if SIGNATURE not in own:
+        say(
+            f"{key_file()} can't be written, so this run won't be known as yours: other verbs will want "
+            "model= and data= named"
+        )
+    return own
 
 
 def say(text: str) -> None:
