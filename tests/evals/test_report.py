@@ -16,6 +16,7 @@ from dictlearn.evals.evaluation import evaluate_dictionary
 from dictlearn.evals.reconstruction import Reconstruction
 from dictlearn.evals.record import read_record, record_of, write_record
 from dictlearn.evals.report import write_report
+from dictlearn.evals.report.descriptions import descriptions
 from dictlearn.evals.report.history import loss_terms, read_history, series
 from dictlearn.evals.report.plots import binned, training_plots
 from dictlearn.evals.report.settings import summary
@@ -190,6 +191,14 @@ def test_a_configuration_that_is_none_is_one_sentence(tmp_path, record, text):
     (tmp_path / "config.yaml").write_bytes(text.encode("latin-1"))
     with pytest.raises(ValueError, match=r"config\.yaml: .*(not a run's configuration|utf-8)"):
         write_report(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "[1]", '{"explained": []}', "null", "{"])
+def test_a_damaged_summary_of_descriptions_is_one_sentence(tmp_path, text):
+    (tmp_path / "features").mkdir()
+    (tmp_path / "features/explanations.json").write_text(text)
+    with pytest.raises(ValueError, match="not what `dictlearn explain` writes"):
+        descriptions(tmp_path)
 
 
 def test_record_survives_the_disk_and_is_strict_json(tmp_path, record):

@@ -24,8 +24,8 @@ def descriptions(folder: Path) -> str:
         if is_stale(summary, folder):
             return stale_section("Descriptions", "explain")
         return section(summary)
-    except (json.JSONDecodeError, KeyError) as error:
-        raise ValueError(f"{path}: not what `dictlearn explain` writes ({error})") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{path}: not what `dictlearn explain` writes ({error!r})") from error
 
 
 def section(summary: Mapping[str, Any]) -> str:

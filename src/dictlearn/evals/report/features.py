@@ -29,7 +29,7 @@ def features(folder: Path) -> str:
         if is_stale(summary, folder):
             return stale_section("Features", "features")
         return section(summary)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path}: not what `dictlearn pages` writes ({error!r})") from error
 
 

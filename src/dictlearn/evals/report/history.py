@@ -21,7 +21,7 @@ def read_history(path: Path) -> list[dict[str, float]]:
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
             entry = json.loads(line)
-        except json.JSONDecodeError:
+        except (json.JSONDecodeError, RecursionError):
             continue
         if isinstance(entry, dict) and isinstance(entry.get("step"), int | float):
             numbers = {key: value for key, value in entry.items() if _is_finite_number(value)}

@@ -116,7 +116,7 @@ class RunLogger(Logger):
             try:
                 row = json.loads(line)
                 earlier = row["step"] < step
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 break  # not a line of ours: the record goes on from what can be read
             if not earlier:
                 break
