@@ -109,7 +109,7 @@ def test_a_dictionary_of_a_real_models_activations_is_evaluated_on_it(
     with pytest.raises(SystemExit) as exit_:
         cli.main()
     assert not exit_.value.code, capsys.readouterr().err
-    assert (tmp_path / "runs/own/report.html").is_file()
+    assert (tmp_path / "evaluations/own/report.html").is_file()
     monkeypatch.setattr(sys, "argv", ["dictlearn", "evaluate", "run=runs/own"])
     with pytest.raises(SystemExit):
         cli.main()
