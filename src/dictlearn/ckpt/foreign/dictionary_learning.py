@@ -142,7 +142,7 @@ def _load(path: Path) -> dict[str, Tensor]:
 
 
 def _renamed(path: Path, found: dict[str, Tensor], name: str) -> dict[str, Tensor]:
-    """By our names and the way round that ours are."""
+    """The file's tensors by our names, turned the way round that ours are."""
     names = TENSORS[name]
     missing, odd = set(names) - set(found), set(found) - set(names) - BESIDE
     if missing or odd:

@@ -166,7 +166,7 @@ def _settings(cfg: dict[str, Any], where: Path) -> tuple[Mapping[str, Any], Mapp
 
 
 def _tensors(folder: Path, cfg: Mapping[str, Any], architecture: str) -> dict[str, Tensor]:
-    """By our names and the way round that ours are."""
+    """The file's tensors by our names, turned the way round that ours are."""
     path = folder / WEIGHTS
     read = read_tensors(path)
     check_numbers(path, read)
