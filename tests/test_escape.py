@@ -81,3 +81,16 @@ def test_markdown_shows_text_as_it_is(text, shown):
 
 def test_html_shows_text_as_it_is():
     assert escape.html("<a href='x'>\"&\u202e") == "&lt;a href=&#x27;x&#x27;&gt;&quot;&amp;\\u202e"
+
+
+def test_what_is_no_terminal_gets_whole_lines(monkeypatch, capsys):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    table = Table("name")
+    table.add_row("x" * 300)
+    shown = escape.console()
+    shown.print("a " * 200, no_wrap=True, overflow="ellipsis")
+    shown.print(table)
+    printed = capsys.readouterr().out
+    assert "a " * 200 in printed and "x" * 300 in printed
+    monkeypatch.setenv("COLUMNS", "80")
+    assert escape.console().width == 80

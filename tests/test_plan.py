@@ -203,3 +203,18 @@ def test_two_models_are_counted_both():
     both = costs.flops_per_token(two, two.info, ["resid_post.1", "other/resid_post.2"])
     apart = [costs.flops_per_token(one, one.info, [f"resid_post.{i}"]) for i in (1, 2)]
     assert both == sum(apart)
+
+
+def test_a_run_folder_is_one_word_however_long(capsys, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    folder = f"runs/{'long_' * 30}name"
+    plan.main(config.compose("plan", ["debug=fast", "trainer=cpu", f"run_dir={folder}"]))
+    assert f"run folder: {folder}\n" in capsys.readouterr().out
+
+
+def test_steps_too_short_to_time_have_no_rate() -> None:
+    (tiny,) = planned("gpu=H200", "debug=fast", "dict.n_features=64", "dict.k=4").speeds()
+    assert "the run takes under a second of computing, in steps too short" in tiny
+    assert "tokens/s" not in tiny
+    large = planned("gpu=H200", "batch_tokens=65536", "dict.n_features=131072", "steps=3000")
+    assert "tokens/s at most, the run takes" in large.speeds()[0]

@@ -7,6 +7,7 @@ what a terminal, Markdown or HTML obeys. Whatever is inside the program stays as
 from __future__ import annotations
 
 import html as _html
+import os
 import re
 import sys
 import unicodedata
@@ -20,6 +21,7 @@ LINE_MARKS = "\n\t"
 # (some turn the direction of writing, and others are invisible), halves of characters, separators.
 UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp", "Co")
 JOINERS = "\u200c\u200d\u00ad"  # of scripts, emoji and hyphenation: they belong to words
+WIDE = 1 << 16  # columns of what is no terminal: nothing is cut or wrapped there
 MARKDOWN = re.compile(r"([\\`*\[\]<>|&~$])|(?<!\w)(_)|(_)(?!\w)|^(\s*)([#+=-])|^(\s*\d+)([.)])")
 
 
@@ -52,7 +54,10 @@ def say(text: str) -> None:
 
 
 def console(stderr: bool = False, markup: bool = False) -> Console:
-    """rich's, which shows text as it is: nothing in it is markup, or an order to the terminal."""
+    """rich's, which shows text as it is: nothing in it is markup, or an order to the terminal.
+
+    Lines end where the terminal does. A pipe or a file has no end, unless COLUMNS gives it one.
+    """
     from rich.console import Console
     from rich.segment import Segment
 
@@ -64,7 +69,10 @@ def console(stderr: bool = False, markup: bool = False) -> Console:
             for segment in super().render(renderable, options):
                 yield segment if segment.control else Segment(terminal(segment.text), segment.style)
 
-    return Harmless(stderr=stderr, markup=markup, emoji=False)
+    made = Harmless(stderr=stderr, markup=markup, emoji=False)
+    if not (made.is_terminal or made.is_jupyter or os.environ.get("COLUMNS")):
+        made.width = WIDE
+    return made
 
 
 def markup(text: str) -> str:

@@ -24,8 +24,10 @@ def waiting_for(what: str, patience: float = PATIENCE) -> Iterator[None]:
 
 
 def duration(seconds: float) -> str:
-    """50 s, 3 min, 2 h 05 min, 4 d 3 h."""
+    """under a second, 50 s, 3 min, 2 h 05 min, 4 d 3 h."""
     minutes, hours, days = seconds / 60, seconds / 3600, seconds / 86400
+    if seconds < 1:
+        return "under a second"
     if seconds < 90:
         return f"{seconds:.0f} s"
     if minutes < 90:

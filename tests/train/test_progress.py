@@ -14,8 +14,8 @@ from dictlearn.waiting import duration, waiting_for
 
 
 def test_durations_are_short() -> None:
-    said = [duration(seconds) for seconds in (4, 89, 95, 5400, 7500, 200_000)]
-    assert said == ["4 s", "89 s", "2 min", "1 h 30 min", "2 h 05 min", "2 d 7 h"]
+    said = [duration(seconds) for seconds in (0.4, 4, 89, 95, 5400, 7500, 200_000)]
+    assert said == ["under a second", "4 s", "89 s", "2 min", "1 h 30 min", "2 h 05 min", "2 d 7 h"]
 
 
 def test_plain_lines_show_the_average_speed_and_the_time_left(

@@ -53,7 +53,10 @@ def points(html: str) -> list[str]:
     return re.findall(r'<a data-run="\d+" href="([^"]*)">', html)
 
 
-def test_runs_stand_beside_one_another(multirun: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_runs_stand_beside_one_another(
+    multirun: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     assert compared(f"runs=[{multirun}]") == 0
     said = capsys.readouterr()
     assert said.err == "The page: runs/m/report.html\n"

@@ -57,8 +57,12 @@ def test_what_is_known_stands_beside_a_match(
 
 
 def test_a_match_is_one_line_with_its_firing_token_marked(
-    dictionary: Dictionary, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    dictionary: Dictionary,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ):
+    monkeypatch.setenv("COLUMNS", "80")
     made_store(tmp_path / "runs/a")
     assert lookup.main(compose("lookup", ["run=runs/a", "vector=v.safetensors", "features=6"])) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -159,7 +159,7 @@ def _said(explanations: Mapping[tuple[int, int], Explanation], match: Match) -> 
 
 
 def lines(site: str, rows: Sequence[Mapping[str, Any]], n_examples: int) -> Iterator[Text]:
-    """A line a match, cut where the terminal ends, and `n_examples` below each that has any."""
+    """A line a match, cut where a terminal ends, and `n_examples` below each that has any."""
     width = max([len(row["feature"]) for row in rows], default=0)
     yield Text(f"Features along the vector at {site}")
     yield Text(f"{'feature':<{width}}  {'it':<6}  cosine  density", style="dim")

@@ -24,7 +24,8 @@ from dictlearn.verbs.gpus import GPUS, SHOWN, Gpu
 from dictlearn.verbs.machine import Machine, as_device, this_machine
 from dictlearn.verbs.predictions import Prediction, predictions, remedies
 from dictlearn.verbs.units import as_bytes, si
-from dictlearn.waiting import duration
+
+RUN_FOLDER = "run folder"
 
 
 class Keys(train.Keys):
@@ -55,8 +56,7 @@ class Plan:
         for one in self.predictions:
             verdict = "fits" if not one.remedy else f"does not fit; what would: {one.remedy}"
             lines.append(
-                f"{one.gpu.name}: {si(one.tokens_per_second)}tokens/s at most, the run takes "
-                f"{duration(one.seconds)} at least, {one.share:.0%} of it in the {one.limit}; "
+                f"{one.gpu.name}: {one.speed()}, {one.share:.0%} of it in the {one.limit}; "
                 f"{as_bytes(one.peak)} of {as_bytes(one.gpu.room)}: {verdict}"
             )
         return lines
@@ -75,7 +75,7 @@ class Plan:
 def planned(cfg: DictConfig, machine: Machine | None = None) -> Plan:
     """The plan of a run on this machine, or on another one, or on the GPU that `gpu` names."""
     plan, gpu = Plan(), GPUS.get(str(cfg.get("gpu")))
-    cfg = plan.check("run folder", lambda: begun(cfg))
+    cfg = plan.check(RUN_FOLDER, lambda: begun(cfg))
     if cfg is None:
         return plan
     machine = machine or this_machine(Path(cfg.run_dir))
@@ -127,7 +127,7 @@ def describe(plan: Plan, run: costs.Run, devices: int) -> None:
     batch = run.step_tokens * devices
     work = costs.work(run, devices=devices)
     plan.facts |= {
-        "run folder": str(cfg.run_dir),
+        RUN_FOLDER: str(cfg.run_dir),
         "reads": f"{listed(shape.sources)}, width {shape.width}",
         "writes": f"{listed(shape.targets)}, width {shape.width}",
         "dictionary": f"{shape.kind}, {shape.n_features:,} features per source, k = {shape.k:g}",
@@ -222,8 +222,11 @@ def show(plan: Plan, console: Console) -> None:
     table.add_column(no_wrap=True)
     table.add_column()
     for name, fact in plan.facts.items():
-        table.add_row(name, Text(fact))
+        if name != RUN_FOLDER:
+            table.add_row(name, Text(fact))
     if plan.facts:
+        folder = f"{RUN_FOLDER}: {plan.facts[RUN_FOLDER]}"  # a path that a cell breaks is none
+        console.print(folder, markup=False, highlight=False, soft_wrap=True)
         console.print(table)
     for line in plan.speeds():
         console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -12,17 +12,32 @@ from hydra.utils import instantiate
 from dictlearn.dicts.dictionary import Dictionary
 from dictlearn.verbs.costs import FLOAT, Run, count, memory, work
 from dictlearn.verbs.gpus import Gpu
+from dictlearn.verbs.units import si
+from dictlearn.waiting import duration
+
+
+# Of a step: below it a device waits for its next operation most of the time, and what the operations
+# themselves would take says nothing of how fast the run is.
+SHORTEST_STEP = 1e-3
 
 
 @dataclass(frozen=True)
 class Prediction:
     gpu: Gpu
+    step_seconds: float
     tokens_per_second: float  # of all devices together
     seconds: float  # the whole run's
     limit: str  # the part of a step that takes longest
     share: float  # of a step's time
     peak: float  # bytes on each device
     remedy: str  # one line; empty where it fits
+
+    def speed(self) -> str:
+        """The rate, where there is one, and the wall time."""
+        if self.step_seconds < SHORTEST_STEP:
+            return f"the run takes {duration(self.seconds)} of computing, in steps too short for a rate"
+        rate = f"{si(self.tokens_per_second)}tokens/s at most"
+        return f"{rate}, the run takes {duration(self.seconds)} at least"
 
 
 def predictions(
@@ -41,7 +56,9 @@ def predictions(
         rate = devices * run.step_tokens / whole
         remedy = "" if peak <= gpu.room else remedies(run, gpu, devices, on_gpu)
         total = whole * run.cfg.steps
-        found.append(Prediction(gpu, rate, total, limit, seconds[limit] / whole, peak, remedy))
+        found.append(
+            Prediction(gpu, whole, rate, total, limit, seconds[limit] / whole, peak, remedy)
+        )
     return found
 
 
