@@ -15,7 +15,6 @@ from dictlearn.verbs.gpus import Gpu
 from dictlearn.verbs.units import si
 from dictlearn.waiting import duration
 
-
 # Of a step: below it a device waits for its next operation most of the time, and what the operations
 # themselves would take says nothing of how fast the run is.
 SHORTEST_STEP = 1e-3
