@@ -18,7 +18,6 @@ from importlib import import_module
 from pathlib import Path
 
 import hydra
-from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
@@ -27,6 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from dictlearn import (
     __version__,
+    arguments,
     config,
     escape,
     help,
@@ -65,15 +65,17 @@ def _run(args: list[str], verb: str | None) -> int:
     known = config.verbs()
     if args[:1] == ["-sc"]:
         return _complete(args, verb, known)
-    if verb:
-        return _launch(verb, args, [])
-    if args[:1] == ["--version"]:
+    if "--version" in args:
         sys.stdout.write(f"dictlearn {__version__}\n")
         return 0
+    if verb:
+        return _launch(verb, args, [])
     if not args or args[0] in ("-h", "--help"):
         lines = "\n".join(help.beside(f"    {name}", line, 16) for name, line in known.items())
         sys.stdout.write(USAGE.format(version=__version__, verbs=lines))
         return 0 if args else 2
+    if args[0].startswith("-"):
+        raise ValueError(f"{args[0]}: want a verb first; {config.choose_from('', list(known))}")
     if args[0] not in known:
         raise ValueError(f"{args[0]}: no such verb; {config.choose_from(args[0], list(known))}")
     return _launch(args[0], args[1:], [args[0]])
@@ -81,26 +83,26 @@ def _run(args: list[str], verb: str | None) -> int:
 
 def _launch(verb: str, args: list[str], prefix: list[str]) -> int:
     """Hands a verb's arguments to Hydra; returns the worst status of its jobs."""
-    args = config.translated(config.listed(verb, args))
-    # Hydra's parser takes no override on each side of a flag.
-    args.sort(key=lambda arg: arg not in ("-m", "--multirun"))
-    parsed = get_args_parser().parse_args(args)
+    options, parsed, typed = arguments.taken_apart(config.listed(verb, args))
+    arguments.refuse_repeated(typed)
+    given = config.translated(typed)
     if parsed.help:
         command = f"{Path(sys.argv[0]).name} {' '.join(prefix)}".strip()
-        given = [text for text in parsed.overrides if text != "all"]
-        sys.stdout.write(help.text(verb, command, given, given != parsed.overrides))
+        keys = [text for text in given if text != "all"]
+        sys.stdout.write(help.text(verb, command, keys, keys != given))
         return 0
     folder = ["--config-dir", parsed.config_dir] if parsed.config_dir else []
+    args = [*options, *given]  # Hydra's parser takes no override on each side of an option
     if not (parsed.cfg or parsed.info or parsed.shell_completion):
-        checked = overrides.checked(verb, parsed.overrides, parsed.multirun, parsed.config_dir)
-        args = [arg for arg in args if arg not in parsed.overrides] + checked
+        args = [*options, *overrides.checked(verb, given, parsed.multirun, parsed.config_dir)]
     parent = None
     if parsed.multirun and "name" in config.raw(verb):
-        parent = _multirun_name(parsed.overrides)
+        parent = _multirun_name(given)
+        args = [text for text in args if not (parent and text.startswith("name="))]
         args += (
             [f"name={config.quoted(parent)}", f"hydra.sweep.dir=runs/{parent}"] if parent else []
         )
-    shared = {multirun.key(text) for text in parsed.overrides if not overrides.sweeps(text)}
+    shared = {multirun.key(text) for text in given if not overrides.sweeps(text)}
     statuses, folders = [0], []
 
     def task(cfg: DictConfig) -> None:
@@ -134,7 +136,7 @@ def _launch(verb: str, args: list[str], prefix: list[str]) -> int:
     try:
         hydra.main(version_base="1.3", config_path=str(config.conf_dir()), config_name=verb)(task)()
     except HydraException:
-        overrides.checked(verb, parsed.overrides, parsed.multirun, parsed.config_dir)
+        overrides.checked(verb, given, parsed.multirun, parsed.config_dir)
         raise
     if parsed.multirun:
         with _one_sentence(go_on=True):

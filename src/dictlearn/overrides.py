@@ -24,6 +24,8 @@ def checked(
     """
     folders = [config.conf_dir(), *([Path(config_dir)] if config_dir else [])]
     groups = config.groups(verb)
+    for text in texts:
+        _refuse_bare(verb, text)
     overrides = [_parsed(text) for text in texts]
     choices = []
     for text, override in zip(texts, overrides, strict=True):
@@ -46,8 +48,12 @@ def checked(
         key = override.key_or_group
         outside = override.is_add() or key in groups or key.split(".")[0].split("/")[0] == "hydra"
         if not outside and key not in keys:
-            near = config.nearest(key, [*keys, *groups])
+            ours = [name for name in keys if name.split(".")[0] != "hydra"]
+            near = config.nearest(key, [*ours, *groups])
             meant = f"; did you mean {near}?" if near else ""
+            if config.LISTED in ours and key in config.NAMES_A_RUN:
+                path = text.partition("=")[2]
+                meant = f"; folders stand without a key: dictlearn {verb} {path} <another folder>"
             raise ValueError(f"{text}: no such key{meant}")
         result.append(text if outside else _fitted(text, override, takes))
     return result
@@ -70,6 +76,14 @@ def _parsed(text: str) -> Override:
         raise ValueError(
             f"{text}: want key=value, with quotes around a value that has spaces or brackets"
         ) from error
+
+
+def _refuse_bare(verb: str, text: str) -> None:
+    """A folder that stands for itself where a verb takes one by its key."""
+    if "=" not in text and Path(text).is_dir():
+        takes = [key for key in ("run", "dictionary", "resume") if key in config.raw(verb)]
+        keys = " or ".join(f"{key}={text}" for key in takes)
+        raise ValueError(f"{text}: want key=value{f', such as {keys}' if keys else ''}")
 
 
 def _check_choice(verb: str, text: str, override: Override, folders: Sequence[Path]) -> None:

@@ -1,0 +1,68 @@
+"""The command line taken apart into options, which are Hydra's, and overrides; wrong ones are said."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple, NoReturn
+
+from hydra._internal.utils import get_args_parser
+
+from dictlearn import config
+
+COMMON = "--help, --cfg job, -m and --config-dir <folder>"
+
+
+class Arguments(NamedTuple):
+    """`options` as they were typed, also as `parsed`; `overrides` in their order, wherever they stood."""
+
+    options: list[str]
+    parsed: argparse.Namespace
+    overrides: list[str]
+
+
+def taken_apart(args: Sequence[str]) -> Arguments:
+    """Raises ValueError, one sentence, for an option that doesn't exist or lacks its value."""
+    parser = get_args_parser()
+    parser.error = _refuse  # type: ignore[method-assign]  # argparse's prints its usage, and exits
+    parsed, unknown = parser.parse_known_intermixed_args(args)
+    if unknown:
+        known = [name for name in parser._option_string_actions if name.startswith("--")]
+        raise ValueError(_no_such_option(unknown[0], known))
+    if parsed.config_dir is not None and not Path(parsed.config_dir).is_dir():
+        raise ValueError(f"--config-dir {parsed.config_dir}: no such folder")
+    options, left = [], list(parsed.overrides)
+    for arg in args:
+        if arg in left:
+            left.remove(arg)
+        else:
+            options.append(arg)
+    return Arguments(options, parsed, parsed.overrides)
+
+
+def refuse_repeated(overrides: Sequence[str]) -> None:
+    """Raises ValueError where two overrides set one key: it would not be seen which one counts."""
+    first: dict[str, str] = {}
+    for text in overrides:
+        for key in {part.partition("=")[0].lstrip("+~") for part in config.translated([text])}:
+            if key in first and not key.startswith("hydra."):  # launchers add some of those
+                raise ValueError(
+                    f"{first[key]} and {text}: both set {key}; leave one of them out, or give all "
+                    f"values in one, {key}=<a>,<b>, with -m to run each"
+                )
+            first[key] = text
+
+
+def _refuse(message: str) -> NoReturn:
+    """argparse's sentence with the option in front, as ours have the key."""
+    raise ValueError(re.sub(r"^argument (--[\w-]+)[^:]*", r"\1", message))
+
+
+def _no_such_option(arg: str, known: Sequence[str]) -> str:
+    name = arg.partition("=")[0]
+    near = config.nearest(name, known, 0.75)
+    if near:
+        return f"{arg}: no such option; did you mean {near}?"
+    return f"{arg}: no such option; there are {COMMON}, and keys are set without dashes, key=value"
