@@ -68,7 +68,7 @@ def info(recipe: Recipe) -> ModelInfo:
 def batch_of(x_ND: Tensor) -> Batch:
     x_NSD = x_ND[:, None]
     nothing_N = torch.zeros(len(x_ND), dtype=torch.int64)
-    return Batch(x_NSD, x_NSD, nothing_N, nothing_N)
+    return Batch(x_NSD, None, nothing_N, nothing_N)
 
 
 @final

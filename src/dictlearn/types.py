@@ -8,10 +8,10 @@ A name's suffix is its shape: x_NSD is [N, S, D].
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from dictlearn_kernels.pattern import Pattern
@@ -21,19 +21,31 @@ from torch import Tensor
 class Batch(NamedTuple):
     """N tokens' worth of activations, in the model's own units.
 
-    An autoencoder reads what it writes: there `y_NTD is x_NSD`, the same tensor.
+    `targets_NTD` is None in a batch for autoencoders, whose targets are their sources; `y_NTD` is
+    then `x_NSD` itself, on whatever device the batch has come to.
 
     A batch of whole windows has the windows too: its rows are then the valid positions in reading
     order. In a shuffled batch both are None; it may have a batch of windows beside it.
     """
 
     x_NSD: Tensor
-    y_NTD: Tensor
+    targets_NTD: Tensor | None
     tokens_N: Tensor  # int64 token ids
     positions_N: Tensor  # int64 position within the model's context window
     tokens_BP: Tensor | None = None  # int64
     valid_BP: Tensor | None = None  # bool, N of them true
     beside: Batch | None = None  # whole windows, for terms that run the model on them
+
+    @property
+    def y_NTD(self) -> Tensor:
+        """What is to be reconstructed: the targets, which are the sources unless others are given."""
+        return self.x_NSD if self.targets_NTD is None else self.targets_NTD
+
+    def rows(self, low: int, high: int) -> Batch:
+        """Tokens low to high - 1, without windows."""
+        y_NTD = None if self.targets_NTD is None else self.targets_NTD[low:high]
+        tokens_N, positions_N = self.tokens_N[low:high], self.positions_N[low:high]
+        return Batch(self.x_NSD[low:high], y_NTD, tokens_N, positions_N)
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,3 +215,132 @@ class ModelInfo:
     width: int
     vocab_size: int
     context_length: int
+
+
+class DecoderLike(Protocol):
+    """What objectives and evals see of a decoder."""
+
+    def norms(self) -> Tensor:
+        """Norm of everything a feature writes: [S, F]."""
+        ...
+
+    def norms_by_target(self) -> Tensor:
+        """Mean over features of the norm that a source writes to a target: [S, T]."""
+        ...
+
+    def written(self, t: int, s: int, rows: slice) -> Tensor:
+        """What features `rows` of source s write to target t: [n, D]."""
+        ...
+
+
+class DictionaryLike(Protocol):
+    """What evals see of a dictionary: sizes, encoding and decoding, as a whole and layer by layer.
+
+    `dicts.Dictionary` is one; evals import only this.
+    """
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def sources(self) -> tuple[str, ...]: ...
+    @property
+    def targets(self) -> tuple[str, ...]: ...
+    @property
+    def n_targets(self) -> int: ...
+    @property
+    def n_features(self) -> int:
+        """Per source."""
+        ...
+
+    @property
+    def width(self) -> int: ...
+    @property
+    def prefixes(self) -> tuple[int, ...]:
+        """Widths of nested dictionaries, the whole one last; empty where there are none."""
+        ...
+
+    @property
+    def code_sources(self) -> int:
+        """Rows of a code per token: one for every source, or one for all where they share it."""
+        ...
+
+    @property
+    def layerwise(self) -> bool:
+        """Every source has its own code, and target t is decoded from the sources up to it."""
+        ...
+
+    @property
+    def decoder(self) -> DecoderLike: ...
+    def parameters(self) -> Iterator[Any]: ...
+    def encode(self, x_NSD: Tensor) -> Code: ...
+    def decode(self, code: Code, x_NSD: Tensor) -> Tensor: ...
+    def reads(self, t: int) -> range:
+        """The code's sources that target t is decoded from."""
+        ...
+
+    def encode_source(self, x_ND: Tensor, s: int) -> Encoding: ...
+    def decode_target(
+        self, t: int, codes: Mapping[int, Code], x: Mapping[int, Tensor]
+    ) -> Tensor: ...
+
+
+class EncoderLike(Protocol):
+    """What objectives see of an encoder: W_enc [S, F, D] and b_enc [S, F]."""
+
+    @property
+    def W_enc(self) -> Tensor: ...
+    @property
+    def b_enc(self) -> Tensor: ...
+    @property
+    def n_sources(self) -> int: ...
+
+
+class LinearMapLike(EncoderLike, Protocol):
+    """An encoder's map, with which a term may select entries of its own."""
+
+    def at(self, x_NSD: Tensor, selection: Any) -> Code:
+        """The selected pre-activations as a code whose values carry their gradient."""
+        ...
+
+
+class TrainedDictionary(DictionaryLike, Protocol):
+    """What objective terms see of a dictionary in training, beyond what evals see."""
+
+    @property
+    def streams(self) -> bool:
+        """Whether `squared_error` goes target by target: y_hat with its graph is much more."""
+        ...
+
+    @property
+    def encoder(self) -> EncoderLike: ...
+    @property
+    def sparsity(self) -> Any:  # each term checks for the sparsity whose parameters it reads
+        ...
+
+    def read(self, x_NSD: Tensor) -> Tensor:
+        """What the encoder multiplies."""
+        ...
+
+    def encoding_of(self, x_NSD: Tensor) -> tuple[Tensor, LinearMapLike]:
+        """(what the encoder multiplies, the encoder): what a sparsity takes."""
+        ...
+
+    def squared_error(
+        self,
+        code: Code,
+        x_NSD: Tensor,
+        y_NTD: Tensor,
+        weights: Sequence[float],
+        *,
+        only_features: bool = False,
+    ) -> tuple[Tensor, Sequence[Tensor]]:
+        """(the weighted squared error over the nested prefixes, y - y_hat detached, by target)."""
+        ...
+
+    def decode_prefixes(self, code: Code, x_NSD: Tensor) -> list[Tensor]:
+        """One reconstruction for each nested prefix, the whole dictionary's last."""
+        ...
+
+    def decode_constant(self, code: Code, x_NSD: Tensor) -> Tensor:
+        """As `decode`, with a gradient for the code alone and none for weights."""
+        ...

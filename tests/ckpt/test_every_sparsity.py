@@ -59,7 +59,7 @@ class Poisoned:
             return batch
         x_NSD = batch.x_NSD.clone()
         x_NSD[0, 0, 0] = math.nan
-        return batch._replace(x_NSD=x_NSD, y_NTD=x_NSD)
+        return batch._replace(x_NSD=x_NSD)
 
     def state(self) -> dict[str, int]:
         return {**self.inner.state(), "drawn": self.drawn}

@@ -21,7 +21,7 @@ from tests.dicts.test_equivalent import stretched
 def batch(sites: int = 1, n: int = 200) -> Batch:
     x_NSD = 5 * activations(n, sites) + 1
     zeros = torch.zeros(n, dtype=torch.int64)
-    return Batch(x_NSD, x_NSD if sites == 1 else 2 * activations(n, sites), zeros, zeros)
+    return Batch(x_NSD, None if sites == 1 else 2 * activations(n, sites), zeros, zeros)
 
 
 def begun(dictionary: Dictionary, start: Dictionary, read: Batch) -> Trainee:

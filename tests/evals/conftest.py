@@ -64,7 +64,7 @@ class ToyWindows:
 class Toy(nn.Module):
     """TopK over random unit directions; `k=None` reconstructs its target exactly (the identity)."""
 
-    kind = "toy"
+    kind, prefixes = "toy", ()
 
     def __init__(
         self,
@@ -98,6 +98,10 @@ class Toy(nn.Module):
         return code.dense() @ self.W
 
     @property
+    def n_targets(self) -> int:
+        return len(self.targets)
+
+    @property
     def code_sources(self) -> int:
         return len(self.sources)
 
@@ -128,7 +132,7 @@ class Toy(nn.Module):
 class Exact(nn.Module):
     """A model's own MLPs under a dictionary's interface; `leak` of each also goes to the next."""
 
-    kind, n_features, layerwise, width = "exact", 24, True, WIDTH
+    kind, n_features, layerwise, width, prefixes = "exact", 24, True, WIDTH, ()
 
     def __init__(self, lm: LanguageModel, n: int, leak: float = 0.0):
         super().__init__()
@@ -192,7 +196,7 @@ def _observation(
     positions_N = torch.arange(n) % context
     valid_N = torch.ones(n, dtype=torch.bool) if valid_N is None else valid_N
     code = _code_of(torch.ones(n, 1, 1) if dense_NSF is None else dense_NSF)
-    batch = Batch(y_NTD, y_NTD, tokens_BP.flatten(), positions_N)
+    batch = Batch(y_NTD, None, tokens_BP.flatten(), positions_N)
     text_BP = torch.ones_like(tokens_BP, dtype=torch.bool)
     return Observation(tokens_BP, text_BP, valid_N, batch, code, y_hat)
 

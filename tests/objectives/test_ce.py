@@ -52,13 +52,14 @@ def with_dictionary(forward: Forward) -> Tensor:
 
 @pytest.mark.parametrize("chunk", [1, 4, 512])
 def test_value_and_gradients_are_those_of_the_plain_formula(chunk):
-    forward = forward_of(autoencoder())
+    dictionary = autoencoder()
+    forward = forward_of(dictionary)
     assert 0 < len(pairs()) < int(VALID.sum()) - len(VALID)  # some are followed by a masked token
     term = term_for(forward, balance=False, chunk_tokens=chunk)
     value, expected = term(forward), cross_entropy(with_dictionary(forward))
     torch.testing.assert_close(value.double(), expected, rtol=1e-4, atol=1e-6)
     for mine, theirs in zip(
-        gradients(value, forward.dictionary), gradients(expected, forward.dictionary), strict=True
+        gradients(value, dictionary), gradients(expected, dictionary), strict=True
     ):
         torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-6)
 

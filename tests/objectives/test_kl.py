@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 from functools import cache, partial
+from itertools import permutations
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from dictlearn.dicts.dictionary import Dictionary
 from dictlearn.lm.capture import capture
 from dictlearn.lm.language_model import LanguageModel, freeze
 from dictlearn.lm.patch import patched
+from dictlearn.objectives.auxk import AuxK
 from dictlearn.objectives.kl import KLToTeacher
 from dictlearn.objectives.kl_to_teacher import chunked_sum, kl_per_token, kl_to_teacher
 from dictlearn.objectives.objective import Objective
@@ -157,10 +159,11 @@ def test_logits_never_exist_for_more_than_a_chunk():
 
 
 def test_a_dictionary_that_changes_nothing_has_no_kl_and_no_gradient():
-    forward = forward_of(autoencoder())
+    dictionary = autoencoder()
+    forward = forward_of(dictionary)
     exact = forward.y_NTD.clone().requires_grad_()
     forward.__dict__["y_hats"] = [exact]
-    value = term_for(forward.dictionary)(forward)
+    value = term_for(dictionary)(forward)
     assert value.detach().abs() < 1e-6
     (gradient,) = torch.autograd.grad(value, exact)
     assert gradient.abs().max() < 1e-6
@@ -185,7 +188,7 @@ def test_masked_tokens_keep_their_clean_value_bit_for_bit(mode):
     scales = windows.input_scale_S, windows.output_scale_T
     first = [0]  # what is before the first replacement, and masked, cannot differ
     if mode == "free_running":
-        replacements = FreeRunning(dictionary, *scales, VALID).replacements(first)
+        replacements = FreeRunning(dictionary, VALID, *scales).replacements(first)
     else:
         replacements = teacher_forced(dictionary, forward.y_hat_NTD, scales[1], VALID, first)
     site = dictionary.targets[0]
@@ -406,3 +409,32 @@ def test_later_layers_want_a_layer_behind_the_site():
     unnamed = ("model.layers.1:output",)
     with pytest.raises(ValueError, match="does not say which layer it is in"):
         term_for(small_dictionary(sources=unnamed, targets=unnamed), later_layers=1.0)
+
+
+@pytest.mark.parametrize("shuffled", [False, True], ids=["windows", "shuffled tokens"])
+@pytest.mark.parametrize("kind", ["sae", "plt", "clt"])
+def test_no_value_depends_on_which_term_comes_first(kind, shuffled):
+    if kind == "clt":
+        names = {"sources": ("mlp_in.0", "mlp_in.1"), "targets": ("mlp_out.0", "mlp_out.1")}
+        dictionary = small_dictionary(kind="clt", link="lower", centre=False, sites=2, **names)
+    else:
+        dictionary = KINDS[kind]()
+    whole = forward_of(dictionary)
+    dead_SF = torch.arange(dictionary.n_features).expand_as(whole.dead_SF) % 3 == 0
+    whole = replace(whole, dead_SF=dead_SF, windows=None if shuffled else whole.windows)
+    terms = {
+        "reconstruction": Reconstruction(),
+        "auxk": AuxK(k_aux=4),
+        "kl": term_for(dictionary, balance=True),
+    }
+    values = []
+    for order in permutations(terms):
+        forward = replace(whole)  # with nothing computed yet
+        state = copy.deepcopy(terms)
+        found = {name: float(state[name].value(forward).detach()) for name in order}
+        values.append((found, forward.residual_NTD))
+    (first, left), *others = values
+    assert first["auxk"] > 0 and (shuffled or first["kl"] > 0)
+    for found, residual_NTD in others:
+        assert found == first
+        assert torch.equal(residual_NTD, left)

@@ -67,7 +67,11 @@ def batches(shape: Shape, n: int, scale: float = 1.0) -> list[Batch]:
     for _ in range(n):
         x = scale * torch.randn(TOKENS, len(shape.sources), WIDTH, generator=draws)
         same = shape.sources == shape.targets
-        y = x if same else scale * torch.randn(TOKENS, len(shape.targets), WIDTH, generator=draws)
+        y = (
+            None
+            if same
+            else scale * torch.randn(TOKENS, len(shape.targets), WIDTH, generator=draws)
+        )
         made.append(Batch(x, y, torch.zeros(TOKENS, dtype=torch.int64), torch.zeros(TOKENS)))
     return made
 

@@ -47,7 +47,7 @@ class Waves:
         t = torch.rand(n, len(self.sources), 1, generator=draws)
         x = torch.sin(self._pitch * t * torch.arange(1, self.width + 1))
         zeros = torch.zeros(n, dtype=torch.int64)
-        return Batch(x, x, zeros, zeros)
+        return Batch(x, None, zeros, zeros)
 
     def state(self):
         return {{"taken": self._taken}}

@@ -12,6 +12,7 @@ import torch
 from dictlearn_kernels import rounded
 from dictlearn_kernels.fused_adam import Features
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from dictlearn.dicts.decoder import Decoder, DiagonalDecoder
 from dictlearn.dicts.encoder import LinearEncoder, LinearMap
@@ -125,6 +126,10 @@ class Dictionary(nn.Module):
     @property
     def n_features(self) -> int:
         return self.shape.n_features
+
+    @property
+    def prefixes(self) -> tuple[int, ...]:
+        return self.shape.prefixes
 
     @property
     def n_sources(self) -> int:
@@ -312,6 +317,13 @@ class Dictionary(nn.Module):
             y_hat, low = y_hat + self.decoder.without_bias(group, x_NSD), high
             outputs.append(y_hat)
         return outputs
+
+    @_in_own_precision
+    def decode_constant(self, code: Code, x_NSD: Tensor) -> Tensor:
+        """y_hat [N, T, D] with a gradient for the code's values alone, none for decoder and skip."""
+        constant = {name: p.detach() for name, p in self.decoder.named_parameters()}
+        y_hat_NTD = functional_call(self.decoder, constant, (code, x_NSD))
+        return y_hat_NTD + self.bypass(x_NSD).detach()
 
     def bypass(self, x_NSD: Tensor | None) -> Tensor:
         """What reaches the targets without passing through features: [N, T, D], or a scalar 0."""

@@ -10,14 +10,14 @@ An entry of the `eval` config group is one of three things, told apart by type:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, Self
 
 from torch import Tensor
 
 from dictlearn.lm.language_model import LanguageModel
-from dictlearn.types import Batch, Code, Encoding
+from dictlearn.types import Batch, Code, DictionaryLike
 
 # Names of rows that mean something to more than one eval.
 DICTIONARY = "dictionary"  # the row that is being evaluated; all others are baselines
@@ -26,64 +26,6 @@ ZERO_ABLATION = "zero ablation"
 
 Row = Callable[[Tensor, Tensor], Tensor]
 """(x_NSD, y_NTD) -> y_hat_NTD, all in the model's own units."""
-
-
-class Links(Protocol):
-    """The part of a decoder that an eval touches."""
-
-    def norms_by_target(self) -> Tensor:
-        """[S, T]: mean over features of the norm that a source writes to a target."""
-        ...
-
-
-class EvaluatedDictionary(Protocol):
-    """The part of a dictionary that an eval touches: inference form, raw activations in and out."""
-
-    @property
-    def kind(self) -> str: ...
-
-    @property
-    def sources(self) -> tuple[str, ...]: ...
-
-    @property
-    def targets(self) -> tuple[str, ...]: ...
-
-    @property
-    def n_features(self) -> int:
-        """Per source."""
-        ...
-
-    @property
-    def width(self) -> int: ...
-
-    @property
-    def code_sources(self) -> int:
-        """Rows of a code per token: one for every source, or one for all where they share it."""
-        ...
-
-    @property
-    def layerwise(self) -> bool:
-        """Every source has its own code, and target t is decoded from the sources up to it."""
-        ...
-
-    @property
-    def decoder(self) -> Links: ...
-
-    def parameters(self) -> Iterator[Tensor]: ...
-
-    def encode(self, x_NSD: Tensor) -> Code: ...
-
-    def decode(self, code: Code, x_NSD: Tensor) -> Tensor: ...
-
-    def reads(self, t: int) -> range:
-        """The code's sources that target t is decoded from."""
-        ...
-
-    def encode_source(self, x_ND: Tensor, s: int) -> Encoding: ...
-
-    def decode_target(
-        self, t: int, codes: Mapping[int, Code], x: Mapping[int, Tensor]
-    ) -> Tensor: ...
 
 
 class Windows(Protocol):
@@ -108,7 +50,7 @@ class EvalContext:
     of held-out text, special ones included, padding not.
     """
 
-    dictionary: EvaluatedDictionary
+    dictionary: DictionaryLike
     lm: LanguageModel | None = None
     windows: Windows | None = None  # held-out split
     train_windows: Windows | None = None  # what baselines are fitted on

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from dictlearn.dicts.dictionary import Dictionary
-from dictlearn.evals.context import EvalContext, EvalResult, Links, Meter, Metric, Observation
+from dictlearn.evals.context import EvalContext, EvalResult, Meter, Metric, Observation
 from dictlearn.evals.geometry import Live, histogram
 from dictlearn.evals.moments import Spread
+from dictlearn.types import DecoderLike
 
 
 @final
@@ -39,7 +40,7 @@ class DecoderNorms(Metric):
 @final
 class DecoderNormsMeter(Meter):
     def __init__(
-        self, decoder: Links | None, n_sources: int, dictionary: Dictionary | None = None
+        self, decoder: DecoderLike | None, n_sources: int, dictionary: Dictionary | None = None
     ) -> None:
         self.decoder = decoder  # where sources have features of their own
         self.dictionary = dictionary  # where single features can be looked at

@@ -12,14 +12,13 @@ from torch import Tensor
 from dictlearn.evals.context import (
     EvalContext,
     EvalResult,
-    EvaluatedDictionary,
     Metric,
     RowSource,
     Windows,
 )
 from dictlearn.evals.observe import observe_tokens, window_batches
 from dictlearn.lm.language_model import LanguageModel
-from dictlearn.types import ModelInfo
+from dictlearn.types import DictionaryLike, ModelInfo
 
 Eval = Metric | RowSource | Callable[[EvalContext], EvalResult]
 Progress = Callable[[int, int], None]  # (tokens done, tokens in all)
@@ -38,7 +37,7 @@ class Evaluation:
 
 
 def evaluate_dictionary(
-    dictionary: EvaluatedDictionary,
+    dictionary: DictionaryLike,
     lm: LanguageModel,
     windows: Windows,
     evals: Mapping[str, Eval],
@@ -61,7 +60,7 @@ def evaluate_dictionary(
     return run_evals(context, evals, progress)
 
 
-def check_fits(dictionary: EvaluatedDictionary, info: ModelInfo) -> None:
+def check_fits(dictionary: DictionaryLike, info: ModelInfo) -> None:
     """ValueError, in one sentence, when the model's activations have another width."""
     if dictionary.width != info.width:
         raise ValueError(

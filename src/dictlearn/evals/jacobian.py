@@ -22,13 +22,14 @@ from typing import final
 import torch
 from torch import Tensor
 
-from dictlearn.evals.context import EvalContext, EvalResult, EvaluatedDictionary
+from dictlearn.evals.context import EvalContext, EvalResult
 from dictlearn.evals.moments import Spread, double
 from dictlearn.evals.observe import window_batches
 from dictlearn.lm.capture import capture
 from dictlearn.lm.language_model import LanguageModel
 from dictlearn.lm.patch import Replacement, patched
 from dictlearn.ranges import Count
+from dictlearn.types import DictionaryLike
 
 READ, WRITTEN = "mlp_in.", "mlp_out."
 
@@ -131,7 +132,7 @@ def _fields(products: Products) -> tuple[Tensor, ...]:
 
 def products(
     lm: LanguageModel,
-    dictionary: EvaluatedDictionary,
+    dictionary: DictionaryLike,
     x_NSD: Tensor,
     n_probes: int,
     random: torch.Generator,
@@ -167,7 +168,7 @@ _NAMES = ("both", "model", "dictionary", "across")
 
 
 def run_mlps(
-    lm: LanguageModel, dictionary: EvaluatedDictionary, x_NSD: Tensor
+    lm: LanguageModel, dictionary: DictionaryLike, x_NSD: Tensor
 ) -> list[tuple[Tensor, Tensor]]:
     """For each target what its MLP read and wrote, [1, N, D], the second a function of the first.
 
@@ -212,7 +213,7 @@ def _vjp(y: Tensor, x: Tensor, probe: Tensor) -> Tensor:
     return torch.zeros_like(x) if gradient is None else gradient
 
 
-def joins_mlps(dictionary: EvaluatedDictionary) -> bool:
+def joins_mlps(dictionary: DictionaryLike) -> bool:
     """Whether it goes from what MLPs read to what the same MLPs write."""
     sources, targets = dictionary.sources, dictionary.targets
     if not all(site.startswith(READ) for site in sources):
@@ -220,7 +221,7 @@ def joins_mlps(dictionary: EvaluatedDictionary) -> bool:
     return all(site.startswith(WRITTEN) and _source_of(site) in sources for site in targets)
 
 
-def own_sources(dictionary: EvaluatedDictionary) -> list[int]:
+def own_sources(dictionary: DictionaryLike) -> list[int]:
     """For each target, which source its own MLP reads."""
     return [dictionary.sources.index(_source_of(target)) for target in dictionary.targets]
 

@@ -48,14 +48,15 @@ def observe_tokens(context: EvalContext, tokens_BP: Tensor, valid_BP: Tensor) ->
     text_BP = before_padding(valid_BP)
     at_text = {site: acts[site][text_BP].float() for site in sites}
     x_NSD = torch.stack([at_text[site] for site in dictionary.sources], 1)
-    y_NTD = x_NSD
+    targets_NTD = None
     if dictionary.targets != dictionary.sources:
-        y_NTD = torch.stack([at_text[site] for site in dictionary.targets], 1)
+        targets_NTD = torch.stack([at_text[site] for site in dictionary.targets], 1)
     position_P = torch.arange(tokens_BP.shape[1], device=tokens_BP.device)
-    batch = Batch(x_NSD, y_NTD, tokens_BP[text_BP], position_P.expand_as(tokens_BP)[text_BP])
+    positions_N = position_P.expand_as(tokens_BP)[text_BP]
+    batch = Batch(x_NSD, targets_NTD, tokens_BP[text_BP], positions_N)
     code = dictionary.encode(x_NSD)
     y_hat = {DICTIONARY: dictionary.decode(code, x_NSD)}
-    y_hat |= {name: row(x_NSD, y_NTD) for name, row in context.rows.items()}
+    y_hat |= {name: row(x_NSD, batch.y_NTD) for name, row in context.rows.items()}
     return Observation(tokens_BP, text_BP, valid_BP[text_BP], batch, code, y_hat)
 
 

@@ -7,9 +7,8 @@ from typing import final
 
 from torch import Tensor
 
-from dictlearn.dicts.dictionary import Dictionary
-from dictlearn.evals.context import EvalContext, EvaluatedDictionary, Row, RowSource
-from dictlearn.types import Code
+from dictlearn.evals.context import EvalContext, Row, RowSource
+from dictlearn.types import Code, DictionaryLike
 
 
 @final
@@ -29,11 +28,9 @@ class Prefixes(RowSource):
         return {label: row(width) for label, width in nested(dictionary).items()}
 
 
-def nested(dictionary: EvaluatedDictionary) -> dict[str, int]:
+def nested(dictionary: DictionaryLike) -> dict[str, int]:
     """What each inner prefix is called, and its number of features per source; the narrowest first."""
-    if not isinstance(dictionary, Dictionary):
-        return {}
-    widths = sorted(w for w in dictionary.shape.prefixes if w < dictionary.n_features)
+    widths = sorted(w for w in dictionary.prefixes if w < dictionary.n_features)
     return {f"first {width:,} features": width for width in widths}
 
 

@@ -18,9 +18,8 @@ from dictlearn.disk.whole import write_json
 if TYPE_CHECKING:  # whoever only reads a record needs no torch
     from torch import Tensor
 
-    from dictlearn.evals.context import EvaluatedDictionary
     from dictlearn.evals.evaluation import Evaluation
-    from dictlearn.types import ModelInfo
+    from dictlearn.types import DictionaryLike, ModelInfo
 
 FORMAT = 1
 FILE = "figures.json"
@@ -43,10 +42,10 @@ KEPT_SERIES = (
 
 def record_of(
     evaluation: Evaluation,
-    dictionary: EvaluatedDictionary,
+    dictionary: DictionaryLike,
     info: ModelInfo,
     data: Mapping[str, Any],
-    beside: Mapping[str, tuple[EvaluatedDictionary, Evaluation]] | None = None,
+    beside: Mapping[str, tuple[DictionaryLike, Evaluation]] | None = None,
 ) -> dict[str, Any]:
     """Plain JSON values. `data` is what the user asked the text to be; its hash is what it was.
 
@@ -132,7 +131,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     return record
 
 
-def _described(dictionary: EvaluatedDictionary) -> dict[str, Any]:
+def _described(dictionary: DictionaryLike) -> dict[str, Any]:
     return {
         "kind": dictionary.kind,
         "sources": list(dictionary.sources),

@@ -12,7 +12,7 @@ the same targets zero-ablated: 1 is the model itself, 0 no better than nothing i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Self, final
 
 import torch
@@ -23,7 +23,6 @@ from dictlearn.evals.context import (
     DICTIONARY,
     EvalContext,
     EvalResult,
-    EvaluatedDictionary,
     Meter,
     Metric,
     Observation,
@@ -31,8 +30,9 @@ from dictlearn.evals.context import (
 from dictlearn.lm.language_model import LanguageModel
 from dictlearn.lm.patch import Replacement, patched
 from dictlearn.lm.readout import has_head
+from dictlearn.objectives.stand_in import FreeRunning
 from dictlearn.ranges import Count
-from dictlearn.types import Code
+from dictlearn.types import DictionaryLike
 
 FORCED, FREE, ZERO = "forced", "free", "zero"
 # setting -> (which layers, how); one layer reads nothing that was patched: both modes are one
@@ -86,7 +86,7 @@ class ReplacementMeter(Meter):
     def __init__(
         self,
         lm: LanguageModel,
-        dictionary: EvaluatedDictionary,
+        dictionary: DictionaryLike,
         share: float = 1.0,
         chunk_tokens: Count = 128,
     ) -> None:
@@ -113,17 +113,16 @@ class ReplacementMeter(Meter):
 
     def _run(self, turn: Turn, subset: Sequence[int], value: Callable[[int], Value] | None) -> Run:
         """The model runs with the targets of the subset replaced; free running without values."""
-        targets, sources = self.dictionary.targets, self.dictionary.sources
+        targets = self.dictionary.targets
 
         def run(states: Callable[[], Tensor]) -> Tensor:
             if value is None:
-                pass_ = FreeRunning(self.dictionary, turn.valid_BP)
-                replacements = {targets[t]: pass_.replacement(t) for t in subset}
-                reads = [sources[s] for s in sorted({s for t in subset for s in pass_.reads(t)})]
+                running = FreeRunning(self.dictionary, turn.valid_BP)
+                replacements, reads = running.replacements(subset), running.reads(subset)
             else:
                 replacements = {targets[t]: _fixed(value(t)) for t in subset}
                 reads = []
-            with patched(self.lm, replacements, reads, turn.valid_BP):
+            with torch.no_grad(), patched(self.lm, replacements, reads, turn.valid_BP):
                 return states()
 
         return run
@@ -158,41 +157,6 @@ def _forced(y_hat_BPTD: Tensor) -> Callable[[int], Value]:
 
 def _fixed(value: Value) -> Replacement:
     return lambda _, clean_BPD: value(clean_BPD)
-
-
-@final
-class FreeRunning:
-    """One forward pass in which the dictionary reads what it has changed itself.
-
-    A source is encoded once, when the first target asks for it: on valid tokens alone.
-    """
-
-    def __init__(self, dictionary: EvaluatedDictionary, valid_BP: Tensor) -> None:
-        self.dictionary = dictionary
-        self.valid_BP = valid_BP
-        self.x: dict[int, Tensor] = {}
-        self.codes: dict[int, Code] = {}
-
-    def reads(self, t: int) -> range:
-        return self.dictionary.reads(t)
-
-    @torch.no_grad()
-    def _encode(self, s: int, seen: Mapping[str, Tensor]) -> None:
-        if s not in self.codes:
-            self.x[s] = seen[self.dictionary.sources[s]][self.valid_BP].float()
-            self.codes[s] = self.dictionary.encode_source(self.x[s], s).code
-
-    def replacement(self, t: int) -> Replacement:
-        """For `patched`, which must read every source of target t."""
-
-        @torch.no_grad()
-        def replace(seen: Mapping[str, Tensor], clean_BPD: Tensor) -> Tensor:
-            for s in self.reads(t):
-                self._encode(s, seen)
-            y_hat_ND = self.dictionary.decode_target(t, self.codes, self.x)
-            return clean_BPD.masked_scatter(self.valid_BP[..., None], y_hat_ND.to(clean_BPD.dtype))
-
-        return replace
 
 
 def subsets(n_targets: int) -> dict[str, list[tuple[int, ...]]]:

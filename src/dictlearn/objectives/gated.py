@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import final
 
 from torch import Tensor
-from torch.func import functional_call
 
 from dictlearn.objectives.protocol import Forward, Term
+from dictlearn.types import TrainedDictionary
 
 
 @final
@@ -19,7 +19,7 @@ class GateL1(Term):
     def value(self, forward: Forward) -> Tensor:
         return forward.encoding.pre.sum() / forward.encoding.support.n_tokens
 
-    def check(self, dictionary) -> None:
+    def check(self, dictionary: TrainedDictionary) -> None:
         check_gated("gate_l1", dictionary)
 
 
@@ -28,18 +28,15 @@ class GateReconstruction(Term):
     """Squared error of decoding relu(pi) with a frozen decoder: what makes the gate informative."""
 
     def value(self, forward: Forward) -> Tensor:
-        dictionary = forward.dictionary
-        frozen = {name: p.detach() for name, p in dictionary.decoder.named_parameters()}
         gates = forward.encoding.support.with_values(forward.encoding.pre)
-        y_hat_NTD = functional_call(dictionary.decoder, frozen, (gates, forward.x_NSD))
-        y_hat_NTD = y_hat_NTD + dictionary.bypass(forward.x_NSD).detach()
+        y_hat_NTD = forward.dictionary.decode_constant(gates, forward.x_NSD)
         return forward.reduce(forward.y_NTD - y_hat_NTD)
 
-    def check(self, dictionary) -> None:
+    def check(self, dictionary: TrainedDictionary) -> None:
         check_gated("gate_reconstruction", dictionary)
 
 
-def check_gated(term: str, dictionary) -> None:
+def check_gated(term: str, dictionary: TrainedDictionary) -> None:
     if dictionary.sparsity.name != "gated":
         raise ValueError(
             f"objective.terms.{term}: wants sparsity=gated, not sparsity={dictionary.sparsity.name}"

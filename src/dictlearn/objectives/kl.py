@@ -7,7 +7,7 @@ Sources: Braun et al. 2024 (end-to-end SAEs, with the residuals of later layers)
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, final
+from typing import final
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from dictlearn.objectives.protocol import Forward, Term, Windows, zero
 from dictlearn.objectives.stand_in import MODES, FreeRunning, teacher_forced
 from dictlearn.objectives.teacher import Teacher
 from dictlearn.ranges import Count, Fraction, NonNegative, Seed
+from dictlearn.types import TrainedDictionary
 
 SMALLEST, LARGEST = 1e-3, 1e3  # of the ratio: a KL that goes to zero must not take over
 
@@ -97,14 +98,14 @@ class KLToTeacher(Term):
         self._later: list[str] = []
         self._figures: dict[str, float] = {}
 
-    def check(self, dictionary: Any) -> None:
+    def check(self, dictionary: TrainedDictionary) -> None:
         if self.mode == "free_running" and not dictionary.layerwise:
             raise ValueError(
                 f"objective.terms.kl.mode=free_running: the code of a {dictionary.kind} needs all of "
                 f"its sites before it replaces one; want teacher_forced"
             )
 
-    def connect(self, lm: LanguageModel, teacher: Teacher, dictionary: Any) -> None:
+    def connect(self, lm: LanguageModel, teacher: Teacher, dictionary: TrainedDictionary) -> None:
         self._lm, self._teacher = lm, teacher
         if self.later_layers:
             first = layer_of(dictionary.targets[0])
@@ -177,7 +178,7 @@ class KLToTeacher(Term):
         which = self._drawn_targets(dictionary.n_targets, forward.progress)
         scales = windows.input_scale_S, windows.output_scale_T
         if self.mode == "free_running" and dictionary.n_targets > 1:
-            return FreeRunning(dictionary, *scales, windows.valid_BP).replacements(which)
+            return FreeRunning(dictionary, windows.valid_BP, *scales).replacements(which)
         return teacher_forced(dictionary, forward.y_hat_NTD, scales[1], windows.valid_BP, which)
 
     def _drawn_targets(self, n_targets: int, progress: float) -> list[int]:

@@ -9,6 +9,7 @@ from torch import Tensor
 from dictlearn.objectives.protocol import Forward, Term
 from dictlearn.ranges import Fraction, NonNegative, Positive
 from dictlearn.sparsity.ranks import mean_of_all
+from dictlearn.types import TrainedDictionary
 
 
 @final
@@ -31,7 +32,7 @@ class L0Target(Term):
         l0 = mean_of_all(fired, n_rows)
         return (l0 / self.k - 1).square()
 
-    def check(self, dictionary) -> None:
+    def check(self, dictionary: TrainedDictionary) -> None:
         if dictionary.sparsity.name != "jumprelu":
             raise ValueError(
                 f"objective.terms.l0_target: wants sparsity=jumprelu, whose thresholds it trains, not "

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from dictlearn.objectives.protocol import Forward, Term
 from dictlearn.ranges import Fraction, NonNegative
+from dictlearn.types import TrainedDictionary
 
 
 @final
@@ -18,10 +19,11 @@ class MultiTopK(Term):
         super().__init__(coefficient, warmup)
 
     def value(self, forward: Forward) -> Tensor:
+        assert forward.encoding.wide is not None, "`check` wants a sparsity that gives it"
         y_hat_NTD = forward.dictionary.decode(forward.encoding.wide, forward.x_NSD)
         return forward.reduce(forward.y_NTD - y_hat_NTD)
 
-    def check(self, dictionary) -> None:
+    def check(self, dictionary: TrainedDictionary) -> None:
         if dictionary.sparsity.name != "topk" or dictionary.sparsity.wide < 2:
             raise ValueError(
                 "objective.terms.multi_topk: wants sparsity=topk with sparsity.wide of 2 or more "

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, final
+from typing import Literal, final
 
 from torch import Tensor, nn
 
 from dictlearn.lm.language_model import LanguageModel
 from dictlearn.objectives.protocol import Forward, Term
 from dictlearn.objectives.teacher import Teacher
+from dictlearn.types import TrainedDictionary
 
 REDUCTIONS = ("sum", "mean", "fvu")
 
@@ -54,11 +55,11 @@ class Objective(nn.Module):
         """Whether a term needs batches of whole windows, the language model and a teacher."""
         return any(term.reads_windows for _, term in self.named_terms())
 
-    def check(self, dictionary: Any) -> None:
+    def check(self, dictionary: TrainedDictionary) -> None:
         for _, term in self.named_terms():
             term.check(dictionary)
 
-    def connect(self, lm: LanguageModel, teacher: Teacher, dictionary: Any) -> None:
+    def connect(self, lm: LanguageModel, teacher: Teacher, dictionary: TrainedDictionary) -> None:
         """Hands the model to the terms that read windows; it becomes no part of them."""
         for _, term in self.named_terms():
             term.connect(lm, teacher, dictionary)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dictlearn.objectives.protocol import Forward, Term, zero
 from dictlearn.ranges import Fraction, NonNegative
+from dictlearn.types import TrainedDictionary
 
 
 @final
@@ -45,7 +46,7 @@ class PreActivation(Term):
             total = total + (short @ dictionary.decoder.norms()[source][chosen]).mean()
         return total
 
-    def check(self, dictionary) -> None:
+    def check(self, dictionary: TrainedDictionary) -> None:
         if dictionary.sparsity.name != "jumprelu":
             raise ValueError(
                 "objective.terms.pre_activation: wants sparsity=jumprelu, which has thresholds, not "

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dictlearn.lm.language_model import LanguageModel
 from dictlearn.objectives.teacher import Teacher
 from dictlearn.ranges import Fraction, NonNegative
-from dictlearn.types import Code, Encoding
+from dictlearn.types import Code, Encoding, TrainedDictionary
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,16 @@ class Windows:
 
 @dataclass(frozen=True)
 class Forward:
-    """One training step's forward pass, in normalised units."""
+    """One training step's forward pass, in normalised units.
 
-    dictionary: Any  # dicts.Dictionary: objectives sit beside it and don't import it
+    What terms share is computed once, in a way that depends on the batch and the dictionary and
+    never on which term asks first. With whole windows there is a reconstruction with its graph,
+    which terms that run the model read too. Without them, or where such a graph would be large
+    (`dictionary.streams`), the squared error comes from a kernel that keeps only what is left of
+    the targets.
+    """
+
+    dictionary: TrainedDictionary
     x_NSD: Tensor
     y_NTD: Tensor
     encoding: Encoding
@@ -49,30 +56,41 @@ class Forward:
     def y_hat_NTD(self) -> Tensor:
         return self.y_hats[-1]
 
+    @property
+    def _keeps_y_hat(self) -> bool:
+        return self.windows is not None and not self.dictionary.streams
+
     @cached_property
     def residual_NTD(self) -> Tensor:
-        """y - y_hat without its graph, from wherever it is at hand."""
-        if "_left" in self.__dict__:
-            return torch.stack(list(self.__dict__["_left"]), dim=1)
-        if "y_hats" in self.__dict__:
+        """y - y_hat without its graph."""
+        if self._keeps_y_hat:
             return (self.y_NTD - self.y_hat_NTD).detach()
+        return torch.stack(list(self._left), dim=1)
+
+    @cached_property
+    def _left(self) -> Sequence[Tensor]:
+        """y - y_hat of every target where `squared_error` has not found it on its way."""
         with torch.no_grad():
-            return self.y_NTD - self.dictionary.decode(self.encoding.support, self.x_NSD)
+            return self._streamed_error(self._even_weights())[1]
 
     def squared_error(self, weights: Sequence[float] | None = None) -> Tensor:
         """sum_g weights[g] reduce(y - y_hat_g) over the nested prefixes g; None: their mean."""
-        n_prefixes = max(1, len(self.dictionary.shape.prefixes))
-        weights = [1 / n_prefixes] * n_prefixes if weights is None else weights
-        # Terms that read windows want y_hat with its graph: decode once for all of them.
-        shared = self.windows is not None and not self.dictionary.streams
-        if shared or "y_hats" in self.__dict__:
+        weights = self._even_weights() if weights is None else weights
+        if self._keeps_y_hat:
             errors = torch.stack([self.reduce(self.y_NTD - y_hat) for y_hat in self.y_hats])
             return errors @ errors.new_tensor(weights)
-        value, left = self.dictionary.squared_error(
+        value, left = self._streamed_error(weights)
+        self.__dict__["_left"] = left  # the same numbers as `_left` would compute
+        return value
+
+    def _even_weights(self) -> Sequence[float]:
+        n_prefixes = max(1, len(self.dictionary.prefixes))
+        return [1 / n_prefixes] * n_prefixes
+
+    def _streamed_error(self, weights: Sequence[float]) -> tuple[Tensor, Sequence[Tensor]]:
+        return self.dictionary.squared_error(
             self.encoding.support, self.x_NSD, self.y_NTD, self._per_token(weights)
         )
-        self.__dict__["_left"] = left
-        return value
 
     def _per_token(self, weights: Sequence[float]) -> list[float]:
         """Weights of summed squares for weights of what `reduce` gives."""
@@ -116,10 +134,10 @@ class Term(nn.Module, ABC):
         ramp = min(1.0, forward.progress / self.warmup) if self.warmup > 0 else 1.0
         return self.coefficient * ramp * self.value(forward)
 
-    def check(self, dictionary: Any) -> None:  # noqa: B027 most have a meaning everywhere
+    def check(self, dictionary: TrainedDictionary) -> None:  # noqa: B027 most have a meaning everywhere
         """Raises ValueError before any work if the term has no meaning for this dictionary."""
 
-    def connect(self, lm: LanguageModel, teacher: Teacher, dictionary: Any) -> None:  # noqa: B027
+    def connect(self, lm: LanguageModel, teacher: Teacher, dictionary: TrainedDictionary) -> None:  # noqa: B027
         """Before the first step, to a term that `reads_windows`."""
 
     def after_step(self, accepted: bool) -> None:  # noqa: B027

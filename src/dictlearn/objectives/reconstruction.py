@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dictlearn.objectives.protocol import Forward, Term
 from dictlearn.ranges import Fraction, NonNegative
+from dictlearn.types import TrainedDictionary
 
 
 @final
@@ -32,8 +33,8 @@ class Reconstruction(Term):
     def value(self, forward: Forward) -> Tensor:
         return forward.squared_error(self.prefix_weights)
 
-    def check(self, dictionary) -> None:
-        expected = max(1, len(dictionary.shape.prefixes))
+    def check(self, dictionary: TrainedDictionary) -> None:
+        expected = max(1, len(dictionary.prefixes))
         if self.prefix_weights is not None and len(self.prefix_weights) != expected:
             raise ValueError(
                 f"objective.terms.reconstruction.prefix_weights={list(self.prefix_weights)}: want "

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, final
+from typing import final
 
 from torch import Tensor
 
 from dictlearn.lm.patch import Replacement
-from dictlearn.types import Code
+from dictlearn.types import Code, DictionaryLike
 
 MODES = ("teacher_forced", "free_running")
 
 
 def teacher_forced(
-    dictionary: Any,
+    dictionary: DictionaryLike,
     y_hat_NTD: Tensor,
     output_scale_T: Tensor,
     valid_BP: Tensor,
@@ -30,14 +30,20 @@ def teacher_forced(
 
 @final
 class FreeRunning:
-    """Targets `which` become what the dictionary makes of the patched run as it goes.
+    """Targets become what the dictionary makes of the patched run as it goes.
 
-    Gradients flow through the encoders of later layers into what earlier ones wrote. One object
-    serves one pass.
+    A source is encoded once, on valid tokens, when the first target asks for it. Gradients flow
+    through the encoders of later layers into what earlier ones wrote. One object serves one pass of
+    the model. Scales are those of a dictionary in normalised units; without them it reads and
+    writes the model's own.
     """
 
     def __init__(
-        self, dictionary: Any, input_scale_S: Tensor, output_scale_T: Tensor, valid_BP: Tensor
+        self,
+        dictionary: DictionaryLike,
+        valid_BP: Tensor,
+        input_scale_S: Tensor | None = None,
+        output_scale_T: Tensor | None = None,
     ):
         self._dictionary, self._valid_BP = dictionary, valid_BP
         self._input_scale_S, self._output_scale_T = input_scale_S, output_scale_T
@@ -45,7 +51,13 @@ class FreeRunning:
         self._x: dict[int, Tensor] = {}
 
     def replacements(self, which: Iterable[int]) -> dict[str, Replacement]:
+        """For `patched`, which must read `reads(which)`."""
         return {self._dictionary.targets[t]: self._replacement(t) for t in which}
+
+    def reads(self, which: Iterable[int]) -> list[str]:
+        """The sites that these targets are decoded from, in order."""
+        sources = {s for t in which for s in self._dictionary.reads(t)}
+        return [self._dictionary.sources[s] for s in sorted(sources)]
 
     def _replacement(self, t: int) -> Replacement:
         def replace(seen: Mapping[str, Tensor], clean_BPD: Tensor) -> Tensor:
@@ -53,13 +65,19 @@ class FreeRunning:
                 if s not in self._codes:
                     self._read(s, seen[self._dictionary.sources[s]])
             y_hat_ND = self._dictionary.decode_target(t, self._codes, self._x)
-            return placed(y_hat_ND / self._output_scale_T[t], self._valid_BP, clean_BPD)
+            if self._output_scale_T is not None:
+                y_hat_ND = y_hat_ND / self._output_scale_T[t]
+            return placed(y_hat_ND, self._valid_BP, clean_BPD)
 
         return replace
 
     def _read(self, s: int, site_BPD: Tensor) -> None:
-        scale = self._input_scale_S[s]
-        self._x[s] = site_BPD[self._valid_BP].to(scale.dtype) * scale
+        x_ND = site_BPD[self._valid_BP]
+        if self._input_scale_S is None:
+            self._x[s] = x_ND.float()
+        else:
+            scale = self._input_scale_S[s]
+            self._x[s] = x_ND.to(scale.dtype) * scale
         self._codes[s] = self._dictionary.encode_source(self._x[s], s).support
 
 

@@ -152,7 +152,8 @@ class LiveSource:
 
     def _batch(self, n: int, from_start: bool) -> Batch:
         rows = self._buffer.peek(n) if from_start else self._buffer.take(n)
-        return Batch(rows.groups[0], rows.groups[-1], rows.tokens_N, rows.positions_N)
+        x_NSD, *targets = rows.groups
+        return Batch(x_NSD, targets[0] if targets else None, rows.tokens_N, rows.positions_N)
 
     def _read(self, number: int) -> Read:
         """LM batch `number` of this rank's share of the endless sequence."""

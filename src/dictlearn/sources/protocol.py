@@ -35,7 +35,7 @@ class Source(Protocol):
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """The sites that `y_NTD` stacks; equal to `sources` exactly where `y_NTD is x_NSD`."""
+        """The sites that `y_NTD` stacks. Equal to `sources`: batches then have no `targets_NTD`."""
         ...
 
     @property

@@ -179,7 +179,7 @@ class SyntheticSource:
             x_NSD[filled : filled + len(rows), 0] = rows
             filled += len(rows)
         nothing_N = torch.zeros(n, dtype=torch.int64, device=self.device)  # no text, no positions
-        return Batch(x_NSD, x_NSD, nothing_N, nothing_N)
+        return Batch(x_NSD, None, nothing_N, nothing_N)
 
     def _draw(self, number: int) -> tuple[Tensor, Tensor]:
         """Block `number` of this rank: (true code [BLOCK, F], activations [BLOCK, D])."""

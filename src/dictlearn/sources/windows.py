@@ -128,11 +128,8 @@ class WindowsSource:
         shape = read.tokens_BP.shape
         valid_M = torch.zeros(read.tokens_BP.numel(), dtype=torch.bool, device=self.device)
         valid_M[read.keep_N] = True
-        x_NSD, y_NTD = self._stacked(read)
         self._taken = number + 1
-        return Batch(
-            x_NSD, y_NTD, read.tokens_N, read.positions_N, read.tokens_BP, valid_M.view(shape)
-        )
+        return self._stacked(read)._replace(tokens_BP=read.tokens_BP, valid_BP=valid_M.view(shape))
 
     def sample(self, n: int) -> Batch:
         """See `Source.sample`. Rows of as many windows as it takes."""
@@ -140,14 +137,15 @@ class WindowsSource:
         number = 0
         while sum(len(part.x_NSD) for part in parts) < n:
             read, last = self._next_reading(number)
-            parts.append(Batch(*self._stacked(read), read.tokens_N, read.positions_N))
+            parts.append(self._stacked(read))
             number = last + 1
-        x_NSD, y_NTD, tokens_N, positions_N = (
-            torch.cat([part[field] for part in parts])[:n]  # type: ignore[misc]
-            for field in range(4)
-        )
-        same = self.sources == self.targets
-        return Batch(x_NSD, x_NSD if same else y_NTD, tokens_N, positions_N)
+        targets = [part.targets_NTD for part in parts if part.targets_NTD is not None]
+        return Batch(
+            torch.cat([part.x_NSD for part in parts]),
+            torch.cat(targets) if targets else None,
+            torch.cat([part.tokens_N for part in parts]),
+            torch.cat([part.positions_N for part in parts]),
+        ).rows(0, n)
 
     def state(self) -> dict[str, int]:
         return {"batches": self._taken, **self._stream}
@@ -173,11 +171,11 @@ class WindowsSource:
             "tokens, pads and activations that source.nonfinite=drop dropped"
         )
 
-    def _stacked(self, read: Reading) -> tuple[Tensor, Tensor]:
-        """(x_NSD, y_NTD) in float32, one tensor for an autoencoder."""
+    def _stacked(self, read: Reading) -> Batch:
+        """The valid rows in float32, without their windows."""
 
         def stacked(sites: tuple[str, ...]) -> Tensor:
             return torch.stack([read.values[site][read.keep_N] for site in sites], 1).float()
 
-        x_NSD = stacked(self.sources)
-        return x_NSD, x_NSD if self.sources == self.targets else stacked(self.targets)
+        targets_NTD = None if self.sources == self.targets else stacked(self.targets)
+        return Batch(stacked(self.sources), targets_NTD, read.tokens_N, read.positions_N)

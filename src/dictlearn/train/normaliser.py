@@ -37,11 +37,11 @@ class Normaliser(nn.Module):
         self.output_scale_T.copy_(self._scale(batch.y_NTD))
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """(x_NSD, y_NTD) in normalised units; one tensor where the batch holds one."""
+        """(x_NSD, y_NTD) in normalised units; the same tensor for an autoencoder."""
         x_NSD = batch.x_NSD * self.input_scale_S[:, None]
-        if batch.y_NTD is batch.x_NSD:
+        if batch.targets_NTD is None:
             return x_NSD, x_NSD
-        return x_NSD, batch.y_NTD * self.output_scale_T[:, None]
+        return x_NSD, batch.targets_NTD * self.output_scale_T[:, None]
 
     def _scale(self, activations: Tensor) -> Tensor:
         norms = torch.linalg.vector_norm(activations.double(), dim=-1)

@@ -169,15 +169,16 @@ class HeldOut:
 
     def batches(self) -> Iterator[Batch]:
         """Valid tokens only, in float32, in the model's units."""
-        sites = self.dictionary.sources, self.dictionary.targets
+        sources, targets = self.dictionary.sources, self.dictionary.targets
         for start in range(0, len(self.windows), self.batch_windows):
             numbers = torch.tensor(self.windows[start : start + self.batch_windows])
             read = self.reader.read(start, numbers)
             x_NSD, y_NTD = (
                 torch.stack([read.values[site][read.keep_N].float() for site in names], dim=1)
-                for names in sites
+                for names in (sources, targets)
             )
-            yield Batch(x_NSD, y_NTD, read.tokens_N, read.positions_N)
+            same = sources == targets
+            yield Batch(x_NSD, None if same else y_NTD, read.tokens_N, read.positions_N)
 
 
 def held_out(cfg: DictConfig, opened: Opened) -> tuple[HeldOut, HeldOut]:

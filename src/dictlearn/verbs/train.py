@@ -297,11 +297,7 @@ def measured(dictionary: Dictionary, unseen: Sequence[Batch]) -> dict[str, float
 def split(batch: Batch, n: int) -> Iterator[Batch]:
     """The batch in pieces of n tokens."""
     for start in range(0, len(batch.x_NSD), n):
-        stop = start + n
-        x_NSD = batch.x_NSD[start:stop]
-        same = batch.y_NTD is batch.x_NSD
-        y_NTD = x_NSD if same else batch.y_NTD[start:stop]
-        yield Batch(x_NSD, y_NTD, batch.tokens_N[start:stop], batch.positions_N[start:stop])
+        yield batch.rows(start, start + n)
 
 
 def provenance(cfg: DictConfig, info: ModelInfo) -> dict[str, Any]:

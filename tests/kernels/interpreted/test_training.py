@@ -16,8 +16,7 @@ KINDS = [kind for kind in SHAPES if kind != "molt"]  # whose few gates no kernel
 
 
 def first(batch: Batch, n: int) -> Batch:
-    x_NSD, y_NTD, tokens_N, positions_N = (t[:n] for t in batch[:4])
-    return Batch(x_NSD, y_NTD, tokens_N, positions_N)
+    return batch.rows(0, n)
 
 
 def trained(kind: str, mode: str, device: torch.device) -> dict[str, torch.Tensor]:
