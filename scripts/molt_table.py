@@ -172,11 +172,12 @@ def trained(cfg: DictConfig, activations: Activations, steps: int) -> Trainee:
     for step in range(steps):
         outcome = trainee(activations.batch(step, cfg.batch_tokens), step / steps)
         outcome.loss.backward()
-        dictionary.project_gradients()
+        dictionary.decoder.project_gradient()
         torch.nn.utils.clip_grad_norm_(trainee.parameters(), cfg.clip_norm)
         optimiser.step()
         rates.step()
         optimiser.zero_grad()
+        trainee.dictionary.after_step()
         trainee.after_step(True)
     return trainee
 

@@ -54,7 +54,7 @@ RUNS = {
         "beside=false",
         BUFFER,
     ),
-    "kl": ("dict=sae", "objective=kl", "source=windows", "dict.n_features=512"),
+    "kl": ("dict=sae", "objective=kl", "source=windows", "data.context=256", "dict.n_features=512"),
 }
 TIMED = ("seconds", "tokens_per_second", "time", "date")  # keys whose values differ from run to run
 

@@ -50,6 +50,7 @@ def trained(steps: int, tokens: int) -> Operands:
         trainee(source.next_batch(), step / steps).loss.backward()
         optimiser.step()
         optimiser.zero_grad()
+        trainee.dictionary.after_step()
         trainee.after_step(True)
     held_out = build_source(cfg, lm, dictionary, "eval")
     with torch.no_grad():

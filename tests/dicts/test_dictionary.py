@@ -109,7 +109,7 @@ def test_decoder_rows_stay_at_norm_one():
     for _ in range(5):
         x = activations().float()
         (dictionary(x) - x).square().sum().backward()
-        dictionary.project_gradients()
+        dictionary.decoder.project_gradient()
         radial = (dictionary.decoder.W_dec.grad * dictionary.decoder.W_dec).sum(-1)  # type: ignore
         assert radial.abs().max() < 1e-4
         optimiser.step()

@@ -233,7 +233,7 @@ def test_small_dictionaries_keep_their_gradients(monkeypatch):
     monkeypatch.setattr(fused_adam, "SMALLEST", 10**6)
     run = training(SHAPES["clt"], OURS)
     fit(run, batches(SHAPES["clt"], 1))
-    assert run._fused is None
+    assert not run.gradients.in_factors
 
 
 @pytest.mark.parametrize(

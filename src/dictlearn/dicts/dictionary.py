@@ -369,18 +369,9 @@ class Dictionary(nn.Module):
         shadow = None if kept is None else rounded.keep(W_enc, kept)
         return [Features(((W_enc, 0),), n_rows, shadow=shadow), *self.decoder.features()]
 
-    def project_gradients(self, fused: bool = False) -> None:
-        """After the backward pass, before the optimiser's step.
-
-        `fused` says that the optimiser does what is to be done with the rows of `features()`.
-        """
-        if not (fused and self.decoder.features()):
-            self.decoder.project_gradient()
-
-    def after_step(self, fused: bool = False) -> None:
+    def after_step(self) -> None:
         """After every optimiser step: puts constrained parameters back where they must be."""
-        if not (fused and self.decoder.features()):
-            self.decoder.after_step()
+        self.decoder.after_step()
         self.sparsity.after_step()
 
     # --- inference form -----------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal, final
 
 import torch
@@ -27,6 +28,18 @@ def pays(numbers: int, on_gpu: bool) -> bool:
 Moments = Literal["float32", "bfloat16", "8bit"]
 
 
+@dataclass
+class _Rows:
+    """Rows that make features, and what is known of their gradient in this step."""
+
+    features: Features
+    along_N: Tensor | None = None  # what the projection takes out, from `measure`
+    scale: float = 1.0  # by which clipping multiplies it
+
+    def forget(self) -> None:
+        self.along_N, self.scale = None, 1.0
+
+
 @final
 class FusedAdam(torch.optim.Optimizer):
     """Adam (Kingma & Ba 2015) without weight decay: the numbers of torch.optim.Adam.
@@ -35,6 +48,7 @@ class FusedAdam(torch.optim.Optimizer):
     dictionaries, their gradients stay in factors from the backward pass on (`collect`); `measure`
     gives the norm of each dictionary's, and `step` projects, clips, updates and normalises row by
     row. That is for one process: gradients that are averaged over several have to exist.
+    `train.gradients` calls these in their order.
 
     Args:
         moments: how both moments of matrices are stored: float32, bfloat16 (half the memory) or
@@ -57,10 +71,8 @@ class FusedAdam(torch.optim.Optimizer):
             raise ValueError(f"optim.moments={moments}: want {', '.join(FORMS)}")
         super().__init__(params, {"lr": lr, "betas": tuple(betas), "eps": eps})
         self.moments = moments
-        self.scale: dict[str, float] = {}  # of each dictionary's collected gradient, in this step
-        self._features: Mapping[str, list[Features]] = {}
-        self._along: dict[str, list[Tensor | None]] = {}
-        self._made: dict[int, RowGradient | None] = {}
+        self._rows: dict[str, list[_Rows]] = {}  # of each dictionary
+        self._made: dict[int, RowGradient | None] = {}  # by parameter, in this step
         self._collector = Collector([])
 
     # --- gradients in factors -----------------------------------------------------------------
@@ -71,7 +83,8 @@ class FusedAdam(torch.optim.Optimizer):
         numbers = sum(p.numel() for p in rows.values())
         if not pays(numbers, any(p.is_cuda for p in rows.values())):
             return False
-        self._features, self._collector = features, Collector(rows.values())
+        self._rows = {name: list(map(_Rows, several)) for name, several in features.items()}
+        self._collector = Collector(rows.values())
         return True
 
     def collects(self, parameter: Tensor) -> bool:
@@ -88,15 +101,25 @@ class FusedAdam(torch.optim.Optimizer):
     def drop(self) -> None:
         """Forgets what was collected."""
         self._collector.clear()
-        self._along.clear()
         self._made.clear()
-        self.scale.clear()
+        for rows in self._all_rows():
+            rows.forget()
 
     def measure(self, name: str) -> Tensor:
         """Norm of the gradient of a dictionary's rows after the projection, float64 scalar."""
-        measured = [measure(one, self._gradients(one)) for one in self._features[name]]
-        self._along[name] = [along for _, along in measured]
-        return torch.stack([square for square, _ in measured]).sum().clamp_min(0).sqrt()
+        squares = []
+        for rows in self._rows[name]:
+            square, rows.along_N = measure(rows.features, self._gradients(rows.features))
+            squares.append(square)
+        return torch.stack(squares).sum().clamp_min(0).sqrt()
+
+    def clip(self, name: str, scale: float) -> None:
+        """Multiplies the gradient of a dictionary's rows by `scale`, in this step."""
+        for rows in self._rows[name]:
+            rows.scale = scale
+
+    def _all_rows(self) -> list[_Rows]:
+        return [rows for several in self._rows.values() for rows in several]
 
     # --- the step -----------------------------------------------------------------------------
 
@@ -110,26 +133,21 @@ class FusedAdam(torch.optim.Optimizer):
             moved[id(p)] = self._begin(p, group, index)
             if not self.collects(p):
                 self._update_whole(p, moved[id(p)])
-        for name, features in self._features.items():
-            alongs = self._along.get(name, [None] * len(features))
-            for one, along in zip(features, alongs, strict=True):
-                self._update_rows(one, along, moved, self.scale.get(name, 1.0))
+        for rows in self._all_rows():
+            self._update_rows(rows, moved)
         self._made.clear()
         return loss
 
     @torch.no_grad()
     def _update_whole(self, p: Tensor, step: Step) -> None:
         if p.ndim > 2:
-            features = Features(((p, 0),), p[..., 0].numel())
-            self._update_rows(features, None, {id(p): step}, 1.0)
+            self._update_rows(_Rows(Features(((p, 0),), p[..., 0].numel())), {id(p): step})
         else:
             assert p.grad is not None
             adam(p, p.grad, self.state[p]["exp_avg"], self.state[p]["exp_avg_sq"], step)
 
-    def _update_rows(
-        self, features: Features, along_N: Tensor | None, moved: Mapping[int, Step], scale: float
-    ) -> None:
-        form = FORMS[self.moments]
+    def _update_rows(self, rows: _Rows, moved: Mapping[int, Step]) -> None:
+        form, features = FORMS[self.moments], rows.features
         steps = [moved.get(id(p)) for p, _ in features.parts]
         if not any(steps):
             return  # nothing moves: not even a norm, by a rounding error
@@ -137,7 +155,8 @@ class FusedAdam(torch.optim.Optimizer):
             None if step is None else form(self.state[p], p.shape[-1], step.seed)
             for (p, _), step in zip(features.parts, steps, strict=True)
         ]
-        update(features, self._gradients(features), moments, along_N, steps, scale)
+        gradients = self._gradients(features)
+        update(features, gradients, moments, rows.along_N, steps, rows.scale)
         if features.shadow is not None:
             rounded.settle(features.parts[0][0])
 

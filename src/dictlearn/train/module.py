@@ -12,7 +12,7 @@ import torch
 from dictlearn_kernels import topk_encode
 from torch import Tensor, nn
 
-from dictlearn.train.fused_adam import FusedAdam
+from dictlearn.train.gradients import Gradients
 from dictlearn.train.groups import parameter_groups
 from dictlearn.train.restored import note_entries, refuse_unfit
 from dictlearn.train.schedules import Trapezoid
@@ -67,7 +67,7 @@ class DictionaryTraining(lightning.LightningModule):
         self._losses: list[Tensor] = []  # [dictionaries] of each batch of a step, for the policy
         self._known: dict[str, tuple[float, float]] = {}  # (loss, norm) of this step, likewise
         self._stage = 0  # whether windows come beside
-        self._fused: FusedAdam | None = None  # where gradients are collected, not made
+        self._gradients: Gradients | None = None  # once there is an optimiser
         self._logged_at: tuple[int, float] | None = None  # (step, seconds)
 
     def trainee(self, name: str = "dictionary") -> Trainee:
@@ -79,12 +79,7 @@ class DictionaryTraining(lightning.LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimiser = self.optimiser(parameter_groups(self))
-        if isinstance(optimiser, FusedAdam) and self._alone():
-            rows = {
-                name: one.dictionary.features(one.rounds_to) for name, one in self.named_trainees()
-            }
-            if optimiser.attach(rows):
-                self._fused = optimiser
+        self._gradients = Gradients(dict(self.named_trainees()), optimiser, self._alone())
         schedule = {"scheduler": self._scheduled(optimiser), "interval": "step"}
         return {"optimizer": optimiser, "lr_scheduler": schedule}
 
@@ -121,13 +116,17 @@ class DictionaryTraining(lightning.LightningModule):
             optimiser.eval()
 
     def teardown(self, stage: str) -> None:
-        if self._fused is not None:
-            self._fused.stop()
+        if self._gradients is not None:
+            self._gradients.stop()
+
+    @property
+    def gradients(self) -> Gradients:
+        assert self._gradients is not None, "Lightning asks for the optimiser before it trains"
+        return self._gradients
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         progress = self.trainer.global_step / self.steps
-        if self._fused is not None:
-            self._fused.collect()
+        self.gradients.collect()
         outcomes = {name: trainee(batch, progress) for name, trainee in self.named_trainees()}
         if self.trainer.global_step == 0:
             for name, trainee in self.named_trainees():
@@ -166,23 +165,14 @@ class DictionaryTraining(lightning.LightningModule):
         self.log_dict(self.metrics)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        if self._fused is not None:
-            self._fused.stop()
-        norms = [self._gradient_norm(name, trainee) for name, trainee in self.named_trainees()]
-        known = torch.stack(norms).tolist()  # all at once: whoever asks a GPU waits for it
-        self._accepted = all(map(math.isfinite, known)) and not self._spiked(known)
+        norms = self.gradients.measure()
+        sizes = torch.stack(norms).tolist()  # all at once: reading one synchronises with a GPU
+        self._accepted = all(map(math.isfinite, sizes)) and not self._spiked(sizes)
         if not self._accepted:
-            # An optimiser leaves parameters without a gradient alone, moments and step count too.
-            self._drop_gradients()
-            return
-        # Each apart: one in company trains as alone.
-        for (name, trainee), norm, size in zip(self.named_trainees(), norms, known, strict=True):
-            if self.clip_norm is not None and size > self.clip_norm:
-                scale = self.clip_norm / norm
-                for gradient in self._gradients(trainee):
-                    gradient.mul_(scale)
-                if self._fused is not None:
-                    self._fused.scale[name] = self.clip_norm / size
+            self.gradients.drop()  # then the optimiser leaves moments and step counts alone too
+        elif self.clip_norm is not None:
+            for name, norm, size in zip(self.trainees, norms, sizes, strict=True):
+                self.gradients.clip(name, norm, size, self.clip_norm)
 
     def _spiked(self, norms: list[float]) -> bool:
         """Whether any dictionary's loss or norm is a spike; notes both for when the step is taken."""
@@ -203,34 +193,14 @@ class DictionaryTraining(lightning.LightningModule):
     def _policy(self, name: str) -> Spikes:
         return self.spikes[name]  # type: ignore[return-value]
 
-    def _gradient_norm(self, name: str, trainee: Trainee) -> Tensor:
-        """Of all a dictionary's gradients, without what would only change a feature's norm."""
-        trainee.dictionary.project_gradients(fused=self._fused is not None)
-        if self._fused is None:
-            return torch.nn.utils.get_total_norm(self._gradients(trainee))
-        whole = torch.nn.utils.get_total_norm(self._gradients(trainee))
-        return torch.hypot(whole.double(), self._fused.measure(name))
-
-    def _gradients(self, trainee: Trainee) -> list[Tensor]:
-        """The gradients that are there as tensors, and nobody else's to clip."""
-        fused = self._fused
-        return [
-            p.grad
-            for p in trainee.parameters()
-            if p.grad is not None and not (fused is not None and fused.collects(p))
-        ]
-
-    def _drop_gradients(self) -> None:
-        self.zero_grad(set_to_none=True)
-        if self._fused is not None:
-            self._fused.drop()
-
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
         # Lightning keeps gradients until after the next forward pass, which can make others as large.
-        self._drop_gradients()
+        self.gradients.drop()
+        if self._accepted:
+            self.gradients.restore()
         for _, trainee in self.named_trainees():
-            trainee.after_step(self._accepted, fused=self._fused is not None)
+            trainee.after_step(self._accepted)
         self._losses.clear()
         if self._accepted:
             self.refused_in_a_row.zero_()

@@ -156,17 +156,15 @@ class Trainee(nn.Module):
         self._fired_SF.view(-1)[columns] = True
         self._tokens += n_tokens
 
-    def after_step(self, accepted: bool, fused: bool = False) -> None:
-        """Once an optimiser step, not once a batch: counts silence, restores constraints.
+    def after_step(self, accepted: bool) -> None:
+        """Once an optimiser step, not once a batch: counts silence.
 
         A step that was refused (a gradient that isn't finite) leaves every counter as it was.
-        `fused`: see `Dictionary.after_step`.
         """
         if accepted:
             fired_SF = _any_rank(self._fired_SF)
             self.tokens_since_fired_SF += self._tokens * _world_size()
             self.tokens_since_fired_SF.masked_fill_(fired_SF, 0)
-            self.dictionary.after_step(fused)
             if self._first_fvu is not None:
                 self.start_fvu.copy_(self._first_fvu)
         self._first_fvu = None
