@@ -4,19 +4,23 @@ A compiled loop goes over rows low to high - 1 of its arrays and lets go of the 
 that `threads.over` can give parts of it to several threads. Every row is summed by one thread in one
 order: results don't depend on how many there are.
 
-What is compiled is kept on disk beside its source, or where NUMBA_CACHE_DIR says. numba looks only at
-the file that a loop stands in to see whether it has changed: what a loop calls stands there too, and
-sizes that depend on the CPU come with an array's shape.
+numba keeps what it has compiled on disk, beside the source or in NUMBA_CACHE_DIR, for each signature
+and CPU. By itself it compiles a loop again only when the loop's own file has changed, although the
+code also holds the constants and functions of other files. Here every kernel's source is part of the
+key: a machine compiles each loop once per version of the sources.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
 from numba import njit
+from numba.core.caching import CompileResultCacheImpl, FunctionCache
 from numba.core.registry import cpu_target
 from torch import Tensor
 
@@ -37,11 +41,35 @@ def fused(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-    options |= {"nogil": True, "error_model": "numpy"}
+    dispatcher = njit(nogil=True, error_model="numpy", **options)(function)
     try:
-        return njit(cache=True, **options)(function)
-    except RuntimeError:  # there is no folder to keep it in: it is compiled again in each process
-        return njit(**options)(function)
+        cache = _Cache(function)
+    except RuntimeError:  # numba finds no folder that it may write to: each process compiles anew
+        return dispatcher
+    dispatcher._cache = cache  # pyright: ignore[reportAttributeAccessIssue]  # as njit(cache=True) does
+    return dispatcher
+
+
+def sources() -> list[Path]:
+    """The files that compiled loops may take code and constants from: all of this package."""
+    return sorted(Path(__file__).parent.rglob("*.py"))
+
+
+@cache
+def _stamp() -> str:
+    """A digest of all sources."""
+    contents = [hashlib.sha256(path.read_bytes()).hexdigest() for path in sources()]
+    return hashlib.sha256(" ".join(contents).encode()).hexdigest()
+
+
+class _StampedByAllSources(CompileResultCacheImpl):
+    def __init__(self, function: Callable[..., Any]):
+        super().__init__(function)
+        self.locator.get_source_stamp = _stamp
+
+
+class _Cache(FunctionCache):
+    _impl_class = _StampedByAllSources
 
 
 @cache

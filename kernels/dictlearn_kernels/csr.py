@@ -10,9 +10,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dictlearn_kernels import selection
 from dictlearn_kernels.compiled import array, check_csr, loop
-from dictlearn_kernels.selection import Selection
+
+Entries = tuple[Tensor, Tensor, Tensor]  # `selection.Selection`: row_starts, columns, values
 
 
 def by_column(columns: Tensor, n_columns: int) -> tuple[Tensor, Tensor]:
@@ -51,12 +51,12 @@ def between(
     return starts, kept, entries, before
 
 
-def interleaved(parts: Sequence[Selection]) -> Selection:
+def interleaved(parts: Sequence[Entries]) -> Entries:
     """Selections over the same rows as one: row r of part p becomes row r * len(parts) + p."""
     for part in parts:
         check_csr(*part, n_rows=len(parts[0][0]) - 1)
     counts_RP = torch.stack([row_starts.diff() for row_starts, _, _ in parts], dim=1)
-    starts = selection.starts(counts_RP.flatten())
+    starts = torch.nn.functional.pad(counts_RP.flatten().cumsum(0), (1, 0))
     n = sum(len(columns) for _, columns, _ in parts)
     columns, values = (of.new_empty(n) for of in parts[0][1:])
     for p, part in enumerate(parts):
