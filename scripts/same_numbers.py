@@ -83,7 +83,8 @@ def trained(checkout: Path, folder: Path, overrides: tuple[str, ...]) -> Path:
     folder.mkdir()
     paths = os.pathsep.join(str(checkout / part) for part in ("src", "kernels"))
     environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(checkout / "train.py"), "name=run", *SHORT, *overrides]
+    given = {text.partition("=")[0]: text for text in (*SHORT, *overrides)}  # a key stands once
+    command = [sys.executable, str(checkout / "train.py"), "name=run", *given.values()]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{checkout}: {' '.join(overrides)}\n{done.stderr[-2000:]}")

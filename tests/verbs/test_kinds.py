@@ -14,6 +14,7 @@ from dictlearn import cli, config
 from dictlearn.lm.capture import capture
 from dictlearn.lm.load import load_model
 from dictlearn.verbs import build
+from tests.lines import settled
 
 SMALL = [
     "steps=6",
@@ -39,7 +40,7 @@ def train(folder: Path, *overrides: str) -> int:
     """Exit status of `dictlearn train ...` in `folder`."""
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as exit_:
         patch.chdir(folder)
-        patch.setattr(sys, "argv", ["dictlearn", "train", *SMALL, *overrides])
+        patch.setattr(sys, "argv", ["dictlearn", "train", *settled(*SMALL, *overrides)])
         cli.main()
     return exit_.value.code or 0  # type: ignore[return-value]
 

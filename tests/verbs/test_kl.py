@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 import dictlearn
 from dictlearn import cli
 from dictlearn.lm.load import load_model
+from tests.lines import settled
 
 TEXT = ["data.context=64", "data.max_tokens=20000"]
 SMALL = [
@@ -42,7 +43,7 @@ def dictlearn_train(folder: Path, *overrides: str) -> int:
 def command(folder: Path, *arguments: str) -> int:
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as exit_:
         patch.chdir(folder)
-        patch.setattr(sys, "argv", ["dictlearn", *arguments])
+        patch.setattr(sys, "argv", ["dictlearn", *settled(*arguments)])
         cli.main()
     return exit_.value.code or 0  # type: ignore[return-value]
 

@@ -11,6 +11,7 @@ import torch
 
 import dictlearn
 from dictlearn import cli
+from tests.lines import settled
 
 SOURCE = '''
 """Activations from a file of one's own, of two sites."""
@@ -69,7 +70,7 @@ def trained(folder: Path, info: str, *overrides: str, yaml: str = YAML) -> int:
     (folder / "conf/source").mkdir(parents=True, exist_ok=True)
     (folder / "code" / f"{module}.py").write_text(SOURCE.format(info=info))
     (folder / "conf/source/waves.yaml").write_text(yaml.format(module=module))
-    arguments = ["--config-dir", "conf", "source=waves", "name=own", *SMALL, *overrides]
+    arguments = ["--config-dir", "conf", "source=waves", "name=own", *settled(*SMALL, *overrides)]
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as exit_:
         patch.chdir(folder)
         patch.syspath_prepend(str(folder / "code"))
