@@ -116,8 +116,12 @@ def test_not_even_overwrite_deletes_a_run(tmp_path, made, named, sentence):
 def test_not_even_overwrite_deletes_where_one_is(tmp_path, monkeypatch):
     (tmp_path / "a" / "b").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "a" / "b")
-    with pytest.raises(SaveError, match="you are in it"):
-        check_replaceable(tmp_path / "a", SORT, True)
+    for overwrite in (True, False):  # what would not help is not offered
+        hint = "and is not replaced; choose another folder; what was"
+        with pytest.raises(SaveError, match=f"a: it holds the folder you are in, {hint}"):
+            check_replaceable(tmp_path / "a", SORT, overwrite)
+        with pytest.raises(SaveError, match=rf"\.: it is the folder you are in, {hint}"):
+            check_replaceable(Path("."), SORT, overwrite)  # empty, and still not to be replaced
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     (tmp_path / "home" / "mail").mkdir(parents=True)
     with pytest.raises(SaveError, match="it is your home folder"):

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 from safetensors import SafetensorError
 
 from dictlearn.disk import leftovers
+from dictlearn.disk.folders import made
 from dictlearn.disk.leftovers import LEFTOVER
 from dictlearn.disk.leftovers import collect as collect_garbage
 from dictlearn.disk.manifest import (
@@ -69,23 +70,24 @@ def commit(
         raise ValueError(f"cannot save {folder}: {folder.name!r} is not a usable folder name")
     temporary = leftovers.temporary(folder)
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        leftovers.collect(folder.parent, folder.name)
-        check_replaceable(folder, sort, overwrite)
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
-        write(temporary)
-        _seal(temporary, {**(details or {}), "sort": sort}, _next_sequence(folder.parent))
-        check_replaceable(folder, sort, overwrite)  # writing may have taken hours
-        _publish(temporary, folder)
+        with made(folder.parent):
+            try:
+                leftovers.collect(folder.parent, folder.name)
+                check_replaceable(folder, sort, overwrite)
+                shutil.rmtree(temporary, ignore_errors=True)
+                temporary.mkdir()
+                write(temporary)
+                _seal(temporary, {**(details or {}), "sort": sort}, _next_sequence(folder.parent))
+                check_replaceable(folder, sort, overwrite)  # writing may have taken hours
+                _publish(temporary, folder)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
         if latest:
             set_latest(folder)
     except SaveError:
         raise
     except (OSError, SafetensorError) as error:
         raise SaveError(folder, as_os_error(error)) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 class Found(NamedTuple):

@@ -19,6 +19,7 @@ from pathlib import Path
 from lightning.pytorch.utilities import rank_zero_only
 
 from dictlearn.disk import leftovers
+from dictlearn.disk.folders import made
 from dictlearn.disk.leftovers import shortened
 from dictlearn.disk.whole import SaveError
 
@@ -88,27 +89,23 @@ def _holding(
     if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
         yield
         return
-    new = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder.resolve() / name
-    if path in _held:
-        raise ValueError(refusal(THIS_PROCESS))
-    descriptor = _acquire(path, refusal)
-    _held.add(path)
-    try:
-        owner = {"pid": os.getpid(), "host": socket.gethostname(), "verb": verb}
-        with contextlib.suppress(OSError):  # on a full disk it holds without saying for whom
-            os.ftruncate(descriptor, 0)
-            os.write(descriptor, json.dumps(owner).encode())
-        yield
-    finally:
-        _held.discard(path)
-        with contextlib.suppress(FileNotFoundError):
-            path.unlink()  # while we still hold it: see _acquire
-        os.close(descriptor)
-        with contextlib.suppress(OSError):  # those still empty: who was refused leaves nothing
-            for made in new:
-                made.rmdir()
+    with made(folder):  # who was refused leaves nothing
+        path = folder.resolve() / name
+        if path in _held:
+            raise ValueError(refusal(THIS_PROCESS))
+        descriptor = _acquire(path, refusal)
+        _held.add(path)
+        try:
+            owner = {"pid": os.getpid(), "host": socket.gethostname(), "verb": verb}
+            with contextlib.suppress(OSError):  # on a full disk it holds without saying for whom
+                os.ftruncate(descriptor, 0)
+                os.write(descriptor, json.dumps(owner).encode())
+            yield
+        finally:
+            _held.discard(path)
+            with contextlib.suppress(FileNotFoundError):
+                path.unlink()  # while we still hold it: see _acquire
+            os.close(descriptor)
 
 
 def _acquire(path: Path, refusal: Callable[[str], str]) -> int:

@@ -30,20 +30,23 @@ def check_replaceable(
         return
     if folder.is_symlink() or not folder.is_dir():
         raise _refusal(folder, "something that is not a folder has this name")
-    if next(folder.iterdir(), None) is None:
+    empty = next(folder.iterdir(), None) is None
+    if empty and overwrite is None:
         return
-    if overwrite:
-        why = _dear(folder)
-        hint = "overwrite=true deletes no run and no folder above the one you are in"
+    standing = _standing(folder)
+    if empty or overwrite:
+        why = standing or (None if empty else _dear(folder))
     else:
         why = _not_ours(folder, sort, edits)
-        dear = why and _dear(folder)
-        why = dear or why
-        hint = "move it away or choose another folder"
-        if overwrite is False and not dear:
-            hint += ", or pass overwrite=true, which deletes what is in it"
-    if why is not None:
-        raise _refusal(folder, f"{why}, and is not replaced; {hint}")
+    if why is None:
+        return
+    dear = standing or _dear(folder)
+    hint = "choose another folder" if standing else "move it away or choose another folder"
+    if overwrite and not standing:
+        hint += "; overwrite=true deletes no run"
+    if overwrite is False and not dear:
+        hint += ", or pass overwrite=true, which deletes what is in it"
+    raise _refusal(folder, f"{dear or why}, and is not replaced; {hint}")
 
 
 def check_file_replaceable(
@@ -96,11 +99,19 @@ def _edited(path: Path, entry: dict[str, Any], manifest: Path) -> bool:
     return False
 
 
+def _standing(folder: Path) -> str | None:
+    """Why a folder can't go, whatever it holds: the user is in it, or lives there; None for others."""
+    resolved = folder.resolve()
+    if resolved == Path.home():
+        return "it is your home folder"
+    if resolved == Path.cwd():
+        return "it is the folder you are in"
+    return "it holds the folder you are in" if resolved in Path.cwd().parents else None
+
+
 def _dear(folder: Path) -> str | None:
     """Why not even overwrite=true may delete a folder; None where it may."""
     resolved = folder.resolve()
-    if resolved in (Path.cwd(), *Path.cwd().parents) or resolved == Path.home():
-        return "you are in it" if resolved != Path.home() else "it is your home folder"
     if "checkpoints" in (resolved.name, resolved.parent.name):
         return "it is part of a run"
     for inside in (resolved, *resolved.rglob("*")):

@@ -21,6 +21,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from dictlearn.disk import leftovers
+from dictlearn.disk.folders import made
 
 
 class SaveError(OSError):
@@ -41,7 +42,8 @@ class SaveError(OSError):
 def replacing(path: str | Path) -> Iterator[Path]:
     """The place to write: `path` becomes what was written there when the block ends without an error.
 
-    Makes the folder. What is no file, such as /dev/stdout or a pipe, is written as it is.
+    Makes the folder, which goes again where nothing is written. What is no file, such as /dev/stdout
+    or a pipe, is written as it is.
 
     Raises:
         SaveError: the disk is full, broken or read-only; it names `path`.
@@ -55,17 +57,18 @@ def replacing(path: str | Path) -> Iterator[Path]:
         raise SaveError(path, IsADirectoryError(errno.EISDIR, "this is a folder"))
     temporary = leftovers.temporary(final)
     try:
-        final.parent.mkdir(parents=True, exist_ok=True)
-        leftovers.collect(final.parent, final.name)
-        yield temporary
-        fsync(temporary)
-        os.replace(temporary, final)
-        fsync(final.parent)
+        with made(final.parent):
+            try:
+                leftovers.collect(final.parent, final.name)
+                yield temporary
+                fsync(temporary)
+                os.replace(temporary, final)
+                fsync(final.parent)
+            finally:
+                with suppress(OSError):
+                    temporary.unlink()
     except (OSError, SafetensorError) as error:
         raise SaveError(path, as_os_error(error)) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -40,8 +41,14 @@ def cached(key: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]
         with replacing(path) as place:
             save_file(tensors, place, metadata=_digests(tensors))
     except OSError as error:
-        log.warning("data: the tokens are not kept for the next start: %s", error)
+        _say_once(str(path.parent), error.strerror or str(error))
     return tensors
+
+
+@cache
+def _say_once(folder: str, reason: str) -> None:
+    """One run reads several texts, and what keeps one of them from being kept keeps all."""
+    log.warning("data: the tokens are not kept for the next start: %s: %s", folder, reason)
 
 
 def _read(path: Path) -> dict[str, Tensor] | None:

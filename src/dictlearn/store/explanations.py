@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, final
 
+from dictlearn.disk.folders import made
 from dictlearn.disk.whole import SaveError
 from dictlearn.store.text import without_surrogates
 
@@ -134,8 +135,7 @@ class ExplanationWriter:
 
     def _append(self, lines: bytes) -> None:
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("ab") as file:
+            with made(self.path.parent), self.path.open("ab") as file:
                 if not self._opened:
                     file.truncate(_whole_lines(self.path))
                     self._opened = True

@@ -11,6 +11,7 @@ from typing import Any, final
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from dictlearn.disk.folders import made
 from dictlearn.disk.whole import replacing
 
 OFTEN = 1.05  # how much longer the record is when its table is written again
@@ -85,8 +86,8 @@ class RunLogger(Logger):
         path = self.folder / "metrics.jsonl"
         if not path.exists():  # somebody has moved the folder
             self._written = self._size = 0
-            self.folder.mkdir(parents=True, exist_ok=True)
-            path.touch()
+            with made(self.folder):
+                path.touch()
         lines = "".join(json.dumps(row) + "\n" for row in self._rows[self._written :]).encode()
         with path.open("r+b") as file:
             file.truncate(self._size)
