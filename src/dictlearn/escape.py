@@ -13,6 +13,8 @@ import sys
 import unicodedata
 from typing import TYPE_CHECKING, Any
 
+from dictlearn.terminal import decoded
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -27,6 +29,7 @@ MARKDOWN = re.compile(r"([\\`*\[\]<>|&~$])|(?<!\w)(_)|(_)(?!\w)|^(\s*)([#+=-])|^
 
 def terminal(text: str) -> str:
     """`text` with `\\x1b` for an escape character, and likewise for all that is not to be seen."""
+    text = decoded(text)
     if text.isascii() and text.isprintable():
         return text
     return "".join(c if _is_seen(c) else c.encode("unicode_escape").decode() for c in text)
