@@ -56,3 +56,50 @@ def test_what_may_be_there_is_left_to_the_verb(tmp_path: Path, monkeypatch) -> N
     (tmp_path / "one").mkdir()
     for given in ("dictionary=owner/name", "dictionary=owner/name/layer.3", "run=one"):
         paths.refuse_absent(config.compose("evaluate", [given]))
+
+
+OUTPUTS = {
+    "export run=a format=hub output=file": "output=file: is no folder; want a folder",
+    "export run=a format=hub output=file/b": "output=file/b: file is no folder; want a folder elsewhere",
+    "evaluate run=a output=file": "output=file: is no folder; want a folder",
+    "features run=a output=gone": "output=gone: is no folder; want a folder",
+    "explain run=a output=file": "output=file: is no folder; want a folder",
+    "pages run=a output=file": "output=file: is no folder; want a folder",
+    "targets output=file": "output=file: is no folder; want a folder",
+    "lookup run=a vector=file output=a": "output=a: is a folder; want a file",
+    "lookup run=a vector=file output=file/x": "output=file/x: file is no folder; want a file elsewhere",
+    "compare output=file": "output=file: is no folder; want a folder, or a file that ends in .html",
+    "compare output=a.html": r"output=a.html: is a folder; want a file",
+    "label run=a graph=file output=a.json": "output=a.json: is a folder; want a file",
+    "label run=a graph=a output=file": "output=file: is no folder; want a folder",
+    "train run_dir=file": "run_dir=file: is no folder; want a folder",
+    "plan run_dir=file/a": "run_dir=file/a: file is no folder",
+}
+
+
+@pytest.mark.parametrize("line", OUTPUTS)
+def test_what_an_output_would_be_is_checked_for_every_verb(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("a", "a.html", "a.json"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "file").touch()
+    (tmp_path / "gone").symlink_to("nowhere")
+    verb, *overrides = line.split()
+    with pytest.raises(ValueError, match=OUTPUTS[line]):
+        paths.refuse_misplaced(verb, config.compose(verb, overrides))
+
+
+def test_every_verb_with_an_output_is_among_them() -> None:
+    texts = {path.stem: path.read_text() for path in config.conf_dir().glob("*.yaml")}
+    with_output = {verb for verb, text in texts.items() if "\noutput:" in text}
+    assert with_output <= {line.split()[0] for line in OUTPUTS}
+
+
+def test_outputs_that_can_be_are_left_alone(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a").mkdir()
+    for line in ("compare output=a", "compare output=b.html", "lookup output=/dev/stdout run=a"):
+        verb, *overrides = line.split()
+        paths.refuse_misplaced(verb, config.compose(verb, overrides))

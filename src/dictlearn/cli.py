@@ -54,11 +54,8 @@ def main(verb: str | None = None) -> None:
     """Runs the command line and exits. With `verb`, as from train.py, it holds overrides only."""
     terminal.show_what_can_be_shown()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors on instead of printing them
-    try:
-        with stopping.listening(), _one_sentence():
-            sys.exit(_run(sys.argv[1:], verb))
-    except KeyboardInterrupt:
-        sys.exit(130)
+    with stopping.listening(), _one_sentence():
+        sys.exit(_run(sys.argv[1:], verb))
 
 
 def _run(args: list[str], verb: str | None) -> int:
@@ -120,12 +117,14 @@ def _launch(verb: str, args: list[str], prefix: list[str]) -> int:
             folders.append(Path(cfg.get("run_dir", "")))
             refuse_missing(cfg)
             paths.refuse_absent(cfg)
+            paths.refuse_misplaced(verb, cfg)
             if several:
                 _say(f"run {job.job.num}: {' '.join(others)}")
             # Lightning starts a run's other processes from sys.argv: this job's alone, and named.
             name = [f"name={config.quoted(cfg.name)}"] if "name" in cfg else []
             sys.argv = [sys.argv[0], *prefix, *folder, *others, *name]
-            run = import_module(f"dictlearn.verbs.{verb}").main
+            with stopping.at_once():
+                run = import_module(f"dictlearn.verbs.{verb}").main
             hush_lightning()
             with stopping.told(verb, cfg):
                 statuses[-1] = run(cfg)

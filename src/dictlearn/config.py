@@ -234,13 +234,13 @@ def sentence(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def quoted(value: str, always: bool = False) -> str:
-    """`value` as Hydra's grammar reads it back; in quotes where it must be, or `always`."""
+def quoted(value: str, always: bool = False, mark: str = "'") -> str:
+    """`value` as Hydra's grammar reads it back; between `mark`s where it must be, or `always`."""
     if re.fullmatch(r"[\w./@+-]+", value, re.ASCII) and not always:
         return value
     # Backslashes are doubled before a quote alone: elsewhere the grammar takes them as they are.
-    value = re.sub(r"(\\*)'", r"\1\1\\'", value)
-    return "'" + re.sub(r"(\\+)$", r"\1\1", value) + "'"
+    value = re.sub(rf"(\\*){mark}", rf"\1\1\\{mark}", value)
+    return mark + re.sub(r"(\\+)$", r"\1\1", value) + mark
 
 
 def literal(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -34,6 +35,32 @@ def refuse_absent(cfg: DictConfig) -> None:
     given = cfg.get("data") or {}
     if given.get("paths"):
         find_files(given["paths"])
+
+
+def refuse_misplaced(verb: str, cfg: DictConfig) -> None:
+    """Raises ValueError where what a verb is told to write can't lie: a file for a folder, and so on."""
+    for key in ("output", "run_dir"):
+        if cfg.get(key) is None:
+            continue
+        path, wanted = Path(str(cfg[key])).expanduser(), "a folder"
+        if key == "output" and _is_one_file(verb, cfg, path):
+            wanted = "a file"
+        elif verb == "compare":
+            wanted = "a folder, or a file that ends in .html"
+        if wanted == "a file" and path.is_dir():
+            raise ValueError(f"{key}={cfg[key]}: is a folder; want {wanted}")
+        if wanted != "a file" and os.path.lexists(path) and not path.is_dir():
+            raise ValueError(f"{key}={cfg[key]}: is no folder; want {wanted}")
+        for above in path.parents:
+            if os.path.lexists(above) and not above.is_dir():
+                raise ValueError(f"{key}={cfg[key]}: {above} is no folder; want {wanted} elsewhere")
+
+
+def _is_one_file(verb: str, cfg: DictConfig, path: Path) -> bool:
+    """Whether `output` names a file; that of all other verbs is a folder."""
+    if verb == "label":
+        return path.suffix == ".json" and Path(str(cfg.graph)).is_file()
+    return verb == "lookup" or (verb == "compare" and path.suffix == ".html")
 
 
 def completed(word: str) -> list[str]:

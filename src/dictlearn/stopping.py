@@ -7,15 +7,21 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from types import FrameType
-
-from omegaconf import DictConfig
+from typing import TYPE_CHECKING
 
 from dictlearn import escape
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+NOTHING = "nothing was written"
+_begun = False  # whether a verb was, since `listening`
 
 
 class Stopped(SystemExit):
@@ -23,16 +29,57 @@ class Stopped(SystemExit):
 
 
 @contextmanager
+def at_once() -> Iterator[None]:
+    """For imports, before any work: Ctrl-C and SIGTERM say that nothing was written, and end the process.
+
+    An exception would not do: libraries that are being imported catch some, or show them as theirs.
+    """
+    with _answered(signal.SIGINT, _leave), _answered(signal.SIGTERM, _leave):
+        yield
+
+
+@contextmanager
 def listening() -> Iterator[None]:
-    """Turns SIGTERM into `Stopped`; a second one ends the process at once."""
+    """Turns SIGTERM into `Stopped`; a second one ends the process at once.
+
+    Before a verb begins, and between two of a multirun, it says that nothing was lost.
+    """
+    global _begun
+    _begun = False
+    with _answered(signal.SIGTERM, _stop):
+        try:
+            yield
+        except (Stopped, KeyboardInterrupt) as stop:
+            raise SystemExit(_said(stop, "what was begun before is there" * _begun)) from None
+
+
+@contextmanager
+def _answered(
+    number: signal.Signals, answer: Callable[[int, FrameType | None], None]
+) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # others can't
         yield
         return
-    before = signal.signal(signal.SIGTERM, _stop)
+    before = signal.signal(number, answer)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(number, before)
+
+
+def _leave(signum: int, frame: FrameType | None) -> None:
+    escape.say(f"stopped by {signal.Signals(signum).name}; {NOTHING}")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(128 + signum)
+
+
+def _said(stop: BaseException, rest: str) -> int:
+    """Says what stopped the process and `rest`; returns the exit status."""
+    number = signal.SIGTERM if isinstance(stop, Stopped) else signal.SIGINT
+    if os.environ.get("LOCAL_RANK", "0") == "0":  # the first of a run's processes speaks for all
+        escape.say(f"stopped by {number.name}; {rest or NOTHING}")
+    return 128 + number
 
 
 def _stop(signum: int, frame: FrameType | None) -> None:
@@ -43,15 +90,12 @@ def _stop(signum: int, frame: FrameType | None) -> None:
 @contextmanager
 def told(verb: str, cfg: DictConfig) -> Iterator[None]:
     """Says what goes on from here when the verb inside is stopped, and exits with 143 or 130."""
+    global _begun
+    _begun = True
     try:
         yield
     except (Stopped, KeyboardInterrupt) as stop:
-        number = signal.SIGTERM if isinstance(stop, Stopped) else signal.SIGINT
-        if (
-            os.environ.get("LOCAL_RANK", "0") == "0"
-        ):  # the first of a run's processes speaks for all
-            escape.say(f"stopped by {number.name}; {_goes_on(verb, cfg)}")
-        raise SystemExit(128 + number) from None
+        raise SystemExit(_said(stop, _goes_on(verb, cfg))) from None
 
 
 def _goes_on(verb: str, cfg: DictConfig) -> str:

@@ -17,7 +17,8 @@ from dictlearn import cli
 from dictlearn.lm.capture import capture
 from dictlearn.lm.hub import PICO_PATH
 from dictlearn.lm.load import load_model
-from dictlearn.verbs import train
+from dictlearn.verbs import evaluate, train
+from tests.lines import settled
 
 SMALL = [
     "steps=6",
@@ -39,7 +40,7 @@ def dictlearn_train(folder: Path, *overrides: str) -> int:
     """Exit status of `dictlearn train ...` in `folder`."""
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as exit_:
         patch.chdir(folder)
-        patch.setattr(sys, "argv", ["dictlearn", "train", *SMALL, *overrides])
+        patch.setattr(sys, "argv", ["dictlearn", "train", *settled(*SMALL, *overrides)])
         cli.main()
     return exit_.value.code or 0  # type: ignore[return-value]
 
@@ -240,11 +241,11 @@ def test_a_diverged_run_says_so_and_a_report_on_a_full_disk_ends_none(
     def full(folder: Path, record: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", str(folder / "figures.json"))
 
-    monkeypatch.setattr(train, "write_into", full)
+    monkeypatch.setattr(evaluate, "write_record", full)
     options = ["optim.lr=300", "clip_norm=null", "steps=12", "~eval.baselines", "~eval.downstream"]
     assert dictlearn_train(tmp_path, "name=far", *options) == 1
     shown = capsys.readouterr()
-    assert "figures.json" in shown.err and "writes the report again" in shown.err
+    assert "figures.json'; dictlearn evaluate run=" in shown.err
     assert "The run diverged: its FVU on unseen text is" in shown.err
     table = [line for line in shown.out.splitlines() if line.startswith("SAE")]
     assert len(table) == 1 and len(table[0]) < 80 and "e+" in table[0]

@@ -72,7 +72,7 @@ def train(*overrides: str | list[str], **keys: Any) -> Run:
             f"trainer.devices={cfg.trainer.devices}: several processes start the program anew, "
             "which Python's own can't; run `dictlearn train` for this, or set trainer.devices=1"
         )
-    called("train", cfg, f"dictlearn.train(resume='auto', name='{cfg.name}') goes on")
+    called("train", cfg, f"dictlearn.train(resume='auto', name={cfg.name!r}) goes on")
     return Run(Path(cfg.run_dir).resolve())
 
 

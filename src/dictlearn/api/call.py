@@ -15,7 +15,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from dictlearn import cli, config
+from dictlearn import cli, config, paths
 from dictlearn import overrides as texts
 
 
@@ -26,6 +26,7 @@ def composed(verb: str, overrides: Sequence[Any], keys: Mapping[str, Any]) -> Di
         checked = texts.checked(verb, config.translated(written))
         cfg = config.compose(verb, checked)
         cli.refuse_missing(cfg)
+        paths.refuse_misplaced(verb, cfg)
     return cfg
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import NamedTuple
 
@@ -77,4 +78,4 @@ def _intact_step(folder: Path, resume: str) -> Path:
 def _hint(newest: Path | None) -> str:
     if newest is None:
         return ". No checkpoint of this run is intact"
-    return f". The newest intact checkpoint is {newest.name}; resume={newest} uses it"
+    return f". The newest intact checkpoint is {newest.name}; {shlex.quote(f'resume={newest}')} uses it"

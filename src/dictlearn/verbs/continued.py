@@ -15,6 +15,7 @@ from dictlearn import config, schema
 from dictlearn.ckpt.checkpoint_io import read_config
 from dictlearn.ckpt.diff import ABSENT, MAY_CHANGE, refuse_changes
 from dictlearn.ckpt.resume import CHECKPOINTS
+from dictlearn.commands import argument
 from dictlearn.overrides import dotted
 
 OF_THIS_START = ("name", "run_dir", "resume", "allow_changed")  # which run, and not what it is
@@ -63,9 +64,9 @@ def command(cfg: DictConfig) -> str:
     words = ["python", program] if script else [Path(program).name, "train"]
     if "--config-dir" in arguments:
         words += arguments[(at := arguments.index("--config-dir")) : at + 2]
-    words += ["resume=auto", f"name={config.quoted(str(cfg.name))}"]
+    words += ["resume=auto", argument("name", str(cfg.name))]
     if str(cfg.run_dir) != f"runs/{cfg.name}":
-        words.append(f"run_dir={config.quoted(str(cfg.run_dir))}")
+        words.append(argument("run_dir", str(cfg.run_dir)))
     return shlex.join(words)
 
 

@@ -12,17 +12,19 @@ from rich.progress import Progress
 from dictlearn import escape
 from dictlearn.ckpt import lock
 from dictlearn.ckpt.dictionary import load_dictionary
+from dictlearn.commands import command
 from dictlearn.dicts.dictionary import Dictionary
+from dictlearn.disk.replace import is_run
 from dictlearn.evals import layers
 from dictlearn.evals.context import RowSource
 from dictlearn.evals.evaluation import Eval, Evaluation, evaluate_dictionary
 from dictlearn.evals.record import check_record_replaceable, record_of, write_record
-from dictlearn.evals.report import write_report
 from dictlearn.evals.table import renderable
 from dictlearn.lm.language_model import LanguageModel
 from dictlearn.ranges import Count
 from dictlearn.verbs import build
 from dictlearn.verbs.opened import open_dictionary, where
+from dictlearn.verbs.reported import write_report_of
 
 BESIDE = "beside"  # folder in a run's, of the dictionaries to compare its own with
 
@@ -84,9 +86,19 @@ def evaluate_into(
 
 
 def write_into(folder: Path, record: Mapping[str, Any]) -> None:
-    """figures.json and the report. Raises OSError, which names what could not be written."""
-    write_record(folder, record)
-    write_report(folder)
+    """figures.json and the report.
+
+    Raises:
+        OSError: names what could not be written, and what writes it later.
+    """
+    try:
+        write_record(folder, record)
+    except OSError as error:
+        if not is_run(folder):
+            raise
+        later = f"{command('evaluate', run=folder)} finds the figures again"
+        raise OSError(f"{error}; {later}") from error
+    write_report_of(folder)
 
 
 def evaluated(

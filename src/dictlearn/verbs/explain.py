@@ -16,7 +16,6 @@ from rich.text import Text
 from dictlearn import escape
 from dictlearn.ckpt import lock
 from dictlearn.dicts.identity import sha256_of
-from dictlearn.evals.report import write_report
 from dictlearn.explain.protocol import Explainer, Feature, Material, Progress
 from dictlearn.explain.sample import activations, random_like, take_sample
 from dictlearn.explain.summary import summarised, write_summary
@@ -28,6 +27,7 @@ from dictlearn.store.features import has_store, open_store
 from dictlearn.store.text import token_text
 from dictlearn.verbs import build
 from dictlearn.verbs.opened import Opened, open_dictionary, where
+from dictlearn.verbs.reported import write_report_of
 
 COUNTS = ("tokens", "windows", "at_least", "baseline_features", "limit")
 
@@ -95,7 +95,7 @@ def explain(cfg: DictConfig) -> int:
         write_pages(material.store, said, opened.lm.tokenizer, folder, overwrite=cfg.overwrite)
     if (opened.folder / "figures.json").is_file():
         with lock.writing(opened.folder / "report.html", "explain", wait=True):
-            write_report(opened.folder)  # after the pages, of which it shows some
+            write_report_of(opened.folder)  # after the pages, of which it shows some
     escape.console().print(table(summary))
     for line in filter(None, [*explained.told, _left(writer), f"The descriptions: {writer.path}"]):
         escape.say(line)

@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from dictlearn import escape
 from dictlearn.ckpt import lock
 from dictlearn.ckpt.dictionary import saved_sha256
+from dictlearn.commands import command
 from dictlearn.disk.replace import check_file_replaceable
 from dictlearn.disk.whole import write_json
 from dictlearn.export.graph_labels import Label, by_tokens, described, label_nodes, read_graph
@@ -78,8 +79,8 @@ def labels(run: Path, n_tokens: int) -> Label:
     store = open_store(run) if has_store(run) else None
     if store is None and not explanations:
         raise ValueError(
-            f"run={run}: nothing is known of its features; dictlearn features run={run}, then "
-            f"dictlearn explain run={run}, find it out"
+            f"run={run}: nothing is known of its features; {command('features', run=run)}, then "
+            f"{command('explain', run=run)}, find it out"
         )
     if store is not None:
         check_layers(store, run)

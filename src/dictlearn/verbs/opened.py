@@ -23,6 +23,7 @@ from dictlearn.lm.language_model import LanguageModel
 from dictlearn.lm.load import load_model, read_info
 from dictlearn.sources.tokens import WHOLE
 from dictlearn.types import ModelInfo
+from dictlearn.verbs.trained_in import anywhere
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ def open_dictionary(
     """
     path, folder = where(cfg, verb, elsewhere)
     dictionary = load_dictionary(path)
-    trained = dictionary.training_figures
+    trained = anywhere(dictionary.training_figures, path)
     split = "eval"
     if text and cfg.get("data"):
         _take_context(cfg, trained)
@@ -68,7 +69,7 @@ def open_dictionary(
     elif text:
         with open_dict(cfg):
             cfg.data = literal(trained_on(trained, path))
-    lm = _model(cfg, dictionary, path, check)
+    lm = _model(cfg, dictionary, trained, path, check)
     return Opened(Path(path), folder, dictionary.to(lm.device), lm, split)
 
 
@@ -181,9 +182,10 @@ def own_model(trained: Mapping[str, Any], path: str, key: str = "model") -> str 
     return name
 
 
-def _model(cfg: DictConfig, dictionary: Dictionary, path: str, check: Check) -> LanguageModel:
+def _model(
+    cfg: DictConfig, dictionary: Dictionary, trained: Mapping[str, Any], path: str, check: Check
+) -> LanguageModel:
     """The model of the configuration, else the one that the dictionary was trained on."""
-    trained = dictionary.training_figures
     if cfg.get("model"):
         name = trained.get("model")
         if name not in (None, cfg.model.path):

@@ -11,12 +11,12 @@ from transformers import PreTrainedTokenizerBase
 from dictlearn import escape
 from dictlearn.ckpt import lock
 from dictlearn.evals.record import FILE as FIGURES
-from dictlearn.evals.report import write_report
 from dictlearn.features.pages import write_pages
 from dictlearn.lm.load import load_tokenizer
 from dictlearn.store.explanations import read_explanations
 from dictlearn.store.features import FeatureStore, open_store
 from dictlearn.store.tokenizer import tokenizer_of
+from dictlearn.verbs.reported import write_report_of
 
 
 class Keys:
@@ -60,4 +60,4 @@ def write_site(
     run = store.folder.parent
     if page.parent.resolve() == store.folder.resolve() and (run / FIGURES).is_file():
         with lock.writing(run / "report.html", "pages", wait=True):
-            write_report(run)  # which shows some of the features, and links to all
+            write_report_of(run)  # which shows some of the features, and links to all

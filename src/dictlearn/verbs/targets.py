@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from dictlearn import escape
 from dictlearn.ckpt import lock
 from dictlearn.ckpt.commit import commit
+from dictlearn.commands import typed
 from dictlearn.disk.replace import check_replaceable
 from dictlearn.objectives.stored_teacher import store_targets
 from dictlearn.ranges import Count, Natural, Positive, Seed
@@ -47,9 +48,9 @@ def main(cfg: DictConfig) -> int:
             written = store_targets(lm, windows, temporary, **{key: cfg[key] for key in OPTIONS})
 
         commit(output, write, sort=SORT, overwrite=cfg.overwrite)
-    tokens = len(windows) * windows.context
+    tokens, folder = len(windows) * windows.context, {"teacher.folder": str(cfg.output)}
     escape.say(
         f"{cfg.output}: targets of {tokens:,} tokens, {written / 1e9:.2f} GB, "
-        f"{written / tokens:.0f} bytes each; teacher=stored teacher.folder={cfg.output} reads them"
+        f"{written / tokens:.0f} bytes each; teacher=stored {typed(**folder)} reads them"
     )
     return 0

@@ -41,7 +41,7 @@ from dictlearn.train.loader import SourceLoader
 from dictlearn.train.loggers import guarded
 from dictlearn.train.module import DictionaryTraining
 from dictlearn.types import Batch, ModelInfo
-from dictlearn.verbs import build, fingerprints, verdict
+from dictlearn.verbs import build, fingerprints, trained_in, verdict
 from dictlearn.verbs.continued import OF_THIS_START, continued, goes_on
 from dictlearn.verbs.described import beside_published, first_line, text_of
 from dictlearn.verbs.evaluate import BESIDE, evaluated, label_beside, write_into
@@ -239,6 +239,7 @@ def finish(
         folder = run / "dictionary" if name == "dictionary" else run / BESIDE / name
         save_dictionary(one, folder, origin)
         finished[name] = one
+    trained_in.remember(run, origin)
     dictionary = finished.pop("dictionary")
     beside = {label_beside(name): one for name, one in finished.items()}
     record = evaluated(cfg, dictionary, lm, beside)
@@ -246,10 +247,12 @@ def finish(
         with writing(run / "report.html", "train", wait=True):
             write_into(run, record)
     except OSError as error:
-        say(f"{error}; dictlearn evaluate dictionary={run} output={run} writes the report again")
-        say(f"dictlearn.load('{run}') gives the dictionary")
+        say(str(error))
+        say(f"dictlearn.load({str(run)!r}) gives the dictionary")
     else:
-        say(f"{run / 'report.html'} shows the run; dictlearn.load('{run}') gives the dictionary")
+        say(
+            f"{run / 'report.html'} shows the run; dictlearn.load({str(run)!r}) gives the dictionary"
+        )
     return record["figures"]
 
 
@@ -277,7 +280,7 @@ def finish_without_model(
     for name, value in figures.items():
         words = FIGURES.get(name, name.replace("_", " "))
         say(f"{words:<20}{value:{'.4f' if abs(value) < LONG else '.2e'}}")
-    say(f"dictlearn.load('{run}') gives the dictionary")
+    say(f"dictlearn.load({str(run)!r}) gives the dictionary")
     return known
 
 

@@ -1,0 +1,20 @@
+"""The report that ends a verb whose own work is done by then: where it can't be written, what does it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dictlearn.commands import command
+from dictlearn.evals.report import write_report
+
+
+def write_report_of(folder: Path) -> None:
+    """A run's report anew, or that of an evaluation, from the files in its folder.
+
+    Raises:
+        OSError: it can't be written; names the command that writes it later, from the same files.
+    """
+    try:
+        write_report(folder)
+    except OSError as error:
+        raise OSError(f"{error}; {command('report', run=folder)} writes it") from error
