@@ -10,7 +10,7 @@ BROWSER := tests/browser
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-gpu test-peers test-pages test-attribution check format wheel bench bench-gpu clean
+.PHONY: help demo test test-gpu test-peers test-pages test-attribution check format wheel docs bench bench-gpu clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 26
@@ -52,13 +52,18 @@ wheel: .venv/.installed-dev  ## build dist/*.whl
 	@rm -rf dist
 	@$(BIN)/python -m build --outdir dist .
 
+docs: .venv/.installed  ## write the figures of README.md and docs/ anew, from benchmarks/results and quick commands
+	@OMP_NUM_THREADS=1 $(BIN)/python scripts/docs_figures.py
+
 bench: .peers/.installed  ## time steps beside dense autograd and peers, on a quiet CPU: 40 minutes
 	@.peers/bin/python scripts/bench.py all
 	@.peers/bin/python scripts/profile_train.py
+	@.peers/bin/python scripts/docs_figures.py
 
 bench-gpu: .peers/.installed  ## the same on a GPU: about half an hour
 	@.peers/bin/python scripts/bench.py all --device cuda
 	@.peers/bin/python scripts/profile_train.py
+	@.peers/bin/python scripts/docs_figures.py
 
 clean:  ## remove the environment and build outputs; runs/ stays
 	rm -rf .venv .peers .attribution dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -6,13 +6,14 @@
     python scripts/bench.py steps --size B=256 D=64 F=1024 k=8 L=3 --anyway
     python scripts/bench.py ops                       # single operations
     python scripts/bench.py curves                    # cost against F, k and layers
-    python scripts/bench.py draw                      # the documents' pictures and tables
+    python scripts/bench.py draw                      # the documents' pictures
     python scripts/bench.py all                       # all of them in that order
     python scripts/bench.py all --quick --anyway      # a rehearsal; its figures mean nothing
 
 Everybody has a sample by turns. Figures are appended to benchmarks/results/bench.json with machine,
-versions and date; not where other processes use the cores, unless --anyway. SAELens and sparsify take
-part where they are installed (docs/peers.md says how). docs/performance.md says what it is about.
+versions and date, and `make docs` makes tables of them; not where other processes use the cores, unless
+--anyway. SAELens and sparsify take part where they are installed (docs/peers.md says how).
+docs/performance.md says what it is about.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from typing import Any
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from benches import curves, draw, machine, ops, page, steps
+from benches import curves, draw, machine, ops, steps
 from benches.cases import LETTERS, QUICK, Case, chosen
 from peers import results
 
@@ -92,10 +93,7 @@ def run(options: argparse.Namespace) -> None:
     timed = {"steps": race_steps, "ops": race_ops, "curves": trace_curves}
     for part in parts:
         if part == "draw":
-            written = draw.pictures(options.results, options.pictures)
-            if options.pictures == draw.PICTURES:
-                written += page.fill(options.results)
-            print(*written, sep="\n")
+            print(*draw.pictures(options.results, options.pictures), sep="\n")
             continue
         for record in timed[part](options):
             keep(record, options)

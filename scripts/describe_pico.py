@@ -4,20 +4,18 @@
     dictlearn explain run=runs/demo
     python scripts/describe_pico.py runs/demo
 
-Writes benchmarks/results/descriptions.json and the table in docs/explain.md.
+Appends to benchmarks/results/descriptions.json, of which `make docs` makes the tables of docs/explain.md.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 
 from dictlearn.ckpt.dictionary import load_dictionary
-from dictlearn.evals.record import versions
 from dictlearn.explain.contexts import Context, Contexts
 from dictlearn.explain.sample import take_sample
 from dictlearn.explain.wording import in_context
@@ -26,10 +24,10 @@ from dictlearn.sources.tokens import stdlib_windows
 from dictlearn.store.explanations import Explanation, read_explanations
 from dictlearn.store.text import token_text
 
-ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "benchmarks/results/descriptions.json"
-PAGE = ROOT / "docs/explain.md"
-BEGIN, END = "<!-- table: scripts/describe_pico.py -->", "<!-- end of table -->"
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from peers import results
+
+PACKAGES = ("torch", "transformers", "dictlearn-lm")
 SHOWN, TOKENS, SEED = 20, 65_536, 0
 
 
@@ -49,27 +47,17 @@ def main(run: Path) -> None:
         contexts = Contexts(sample, firings["own"], feature, pieces, "score", seed=SEED)
         drawn_contexts = contexts.strongest(1) + contexts.by_interval(5)[2:3]
         rows.append(row(one, drawn_contexts))
-    record = {
-        "summary": summary,
-        "shown": [e.feature for e in chosen],
-        "versions": versions(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-    RESULTS.write_text(json.dumps(record, indent=1) + "\n")
-    before, _, rest = PAGE.read_text().partition(BEGIN)
-    titles = ("feature", "description", "balanced accuracy", "precision", "recall", "examples")
-    head = f"| {' | '.join(titles)} |"
-    lines = [BEGIN, "", head, "|---|---|---|---|---|---|", *rows, "", END]
-    PAGE.write_text(before + "\n".join(lines) + rest.partition(END)[2])
+    record = {"summary": summary, "versions": results.versions(PACKAGES), "rows": rows}
+    print(f"appended to {results.append('descriptions', record)}")
 
 
-def row(one: Explanation, contexts: list[Context]) -> str:
+def row(one: Explanation, contexts: list[Context]) -> list[str]:
+    """The cells of a feature's line."""
     marked = "" if one.reliable else "*unreliable:* "
     text = one.text or "no description found"
     figures = [f"{one.scores[n]:.2f}" for n in ("balanced_accuracy", "precision", "recall")]
     examples = "<br>".join(shown(context) for context in contexts)
-    cells = [str(one.feature), escaped(marked + text), *figures, examples]
-    return f"| {' | '.join(cells)} |"
+    return [str(one.feature), escaped(marked + text), *figures, examples]
 
 
 def shown(context: Context) -> str:

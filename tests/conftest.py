@@ -1,9 +1,11 @@
-"""What every test gets: one thread, no network, a fixed seed."""
+"""What every test gets: one thread, no network, a fixed seed, and the code of scripts/."""
 
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
+from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
@@ -16,6 +18,7 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))  # no package holds it
 
 
 @pytest.fixture(autouse=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from figures.printed import FENCE, blocks, run_python
 
 import dictlearn
 from dictlearn import cli, config, overrides
@@ -19,29 +20,8 @@ from dictlearn.lm.load import PICO_PATH
 from dictlearn.verbs import build
 
 ROOT = Path(__file__).parents[1]
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-COMMAND = re.compile(r"^ {4}((?:dictlearn|python train\.py) .*)$", re.MULTILINE)
+
 NUMBER = re.compile(r"[+-]?\d[\d,]*(\.\d+)?")
-
-
-def blocks(text: str) -> Iterator[tuple[str, str]]:
-    """("python" | "text" | "command", what it says) in the order of the page."""
-    found = [(m.start(), m[1], m[2]) for m in FENCE.finditer(text)]
-    found += [(m.start(), "command", m[1].split("  #")[0].strip()) for m in COMMAND.finditer(text)]
-    for _, language, said in sorted(found):
-        yield language, said
-
-
-def run_python(source: str, names: dict[str, Any]) -> Any:
-    """The value of its last line, if that is an expression."""
-    tree = ast.parse(source)
-    last = tree.body[-1]
-    if not isinstance(last, ast.Expr):
-        exec(compile(tree, "docs", "exec"), names)
-        return None
-    tree.body.pop()
-    exec(compile(tree, "docs", "exec"), names)
-    return eval(compile(ast.Expression(last.value), "docs", "eval"), names)
 
 
 def like(printed: str) -> str:

@@ -1,16 +1,8 @@
-"""Tables of what is on record, put into the documents between their marks.
-
-    <!-- bench: steps-avx512 -->
-    ... rewritten by `python scripts/bench.py draw` ...
-    <!-- /bench -->
-
-A block without figures stays as it is.
-"""
+"""Tables of what is on record, which scripts/docs_figures.py puts into the documents."""
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,29 +12,7 @@ from benches.cases import CASES, OURS, PEERS
 from benches.draw import AXES, KINDS, kind_of, newest
 from benches.ops import OPS
 
-ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = (Path("README.md"), Path("docs/performance.md"))
 PARTS = ("model", "forward", "backward", "optimiser", "data", "logging", "other")
-
-
-def fill(results: Path, root: Path = ROOT) -> list[Path]:
-    """Rewrites the blocks that there are figures for; returns the documents that have any."""
-    found = blocks(results)
-    written = []
-    for name in DOCUMENTS:
-        text = (root / name).read_text()
-        filled = replaced(text, found)
-        if filled != text:
-            (root / name).write_text(filled)
-            written.append(root / name)
-    return written
-
-
-def replaced(text: str, found: Mapping[str, str]) -> str:
-    def block(match: re.Match[str]) -> str:
-        return f"{match[1]}{found[match[2]]}\n{match[4]}" if match[2] in found else match[0]
-
-    return re.sub(r"(<!-- bench: (\S+) -->\n)(.*?)(<!-- /bench -->)", block, text, flags=re.S)
 
 
 def blocks(results: Path) -> dict[str, str]:
@@ -87,7 +57,8 @@ def taken(record: Mapping[str, Any]) -> str:
     machine, versions = record["machine"], record["versions"]
     kind = kind_of(record)
     vectors = {"avx512": " with AVX-512", "avx2": " with AVX2"}.get(kind, "")
-    processor = f"{machine['cpu']}{vectors}, {machine['threads']} threads"
+    threads = "1 thread" if machine["threads"] == 1 else f"{machine['threads']} threads"
+    processor = f"{machine['cpu']}{vectors}, {threads}"
     words = [machine["gpu"] if kind == "cuda" else processor]
     words += [f"torch {versions['torch']}", record["date"]]
     if record.get("others", 0) > 0.1:

@@ -163,12 +163,7 @@ def test_a_step_is_raced_and_drawn(tmp_path: Path):
     kind = draw.kind_of({"device": "cpu", "machine": results.machine()})
     blocks = page.blocks(tmp_path)
     assert blocks.keys() == {f"steps-{kind}", f"curves-{kind}"}  # no peer: nothing for the README
-    marked = "before\n<!-- bench: {} -->\nold\n<!-- /bench -->\nafter"
-    filled = page.replaced(marked.format(f"curves-{kind}"), blocks)
-    assert f"{DENSE} | 2.00 | 8.00 | 32.00 | 2.00 ± 0.00 |" in filled and "old" not in filled
-    assert filled.startswith("before\n") and filled.endswith("<!-- /bench -->\nafter")
-    assert page.replaced(filled, blocks) == filled
-    assert page.replaced(marked.format("steps-cuda"), blocks) == marked.format("steps-cuda")
+    assert f"{DENSE} | 2.00 | 8.00 | 32.00 | 2.00 ± 0.00 |" in blocks[f"curves-{kind}"]
     written = draw.pictures(tmp_path, tmp_path / "img")
     assert {path.name for path in written} == {
         f"{what}-{kind}-{shade}.png" for what in ("steps", "cost") for shade in ("light", "dark")

@@ -1,0 +1,195 @@
+"""The tables of README.md and docs/ that are made of benchmarks/results/, by the name in their mark."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from benches import page
+from peers import report, results
+
+from figures import newest, records
+
+
+def made(name: str) -> str:
+    """Markdown.
+
+    Raises:
+        ValueError: where no function has this name, or no figures are on record.
+    """
+    if name in TABLES:
+        return TABLES[name]()
+    found = page.blocks(results.RESULTS)
+    if name in found:
+        return found[name]
+    if name.endswith("-cuda"):
+        return "To be taken: `make bench-gpu`."
+    raise ValueError(f"table: {name}: no such table; there are {', '.join([*TABLES, *found])}")
+
+
+def markdown(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    lines = [list(head), *map(list, rows)]
+    lines.insert(1, ["---"] * len(lines[0]))
+    written = ["| " + " | ".join(cells) + " |" for cells in lines]
+    written[1] = written[1].replace(" ", "")
+    return "\n".join(line.replace("|  |", "| |") for line in written)
+
+
+def sparsities() -> str:
+    pairs = {pair["pair"]: pair for pair in newest("peers")["pairs"]}
+    shown = {
+        "SAELens batchtopk": "`sparsity=batchtopk`",
+        "SAELens topk": "`sparsity=topk`",
+        "SAELens jumprelu": "`sparsity=jumprelu`",
+        "SAELens matryoshka": "`dict=matryoshka` (on batchtopk)",
+    }
+    rows = [
+        (words, f"{pairs[name]['fvu'][0]:.4f}", f"{pairs[name]['dead'][0]:.2%}")
+        for name, words in shown.items()
+    ]
+    return markdown(("", "FVU", "features that never fired"), rows)
+
+
+def peers() -> str:
+    own_recipe = {False: "{}, its own {} recipe", True: "{}"}
+    rows = []
+    for pair in newest("peers")["pairs"]:
+        name = own_recipe[pair["equal_settings"]].format(*pair["pair"].split(", "))
+        fvu, dead = pair["fvu"], pair["dead"]
+        figures = [*(f"{value:.4f}" for value in fvu), f"{pair['fvu_ratio']:.3f}"]
+        rows.append((name, *figures, *(f"{value:.2%}" for value in dead)))
+    return markdown(("", "FVU ours", "theirs", "ratio", "dead ours", "theirs"), rows)
+
+
+def peers_speed() -> str:
+    return report.speed_table(newest("peers_speed")["a_step"])
+
+
+def learning_rates() -> str:
+    runs = newest("learning_rates")["runs"]
+    rates = sorted({run["lr"] for run in runs})
+    rows = []
+    for features in sorted({run["features"] for run in runs}):
+        of_width = {run["lr"]: run for run in runs if run["features"] == features}
+        best = min(of_width, key=lambda rate: of_width[rate]["fvu"])
+        fvu = [f"{of_width[rate]['fvu']:.3f}" for rate in rates]
+        fvu[rates.index(best)] = f"**{fvu[rates.index(best)]}**"
+        dead = ", ".join(f"{of_width[rate]['dead']:.0%}" for rate in rates[1:])
+        rows.append((f"{features:,}", *fvu, dead))
+    never = f"never fired, at {', '.join(map(power, rates[1:]))}"
+    return markdown(("features", *map(power, rates), never), rows)
+
+
+def molt() -> str:
+    head = ("kind", "features", "parameters", "L0", "NMSE", "Jacobian cosine")
+    rows = [
+        (
+            row["kind"], f"{row['features']:,}", f"{row['parameters']:,}", f"{row['l0']:.1f}",
+            f"{row['nmse']:.3f}", f"{row['jacobian_cosine']:.3f}",
+        )
+        for row in newest("molt")["rows"]
+    ]  # fmt: skip
+    return markdown(head, rows)
+
+
+def mse_then_kl() -> str:
+    head = ("", "CE increase", "KL", "FVU", "top-1", "dead")
+    rows = []
+    for name, figures in newest("mse_then_kl")["medians"].items():
+        errors = [f"{figures[key]:.4f}" for key in ("ce_increase", "kl", "fvu")]
+        shares = [f"{figures[key]:.1%}" for key in ("top1_agreement", "dead")]
+        rows.append((f"`{name}`", *errors, *shares))
+    return markdown(head, rows)
+
+
+def cooccurrence() -> str:
+    head = ("objective", "CE increase", "KL", "FVU", "pairs' share")
+    rows = []
+    for name, figures in newest("cooccurrence")["medians"].items():
+        errors = [f"{figures[key]:.3f}" for key in ("ce_increase", "kl", "fvu")]
+        pairs = f"{figures['cooccurrence/share']:.1%}", f"{figures['cooccurrence/nats']:.3f}"
+        rows.append((f"`{name}`", *errors, *pairs))
+    return markdown((*head, "nats a pair adds where both fire"), rows)
+
+
+def optimisers() -> str:
+    head = ("optimiser", "rate", "FVU", "increase of CE, nats", "dead", "bytes of state a number")
+    names = {
+        "adam": "Adam",
+        "adam optim.moments=bfloat16": "Adam, moments in bfloat16",
+        "adam optim.moments=8bit": "Adam, moments in 8 bits",
+        "muon": "Muon",
+        "signum": "signum, schedule-free",
+    }
+    rows = []
+    for optimiser, name in names.items():
+        run = best_run(optimiser)
+        errors = f"{run['fvu']:.4f}", f"{run['ce_increase']:.3f}"
+        dead, state = f"{run['dead']:.1%}", f"{run['state_bytes']:.0f}"
+        rows.append((name, power(run["lr"]), *errors, dead, state))
+    return markdown(head, rows)
+
+
+def best_run(optimiser: str) -> dict[str, Any]:
+    """At the rate with the least FVU of those on record."""
+    runs = [run for record in records("optimisers") for run in record["runs"]]
+    return min((run for run in runs if run["optim"] == optimiser), key=lambda run: run["fvu"])
+
+
+def pages() -> str:
+    record = newest("pages")
+    rows = [
+        (words, time_of(record[f"{key}_ms"]), time_of(record[f"{key}_ms_slowest"]))
+        for key, words in {
+            "open_page": "opening the page",
+            "keystroke": "a keystroke in the search",
+            "open_feature": "opening a feature",
+        }.items()
+    ]
+    return markdown(("", "median", "slowest"), rows)
+
+
+def descriptions() -> str:
+    summary = newest("descriptions")["summary"]
+    scores, baselines = summary["scores"]["balanced_accuracy"], summary["baselines"]
+    levels, random = summary["described_at_balanced_accuracy"], baselines["random_dictionary"]
+    reliable = summary["reliable"]
+    rows = [
+        (
+            f"described at a balanced accuracy of {' / '.join(levels)}",
+            " / ".join(f"{share:.1%}" for share in levels.values()),
+        ),
+        ("reliable (0.8, and precision 0.25)", f"{reliable:,}, {reliable / summary['live']:.1%}"),
+        ("left out: fewer than 10 firings in a half", f"{summary['left_out']:,}"),
+        ("median balanced accuracy", f"{scores['p50']:.2f}"),
+        ("the same, shuffled descriptions", f"{baselines['shuffled']['p50']:.2f}"),
+        (f"the same, random dictionary ({random['n']:,} features)", f"{random['p50']:.2f}"),
+    ]
+    return markdown((f"of {summary['live']:,} live features", ""), rows)
+
+
+def described() -> str:
+    head = ("feature", "description", "balanced accuracy", "precision", "recall", "examples")
+    return markdown(head, newest("descriptions")["rows"])
+
+
+def power(rate: float) -> str:
+    """4e-3 for 0.004."""
+    digits, _, exponent = f"{rate:.1e}".partition("e")
+    return f"{float(digits):g}e{int(exponent)}"
+
+
+def time_of(milliseconds: float) -> str:
+    """At two digits."""
+    if milliseconds < 200:
+        return f"{milliseconds:.0f} ms"
+    return f"{milliseconds / 1000:.2g} s"
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    function.__name__: function
+    for function in (
+        sparsities, peers, peers_speed, learning_rates, molt, mse_then_kl, cooccurrence, optimisers,
+        pages, descriptions, described,
+    )
+}  # fmt: skip
