@@ -167,7 +167,9 @@ def test_evaluate_takes_a_run_or_a_dictionary(monkeypatch):
     assert dictlearn.evaluate(run).figures == {"fvu": 0.25}
     assert seen[:3] == [("runs/a", None, 64)] * 3
     assert seen[3][:2] == (None, "runs/a/dictionary")
-    with pytest.raises(ValueError, match=r"evaluate\(Dictionary\): want a run"):
+    with pytest.raises(
+        ValueError, match=r"evaluate: want a run, .* not a Dictionary; save it first"
+    ):
         dictlearn.evaluate(small_dictionary())  # type: ignore[arg-type]
 
 
@@ -186,7 +188,7 @@ def test_a_model_gives_activations_of_text():
     torch.testing.assert_close(batch[2], one)
     for wrong, message in (
         ("import os\n" * 400, "tokens: pico reads at most 512 at once"),
-        (torch.zeros(4), "want integers"),
+        (torch.zeros(4), "want whole numbers"),
         (torch.tensor([9999]), "token ids: pico has those from 0 to 4095"),
     ):
         with pytest.raises(ValueError, match=message):

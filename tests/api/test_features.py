@@ -71,7 +71,8 @@ def test_a_record_is_its_text(features):
     assert record.description == TEXT and record.reliable and record.scores
     assert list(record.promoted) == ["mlp_out.0", "mlp_out.1"]
     assert record.neighbours[0][0] in [other.name for other in features]
-    assert TEXT in repr(record) and "balanced accuracy 0.91" in repr(record)
+    plain = TEXT.replace("`", '"')
+    assert plain in repr(record) and "balanced accuracy 0.91" in repr(record)
     assert "unreliable: a Capital" in repr(features["mlp_in.1/2"])
     dead = features[3]
     assert dead.dead and dead.text == "" and "never fired" in repr(dead)
@@ -81,6 +82,8 @@ def test_a_record_is_its_text(features):
 def test_what_a_notebook_shows_holds_no_markup_of_the_text(features):
     page = features[0]._repr_html_()
     assert "<script" not in page and "&lt;script&gt;" in page
+    assert "the token <code>self</code>" in page
+    assert "the token <code>self</code>" in features._repr_html_()
     assert 'style="background' in page and "self" in page
     shown = Shown(("<b>", "\n", "x"), (0.0, 1.0, 2.0), 2)
     assert "<b>" not in shown._repr_html_() and "⏎" in shown._repr_html_()

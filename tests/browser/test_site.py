@@ -20,7 +20,8 @@ LISTED = "[...document.querySelectorAll('#rows .name')].map((name) => name.textC
 
 
 def described(index: int, text: str, score: float) -> Explanation:
-    scores, baselines = {"balanced_accuracy": score, "recall": 0.8}, {"shuffled": 0.5}
+    scores = {"balanced_accuracy": score, "recall": 0.8}
+    baselines = {"shuffled": 0.5, "random_dictionary": 0.62}
     failing = (Failure(f"def <<{NASTY}>>", True, False),)
     return Explanation(
         0, index, text, "lexical", None, "", scores, baselines, 40, score > 0.7, failing
@@ -28,7 +29,7 @@ def described(index: int, text: str, score: float) -> Explanation:
 
 
 EXPLANATIONS = [
-    described(0, "the word self", 0.97),
+    described(0, "the word `self` or `` ` ``", 0.97),
     described(1, NASTY, 0.55),
     described(4, "after an opening bracket", 0.8),
 ]
@@ -71,6 +72,44 @@ def test_it_opens_on_an_overview(browser, page):
     assert "CLT on mlp_in.0, mlp_in.1 → mlp_out.0, mlp_out.1 of pico: 12 features" in browser.value(
         "document.querySelector('.lede').textContent"
     )
+
+
+def texts(browser: Browser, selector: str) -> list[str]:
+    return browser.value(f"[...document.querySelectorAll('{selector}')].map((e) => e.textContent)")
+
+
+def test_scores_stand_beside_every_baseline(browser, page):
+    browser.open(page)
+    at(browser, None)
+    assert texts(browser, "#view .marked") == ["shuffled", "random dictionary"]
+
+
+def test_a_description_shows_its_code_and_what_scored_it(browser, page):
+    browser.open(page, "#/0/0")
+    at(browser, 0)
+    assert texts(browser, "#view .description .text code") == ["self", "`"]
+    assert texts(browser, "#view .description .text") == ["the word self or `"]
+    (said, *_) = texts(browser, "#view .description .note")
+    assert said == "by lexical, scored on other documents, where the feature fires 40 times"
+
+
+def test_numbers_of_one_quantity_have_as_many_decimals(browser, page):
+    browser.open(page, "#/0/0")
+    at(browser, 0)
+    values = texts(browser, "#view .examples .value")
+    assert len(values) > 5 and len({len(value.partition(".")[2]) for value in values}) == 1
+    shown = "[0.4, 0.41, 0.4236].map(alike(0.4236)).join() + share(0.05) + share(1e-6) + power(-3)"
+    assert browser.value(shown) == "0.400,0.410,0.4245.00%<0.01%0.1%"
+
+
+def test_a_site_that_the_name_says_is_not_said_again(browser, page, tmp_path):
+    browser.open(page, "#/0/0")
+    at(browser, 0)
+    assert len(texts(browser, "#view header .site")) == 1  # it writes to several
+    store = made_store(tmp_path / "one")
+    browser.open(write_pages(store, {}, pico_tokenizer(), store.folder), "#/0/0")
+    at(browser, 0)
+    assert texts(browser, "#view header .site") == []
 
 
 def test_nothing_but_files_is_loaded(browser, page):
@@ -184,7 +223,7 @@ def test_norms_by_target_are_shown_sorted_and_filtered(browser, page):
     browser.open(page, "#mlp_in.0/0")
     at(browser, 0)
     shown = browser.value("document.querySelector('.norms').textContent")
-    assert "mlp_out.02 · 67%" in shown and "mlp_out.11 · 33%" in shown
+    assert "mlp_out.02.00 · 67%" in shown and "mlp_out.11.00 · 33%" in shown
     assert "→ mlp_out.0 67%" in browser.value(OPEN)
     choose(browser, "target", "1")
     assert listed(browser) == [f"mlp_in.1/{i}" for i in (0, 1, 2, 5)]
@@ -224,7 +263,7 @@ def test_pointing_at_a_token_says_how_strong_it_is(browser, page):
     assert browser.value("document.getElementById('tip').hidden")
     browser.hover("#view .examples mark")
     tip = browser.value("document.getElementById('tip').textContent")
-    assert tip == "2, 100% of its maximum"
+    assert tip == "2.00, 100% of its maximum"
     assert not browser.value("document.getElementById('tip').hidden")
     browser.hover("#view h1")
     assert browser.value("document.getElementById('tip').hidden")

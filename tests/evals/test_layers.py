@@ -96,7 +96,7 @@ def test_a_score_below_the_others_is_explained_by_what_is_worse():
         "(0.400 against 0.500; 31% of its squared Jacobian joins different layers)."
     )
     (sentence,) = layers.verdicts(pair(figures_of(0.7, l0=50.0), figures_of(0.8)))
-    assert sentence.endswith("worse is its L0 (50.0 against 60.0 active features).")
+    assert sentence.endswith("worse is its L0 (50.00 against 60.00 active features).")
 
 
 def test_where_only_free_running_is_worse_errors_compound():

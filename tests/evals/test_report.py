@@ -17,6 +17,7 @@ from dictlearn.evals.reconstruction import Reconstruction
 from dictlearn.evals.record import read_record, record_of, write_record
 from dictlearn.evals.report import write_report
 from dictlearn.evals.report.descriptions import descriptions
+from dictlearn.evals.report.features import features
 from dictlearn.evals.report.history import loss_terms, read_history, series
 from dictlearn.evals.report.plots import binned, training_plots
 from dictlearn.evals.report.settings import summary
@@ -58,7 +59,9 @@ def record(lm, toy, windows, train_windows):
     }
     dictionary = toy()
     evaluation = evaluate_dictionary(dictionary, lm, windows, evals, train_windows=train_windows)
-    return record_of(evaluation, dictionary, lm.info, {"context": 12})
+    data = {"_target_": "dictlearn.sources.tokens.text_windows", "context": 12}
+    paths = {"paths": ["notes & more.txt", "second.txt"]}
+    return record_of(evaluation, dictionary, lm.info, data | paths)
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +130,42 @@ def test_report_shows_every_figure_curve_and_setting(run, html, record):
         "density", "error_by_position", "recovered_by_position",
     }  # fmt: skip
     assert html.count("<svg") == html.count('role="img" aria-label=') == len(pictures)
+
+
+def test_report_names_its_text(html, record, tmp_path):
+    tokens = f"{record['text']['tokens']:,}"
+    name = "notes &amp; more.txt and 1 more"
+    assert f"evaluated on {tokens} held-out tokens of <b>{name}</b>." in html
+    assert "paths notes &amp; more.txt, second.txt" in html
+    whole = {**record, "text": {**record["text"], "part": "whole", "data": {"held_out": 0.1}}}
+    write_record(tmp_path, whole)
+    page = write_report(tmp_path).read_text()
+    assert (
+        f"evaluated on {tokens} tokens of <b>text</b>." in page
+        and "fitted on the same text" in page
+    )
+    assert "held-out" not in page and "held_out" not in page
+
+
+def test_key_figures_have_the_decimals_of_the_table(html, record):
+    figures = record["figures"]
+    key = html.partition('<dl class="key">')[2].partition("</dl>")[0]
+    for value in (f"{figures['l0']:.2f}", f"{figures['dead']:.2%}", f"{figures['kl']:.4f}"):
+        assert (
+            f"<dd>{value}</dd>" in key and key.count(value) == 1 and value in html.replace(key, "")
+        )
+
+
+def test_a_description_is_shown_with_its_code(tmp_path):
+    example = {"name": "x/1", "address": "#x/1", "reliable": True, "score": 0.9, "density": 0.0123}
+    example |= {"description": "<b> or `<i>`", "contexts": []}
+    counts = {"described": 1, "unreliable": 0, "undescribed": 0, "dead": 0}
+    summary = {"features": 1, "tokens": 9, "documents": 1, "counts": counts, "examples": [example]}
+    (tmp_path / "features").mkdir()
+    (tmp_path / "features/index.html").touch()
+    (tmp_path / "features/summary.json").write_text(json.dumps(summary))
+    html = features(tmp_path)
+    assert "&lt;b&gt; or <code>&lt;i&gt;</code>" in html and "fires on 1.23% of tokens" in html
 
 
 def test_plots_take_their_colours_from_the_page(html):

@@ -137,7 +137,10 @@ def test_more_experts_than_layers_are_not_taken_for_blocks():
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("resid_post.3", r"^dict\.layer=3: tiny qwen3 has layers 0 to 2$"),
+        (
+            "resid_post.3",
+            r"^site resid_post.3: tiny qwen3 has layers 0 to 2, so the last is resid_post.2$",
+        ),
         ("resid_pots.1", r"'resid_pots\.1'.*resid_pre\.L, .*resid_post\.L .*0 to 2.*resid_post\.1"),
         ("resid_post", r"the sites of tiny qwen3 are"),
         ("resid_post.-1", r"the sites of tiny qwen3 are"),

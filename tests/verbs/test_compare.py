@@ -64,7 +64,7 @@ def test_runs_stand_beside_one_another(
     assert [line.split()[0] for line in lines] == [
         f"dict.k={k},optim.lr={lr}" for k in (8, 16) for lr in (0.01, 0.1)
     ]
-    assert lines[0].split()[1:] == ["8.0", "0.1250", "+0.2500", "1.0%"]  # no KL was measured
+    assert lines[0].split()[1:] == ["8.00", "0.1250", "+0.2500", "1.00%"]  # no KL was measured
     assert "dict.k: 8, 16" in said.out and "optim.lr: 0.01, 0.1" in said.out
     assert all(len(line) <= 80 for line in said.out.splitlines())
     html = (multirun / "report.html").read_text()

@@ -36,7 +36,7 @@ def test_what_is_known_stands_beside_a_match(
 ):
     store = made_store(tmp_path / "runs/a")
     said = Explanation(0, 1, "digits", "lexical", scores={"balanced_accuracy": 0.9}, reliable=True)
-    doubted = Explanation(0, 0, "perhaps self", "lexical")
+    doubted = Explanation(0, 0, "perhaps `self`", "lexical")
     add_explanations(store.folder, [said, doubted])
     overrides = ["run=runs/a", "vector=v.safetensors", "output=found/out.json", "features=6"]
     overrides.append("examples=3")
@@ -53,7 +53,7 @@ def test_what_is_known_stands_beside_a_match(
         ["resid_post.1/1", side, "+1.000", f"{first['density']:.2%}", "0.90", "digits"]
         for side in ("reads", "writes")
     ]
-    assert any("unreliable: perhaps self" in line for line in printed)
+    assert any('unreliable: perhaps "self"' in line for line in printed)
 
 
 def test_a_match_is_one_line_with_its_firing_token_marked(

@@ -14,7 +14,7 @@ from hydra.utils import instantiate
 from dictlearn.api.call import as_key, called, composed, one_sentence
 from dictlearn.api.features import Features
 from dictlearn.api.model import OpenModel
-from dictlearn.api.results import Evaluation, Run, figures_of
+from dictlearn.api.results import Evaluation, Run, figures_of, place_of
 from dictlearn.ckpt.dictionary import load_dictionary
 from dictlearn.dicts.dictionary import Dictionary
 from dictlearn.verbs.evaluate import destination
@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 
-def load(path: str | Path, revision: str | None = None) -> Dictionary:
+def load(path: str | Path | Run, revision: str | None = None) -> Dictionary:
     """The dictionary that a run saved, in inference form: raw activations in, raw activations out.
 
     `path` is a run's folder, its `dictionary/`, a folder that another tool wrote, or a hub id
@@ -42,6 +42,9 @@ def load(path: str | Path, revision: str | None = None) -> Dictionary:
     Raises:
         ValueError: `path` is none of these, or is damaged.
     """
+    path = place_of("load", path)
+    if not isinstance(revision, str | None):
+        raise ValueError(f"load: revision={revision!r}: want a branch, tag or commit as text")
     dictionary = load_dictionary(path, revision)
     dictionary.figures = figures_of(Path(path), dictionary)
     return dictionary
@@ -53,7 +56,7 @@ def features(run: str | Path | Run) -> Features:
     Raises:
         ValueError: the run has no features yet, or they are damaged.
     """
-    return Features(run.path if isinstance(run, Run) else Path(run))
+    return Features(Path(place_of("features", run)))
 
 
 def train(*overrides: str | list[str], **keys: Any) -> Run:
@@ -85,12 +88,7 @@ def evaluate(dictionary: str | Path | Run, *overrides: str | list[str], **keys: 
     Raises:
         ValueError: whatever the command line would refuse, in the same sentence.
     """
-    path = dictionary.path if isinstance(dictionary, Run) else dictionary
-    if not isinstance(path, str | Path):
-        raise ValueError(
-            f"evaluate({type(path).__name__}): want a run, a folder or a hub id; "
-            "save what is in memory first"
-        )
+    path = place_of("evaluate", dictionary)
     is_run = (Path(path) / "dictionary").is_dir()
     given = as_key("run" if is_run else "dictionary", str(path))
     cfg = composed("evaluate", [given, *overrides], keys)
@@ -107,6 +105,9 @@ def open_model(model: str | Path = "pico", **keys: Any) -> OpenModel:
     Raises:
         ValueError: there is no such model, or it can't be read.
     """
+    if not isinstance(model, str | Path) or not str(model).strip():
+        what = repr(model) if isinstance(model, str) else f"a {type(model).__name__}"
+        raise ValueError(f"open_model: want a preset, a folder or a hub id as text, not {what}")
     cfg = composed("train", [f"model={model}"], {"model": keys} if keys else {})
     with one_sentence():
         return OpenModel(instantiate(cfg.model))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from importlib import import_module
@@ -49,15 +50,24 @@ class Features(Sequence[FeatureRecord]):
             return [self._record(*self._place(number)) for number in range(len(self))[key]]
         if isinstance(key, str):
             return self._record(*feature_named(key, self.store.info.code_names, self._n))
-        if not -len(self) <= key < len(self):
-            raise IndexError(f"feature {key}: there are {len(self)}")
-        return self._record(*self._place(key % len(self)))
+        try:
+            number = operator.index(key)
+        except TypeError:
+            example = self.name(0, 0)
+            raise TypeError(
+                f"features[{key!r}]: want a number, a name such as {example!r}, or a slice"
+            ) from None
+        if not -len(self) <= number < len(self):
+            raise IndexError(f"feature {number}: there are {len(self)}")
+        return self._record(*self._place(number % len(self)))
 
     def __iter__(self) -> Iterator[FeatureRecord]:
         return (self[number] for number in range(len(self)))
 
     def search(self, words: str) -> list[FeatureRecord]:
         """Those whose description holds `words`, in any case."""
+        if not isinstance(words, str):
+            raise ValueError(f"search: want words as text, not {words!r}")
         found = sorted(place for place, e in self._explanations.items() if _said(words, e.text))
         return [self._record(*place) for place in found]
 
@@ -66,6 +76,8 @@ class Features(Sequence[FeatureRecord]):
 
         Without examples nothing but statistics is read: a hundred thousand features in a second.
         """
+        if type(examples) is not int or examples < 0:
+            raise ValueError(f"examples={examples!r}: want a whole number of at least 0")
         statistics = {name: t.flatten().tolist() for name, t in self.store.statistics.items()}
         rows = []
         for number in range(len(self)):
@@ -102,6 +114,10 @@ class Features(Sequence[FeatureRecord]):
 
     def name(self, source: int, index: int) -> str:
         """What the pages and the other commands call it: resid_post.1/266."""
+        ends = {"source": (source, self.store.info.code_sources), "index": (index, self._n)}
+        for what, (number, end) in ends.items():
+            if type(number) is not int or not 0 <= number < end:
+                raise ValueError(f"{what}={number!r}: want a whole number from 0 to {end - 1}")
         return self.store.name(source, index)
 
     def __repr__(self) -> str:

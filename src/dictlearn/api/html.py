@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from dictlearn import marks
 from dictlearn.escape import html as escape
+from dictlearn.evals.table import share
 
 if TYPE_CHECKING:
     from dictlearn.api.record import FeatureRecord
@@ -18,7 +20,7 @@ INVISIBLE = {"\n": "⏎", "\r": "", "\t": "→"}
 def feature(record: FeatureRecord) -> str:
     """Description, figures, examples with the feature's strength as a shade, tokens it promotes."""
     parts = [
-        f"<b>{escape(record.name)}</b>: {escape(record.said())}",
+        f"<b>{escape(record.name)}</b>: {record.said(marks.html)}",
         f"<small>{escape(record.fires())}</small>",
         *(
             f"<code>{example(shown.pieces, shown.activations)}</code>"
@@ -44,10 +46,11 @@ def example(pieces: Sequence[str], activations: Sequence[float]) -> str:
 def table(caption: str, records: Iterable[FeatureRecord]) -> str:
     """A row a feature: name, description, density, its strongest example."""
     rows = "".join(
-        f"<tr><td>{escape(r.name)}</td><td>{escape(r.said())}</td><td>{r.density:.3%}</td>"
+        f"<tr><td>{escape(r.name)}</td><td>{r.said(marks.html)}</td><td>{escape(share(r.density))}</td>"
         f"<td><code>{example(r.examples[0].pieces, r.examples[0].activations)}</code></td></tr>"
         if r.examples
-        else f"<tr><td>{escape(r.name)}</td><td>{escape(r.said())}</td><td>0</td><td></td></tr>"
+        else f"<tr><td>{escape(r.name)}</td><td>{r.said(marks.html)}</td>"
+        f"<td>{share(0)}</td><td></td></tr>"
         for r in records
     )
     head = "".join(f"<th>{name}</th>" for name in ("feature", "description", "density", "text"))

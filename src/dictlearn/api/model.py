@@ -13,6 +13,8 @@ from dictlearn.lm.language_model import LanguageModel, bos_id
 from dictlearn.store.text import token_text
 from dictlearn.types import ModelInfo
 
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
 
 @final
 class OpenModel:
@@ -28,6 +30,8 @@ class OpenModel:
 
     def tokens(self, text: str) -> Tensor:
         """Ids of the text behind the token that a document starts with, int64 [positions]."""
+        if not isinstance(text, str):
+            raise ValueError(f"tokens: want a text, not a {type(text).__name__}")
         if self.lm.tokenizer is None:
             raise ValueError(f"model.path={self.info.name}: has no tokenizer; pass token ids")
         ids = self.lm.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
@@ -38,14 +42,15 @@ class OpenModel:
         """The text of each token."""
         if self.lm.tokenizer is None:
             raise ValueError(f"model.path={self.info.name}: has no tokenizer")
-        return token_text(self.lm.tokenizer, [int(token) for token in tokens])
+        return token_text(self.lm.tokenizer, self._ids(tokens).flatten().tolist())
 
-    def special(self, tokens: Tensor) -> Tensor:
+    def special(self, tokens: Tensor | Sequence[int]) -> Tensor:
         """Which of these a dictionary never sees, in training or evaluation: bool, as `tokens`."""
+        tokens = self._ids(tokens)
         ids = torch.tensor(sorted(self.lm.special_ids), dtype=tokens.dtype)
         return torch.isin(tokens, ids.to(tokens.device))
 
-    def activations(self, text: str | Tensor, sites: str | Sequence[str]) -> Tensor:
+    def activations(self, text: str | Tensor | Sequence[int], sites: str | Sequence[str]) -> Tensor:
         """What the model holds at one site, or at several, such as a dictionary's `sources`.
 
         Args:
@@ -56,24 +61,40 @@ class OpenModel:
         Raises:
             ValueError: there is no such site, or more positions than the model reads.
         """
-        tokens = self.tokens(text) if isinstance(text, str) else torch.as_tensor(text)
-        names = [sites] if isinstance(sites, str) else list(sites)
+        names = [sites] if isinstance(sites, str) else sites
+        if not (
+            isinstance(names, list | tuple) and names and all(isinstance(n, str) for n in names)
+        ):
+            raise ValueError(f"sites={sites!r}: want the name of a site, or a list of names")
+        tokens = self.tokens(text) if isinstance(text, str) else self._ids(text)
         most = self.info.context_length
-        if tokens.ndim not in (1, 2) or tokens.is_floating_point():
-            raise ValueError(
-                f"token ids of shape {tuple(tokens.shape)} and {tokens.dtype}: want integers, "
-                "[positions] or [batch, positions]"
-            )
+        if not tokens.numel():
+            raise ValueError("there are no tokens to read: want one or more")
         if most and tokens.shape[-1] > most:
             raise ValueError(
                 f"{tokens.shape[-1]} tokens: {self.info.name} reads at most {most} at once"
             )
-        if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < self._n_ids:
-            raise ValueError(f"token ids: {self.info.name} has those from 0 to {self._n_ids - 1}")
         found = capture(self.lm, tokens.reshape(-1, tokens.shape[-1]), names)
         values = torch.stack([found[name] for name in names], dim=2)  # B P sites D
         values = values if tokens.ndim == 2 else values[0]
         return values.squeeze(-2) if isinstance(sites, str) else values
+
+    def _ids(self, given: Tensor | Sequence[int]) -> Tensor:
+        """Token ids as a tensor. Raises ValueError where they are none of this model's."""
+        wanted = "want whole numbers, [positions] or [batch, positions]"
+        try:
+            tokens = torch.as_tensor(given)
+        except (TypeError, ValueError, RuntimeError, OverflowError):  # ragged rows are ValueErrors
+            message = f"token ids as a {type(given).__name__}: {wanted}, with rows of one length"
+            raise ValueError(message) from None
+        if not tokens.numel():
+            return tokens.long()
+        if tokens.ndim not in (1, 2) or tokens.dtype not in INTEGERS:
+            dtype = str(tokens.dtype).removeprefix("torch.")
+            raise ValueError(f"token ids of shape {tuple(tokens.shape)} and {dtype}: {wanted}")
+        if not 0 <= int(tokens.min()) <= int(tokens.max()) < self._n_ids:
+            raise ValueError(f"token ids: {self.info.name} has those from 0 to {self._n_ids - 1}")
+        return tokens.long()
 
     @property
     def _n_ids(self) -> int:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from dictlearn import escape
+from dictlearn import escape, marks
 from dictlearn.api import html
+from dictlearn.evals.table import share
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class FeatureRecord:
     maximum: float  # of its activations
     mean: float  # where it fires
     dead: bool  # it never fired
-    description: str  # empty where there is none
+    description: str  # with Markdown's code marks; empty where there is none
     reliable: bool  # the description's scores are above the thresholds of `dictlearn explain`
     scores: Mapping[str, float]  # of the description, on documents that its author never saw
     examples: tuple[Shown, ...]  # the strongest first, then from weak to strong
@@ -59,18 +60,21 @@ class FeatureRecord:
         """Its strongest example, with the token it was picked for between « and »."""
         return self.examples[0].text if self.examples else ""
 
-    def said(self) -> str:
-        """The description with what is to be known of it, or that there is none."""
+    def said(self, shown: Callable[[str], str] = marks.plain) -> str:
+        """The description with what is to be known of it, or that there is none.
+
+        `shown` is what is done with the description's code marks: `marks.html` for a page.
+        """
         if not self.description:
             return "no description"
         score = self.scores.get("balanced_accuracy")
         scored = "" if score is None else f" (balanced accuracy {score:.2f})"
-        return ("" if self.reliable else "unreliable: ") + self.description + scored
+        return ("" if self.reliable else "unreliable: ") + shown(self.description) + scored
 
     def fires(self) -> str:
         if self.dead:
             return "never fired"
-        return f"fires on {self.density:.3%} of tokens, at most {self.maximum:.3g}"
+        return f"fires on {share(self.density)} of tokens, at most {self.maximum:.3g}"
 
     def __repr__(self) -> str:
         lines = [f"{self.name}: {self.said()}", f"  {self.fires()}"]

@@ -96,6 +96,21 @@ class Evaluation:
         return console.file.getvalue().strip("\n")
 
 
+def place_of(function: str, given: Any) -> str | Path:
+    """Where a run or a dictionary is that a function was given: a Run, a folder or a hub id.
+
+    Raises:
+        ValueError: it is of another type, or empty.
+    """
+    if isinstance(given, Run):
+        return given.path
+    if isinstance(given, str | Path) and str(given).strip():
+        return given
+    what = repr(given) if given is None or isinstance(given, str) else f"a {type(given).__name__}"
+    saved = "; save it first" if isinstance(given, Dictionary) else ""
+    raise ValueError(f"{function}: want a run, a folder or a hub id, not {what}{saved}")
+
+
 def figures_of(path: Path, dictionary: Dictionary) -> dict[str, float]:
     """Held-out figures in the folder of a run, or of its dictionary; empty where there are none.
 

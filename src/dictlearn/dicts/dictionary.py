@@ -16,7 +16,14 @@ from torch.func import functional_call
 
 from dictlearn.dicts.decoder import Decoder, DiagonalDecoder
 from dictlearn.dicts.encoder import LinearEncoder, LinearMap
-from dictlearn.dicts.leading import as_tokens, code_of, shaped
+from dictlearn.dicts.leading import (
+    as_tokens,
+    check_codes,
+    check_number,
+    check_one_site,
+    code_of,
+    shaped,
+)
 from dictlearn.dicts.linked import LinkedDecoder
 from dictlearn.dicts.summary import summary
 from dictlearn.dicts.tied import TiedDecoder
@@ -151,6 +158,7 @@ class Dictionary(nn.Module):
 
     def reads(self, t: int) -> range:
         """The code's sources that target t is decoded from."""
+        check_number(t, self.n_targets, "target")
         return self.decoder.reads(t)
 
     def __repr__(self) -> str:
@@ -259,6 +267,8 @@ class Dictionary(nn.Module):
             raise ValueError(
                 f"a {self.kind} has one code for all its sites: encode(x) them together"
             )
+        check_number(s, self.code_sources, "source")
+        check_one_site(x_ND, self)
         x_ND = self._own(x_ND)
         if self.shape.centre:
             x_ND = x_ND - self.decoder.b_dec[s]
@@ -270,6 +280,7 @@ class Dictionary(nn.Module):
 
         `x[s]` [N, D] are the inputs of those sources, which a skip reads.
         """
+        check_codes(codes, self.reads(t), t)
         x = {s: self._own(x_ND) for s, x_ND in x.items()}
         y_hat_ND = self.decoder.target(t, codes, x) + self.decoder.b_dec[t]
         return y_hat_ND if self.W_skip is None else y_hat_ND + x[t] @ self.W_skip[t].T
@@ -308,8 +319,10 @@ class Dictionary(nn.Module):
         Prefix g reads the features below prefixes[g] of the same code, so each feature is decoded
         once and the reconstructions are running sums (Bussmann et al. 2025).
         """
+        code = code_of(code, self)
         if len(self.shape.prefixes) < 2:
             return [self.decode(code, x_NSD)]
+        x_NSD = None if x_NSD is None else as_tokens(x_NSD, self, code.n_tokens)[0]
         y_hat = self.decoder.b_dec + self.bypass(x_NSD)
         outputs, low = [], 0
         for high in self.shape.prefixes:

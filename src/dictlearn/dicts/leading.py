@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 import torch
@@ -37,6 +38,9 @@ def as_tokens(
     """
     if not isinstance(x, Tensor):
         raise ValueError(f"activations of type {type(x).__name__}: want a torch.Tensor")
+    if not x.is_floating_point():
+        dtype = str(x.dtype).removeprefix("torch.")
+        raise ValueError(f"activations of {dtype}: want floating-point numbers")
     shape, leading = tuple(x.shape), None
     if x.ndim != 3 or shape[1] != sizes.n_sources:
         bare = sizes.n_sources == 1 and x.ndim > 0 and not strict
@@ -64,6 +68,12 @@ def code_of(code: Code | Tensor, sizes: Sizes) -> Code:
                 f"{sizes.kind} has {wanted[0]} of {wanted[1]}"
             )
         return code
+    if not isinstance(code, Tensor) or not code.is_floating_point():
+        what = type(code).__name__ if not isinstance(code, Tensor) else f"tensor of {code.dtype}"
+        raise ValueError(
+            f"a {what.replace('torch.', '')} as a code: want what encode gives, or a "
+            "floating-point torch.Tensor"
+        )
     leading, dense = None, code
     if dense.ndim != 3 or dense.shape[1] != sizes.code_sources:
         bare = sizes.code_sources == 1 and dense.ndim > 0
@@ -76,6 +86,32 @@ def code_of(code: Code | Tensor, sizes: Sizes) -> Code:
     kept = torch.ones_like(rows, dtype=torch.bool) if dense.requires_grad else rows != 0
     row_starts = torch.nn.functional.pad(kept.sum(1).cumsum(0), (1, 0))
     return Code(row_starts, kept.nonzero()[:, 1], rows[kept], *wanted, leading)
+
+
+def check_one_site(x: object, sizes: Sizes) -> None:
+    """ValueError where x is not [tokens, width], the activations of one site."""
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.shape[1:] != (sizes.width,):
+        what = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(
+            f"activations of one site: want floating-point [tokens, width {sizes.width}], not {what}"
+        )
+
+
+def check_number(number: object, end: int, what: str) -> None:
+    """ValueError where `number` is none of 0, ..., end - 1."""
+    if type(number) is not int or not 0 <= number < end:
+        raise ValueError(f"{what} {number!r}: want a whole number from 0 to {end - 1}")
+
+
+def check_codes(codes: object, wanted: Iterable[int], t: int) -> None:
+    """ValueError where not every source that target t reads has its code."""
+    given = codes if isinstance(codes, Mapping) else {}
+    missing = [s for s in wanted if not isinstance(given.get(s), Code)]
+    if missing:
+        raise ValueError(
+            f"target {t} is decoded from the codes of sources {', '.join(map(str, wanted))}, by "
+            f"their numbers; that of source {missing[0]} is missing"
+        )
 
 
 def shaped(y_NTD: Tensor, leading: tuple[int, ...] | None) -> Tensor:

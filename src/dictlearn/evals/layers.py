@@ -11,12 +11,12 @@ from typing import Any
 
 from rich.table import Table
 
-from dictlearn.evals.table import Column, cell, dictionaries
+from dictlearn.evals.table import L0, Column, cell, dictionaries
 
 SIDE_BY_SIDE = (
     Column("parameters", "parameters", "", "", "of encoder, decoder and sparsity"),
     Column("fvu", "FVU", "", ".4f", "fraction of variance unexplained, pooled over layers"),
-    Column("l0", "L0", "", ".1f", "active features per token, all layers"),
+    Column("l0", "L0", "", L0.format, "active features per token, all layers"),
     Column("jacobian_cosine", "Jacobian\ncosine", "", ".3f", "of the MLPs' Jacobian and its own"),
     Column("jacobian_across", "across\nlayers", "", ".0%", "of its squared Jacobian"),
     Column("replacement/all_free/score", "score", "", ".3f", "all layers, free running"),
@@ -84,7 +84,7 @@ def _verdict(label: str, ours: Mapping[str, Any], other: str, theirs: Mapping[st
     if _both("fvu", ours, theirs) and ours["fvu"] > theirs["fvu"]:
         worse.append(f"its FVU ({ours['fvu']:.4f} against {theirs['fvu']:.4f})")
     if _both("l0", ours, theirs) and ours["l0"] < 0.99 * theirs["l0"]:
-        worse.append(f"its L0 ({ours['l0']:.1f} against {theirs['l0']:.1f} active features)")
+        worse.append(f"its L0 ({cell(L0, ours)} against {cell(L0, theirs)} active features)")
     key = "jacobian_cosine"
     if _both(key, ours, theirs) and ours[key] < theirs[key]:
         across = ours.get("jacobian_across")

@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # whoever only reads a record needs no torch
 
 FORMAT = 1
 FILE = "figures.json"
+HELD_OUT, WHOLE = "held out", "whole"  # parts of a text
 MOST_BYTES = 64 << 20
 # Per-feature series belong to the features themselves; these are small and worth replotting.
 KEPT_SERIES = (
@@ -46,10 +47,12 @@ def record_of(
     info: ModelInfo,
     data: Mapping[str, Any],
     beside: Mapping[str, tuple[DictionaryLike, Evaluation]] | None = None,
+    part: str = HELD_OUT,
 ) -> dict[str, Any]:
     """Plain JSON values. `data` is what the user asked the text to be; its hash is what it was.
 
-    `beside` are other dictionaries, evaluated on the same text, by what to call them.
+    `beside` are other dictionaries, evaluated on the same text, by what to call them. `part` says
+    which part of the text was read.
     """
     from dictlearn.evals.prefixes import nested  # late: it needs torch
 
@@ -66,6 +69,7 @@ def record_of(
             "tokens": evaluation.tokens,
             "sha256": evaluation.tokens_sha256,
             "data": dict(data),
+            "part": part,
         },
         "figures": _plain(evaluation.figures),
         "beside": others,

@@ -36,10 +36,15 @@ COLUMNS = (
     Column("top1_agreement", "top-1", "", ".1%", "same most likely next token as the clean model"),
 )
 
+L0 = Column("l0", "L0", "per token", ".2f", "active features per token, of all sources together")
+DEAD = Column(
+    "dead", "dead", "", ".2%", "share of features that never fired on the evaluated tokens"
+)
+
 PREFIXES = (
-    Column("l0", "L0", "per token", ".1f", "active features per token, of all sources together"),
+    L0,
     *(column for column in COLUMNS if column.key in ("fvu", "ce_increase", "kl", "top1_agreement")),
-    Column("dead", "dead", "", ".1%", "share of them that never fired on the evaluated tokens"),
+    DEAD,
 )
 
 
@@ -92,8 +97,8 @@ def facts(record: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         spread = f"{l0_range(f)} on 90% of tokens"
         middle = f"90% in {_density(f['density_p05'])} to {_density(f['density_p95'])}"
         found += [
-            ("L0", f"{f['l0']:.2f}", f"active features per token; {spread}"),
-            ("dead", f"{f['dead']:.2%}", f"of {n_features:,} features never fired in {tokens}"),
+            ("L0", cell(L0, f), f"active features per token; {spread}"),
+            ("dead", cell(DEAD, f), f"of {n_features:,} features never fired in {tokens}"),
             ("density", _density(f["density_p50"]), f"of tokens, the median feature; {middle}"),
             ("dense", f"{f['high_density']:.0f}", "features fire on more than 10% of tokens"),
         ]
@@ -126,6 +131,11 @@ def facts(record: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 def l0_range(figures: Mapping[str, float]) -> str:
     """The 5% and the 95% quantile; one number where they are the same."""
     return " to ".join(dict.fromkeys(f"{figures[key]:.0f}" for key in ("l0_p05", "l0_p95")))
+
+
+def share(value: float) -> str:
+    """A share of tokens as a percentage of two decimals, as on the pages of features."""
+    return "<0.01%" if 0 < value < 5e-5 else f"{value:.2%}"
 
 
 def _share(value: float) -> str:

@@ -29,7 +29,7 @@ class Score:
     """`value` is None where no answer could be read."""
 
     value: float | None
-    n: int  # examples it comes from
+    n: int  # examples answered for
     failing: tuple[Failure, ...] = field(default=())
 
 
@@ -104,6 +104,7 @@ class Simulation(Scorer):
 
     async def score(self, description: str, contexts: Contexts, asker: Asker) -> Score:
         drawn = contexts.by_interval(self.examples)[: self.examples - 1] + contexts.silent(1)
+        answered = 0
         told: list[float] = []
         true: list[float] = []
         for context in drawn:
@@ -116,12 +117,13 @@ class Simulation(Scorer):
             if values is None:
                 asker.tally.malformed += 1
                 continue
+            answered += 1
             told += values
             true += context.activations
         if len(told) < 2 or np.std(true) == 0:
             return Score(None, 0)
         correlation = 0.0 if np.std(told) == 0 else float(np.corrcoef(told, true)[0, 1])
-        return Score(correlation, len(told))
+        return Score(correlation, answered)
 
 
 async def _answered(

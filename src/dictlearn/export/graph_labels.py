@@ -16,6 +16,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from dictlearn import marks
 from dictlearn.ckpt.files import read_json
 from dictlearn.store.explanations import Explanation
 from dictlearn.store.features import FeatureStore
@@ -68,9 +69,11 @@ def feature_of(node: dict[str, Any], path: Path) -> tuple[int, int]:
 def described(explanation: Explanation) -> str:
     """A description as a node shows it: one that can't be trusted says so."""
     if not explanation.text or explanation.reliable:
-        return explanation.text
+        return marks.plain(explanation.text)
     score = explanation.scores.get("balanced_accuracy")
-    return f"{explanation.text} (unreliable{'' if score is None else f', {score:.2f}'})"
+    return (
+        f"{marks.plain(explanation.text)} (unreliable{'' if score is None else f', {score:.2f}'})"
+    )
 
 
 def by_tokens(

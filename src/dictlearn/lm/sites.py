@@ -66,7 +66,10 @@ def resolve(model: PreTrainedModel, name: str, info: ModelInfo) -> Site:
         raise ValueError(_unknown(model, name, info))
     list_path, layers = blocks(model)
     if int(layer) >= len(layers):
-        raise ValueError(f"dict.layer={layer}: {info.name} has layers 0 to {len(layers) - 1}")
+        raise ValueError(
+            f"site {name}: {info.name} has layers 0 to {len(layers) - 1}, so the last is "
+            f"{kind}.{len(layers) - 1}"
+        )
     return _in_block(name, kind, f"{list_path}.{int(layer)}", layers[int(layer)], info)
 
 

@@ -52,7 +52,9 @@ class Explanation:
     prompt_hash: str = ""  # of what it was asked; of the settings, for a search
     scores: Mapping[str, float] = field(default_factory=dict)
     baselines: Mapping[str, float] = field(default_factory=dict)
-    n_examples: int = 0  # contexts or tokens that the scores come from
+    n_examples: int = (
+        0  # of a rule the firings it was scored on, of a model the answers to its scorers
+    )
     reliable: bool = False
     failing: tuple[Failure, ...] = ()
     dictionary: str = ""  # `sha256_of` the one whose feature it is; empty: not said

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from omegaconf import DictConfig
 
 from dictlearn.dicts.dictionary import Dictionary, Shape
+from dictlearn.sources.named import text_of
 from dictlearn.types import ModelInfo
 from dictlearn.verbs import build
 
@@ -33,24 +32,12 @@ def first_line(cfg: DictConfig, dictionary: Dictionary, info: ModelInfo) -> str:
     features = f"{shape.n_features:,} features" + (
         " per source" if dictionary.code_sources > 1 else ""
     )
-    text = f" of {text_of(cfg)}" if build.reads_model(cfg) else ""
+    text = f" of {text_of(cfg.data)}" if build.reads_model(cfg) else ""
     device = "the CPU" if build.accelerator(cfg) == "cpu" else "a GPU"
     return (
         f"{cfg.run_dir}: {shape.kind}, {features}, {where} of {info.name}, "
         f"{build.run_tokens(cfg):,} tokens{text}, on {device}"
     )
-
-
-def text_of(cfg: DictConfig) -> str:
-    """Which text the run reads, as a user named it."""
-    data = cfg.data
-    if data.get("path"):
-        return str(data.path)
-    paths: Any = data.get("paths")
-    if paths:
-        paths = [paths] if isinstance(paths, str) else list(paths)
-        return paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
-    return "Python's standard library"
 
 
 def listed(names: tuple[str, ...]) -> str:

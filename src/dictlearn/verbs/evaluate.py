@@ -18,7 +18,13 @@ from dictlearn.disk.replace import is_run
 from dictlearn.evals import layers
 from dictlearn.evals.context import RowSource
 from dictlearn.evals.evaluation import Eval, Evaluation, evaluate_dictionary
-from dictlearn.evals.record import check_record_replaceable, record_of, write_record
+from dictlearn.evals.record import (
+    HELD_OUT,
+    WHOLE,
+    check_record_replaceable,
+    record_of,
+    write_record,
+)
 from dictlearn.evals.table import renderable
 from dictlearn.lm.language_model import LanguageModel
 from dictlearn.ranges import Count
@@ -149,7 +155,9 @@ def evaluated(
     data = OmegaConf.to_container(cfg.data, resolve=True)
     assert isinstance(data, dict)
     text = {str(key): value for key, value in data.items()}
-    record = record_of(evaluation, dictionary, lm.info, text, others)
+    record = record_of(
+        evaluation, dictionary, lm.info, text, others, HELD_OUT if split == "eval" else WHOLE
+    )
     escape.console().print(renderable(record), *layers.renderables(record), sep="\n")
     return record
 

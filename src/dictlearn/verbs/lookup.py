@@ -11,10 +11,11 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig
 from rich.text import Text
 
-from dictlearn import escape
+from dictlearn import escape, marks
 from dictlearn.dicts.identity import sha256_of
 from dictlearn.disk.replace import check_file_replaceable
 from dictlearn.disk.whole import write_json
+from dictlearn.evals.table import share
 from dictlearn.features.lookup import (
     DECODER,
     ENCODER,
@@ -166,7 +167,7 @@ def lines(site: str, rows: Sequence[Mapping[str, Any]], n_examples: int) -> Iter
     for row in rows:
         line = Text(f"{row['feature']:<{width}}  ")
         line.append(f"{DOES[row['side']]:<6}  {row['cosine']:+.3f}  ")
-        line.append(f"{row['density']:>7.2%}  " if "density" in row else f"{'':>9}")
+        line.append(f"{share(row['density']):>7}  " if "density" in row else f"{'':>9}")
         examples = row.get("examples", [])
         if row.get("description"):
             line.append(_description(row), style="" if row["reliable"] else "dim")
@@ -184,7 +185,11 @@ def lines(site: str, rows: Sequence[Mapping[str, Any]], n_examples: int) -> Iter
 def _description(row: Mapping[str, Any]) -> str:
     score = row["scores"].get("balanced_accuracy")
     scored = "" if score is None else f"{score:.2f} "
-    return ("" if row["reliable"] else "unreliable: ") + scored + one_line(row["description"])
+    return (
+        ("" if row["reliable"] else "unreliable: ")
+        + scored
+        + one_line(marks.plain(row["description"]))
+    )
 
 
 def _in_context(example: Mapping[str, Any], letters: int) -> Text:

@@ -35,6 +35,7 @@ from dictlearn.evals.table import LONG
 from dictlearn.lm.language_model import LanguageModel
 from dictlearn.lm.load import load_skeleton
 from dictlearn.ranges import Count, Positive, Seed
+from dictlearn.sources.named import text_of
 from dictlearn.sources.protocol import KnowsTruth, MakesActivations, Source
 from dictlearn.train.callbacks.signals import Interrupted
 from dictlearn.train.loader import SourceLoader
@@ -43,7 +44,7 @@ from dictlearn.train.module import DictionaryTraining
 from dictlearn.types import Batch, ModelInfo
 from dictlearn.verbs import build, fingerprints, trained_in, verdict
 from dictlearn.verbs.continued import OF_THIS_START, continued, goes_on
-from dictlearn.verbs.described import beside_published, first_line, text_of
+from dictlearn.verbs.described import beside_published, first_line
 from dictlearn.verbs.evaluate import BESIDE, evaluated, label_beside, write_into
 from dictlearn.waiting import waiting_for
 
@@ -106,7 +107,7 @@ def main(cfg: DictConfig) -> int:
         with waiting_for(f"{info.name}, which is being loaded"):
             lm = build.build_model(cfg)
         build.connect(cfg, training, lm)
-        with waiting_for(f"{text_of(cfg)}, which is being read and cut into tokens"):
+        with waiting_for(f"{text_of(cfg.data)}, which is being read and cut into tokens"):
             windows = None if lm is None else build.build_windows(cfg, lm, "train")
         if lm is not None and windows is not None:
             contents["data"] = fingerprints.of_text(windows)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from dictlearn.escape import html as escape
-from dictlearn.evals.report.stale import is_stale, stale_section
+from dictlearn.evals.report.left import section_of
 
 FILE = "features/explanations.json"
 COLUMNS = {"n": "Features", "mean": "Mean", "p05": "5%", "p50": "Median", "p95": "95%"}
@@ -16,16 +15,7 @@ COLUMNS = {"n": "Features", "mean": "Mean", "p05": "5%", "p50": "Median", "p95":
 
 def descriptions(folder: Path) -> str:
     """HTML, or nothing where no features were explained. ValueError for a damaged file."""
-    path = folder / FILE
-    if not path.is_file():
-        return ""
-    try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
-        if is_stale(summary, folder):
-            return stale_section("Descriptions", "explain")
-        return section(summary)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{path}: not what `dictlearn explain` writes ({error!r})") from error
+    return section_of(folder, FILE, section, "Descriptions", "explain", "explain")
 
 
 def section(summary: Mapping[str, Any]) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dictlearn import marks
 from dictlearn.escape import html as escape
-from dictlearn.evals.report.stale import is_stale, stale_section
+from dictlearn.evals.report.left import section_of
+from dictlearn.evals.table import share
 
 FOLDER, FILE, PAGE = "features", "summary.json", "index.html"
 COUNTS = {
@@ -21,16 +22,9 @@ COUNTS = {
 
 def features(folder: Path) -> str:
     """HTML, or nothing where the run has no site of features. ValueError for a damaged file."""
-    path = folder / FOLDER / FILE
-    if not path.is_file() or not (folder / FOLDER / PAGE).is_file():
+    if not (folder / FOLDER / PAGE).is_file():
         return ""
-    try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
-        if is_stale(summary, folder):
-            return stale_section("Features", "features")
-        return section(summary)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{path}: not what `dictlearn pages` writes ({error!r})") from error
+    return section_of(folder, f"{FOLDER}/{FILE}", section, "Features", "features", "pages")
 
 
 def section(summary: Mapping[str, Any]) -> str:
@@ -57,7 +51,7 @@ def section(summary: Mapping[str, Any]) -> str:
 def _example(one: Mapping[str, Any]) -> str:
     """A feature's name, what is said of it, and where it fires most, that token marked."""
     link = f'<a href="{FOLDER}/{PAGE}{escape(one["address"])}">{escape(one["name"])}</a>'
-    said = escape(one["description"])
+    said = marks.html(one["description"])
     if said and not one["reliable"]:
         said = f"unreliable: {said}"
     score = f", score {one['score']:.2f}" if said and one["score"] is not None else ""
@@ -68,17 +62,12 @@ def _example(one: Mapping[str, Any]) -> str:
         for before, token, after, _ in one["contexts"]
     )
     return f"""<article>
-<h3>{link}<small>fires on {_share(one["density"])} of tokens{score}</small></h3>
+<h3>{link}<small>fires on {escape(share(one["density"]))} of tokens{score}</small></h3>
 {f"<p class=said>{said}</p>" if said else ""}
 <div class="contexts">
 {lines}
 </div>
 </article>"""
-
-
-def _share(value: float) -> str:
-    """Two digits of a percentage, without an exponent."""
-    return f"{100 * value:.2g}%" if value >= 1e-6 else f"{100 * value:.0e}%"
 
 
 def _flat(text: str) -> str:

@@ -11,14 +11,15 @@ from typing import Any
 from dictlearn.disk.whole import write_bytes, write_text
 from dictlearn.escape import html as escape
 from dictlearn.evals import attribution, layers, table
-from dictlearn.evals.record import FILE, read_record
+from dictlearn.evals.record import FILE, HELD_OUT, read_record
 from dictlearn.evals.report.descriptions import descriptions
 from dictlearn.evals.report.features import features
 from dictlearn.evals.report.history import read_history
 from dictlearn.evals.report.layer_plots import layer_plots
 from dictlearn.evals.report.plots import Plot, evaluation_plots, training_plots
-from dictlearn.evals.report.settings import read_settings, summary
+from dictlearn.evals.report.settings import group_line, read_settings, summary
 from dictlearn.evals.report.theme import inline_svg, png
+from dictlearn.sources.named import text_of
 
 BY_LAYER = (
     "Valid tokens only. A cell of the heat map is the mean decoder norm from source to target, times "
@@ -83,6 +84,7 @@ def page(
 ) -> str:
     """The whole HTML document. `settings` is the run's configuration as YAML, or empty; `described`
     the section on descriptions' scores, `found` the one on features."""
+    evaluated = "On held-out text" if _is_held_out(record["text"]) else "On the text"
     sections = [
         _key_figures(record),
         _comparison(record),
@@ -94,7 +96,8 @@ def page(
         described,
         _plots("By layer", BY_LAYER, by_layer, "plots few"),
         _plots("Training", "As logged during the run, on training text.", training, "plots"),
-        _plots("On held-out text", "Valid tokens only.", evaluation, "plots few"),
+        _plots(evaluated, "Valid tokens only.", evaluation, "plots few"),
+        _text(record["text"]),
         _settings(settings),
     ]
     here = files("dictlearn.evals.report")
@@ -115,11 +118,13 @@ def _lede(record: Mapping[str, Any]) -> str:
     size = f"{dictionary['n_features']:,} features"
     if dictionary["code_sources"] > 1:
         size += " per layer"
-    text = f"{record['text']['tokens']:,} tokens of held-out text"
+    text = record["text"]
+    part = "held-out tokens" if _is_held_out(text) else "tokens"
+    read = f"{text['tokens']:,} {part} of <b>{escape(text_of(text.get('data') or {}))}</b>"
     kind = table.label_of(dictionary)
     return (
         f"<b>{escape(kind[:1].upper() + kind[1:])}</b> with <b>{size}</b> on "
-        f"<b>{escape(sites)}</b> of <b>{escape(model['name'])}</b>, evaluated on {text}."
+        f"<b>{escape(sites)}</b> of <b>{escape(model['name'])}</b>, evaluated on {read}."
     )
 
 
@@ -128,23 +133,23 @@ def _key_figures(record: Mapping[str, Any]) -> str:
     figures, baselines = record["figures"], record["baselines"]
     beside = next(iter(baselines), None)
 
-    def other(key: str, form: str) -> str:
-        value = baselines.get(beside, {}).get(key)
-        return "" if value is None else f"{beside}: {_number(value, form)}"
+    def add(key: str, name: str, column: table.Column) -> None:
+        if figures.get(key) is None:
+            return
+        other = baselines.get(beside, {}).get(key)
+        note = "" if other is None else f"{beside}: {table.cell(column, {column.key: other})}"
+        entries.append((name, table.cell(column, {column.key: figures[key]}), note))
 
+    columns = {column.key: column for column in table.COLUMNS}  # and their numbers of decimals
     entries: list[tuple[str, str, str]] = []
-    if figures.get("explained_variance") is not None:
-        value = _number(figures["explained_variance"], ".3f")
-        entries.append(("Explained variance", value, other("explained_variance", ".3f")))
+    add("explained_variance", "Explained variance", columns["fvu"])
     if "l0" in figures:
         spread = f"90% of tokens: {table.l0_range(figures)}"
-        entries.append(("L0, features per token", f"{figures['l0']:.1f}", spread))
+        entries.append(("L0, features per token", table.cell(table.L0, figures), spread))
         seen = f"never fired in {figures['tokens']:,.0f} tokens"
-        entries.append(("Dead features", f"{figures['dead']:.1%}", seen))
-    for key, name, form in (("ce_increase", "CE increase", "+.3f"), ("kl", "KL", ".3f")):
-        if figures.get(key) is not None:
-            value = _number(figures[key], form)
-            entries.append((f"{name}, nats/token", value, other(key, form)))
+        entries.append(("Dead features", table.cell(table.DEAD, figures), seen))
+    for key in ("ce_increase", "kl"):
+        add(key, f"{columns[key].title}, nats/token", columns[key])
     cells = "\n".join(
         f'<div><dt>{name}</dt><dd>{value}</dd><dd class="beside">{escape(note)}</dd></div>'
         for name, value, note in entries
@@ -159,11 +164,13 @@ def _comparison(record: Mapping[str, Any]) -> str:
         f"<td>{escape(meaning)}</td></tr>"
         for name, value, meaning in table.facts(record)
     )
+    held_out = _is_held_out(record["text"])
+    fitted = f"Baselines are fitted on {'training' if held_out else 'the same'} text."
     details = f'<div class="scroll"><table class="facts"><tbody>\n{facts}\n</tbody></table></div>'
     return f"""<section>
 <h2>Beside the baselines</h2>
 <p class="note">FVU is pooled over tokens in float64. CE and KL compare the model with the
-reconstruction in place to the clean model, per token. Baselines are fitted on training text.</p>
+reconstruction in place to the clean model, per token. {fitted}</p>
 {_table(["Reconstruction"], table.COLUMNS, body)}
 {details if facts else ""}
 </section>"""
@@ -268,18 +275,42 @@ def _plots(title: str, note: str, plots: Iterable[Plot], layout: str) -> str:
     return f'<section>\n{heading}\n<div class="{layout}">\n{drawn}\n</div>\n</section>'
 
 
+def _text(text: Mapping[str, Any]) -> str:
+    """Which text the figures are of: its name, every file that was named, how it was cut."""
+    data = dict(text.get("data") or {})
+    pairs = [("text", text_of(data)), ("read", _read(text))]
+    if not _is_held_out(text):
+        data.pop("held_out", None)  # nothing was
+    if data:
+        pairs.append(("data", group_line(data, named=True)))
+    return f"""<section>
+<h2>Text</h2>
+{_listed(pairs)}
+</section>"""
+
+
+def _read(text: Mapping[str, Any]) -> str:
+    part = " of the part that is held out from training" if _is_held_out(text) else ""
+    return f"{text['tokens']:,} tokens{part}, special ones included"
+
+
+def _is_held_out(text: Mapping[str, Any]) -> bool:
+    return text.get("part") == HELD_OUT
+
+
+def _listed(pairs: Iterable[tuple[str, str]]) -> str:
+    rows = "\n".join(
+        f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in pairs
+    )
+    return f'<dl class="settings">\n{rows}\n</dl>'
+
+
 def _settings(settings: str) -> str:
     if not settings:
         return ""
-    pairs = "\n".join(
-        f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>"
-        for name, value in summary(settings)
-    )
     return f"""<section>
 <h2>Settings</h2>
-<dl class="settings">
-{pairs}
-</dl>
+{_listed(summary(settings))}
 <details><summary>Every setting</summary>
 <pre>{escape(settings.strip())}</pre>
 </details>
@@ -293,7 +324,3 @@ def _footer(record: Mapping[str, Any]) -> str:
     text = f"text SHA-256 {record['text']['sha256'][:16]}" if record["text"]["sha256"] else ""
     parts = [f"{model['name']}{revision}", text, versions, str(record["date"])]
     return " \N{MIDDLE DOT} ".join(escape(part) for part in parts if part)
-
-
-def _number(value: float, form: str) -> str:
-    return format(value, form).replace("-", table.MINUS)

@@ -225,12 +225,12 @@ def histogram(
         if median is not None:
             axes.axvline(median, color=palette.second, linewidth=1, linestyle=(0, (2, 2)))
             axes.annotate(
-                f"median {median:.2f}", (median, 1), (4, -2), xycoords=("data", "axes fraction"),
+                f"median {median:.3f}", (median, 1), (4, -2), xycoords=("data", "axes fraction"),
                 textcoords="offset points", va="top", fontsize=9, color=palette.second,
                 ha="left" if median < 0.7 else "right",
             )  # fmt: skip
 
-    middle = "" if median is None else f", the median {median:.3g}"
+    middle = "" if median is None else f", the median {median:.3f}"
     label = f"{title}: histogram of {sum(counts):.0f} live features by {said}{middle}"
     return Plot(name, title, label, draw, WIDE)
 

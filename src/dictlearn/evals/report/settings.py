@@ -61,7 +61,7 @@ def _groups(config: Mapping[Any, Any]) -> list[tuple[str, str]]:
     found = [("steps", _steps(config)), ("seed", str(config.get("seed", "")))]
     for group in ("model", "data", "dict", "sparsity", "objective", "optim", "schedule", "source"):
         if isinstance(config.get(group), dict):
-            found.append((group, _line(config[group], named=group not in UNNAMED)))
+            found.append((group, group_line(config[group], named=group not in UNNAMED)))
     return [(name, value) for name, value in found if value]
 
 
@@ -72,7 +72,7 @@ def _steps(config: Mapping[Any, Any]) -> str:
     return f"{config['steps']:,}" + (f" of {tokens:,} tokens" if tokens else "")
 
 
-def _line(group: Mapping[Any, Any], named: bool) -> str:
+def group_line(group: Mapping[Any, Any], named: bool) -> str:
     """The target's own name, then its plain settings; nested targets by name."""
     words = []
     if named and "_target_" in group:
@@ -92,4 +92,6 @@ def _plain(value: object) -> str:
         return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:g}"
+    if isinstance(value, list):
+        return ", ".join(map(_plain, value))
     return str(value)

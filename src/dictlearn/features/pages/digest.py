@@ -87,7 +87,7 @@ class Digest:
             "description": "" if said is None else _storable(said.text),
             "reliable": said is not None and said.reliable,
             "score": None if score is None else short(score[1]),
-            "density": short(feature.density),
+            "density": short(feature.density, 4),
             "contexts": [_context(example, pieces) for example in feature.top[:CONTEXTS]],
         }
 

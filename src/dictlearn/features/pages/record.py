@@ -54,7 +54,7 @@ def page_of(
 
     return {
         "row": row(feature.source, feature.index),
-        "density": short(feature.density),
+        "density": short(feature.density, 4),
         "count": feature.count,
         "maximum": short(feature.maximum),
         "mean": short(feature.mean),
@@ -108,9 +108,9 @@ def summary(feature: Feature, pieces: Pieces) -> str:
     return "  ".join(text for text, _ in peaks.most_common(SUMMARY_TOKENS))
 
 
-def short(value: float) -> float:
-    """Three digits: more than a page shows, and half the bytes."""
-    return float(f"{value:.3g}")
+def short(value: float, digits: int = 3) -> float:
+    """As many digits as a page shows, and half the bytes."""
+    return float(f"{value:.{digits}g}")
 
 
 def _example(example: Example, pieces: Pieces) -> list[Any]:

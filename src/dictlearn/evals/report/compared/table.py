@@ -9,14 +9,13 @@ from rich.table import Table
 from rich.text import Text
 
 from dictlearn.evals.report.compared.read import Run, differing, in_order
-from dictlearn.evals.table import Column, cell
+from dictlearn.evals.table import COLUMNS as FIGURES
+from dictlearn.evals.table import DEAD, L0, Column, cell
 
 COLUMNS = (
-    Column("l0", "L0", "per token", ".1f", "active features per token, of all sources together"),
-    Column("fvu", "FVU", "", ".4f", "fraction of variance unexplained, pooled over valid tokens"),
-    Column("ce_increase", "CE increase", "nats", "+.4f", "cross entropy, patched minus clean"),
-    Column("kl", "KL", "nats", ".4f", "KL(clean || patched), per token"),
-    Column("dead", "dead", "", ".1%", "share of features that never fired on the evaluated tokens"),
+    L0,
+    *(column for column in FIGURES if column.key in ("fvu", "ce_increase", "kl")),
+    DEAD,
 )
 SHOWN_VALUES = 8  # of a setting, in the line that says what differs
 

@@ -3,10 +3,14 @@
 
 const CHART = { widest: 640, height: 200, left: 40, right: 22, top: 22, bottom: 40 };
 
+const MARK_LINE = 15; // px
+
 // Bars over [0, bars.length]; `ticks` are [place, label] on that scale, `label(i)` a bar's words.
-// With `log`, heights are logarithmic from 1: activations have long tails.
-function barChart({ bars, ticks, xLabel, label, says, log = false, mark = null }) {
-  const { widest, height, left, right, top, bottom } = CHART;
+// With `log`, heights are logarithmic from 1: activations have long tails. `marks` are {place, label}.
+function barChart({ bars, ticks, xLabel, label, says, log = false, marks = [] }) {
+  const { widest, left, right, bottom } = CHART;
+  const top = CHART.top + MARK_LINE * Math.max(0, marks.length - 1); // each label on a line of its own
+  const height = CHART.height + top - CHART.top;
   const width = Math.min(widest, Math.max(280, byId("view").clientWidth - 32)); // unscaled where it fits
   const most = Math.max(1, ...bars);
   const scale = log ? (v) => (v > 0 ? Math.log10(2 * v) / Math.log10(2 * most) : 0) : (v) => v / most;
@@ -29,11 +33,12 @@ function barChart({ bars, ticks, xLabel, label, says, log = false, mark = null }
   for (const [place, words] of ticks) {
     chart.append(svg("text", { x: x(place), y: height - bottom + 17, "text-anchor": "middle" }, words));
   }
-  if (mark) {
+  marks.forEach(({ place, label }, i) => {
+    const foot = top - 7 - MARK_LINE * i;
     chart.append(
-      svg("line", { class: "mark", x1: x(mark.place), x2: x(mark.place), y1: top, y2: y(0) }),
-      svg("text", { class: "marked", x: x(mark.place), y: top - 7, "text-anchor": "middle" }, mark.label));
-  }
+      svg("line", { class: "mark", x1: x(place), x2: x(place), y1: foot + 3, y2: y(0) }),
+      svg("text", { class: "marked", x: x(place), y: foot, "text-anchor": "middle" }, label));
+  });
   chart.append(
     svg("text", { class: "label", x: width - right, y: height - 6, "text-anchor": "end" }, xLabel));
   return chart;

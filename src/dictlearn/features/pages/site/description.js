@@ -11,9 +11,15 @@ function descriptionOf(explanation) {
     reliable ? null : el("p", { class: "warning" }, el("b", {}, "Unreliable description. "),
       "Its score on text that its author never saw is too low to go by."),
     el("p", { class: "text" }, prose(text)),
-    el("p", { class: "note" }, `by ${authorOf(explanation)}, scored on ${whole(n_examples)} examples of other documents`),
+    el("p", { class: "note" }, `by ${authorOf(explanation)}${n_examples ? `, scored ${judged(explanation)}` : ""}`),
     scoresOf(scores, baselines, reliable),
     failing.length ? failures(explanation) : null);
+}
+
+// Where the scores come from: a rule is held against every token, a model answers for some examples.
+function judged({ model, n_examples: n }) {
+  if (model) return `by ${whole(n)} ${n === 1 ? "answer about an example" : "answers about examples"} of other documents`;
+  return `on other documents, where the feature fires ${whole(n)} ${n === 1 ? "time" : "times"}`;
 }
 
 function authorOf({ explainer, model }) {

@@ -32,9 +32,29 @@ function token(text) {
   return el("code", { class: "token" }, ...parts.map((p) => (p in SIGNS ? sign(SIGNS[p]) : p)));
 }
 
-// Prose in which `...` quotes what may be a token.
+// Prose in which Markdown's code marks quote what may be a token; marks.py reads them in the same way.
 function prose(text) {
-  return text.split(/(`[^`]+`)/).filter((part) => part !== "").map((part) => (/^`[^`]+`$/.test(part) ? token(part.slice(1, -1)) : part));
+  const pieces = text.split(/(`+)/); // text, marks, text, ..., text
+  const closing = new Map(), latest = new Map();
+  for (let i = pieces.length - 2; i > 0; i -= 2) {
+    if (latest.has(pieces[i])) closing.set(i, latest.get(pieces[i]));
+    latest.set(pieces[i], i);
+  }
+  const parts = [];
+  let start = 0;
+  for (let i = 1; i < pieces.length; i += 2) {
+    if (!closing.has(i)) continue;
+    const end = closing.get(i);
+    parts.push(pieces.slice(start, i).join(""), token(inside(pieces[i], pieces.slice(i + 1, end).join(""))));
+    start = end + 1;
+    i = end;
+  }
+  return [...parts, pieces.slice(start).join("")].filter((part) => part !== "");
+}
+
+// Longer marks stand apart from what they hold.
+function inside(marks, code) {
+  return marks.length > 1 && code.length > 2 && code.startsWith(" ") && code.endsWith(" ") ? code.slice(1, -1) : code;
 }
 
 function sign(text) {
@@ -43,6 +63,15 @@ function sign(text) {
 
 function whole(number) {
   return number.toLocaleString("en-US");
+}
+
+// Numbers of one quantity, `largest` the largest of them: all have as many decimals as gives that one
+// three digits, and stand below one another.
+function alike(largest) {
+  const size = Math.abs(largest);
+  if (size !== 0 && (size < 0.001 || size >= 1e6)) return (number) => (number === 0 ? "0" : number.toExponential(1));
+  const decimals = size === 0 ? 0 : Math.max(0, 2 - Math.floor(Math.log10(size)));
+  return (number) => number.toLocaleString("en-US", { minimumFractionDigits: decimals, maximumFractionDigits: decimals });
 }
 
 // Three significant digits, no exponent between 0.001 and a million.
@@ -56,11 +85,14 @@ function signed(number) {
   return (number > 0 ? "+" : number < 0 ? "−" : "") + Math.abs(number).toFixed(2);
 }
 
-// A share of tokens as a percentage of two digits.
+// A share as a percentage of two decimals, as in every report.
 function share(number) {
-  if (number === 0) return "0%";
-  const percent = 100 * number;
-  return (percent < 1e-4 ? percent.toExponential(0) : String(Number(percent.toPrecision(2)))) + "%";
+  return number > 0 && number < 5e-5 ? "<0.01%" : `${(100 * number).toFixed(2)}%`;
+}
+
+// 10 ** exponent as a percentage.
+function power(exponent) {
+  return exponent < -6 ? `1e${exponent + 2}%` : `${(10 ** (exponent + 2)).toFixed(Math.max(0, -exponent - 2))}%`;
 }
 
 // balanced_accuracy -> balanced accuracy

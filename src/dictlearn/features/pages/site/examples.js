@@ -26,7 +26,7 @@ function exampleLine(example, maximum) {
   const [document, window, position, peak, pieces] = example;
   const line = el("details", {},
     el("summary", {},
-      el("span", { class: "value" }, short(peakOf(example))),
+      el("span", { class: "value" }, alike(maximum)(peakOf(example))),
       el("span", { class: "left" }, el("span", {}, pieces.slice(0, peak).map((p) => piece(p, maximum, flat)))),
       el("span", { class: "right" }, pieces.slice(peak).map((p, i) => piece(p, maximum, flat, i === 0)))));
   line.addEventListener("toggle", () => {
@@ -43,7 +43,7 @@ function piece(content, maximum, shown, picked = false) {
   const [text, value] = content;
   const level = value > 0 ? Math.max(1, Math.ceil((LEVELS * value) / (maximum || 1))) : 0;
   const part = maximum > 0 ? `, ${Math.round((100 * value) / maximum)}% of its maximum` : "";
-  return el("mark", { class: `m${Math.min(LEVELS, level)}${picked ? " picked" : ""}`, "data-tip": `${short(value)}${part}` },
+  return el("mark", { class: `m${Math.min(LEVELS, level)}${picked ? " picked" : ""}`, "data-tip": `${alike(maximum)(value)}${part}` },
     shown(text, true));
 }
 

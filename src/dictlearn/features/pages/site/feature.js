@@ -10,14 +10,16 @@ function featureView(feature, href) {
     el("header", {},
       el("h1", {}, nameOf(row),
         feature.dead ? el("span", { class: "badge" }, "dead") : null),
-      el("p", { class: "site" }, data.info.paths[sourceOf(row)])),
+      data.info.paths[sourceOf(row)] === data.info.sites[sourceOf(row)]
+        ? null // its name has said so
+        : el("p", { class: "site" }, data.info.paths[sourceOf(row)])),
     descriptionOf(feature.explanation),
     feature.dead
       ? el("p", { class: "note" }, `It never fired in ${whole(data.info.tokens)} tokens.`)
       : el("dl", { class: "key" },
         figure("Density", share(feature.density), `1 token in ${whole(Math.round(1 / feature.density))}`),
         figure("Firings", whole(feature.count), `of ${whole(data.info.tokens)} tokens`),
-        figure("Maximum", short(feature.maximum), `mean ${short(feature.mean)}`)),
+        figure("Maximum", alike(feature.maximum)(feature.maximum), `mean ${alike(feature.maximum)(feature.mean)}`)),
     feature.top.length ? section("Strongest activations", null, examplesTable(feature.top, feature.maximum, SHOWN_TOP)) : null,
     feature.transform ? transformOf(feature.transform) : null,
     normsOf(feature),
@@ -59,7 +61,7 @@ function intervalsOf({ intervals, maximum }) {
   return section("From strong to weak", "Drawn at random from intervals of its other activations, each of equally many.",
     drawn.map(({ examples, q }) => {
       const strongest = examples.toSorted((a, b) => peakOf(b) - peakOf(a));
-      const range = `${short(peakOf(strongest.at(-1)))} to ${short(peakOf(strongest[0]))}`;
+      const range = [strongest.at(-1), strongest[0]].map(peakOf).map(alike(maximum)).join(" to ");
       return el("div", {},
         el("h3", {}, `Interval ${q + 1} of ${intervals.length}: ${range}`),
         examplesTable(strongest, maximum, SHOWN_DRAWN));
@@ -68,15 +70,16 @@ function intervalsOf({ intervals, maximum }) {
 
 function activationChart({ histogram, maximum, count, quantiles }) {
   const width = maximum / histogram.length;
-  const range = (i) => `${short(i * width)} to ${short((i + 1) * width)}`;
+  const shown = alike(maximum);
+  const range = (i) => `${shown(i * width)} to ${shown((i + 1) * width)}`;
   const middle = data.info.quantile_levels.indexOf(0.5);
-  const ticks = [0, 1, 2, 3, 4].map((i) => [(i * histogram.length) / 4, short((i * maximum) / 4)]);
+  const ticks = [0, 1, 2, 3, 4].map((i) => [(i * histogram.length) / 4, shown((i * maximum) / 4)]);
   const median = middle >= 0 && quantiles.length ? quantiles[middle] : null;
   return barChart({
     bars: histogram, ticks, xLabel: "activation", log: true,
     label: (i) => `${range(i)}: ${whole(histogram[i])} firings`,
-    says: `Histogram of ${whole(count)} activations up to ${short(maximum)}`,
-    mark: median === null ? null : { place: median / width, label: `median ${short(median)}` },
+    says: `Histogram of ${whole(count)} activations up to ${shown(maximum)}`,
+    marks: median === null ? [] : [{ place: median / width, label: `median ${shown(median)}` }],
   });
 }
 
@@ -88,7 +91,7 @@ function normsOf({ norms }) {
   return section("Decoder norms",
     "What it writes to each target where it fires, at its mean activation, in the target's standard deviations; and the share of their sum.",
     el("ul", { class: "bars norms" }, norms.map(([target, value]) => barLine(
-      el("span", { class: "name own" }, target), value, most, `${short(value)} · ${Math.round((100 * value) / sum)}%`))));
+      el("span", { class: "name own" }, target), value, most, `${alike(most)(value)} · ${Math.round((100 * value) / sum)}%`))));
 }
 
 // Tokens that it raises and lowers, at each target. `writes` is [[target, promoted, suppressed]].
@@ -140,8 +143,9 @@ function transformOf({ rank, directions }) {
   const chips = (tokens) => tokens.slice(0, 6).map(([text]) => token(text));
   const cell = (plus, minus) => el("td", {},
     el("div", {}, el("span", { class: "sign" }, "+"), chips(plus)), el("div", {}, el("span", { class: "sign" }, "−"), chips(minus)));
+  const shown = alike(Math.max(...directions.map(([strength]) => strength)));
   const rows = directions.map(([strength, reads, opposite, promotes, suppresses], i) => el("tr", {},
-    el("th", { scope: "row" }, String(i + 1)), el("td", { class: "value" }, short(strength)), cell(reads, opposite), cell(promotes, suppresses)));
+    el("th", { scope: "row" }, String(i + 1)), el("td", { class: "value" }, shown(strength)), cell(reads, opposite), cell(promotes, suppresses)));
   return section(`Transform of rank ${rank}`,
     "Its leading singular directions: tokens whose embeddings align most and least with what one reads, and tokens raised and lowered by what it then writes.",
     el("div", { class: "scroll" }, el("table", { class: "directions" },

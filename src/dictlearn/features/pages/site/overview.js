@@ -7,7 +7,7 @@ function overviewView() {
   const kinds = Object.keys(count);
   for (let row = 0; row < data.rows; row++) count[kinds.find((kind) => SHOWN[kind].has(row))] += 1;
   const counted = (kind, title, said) => figure(
-    el("a", { href: `#/about?show=${kind}` }, title), whole(count[kind]), `${share(count[kind] / (data.rows || 1))} ${said}`);
+    el("a", { href: `#/about?show=${kind}` }, title), whole(count[kind]), `${(100 * count[kind] / (data.rows || 1)).toFixed(1)}% ${said}`);
   return [
     el("nav", { class: "narrow" }, el("a", { class: "back", href: address(null) }, "All features")),
     el("header", {}, el("h1", {}, `Features of ${info.title}`), el("p", { class: "lede" }, lede(info)),
@@ -51,7 +51,7 @@ function densityChart() {
   const edge = (i) => 10 ** (lowest + i / BINS_PER_DECADE);
   return barChart({
     bars, xLabel: "share of tokens",
-    ticks: Array.from({ length: 1 - lowest }, (_, i) => [i * BINS_PER_DECADE, share(10 ** (lowest + i))]),
+    ticks: Array.from({ length: 1 - lowest }, (_, i) => [i * BINS_PER_DECADE, power(lowest + i)]),
     label: (i) => `${share(edge(i))} to ${share(edge(i + 1))}: ${whole(bars[i])} features`,
     says: `Histogram of ${whole(live.length)} live features by density`,
   });
@@ -63,13 +63,12 @@ function scoreChart() {
   const scores = data.score.filter((score) => !isNaN(score));
   const bars = new Array(SCORE_BINS).fill(0);
   for (const score of scores) bars[Math.min(SCORE_BINS - 1, Math.max(0, Math.floor(score * SCORE_BINS)))] += 1;
-  const shuffled = new Map(data.info.baselines).get("shuffled");
   return barChart({
     bars, xLabel: data.info.score,
-    ticks: [0, 0.2, 0.4, 0.6, 0.8, 1].map((value) => [value * SCORE_BINS, String(value)]),
-    label: (i) => `${short(i / SCORE_BINS)} to ${short((i + 1) / SCORE_BINS)}: ${whole(bars[i])} descriptions`,
+    ticks: [0, 0.2, 0.4, 0.6, 0.8, 1].map((value) => [value * SCORE_BINS, value.toFixed(1)]),
+    label: (i) => `${(i / SCORE_BINS).toFixed(2)} to ${((i + 1) / SCORE_BINS).toFixed(2)}: ${whole(bars[i])} descriptions`,
     says: `Histogram of the scores of ${whole(scores.length)} descriptions`,
-    mark: shuffled === undefined ? null : { place: shuffled * SCORE_BINS, label: "shuffled" },
+    marks: data.info.baselines.map(([name, mean]) => ({ place: Math.min(1, Math.max(0, mean)) * SCORE_BINS, label: words(name) })),
   });
 }
 

@@ -1,0 +1,46 @@
+"""What other commands left in a run's features/ for its report, and whether it is of the dictionary
+that the run has now."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from dictlearn.ckpt.dictionary import saved_sha256
+
+Section = Callable[[Mapping[str, Any]], str]
+
+
+def section_of(run: Path, file: str, section: Section, title: str, verb: str, writer: str) -> str:
+    """`section` of the summary in a run's `file`; nothing where there is no such file.
+
+    Where the summary is of another dictionary, the section says so under `title`, and that `verb`
+    makes it anew. Raises ValueError for a file that is not what `writer` writes.
+    """
+    path = run / file
+    if not path.is_file():
+        return ""
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        return _stale(title, verb) if _is_stale(summary, run) else section(summary)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{path}: not what `dictlearn {writer}` writes ({error!r})") from error
+
+
+def _is_stale(summary: Mapping[str, Any], run: Path) -> bool:
+    """True where the summary names another dictionary; False where it, or the run, names none."""
+    named = summary.get("dictionary") if isinstance(summary, Mapping) else None
+    with suppress(ValueError):  # a dictionary that can't be read is not the report's to refuse
+        return named is not None and saved_sha256(run) not in (None, named)
+    return False
+
+
+def _stale(title: str, verb: str) -> str:
+    return f"""<section>
+<h2>{title}</h2>
+<p class="note">Those in features/ are of another dictionary, such as this run's before it was made
+longer; <code>dictlearn {verb}</code> makes them anew.</p>
+</section>"""

@@ -1,0 +1,18 @@
+"""What a text is called where a run or its figures are described."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def text_of(data: Mapping[str, Any]) -> str:
+    """Which text a configuration's `data` reads, as a user named it."""
+    if data.get("path"):
+        return f"{data['path']} ({data['name']})" if data.get("name") else str(data["path"])
+    paths: Any = data.get("paths")
+    if paths:
+        paths = [paths] if isinstance(paths, str) else list(paths)
+        return str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
+    builder = str(data.get("_target_", "text")).rpartition(".")[2].removesuffix("_windows")
+    return "Python's standard library" if builder == "stdlib" else builder
