@@ -119,7 +119,7 @@ def _launch(verb: str, args: list[str], prefix: list[str]) -> int:
             paths.refuse_absent(cfg)
             paths.refuse_misplaced(verb, cfg)
             if several:
-                _say(f"run {job.job.num}: {' '.join(others)}")
+                escape.say(f"run {job.job.num}: {' '.join(others)}")
             # Lightning starts a run's other processes from sys.argv: this job's alone, and named.
             name = [f"name={config.quoted(cfg.name)}"] if "name" in cfg else []
             sys.argv = [sys.argv[0], *prefix, *folder, *others, *name]
@@ -205,10 +205,6 @@ def _one_sentence(go_on: bool = False) -> Iterator[None]:
     except (ValueError, OSError, HydraException, OmegaConfBaseException) as error:
         if os.environ.get("DICTLEARN_DEBUG", "0") != "0":
             raise
-        _say(config.sentence(error))
+        escape.say(config.sentence(error))
         if not go_on:
             sys.exit(2)
-
-
-def _say(text: str) -> None:
-    escape.say(text)

@@ -8,7 +8,7 @@ A name's suffix is its shape: x_NSD is [N, S, D].
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
@@ -16,6 +16,11 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from dictlearn_kernels.pattern import Pattern
 from torch import Tensor
+
+Progress = Callable[[int, int], None]
+"""Called with (done, in all), in whatever is counted, as work goes on."""
+NamedProgress = Callable[[str, int, int], None]
+"""Likewise, with what is being done first."""
 
 
 class Batch(NamedTuple):
@@ -202,6 +207,25 @@ def _interleaved(codes: Sequence[Code]) -> tuple[Code, Tensor]:
     counts = torch.stack([code.row_starts.diff() for code in codes], dim=1).flatten()
     row_starts = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
     return Code(row_starts, features, values, n, codes[0].n_features), order
+
+
+class TextWindows(Protocol):
+    """Tokenised text in windows of one length."""
+
+    @property
+    def context(self) -> int:
+        """P, tokens per window."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def window_batch(self, indices: Sequence[int] | Tensor) -> Tensor:
+        """Token ids of some windows, int64 [B, P]."""
+        ...
+
+    def valid(self, tokens_BP: Tensor) -> Tensor:
+        """bool [B, P]: True where a token is neither special nor a pad, so a dictionary sees it."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -50,12 +50,13 @@ class ToyWindows:
         self.tokens_WP[:, 0] = BOS
         self.tokens_WP[::3, context // 2] = BOS
         self.tokens_WP[-1, -3:] = PAD
+        self.context = context
 
     def __len__(self) -> int:
         return len(self.tokens_WP)
 
-    def window_batch(self, indices: Sequence[int]) -> Tensor:
-        return self.tokens_WP[list(indices)]
+    def window_batch(self, indices: Sequence[int] | Tensor) -> Tensor:
+        return self.tokens_WP[torch.as_tensor(indices)]
 
     def valid(self, tokens_BP: Tensor) -> Tensor:
         return (tokens_BP != BOS) & (tokens_BP != PAD)

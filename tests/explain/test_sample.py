@@ -9,7 +9,8 @@ from torch import Tensor
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from dictlearn.dicts.dictionary import Dictionary, Shape
-from dictlearn.explain.sample import Sample, activations, random_like, take_sample
+from dictlearn.explain.sample import Sample, random_like, take_sample
+from dictlearn.lm.capture import batch_at
 from dictlearn.lm.language_model import LanguageModel, freeze
 from dictlearn.sources.tokens import TokenWindows
 from dictlearn.sparsity.jumprelu import JumpReLU
@@ -77,7 +78,7 @@ def test_firings_are_those_of_the_code(taken, lm, windows):
     sample, firings = taken
     torch.manual_seed(0)
     tokens_BP = windows.window_batch(range(len(windows)))
-    x_NSD = activations(lm, ("resid_post.0",), tokens_BP, windows.valid(tokens_BP))
+    x_NSD = batch_at(lm, tokens_BP, windows.valid(tokens_BP), ("resid_post.0",)).x_NSD
     both = {"a": dictionary()}
     _, again = take_sample(lm, both, windows, 10_000, batch_windows=5)
     dense: Tensor = both["a"].encode(x_NSD).dense()
@@ -90,7 +91,8 @@ def test_firings_are_those_of_the_code(taken, lm, windows):
 
 def test_a_random_dictionary_has_the_l0_of_the_trained_one(lm, windows):
     tokens_BP = windows.window_batch(range(len(windows)))
-    x_NSD = activations(lm, ("resid_post.0",), tokens_BP, windows.valid(tokens_BP))
+    x_NSD = batch_at(lm, tokens_BP, windows.valid(tokens_BP), ("resid_post.0",)).x_NSD
+    x_NSD = 3 * x_NSD  # so that some features fire on every token
     own = dictionary()
     random = random_like(own, x_NSD)
     l0 = own.encode(x_NSD).l0_NS.double().mean()

@@ -19,7 +19,8 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from dictlearn.ckpt.commit import commit
 from dictlearn.lm.language_model import LanguageModel, freeze
 from dictlearn.objectives.kl_to_teacher import kl_per_token
-from dictlearn.objectives.stored_teacher import StoredTeacher, store_targets
+from dictlearn.objectives.stored_teacher import StoredTeacher
+from dictlearn.store.targets import store_targets
 
 VOCAB, CONTEXT = 30, 6
 
@@ -36,6 +37,9 @@ class Text:
         generator = torch.Generator().manual_seed(self.seed)
         whole = torch.randint(0, VOCAB, (len(self), self.context), generator=generator)
         return whole[torch.as_tensor(list(indices))]
+
+    def valid(self, tokens_BP: Tensor) -> Tensor:
+        return torch.ones_like(tokens_BP, dtype=torch.bool)
 
 
 @cache

@@ -10,14 +10,14 @@ An entry of the `eval` config group is one of three things, told apart by type:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, Self
+from typing import Self
 
 from torch import Tensor
 
 from dictlearn.lm.language_model import LanguageModel
-from dictlearn.types import Batch, Code, DictionaryLike
+from dictlearn.types import Batch, Code, DictionaryLike, TextWindows
 
 # Names of rows that mean something to more than one eval.
 DICTIONARY = "dictionary"  # the row that is being evaluated; all others are baselines
@@ -26,20 +26,6 @@ ZERO_ABLATION = "zero ablation"
 
 Row = Callable[[Tensor, Tensor], Tensor]
 """(x_NSD, y_NTD) -> y_hat_NTD, all in the model's own units."""
-
-
-class Windows(Protocol):
-    """Held-out (or training) text as rows of token ids, each P long."""
-
-    def __len__(self) -> int: ...
-
-    def window_batch(self, indices: Sequence[int]) -> Tensor:
-        """int64 [B, P]."""
-        ...
-
-    def valid(self, tokens_BP: Tensor) -> Tensor:
-        """bool [B, P]: neither special nor padding, so a dictionary may see it."""
-        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,8 +38,8 @@ class EvalContext:
 
     dictionary: DictionaryLike
     lm: LanguageModel | None = None
-    windows: Windows | None = None  # held-out split
-    train_windows: Windows | None = None  # what baselines are fitted on
+    windows: TextWindows | None = None  # held-out split
+    train_windows: TextWindows | None = None  # what baselines are fitted on
     n_tokens: int = 65_536
     batch_windows: int = 8
     seed: int = 0

@@ -14,14 +14,12 @@ from dictlearn.evals.context import (
     EvalResult,
     Metric,
     RowSource,
-    Windows,
 )
 from dictlearn.evals.observe import observe_tokens, window_batches
 from dictlearn.lm.language_model import LanguageModel
-from dictlearn.types import DictionaryLike, ModelInfo
+from dictlearn.types import DictionaryLike, ModelInfo, Progress, TextWindows
 
 Eval = Metric | RowSource | Callable[[EvalContext], EvalResult]
-Progress = Callable[[int, int], None]  # (tokens done, tokens in all)
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,10 +37,10 @@ class Evaluation:
 def evaluate_dictionary(
     dictionary: DictionaryLike,
     lm: LanguageModel,
-    windows: Windows,
+    windows: TextWindows,
     evals: Mapping[str, Eval],
     *,
-    train_windows: Windows | None = None,
+    train_windows: TextWindows | None = None,
     n_tokens: int = 65_536,
     batch_windows: int = 8,
     seed: int = 0,

@@ -90,7 +90,7 @@ class JacobianCosine:
         """(x_NSD, y_NTD) at the same random positions whatever the batches; N is at most P."""
         assert context.windows is not None, "the Jacobian is taken on held-out text"
         sources, targets = context.dictionary.sources, context.dictionary.targets
-        length = context.windows.window_batch([0]).shape[1] if len(context.windows) else 1
+        length = context.windows.context
         batches = window_batches(context.windows, self.windows * length, 1)
         each = -(-self.tokens // max(len(batches), 1))
         for indices in batches:

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from dictlearn.evals.context import DICTIONARY, EvalContext, Observation, Windows
-from dictlearn.lm.capture import capture
-from dictlearn.types import Batch
+from dictlearn.evals.context import DICTIONARY, EvalContext, Observation
+from dictlearn.lm.capture import batch_at
+from dictlearn.types import TextWindows
 
 
-def window_batches(windows: Windows, n_tokens: int, batch_windows: int) -> list[list[int]]:
+def window_batches(windows: TextWindows, n_tokens: int, batch_windows: int) -> list[list[int]]:
     """Indices of the windows that hold about `n_tokens` tokens, evenly spread over the split.
 
     Spread, because neighbouring windows come from the same documents.
@@ -22,15 +22,14 @@ def window_batches(windows: Windows, n_tokens: int, batch_windows: int) -> list[
     return [chosen[i : i + batch_windows] for i in range(0, wanted, batch_windows)]
 
 
-def windows_read(windows: Windows, n_tokens: int) -> int:
+def windows_read(windows: TextWindows, n_tokens: int) -> int:
     """How many windows hold `n_tokens` positions, or all there are."""
     if len(windows) == 0:
         return 0
-    context = windows.window_batch([0]).shape[1]
-    return min(-(-n_tokens // context), len(windows))
+    return min(-(-n_tokens // windows.context), len(windows))
 
 
-def observe(context: EvalContext, windows: Windows, n_tokens: int) -> Iterator[Observation]:
+def observe(context: EvalContext, windows: TextWindows, n_tokens: int) -> Iterator[Observation]:
     """Observations of `n_tokens` positions, with the reconstructions of all rows known so far."""
     for indices in window_batches(windows, n_tokens, context.batch_windows):
         tokens_BP = windows.window_batch(indices)
@@ -43,17 +42,9 @@ def observe_tokens(context: EvalContext, tokens_BP: Tensor, valid_BP: Tensor) ->
     lm, dictionary = context.lm, context.dictionary
     assert lm is not None, "activations come from a language model"
     tokens_BP, valid_BP = tokens_BP.to(lm.device), valid_BP.to(lm.device)
-    sites = dict.fromkeys((*dictionary.sources, *dictionary.targets))
-    acts = capture(lm, tokens_BP, tuple(sites))
     text_BP = before_padding(valid_BP)
-    at_text = {site: acts[site][text_BP].float() for site in sites}
-    x_NSD = torch.stack([at_text[site] for site in dictionary.sources], 1)
-    targets_NTD = None
-    if dictionary.targets != dictionary.sources:
-        targets_NTD = torch.stack([at_text[site] for site in dictionary.targets], 1)
-    position_P = torch.arange(tokens_BP.shape[1], device=tokens_BP.device)
-    positions_N = position_P.expand_as(tokens_BP)[text_BP]
-    batch = Batch(x_NSD, targets_NTD, tokens_BP[text_BP], positions_N)
+    batch = batch_at(lm, tokens_BP, text_BP, dictionary.sources, dictionary.targets)
+    x_NSD = batch.x_NSD
     code = dictionary.encode(x_NSD)
     y_hat = {DICTIONARY: dictionary.decode(code, x_NSD)}
     y_hat |= {name: row(x_NSD, batch.y_NTD) for name, row in context.rows.items()}

@@ -16,13 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dictlearn.explain.predicates import Predicates, predicates
-from dictlearn.explain.protocol import Explained, Explainer, Feature, Keep, Material, Progress
+from dictlearn.explain.protocol import Explained, Explainer, Feature, Keep, Material
 from dictlearn.explain.rules import Rule, RuleFinder, Search, holds
 from dictlearn.explain.sample import Firings, Index
 from dictlearn.explain.scores import Confusion, derangement, rounded
 from dictlearn.explain.wording import in_context, sentence
 from dictlearn.ranges import Count, NonNegative
 from dictlearn.store.explanations import Explanation, Failure
+from dictlearn.types import NamedProgress
 
 FAILURES = 3  # shown of each sort
 
@@ -57,7 +58,7 @@ class Lexical(Explainer):
         )
 
     def explain(
-        self, material: Material, features: Sequence[Feature], progress: Progress, keep: Keep
+        self, material: Material, features: Sequence[Feature], progress: NamedProgress, keep: Keep
     ) -> Explained:
         sample = material.sample
         progress("reading the text", 0, 1)

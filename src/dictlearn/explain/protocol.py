@@ -11,9 +11,9 @@ from typing import Any
 from dictlearn.explain.sample import Firings, Sample
 from dictlearn.store.explanations import Explanation
 from dictlearn.store.features import FeatureStore
+from dictlearn.types import NamedProgress
 
 Feature = tuple[int, int]  # (source, index)
-Progress = Callable[[str, int, int], None]  # (what, done, of)
 Keep = Callable[[Explanation], None]  # writes one to the disk
 
 
@@ -74,7 +74,7 @@ class Explainer(ABC):
 
     @abstractmethod
     def explain(
-        self, material: Material, features: Sequence[Feature], progress: Progress, keep: Keep
+        self, material: Material, features: Sequence[Feature], progress: NamedProgress, keep: Keep
     ) -> Explained:
         """Of features that are explainable.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Protocol, final
@@ -13,24 +13,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dictlearn.dicts.dictionary import Dictionary
-from dictlearn.lm.capture import capture
+from dictlearn.lm.capture import batch_at
 from dictlearn.lm.language_model import LanguageModel
 from dictlearn.sparsity.topk import TopK
 from dictlearn.store.split import split_of
-from dictlearn.types import Code
+from dictlearn.types import Code, Progress, TextWindows
 
 Index = NDArray[np.int64]
-Progress = Callable[[int, int], None]  # (tokens read, tokens to read)
 
 
-class Windows(Protocol):
-    """Held-out text as rows of token ids, each P long."""
-
-    def __len__(self) -> int: ...
-
-    def window_batch(self, indices: Sequence[int]) -> Tensor: ...
-
-    def valid(self, tokens_BP: Tensor) -> Tensor: ...
+class DocumentWindows(TextWindows, Protocol):
+    """Windows that know the documents of their tokens."""
 
     def documents(self, indices: Sequence[int]) -> Tensor: ...
 
@@ -104,7 +97,7 @@ def _scored(unit_N: Index) -> NDArray[np.bool_]:
 def take_sample(
     lm: LanguageModel,
     dictionaries: Mapping[str, Dictionary],
-    windows: Windows,
+    windows: DocumentWindows,
     n_tokens: int,
     batch_windows: int = 8,
     progress: Progress | None = None,
@@ -117,7 +110,8 @@ def take_sample(
     Raises:
         ValueError: the text holds no token that a dictionary sees.
     """
-    context = windows.window_batch([0]).shape[1]
+    sources = next(iter(dictionaries.values())).sources
+    context = windows.context
     wanted = min(-(-n_tokens // context), len(windows))
     chosen = [i * len(windows) // wanted for i in range(wanted)]
     parts: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {name: [] for name in dictionaries}
@@ -126,7 +120,7 @@ def take_sample(
         indices = chosen[start : start + batch_windows]
         tokens_BP = windows.window_batch(indices)
         kept_BP = windows.valid(tokens_BP)
-        x_NSD = activations(lm, next(iter(dictionaries.values())).sources, tokens_BP, kept_BP)
+        x_NSD = batch_at(lm, tokens_BP, kept_BP, sources).x_NSD
         for name, dictionary in dictionaries.items():
             parts[name].append(_entries(dictionary.encode(x_NSD), n_kept))
         tokens.append(tokens_BP)
@@ -146,16 +140,6 @@ def take_sample(
         tuple(chosen),
     )
     return sample, {name: _columns(parts[name], one) for name, one in dictionaries.items()}
-
-
-@torch.no_grad()
-def activations(
-    lm: LanguageModel, sites: Sequence[str], tokens_BP: Tensor, kept_BP: Tensor
-) -> Tensor:
-    """x_NSD of the kept positions, in reading order, in float32."""
-    seen = capture(lm, tokens_BP, tuple(dict.fromkeys(sites)))
-    kept_BP = kept_BP.to(lm.device)
-    return torch.stack([seen[site][kept_BP] for site in sites], 1).float()
 
 
 @torch.no_grad()
@@ -197,7 +181,7 @@ def _columns(parts: Iterable[tuple[Tensor, Tensor, Tensor]], dictionary: Diction
 
 
 def _document_starts(
-    windows: Windows, chosen: Sequence[int], documents_WP: Index, kept_WP: NDArray[np.bool_]
+    windows: DocumentWindows, chosen: Sequence[int], documents_WP: Index, kept_WP: NDArray[np.bool_]
 ) -> NDArray[np.bool_]:
     """Where a document begins, the special token in front of it not counted."""
     before = [int(windows.documents([i - 1])[0, -1]) if i else -1 for i in chosen]

@@ -29,12 +29,13 @@ from dictlearn.explain.client import (
 )
 from dictlearn.explain.contexts import Contexts
 from dictlearn.explain.prompt import Messages, Prompt
-from dictlearn.explain.protocol import Explained, Explainer, Feature, Keep, Material, Progress
+from dictlearn.explain.protocol import Explained, Explainer, Feature, Keep, Material
 from dictlearn.explain.sample import Firings
 from dictlearn.explain.scorers import Score, Scorer
 from dictlearn.explain.scores import derangement, rounded
 from dictlearn.explain.wording import quoted
 from dictlearn.store.explanations import Explanation
+from dictlearn.types import NamedProgress
 
 FIELDS = ("strongest", "by_interval", "near_misses", "promoted", "suppressed")
 UNKNOWN = "(not known)"
@@ -114,7 +115,7 @@ class Written(Explainer):
         return total
 
     def explain(
-        self, material: Material, features: Sequence[Feature], progress: Progress, keep: Keep
+        self, material: Material, features: Sequence[Feature], progress: NamedProgress, keep: Keep
     ) -> Explained:
         """Raises NoAnswer where nothing was answered, or nothing more is."""
 
@@ -132,7 +133,7 @@ class Written(Explainer):
         self,
         material: Material,
         features: Sequence[Feature],
-        progress: Progress,
+        progress: NamedProgress,
         keep: Keep,
         asker: Sender,
     ) -> Explained:
@@ -193,7 +194,7 @@ class Written(Explainer):
         return (*told, *filter(None, [self.client.remark()]))
 
     async def _all(
-        self, work: Sequence[Callable[[], Awaitable[Any]]], what: str, progress: Progress
+        self, work: Sequence[Callable[[], Awaitable[Any]]], what: str, progress: NamedProgress
     ) -> list[Any]:
         """As many at a time as there may be prompts; the results in order."""
         slots, done = asyncio.Semaphore(self.concurrency), 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -25,18 +25,17 @@ from dictlearn.features.sample import Sampled
 from dictlearn.features.settings import Settings
 from dictlearn.features.state import State
 from dictlearn.features.text import Text
-from dictlearn.lm.capture import capture
+from dictlearn.lm.capture import batch_at
 from dictlearn.lm.language_model import LanguageModel
 from dictlearn.store.layout import Info
 from dictlearn.store.tokenizer import signature_of
 from dictlearn.store.windows import StoredWindows
 from dictlearn.store.writer import INTERVAL_OF_TOP, NOTHING, Block, write_store
+from dictlearn.types import NamedProgress
 
 PROBE_TOKENS = 256  # to fit norms on
 DEVIATION_TOKENS = 2048  # to measure how far activations spread
 PARTIAL = "partial"  # in <run>/features: states of a pass that is under way
-
-Progress = Callable[[str, int, int], None]  # (what, done, in all)
 
 
 @final
@@ -51,7 +50,7 @@ class Harvest:
     folder: Path
     data: Mapping[str, Any]
 
-    def read(self, rank: int, processes: int, progress: Progress = lambda *_: None) -> Reading:
+    def read(self, rank: int, processes: int, progress: NamedProgress = lambda *_: None) -> Reading:
         """Reads a share of the text, going on where a process before it was killed."""
         what = fingerprint(self.dictionary, self.lm, self.text, self.settings)
         share = self.folder / PARTIAL / f"{rank}-of-{processes}"
@@ -65,7 +64,7 @@ class Harvest:
     def finish(
         self,
         readings: Sequence[Reading],
-        progress: Progress = lambda *_: None,
+        progress: NamedProgress = lambda *_: None,
         overwrite: bool | None = None,
     ) -> None:
         """Merges what all processes have read, adds what the weights say, commits the store."""
@@ -95,7 +94,7 @@ class Harvest:
         info: Info,
         cofiring: Cofiring,
         unembedding: Unembedding | None,
-        progress: Progress,
+        progress: NamedProgress,
     ) -> Iterator[Block]:
         dictionary, k = self.dictionary, self.settings.promoted
         neighbours = Neighbours(dictionary, info.reaches)
@@ -136,9 +135,9 @@ class Harvest:
     def _deviations(self) -> Tensor:
         """Root mean square distance of each target's activations from their mean: [T]."""
         tokens_BP = self._probe(DEVIATION_TOKENS)
-        valid_BP = self.text.windows.valid(tokens_BP).to(self.lm.device)
-        acts = capture(self.lm, tokens_BP.to(self.lm.device), self.dictionary.targets)
-        y_TND = [acts[site][valid_BP].double() for site in self.dictionary.targets]
+        valid_BP = self.text.windows.valid(tokens_BP)
+        y_NTD = batch_at(self.lm, tokens_BP, valid_BP, self.dictionary.targets).x_NSD.double()
+        y_TND = y_NTD.unbind(1)
         return torch.stack([(y - y.mean(0)).square().sum(1).mean().sqrt() for y in y_TND])
 
     def _info(

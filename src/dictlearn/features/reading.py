@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,11 +29,11 @@ from dictlearn.features.sample import Sampled
 from dictlearn.features.settings import Settings
 from dictlearn.features.state import State
 from dictlearn.features.text import Text
-from dictlearn.lm.capture import capture
+from dictlearn.lm.capture import batch_at
 from dictlearn.lm.language_model import LanguageModel
+from dictlearn.types import Progress
 
 ENCODED_AT_ONCE = 1 << 24  # pre-activations in memory
-Progress = Callable[[int, int], None]  # (batches done, batches in all)
 
 
 @final
@@ -85,9 +85,7 @@ class Reading:
         valid_BP = self.text.windows.valid(tokens_BP)
         places_N = (rows.start * self.text.context + valid_BP.flatten().nonzero()[:, 0]).cpu()
         self.tokens += len(places_N)
-        acts = capture(self.lm, tokens_BP, self.dictionary.sources)
-        keep_BP = valid_BP.to(self.lm.device)
-        x_NSD = torch.stack([acts[s][keep_BP].float() for s in self.dictionary.sources], 1)
+        x_NSD = batch_at(self.lm, tokens_BP, valid_BP, self.dictionary.sources).x_NSD
         n_at_once = max(1, ENCODED_AT_ONCE // self.n_columns)
         chunks = zip(x_NSD.split(n_at_once), places_N.split(n_at_once), strict=True)
         for x_CSD, places_C in chunks:

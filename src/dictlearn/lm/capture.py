@@ -10,6 +10,7 @@ from torch import Tensor
 from dictlearn.lm.hooks import attach
 from dictlearn.lm.language_model import OTHER, Inputs, LanguageModel
 from dictlearn.lm.sites import Site, resolve
+from dictlearn.types import Batch
 
 
 class StopForward(Exception):
@@ -41,6 +42,29 @@ def capture(
     if attention_mask_BP is not None:
         inputs["attention_mask"] = attention_mask_BP.to(lm.device)
     return capture_of(lm, inputs, sites)
+
+
+def batch_at(
+    lm: LanguageModel,
+    tokens_BP: Tensor,
+    keep_BP: Tensor,
+    sources: Sequence[str],
+    targets: Sequence[str] | None = None,
+) -> Batch:
+    """Activations at the positions to keep, in reading order, in float32.
+
+    `targets` None: the same as the sources.
+    """
+    targets = sources if targets is None else targets
+    tokens_BP, keep_BP = tokens_BP.to(lm.device), keep_BP.to(lm.device)
+    values = capture(lm, tokens_BP, tuple(dict.fromkeys((*sources, *targets))))
+
+    def stacked(sites: Sequence[str]) -> Tensor:
+        return torch.stack([values[site][keep_BP] for site in sites], 1).float()
+
+    targets_NTD = None if tuple(targets) == tuple(sources) else stacked(targets)
+    positions_BP = torch.arange(tokens_BP.shape[1], device=lm.device).expand_as(tokens_BP)
+    return Batch(stacked(sources), targets_NTD, tokens_BP[keep_BP], positions_BP[keep_BP])
 
 
 @torch.no_grad()

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from dictlearn.lm.hub import locate
 from dictlearn.lm.weights import weight_files
@@ -56,3 +59,30 @@ def _sample(file: Path) -> bytes:
     finally:
         os.close(descriptor)
     return b"".join(parts)
+
+
+def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """SHA-256 of all that decides a text's token ids, added tokens too."""
+    if isinstance(tokenizer, PreTrainedTokenizerFast):
+        return _sha256(tokenizer.backend_tokenizer.to_str())
+    return _sha256(_listed(tokenizer))
+
+
+def vocabulary_hash(tokenizer: PreTrainedTokenizerBase | None) -> str:
+    """16 digits for what an id means: vocabulary and rules, without tokens added to them."""
+    if tokenizer is None:
+        written = "none"
+    elif isinstance(tokenizer, PreTrainedTokenizerFast):
+        parts = json.loads(tokenizer.backend_tokenizer.to_str())
+        written = json.dumps([parts.get(key) for key in ("normalizer", "pre_tokenizer", "model")])
+    else:
+        written = _listed(tokenizer)
+    return _sha256(written)[:16]
+
+
+def _listed(tokenizer: PreTrainedTokenizerBase) -> str:
+    return json.dumps([type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())])
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

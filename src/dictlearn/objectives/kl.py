@@ -21,6 +21,7 @@ from dictlearn.objectives.protocol import Forward, Term, Windows, zero
 from dictlearn.objectives.stand_in import MODES, FreeRunning, teacher_forced
 from dictlearn.objectives.teacher import Teacher
 from dictlearn.ranges import Count, Fraction, NonNegative, Seed
+from dictlearn.sparsity import ranks
 from dictlearn.types import TrainedDictionary
 
 SMALLEST, LARGEST = 1e-3, 1e3  # of the ratio: a KL that goes to zero must not take over
@@ -202,7 +203,7 @@ class KLToTeacher(Term):
         clean = [captured[site][windows.valid_BP].float() for site in self._later]
         if not self.later_scale_L.any():
             norms = [torch.linalg.vector_norm(values, dim=-1).double().mean() for values in clean]
-            mean_L = _over_ranks(torch.stack(norms).cpu()) / _ranks()
+            mean_L = _over_ranks(torch.stack(norms).cpu()) / ranks.count()
             self.later_scale_L.copy_(clean[0].shape[-1] ** 0.5 / mean_L)
         errors = [
             forward.reduce(float(scale) * (values - later[site].float()))
@@ -222,13 +223,9 @@ def layer_of(site: str) -> int:
     return int(layer)
 
 
-def _ranks() -> int:
-    return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
-
-
 def _over_ranks(values: Tensor) -> Tensor:
     """The sum over all processes."""
-    if _ranks() == 1:
+    if not ranks.several():
         return values.clone()
     device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
     total = values.to(device)

@@ -9,19 +9,19 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol, final
+from typing import Any, final
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from dictlearn.disk.leftovers import present
 from dictlearn.disk.manifest import MANIFEST, check_content, check_size, read_manifest
+from dictlearn.lm.fingerprint import vocabulary_hash
 from dictlearn.lm.language_model import LanguageModel
-from dictlearn.lm.readout import Readout, has_head
-from dictlearn.objectives.sparse_targets import SparseTargets, draw_targets, sparse_kl
+from dictlearn.lm.readout import Readout
+from dictlearn.objectives.sparse_targets import SparseTargets, sparse_kl
 from dictlearn.objectives.teacher import Targets, Teacher, total_of_chunks
 from dictlearn.ranges import Positive
 
@@ -42,89 +42,6 @@ KEY_TYPES: dict[str, tuple[type, ...]] = {
     "tokens": (str,),
 }
 SIZES = ("vocabulary", "context", "shard_windows")
-
-
-class Windows(Protocol):
-    @property
-    def context(self) -> int: ...
-    def __len__(self) -> int: ...
-    def window_batch(self, indices: Any) -> Tensor: ...
-
-
-@torch.no_grad()
-def store_targets(
-    lm: LanguageModel,
-    windows: Windows,
-    folder: Path,
-    *,
-    head: int = 32,
-    samples: int = 32,
-    temperature: float = 1.0,
-    dtype: str = "float16",
-    shard_windows: int = 1024,
-    batch_windows: int = 8,
-    chunk_tokens: int = 512,
-    seed: int = 0,
-) -> int:
-    """Fills an empty folder with the targets of every position of every window; returns their bytes.
-
-    The folder can be read once it has been committed: its manifest says what the files were. Raises
-    ValueError for settings that don't fit, and for a teacher whose probabilities are not finite.
-    """
-    vocabulary = lm.info.vocab_size
-    if not has_head(lm):
-        raise ValueError(f"model.path={lm.info.name}: predicts no next token; want a causal model")
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype={dtype}: want {' or '.join(DTYPES)}")
-    if not 1 <= head <= vocabulary:
-        raise ValueError(f"head={head}: want 1 to the vocabulary's {vocabulary}")
-    for key, value in {"samples": samples, "shard_windows": shard_windows}.items():
-        if value < 1:
-            raise ValueError(f"{key}={value}: want at least 1")
-    if temperature <= 0:
-        raise ValueError(f"temperature={temperature}: want a positive number")
-    generator = torch.Generator(lm.device).manual_seed(seed)
-    readout = Readout(lm, windows.window_batch([0]))
-    hashes: list[int] = []
-    written = 0
-    for number, start in enumerate(range(0, len(windows), shard_windows)):
-        stop = min(start + shard_windows, len(windows))
-        parts: list[SparseTargets] = []
-        for first in range(start, stop, batch_windows):
-            tokens_BP = windows.window_batch(range(first, min(first + batch_windows, stop)))
-            hashes += window_hashes(tokens_BP)
-            states_ND = readout.states(tokens_BP.to(lm.device)).flatten(0, 1)
-            for rows in states_ND.split(chunk_tokens):
-                log_p_NV = (readout.logits(rows) / temperature).log_softmax(-1)
-                if log_p_NV.isnan().any():
-                    raise ValueError(f"model.path={lm.info.name}: gives logits that are not finite")
-                parts.append(draw_targets(log_p_NV, head, samples, generator))
-        tensors = {
-            name: torch.cat([part[field] for part in parts]).cpu().contiguous()
-            for field, name in enumerate(NAMES)
-        }
-        tensors = {
-            n: v if v.dtype == torch.int32 else v.to(DTYPES[dtype]) for n, v in tensors.items()
-        }
-        if reason := _odd(SparseTargets(**tensors), vocabulary):
-            raise ValueError(f"model.path={lm.info.name}: no targets can be stored: {reason}")
-        save_file(tensors, folder / _shard(number))
-        written += sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-    save_file({"hashes": torch.tensor(hashes, dtype=torch.int64)}, folder / HASHES)
-    key = {
-        "format": FORMAT,
-        "teacher": lm.info.name,
-        "revision": lm.info.revision,
-        "tokenizer": tokenizer_hash(lm.tokenizer),
-        "vocabulary": vocabulary,
-        "temperature": temperature,
-        "dtype": dtype,
-        "context": windows.context,
-        "shard_windows": shard_windows,
-        "tokens": _hash_of(hashes),
-    }
-    (folder / KEY).write_text(json.dumps(key, indent=1) + "\n")
-    return written
 
 
 @final
@@ -169,7 +86,7 @@ class StoredTeacher(Teacher):
             raise ValueError(f"teacher.clip={clip}: want more than 1, the ratio where both agree")
         wanted = {
             "format": FORMAT,
-            "tokenizer": tokenizer_hash(lm.tokenizer),
+            "tokenizer": vocabulary_hash(lm.tokenizer),
             "vocabulary": lm.info.vocab_size,
             "temperature": self.temperature,
             "teacher": teacher or key["teacher"],
@@ -184,7 +101,7 @@ class StoredTeacher(Teacher):
         self.clip = clip
         with self._named():
             hashes = self._tensors(HASHES, ["hashes"])["hashes"].tolist()
-        if _hash_of(hashes) != key["tokens"]:
+        if hash_of(hashes) != key["tokens"]:
             raise ValueError(f"teacher.folder={folder}: {HASHES} is not what {KEY} says; damaged")
         self._place = {hash_: place for place, hash_ in enumerate(hashes)}
         self._context, self._shard_windows = key["context"], key["shard_windows"]
@@ -211,14 +128,14 @@ class StoredTeacher(Teacher):
         return self._load(number).rows(rows)
 
     def _load_shard(self, number: int) -> SparseTargets:
-        name = _shard(number)
+        name = shard_name(number)
         with self._named():
             targets = SparseTargets(**self._tensors(name, NAMES))
             windows = min(self._shard_windows, len(self._place) - number * self._shard_windows)
             lengths = {len(tensor) for tensor in targets}
             if lengths != {windows * self._context}:
                 raise ValueError(f"{name} has targets of {lengths} tokens, not {windows} windows")
-            if reason := _odd(targets, self._vocabulary):
+            if reason := what_is_odd(targets, self._vocabulary):
                 raise ValueError(f"{name} is damaged: {reason}")
         return targets
 
@@ -291,19 +208,7 @@ def window_hashes(tokens_BP: Tensor) -> list[int]:
     return [int.from_bytes(hashlib.sha256(row.tobytes()).digest()[:8], "big") >> 1 for row in rows]
 
 
-def tokenizer_hash(tokenizer: PreTrainedTokenizerBase | None) -> str:
-    """Of vocabulary and rules."""
-    if tokenizer is None:
-        written = "none"
-    elif isinstance(tokenizer, PreTrainedTokenizerFast):
-        parts = json.loads(tokenizer.backend_tokenizer.to_str())
-        written = json.dumps([parts.get(key) for key in ("normalizer", "pre_tokenizer", "model")])
-    else:
-        written = json.dumps([type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())])
-    return hashlib.sha256(written.encode()).hexdigest()[:16]
-
-
-def _odd(targets: SparseTargets, vocabulary: int) -> str | None:
+def what_is_odd(targets: SparseTargets, vocabulary: int) -> str | None:
     """What no target can be; None where all is well."""
     for name, tensor in targets._asdict().items():
         if "_ids_" in name:
@@ -319,9 +224,9 @@ def _odd(targets: SparseTargets, vocabulary: int) -> str | None:
     return None if targets.tail_mass_N.ndim == 1 else "tail_mass_N is not one number a token"
 
 
-def _hash_of(hashes: Sequence[int]) -> str:
+def hash_of(hashes: Sequence[int]) -> str:
     return hashlib.sha256(json.dumps(list(hashes)).encode()).hexdigest()
 
 
-def _shard(number: int) -> str:
+def shard_name(number: int) -> str:
     return f"targets-{number:05d}.safetensors"

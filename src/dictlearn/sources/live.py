@@ -9,8 +9,8 @@ import torch
 from dictlearn.lm.language_model import LanguageModel
 from dictlearn.ranges import Count
 from dictlearn.sources.buffer import Read, ShuffleBuffer
-from dictlearn.sources.reader import Reader, WindowOrder, Windows
-from dictlearn.types import Batch
+from dictlearn.sources.reader import Reader, WindowOrder
+from dictlearn.types import Batch, TextWindows
 
 DTYPES = {"model": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -50,7 +50,7 @@ class LiveSource:
     def __init__(
         self,
         lm: LanguageModel,
-        windows: Windows,
+        windows: TextWindows,
         *,
         sources: tuple[str, ...],
         targets: tuple[str, ...],

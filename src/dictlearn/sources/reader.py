@@ -1,11 +1,11 @@
-"""Windows through the language model: the sites' values, and which positions are fit to train on."""
+"""TextWindows through the language model: the sites' values, and which positions are fit to train on."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple, Protocol, final
+from typing import NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -14,27 +14,9 @@ from dictlearn.lm.capture import capture_of
 from dictlearn.lm.language_model import LanguageModel
 from dictlearn.lm.sites import resolve
 from dictlearn.sources.buffer import permutation
+from dictlearn.types import Batch, TextWindows
 
 log = logging.getLogger(__name__)
-
-
-class Windows(Protocol):
-    """Tokenised text in windows of one length."""
-
-    @property
-    def context(self) -> int:
-        """P, tokens per window."""
-        ...
-
-    def __len__(self) -> int: ...
-
-    def window_batch(self, indices: Tensor) -> Tensor:
-        """Token ids of some windows, int64 [B, P]."""
-        ...
-
-    def valid(self, tokens_BP: Tensor) -> Tensor:
-        """bool [B, P]: True where a token is neither special nor a pad."""
-        ...
 
 
 class Reading(NamedTuple):
@@ -53,6 +35,15 @@ class Reading(NamedTuple):
     def positions_N(self) -> Tensor:
         return self.keep_N % self.tokens_BP.shape[1]
 
+    def batch(self, sources: Sequence[str], targets: Sequence[str]) -> Batch:
+        """The rows to keep, in float32."""
+
+        def stacked(sites: Sequence[str]) -> Tensor:
+            return torch.stack([self.values[site][self.keep_N] for site in sites], 1).float()
+
+        targets_NTD = None if tuple(sources) == tuple(targets) else stacked(targets)
+        return Batch(stacked(sources), targets_NTD, self.tokens_N, self.positions_N)
+
 
 @final
 class Reader:
@@ -62,7 +53,7 @@ class Reader:
         nonfinite: "error", or "drop" to leave out tokens with NaN or Inf at any of the sites.
     """
 
-    def __init__(self, lm: LanguageModel, windows: Windows, sites: list[str], nonfinite: str):
+    def __init__(self, lm: LanguageModel, windows: TextWindows, sites: list[str], nonfinite: str):
         if nonfinite not in ("error", "drop"):
             raise ValueError(f"source.nonfinite={nonfinite}: want error or drop")
         if len(windows) == 0:
@@ -161,7 +152,7 @@ class WindowOrder:
         self._order = torch.empty(0, dtype=torch.int64)  # of `_epoch`, the one in use
 
     def span(self, start: int, stop: int) -> Tensor:
-        """Windows at places start to stop - 1 of the endless sequence, int64 [stop - start]."""
+        """TextWindows at places start to stop - 1 of the endless sequence, int64 [stop - start]."""
         parts = []
         while start < stop:
             epoch, place = divmod(start, self._n)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal, final
 
 import torch
@@ -10,24 +11,24 @@ from torch import Tensor
 from dictlearn.lm.language_model import LanguageModel
 from dictlearn.ranges import Count, Fraction
 from dictlearn.sources.live import LiveSource
-from dictlearn.sources.reader import WindowOrder, Windows
+from dictlearn.sources.reader import WindowOrder
 from dictlearn.sources.windows import WindowsSource
-from dictlearn.types import Batch
+from dictlearn.types import Batch, TextWindows
 
 
 @final
 class Chosen:
     """Some windows of a text."""
 
-    def __init__(self, windows: Windows, indices: Tensor):
+    def __init__(self, windows: TextWindows, indices: Tensor):
         self.context = windows.context
         self._windows, self._indices = windows, indices
 
     def __len__(self) -> int:
         return len(self._indices)
 
-    def window_batch(self, indices: Tensor) -> Tensor:
-        return self._windows.window_batch(self._indices[indices])
+    def window_batch(self, indices: Sequence[int] | Tensor) -> Tensor:
+        return self._windows.window_batch(self._indices[torch.as_tensor(indices)])
 
     def valid(self, tokens_BP: Tensor) -> Tensor:
         return self._windows.valid(tokens_BP)
@@ -57,7 +58,7 @@ class StagedSource:
     def __init__(
         self,
         lm: LanguageModel,
-        windows: Windows,
+        windows: TextWindows,
         *,
         sources: tuple[str, ...],
         targets: tuple[str, ...],

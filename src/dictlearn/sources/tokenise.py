@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import time
@@ -85,14 +84,6 @@ def _encoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[str]], list[l
     fast.encode_special_tokens = True
     # Without offsets, which cost a third of the time.
     return lambda texts: [e.ids for e in fast.encode_batch_fast(texts, add_special_tokens=False)]
-
-
-def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    if isinstance(tokenizer, PreTrainedTokenizerFast):
-        written = tokenizer.backend_tokenizer.to_str()
-    else:
-        written = json.dumps([type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())])
-    return hashlib.sha256(written.encode()).hexdigest()
 
 
 def _batches(documents: Iterable[Document], size: int) -> Iterator[list[Document]]:

@@ -11,6 +11,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from dictlearn.lm.fingerprint import tokenizer_hash
 from dictlearn.lm.language_model import LanguageModel, document_start, pad_id
 from dictlearn.ranges import Count, Fraction
 from dictlearn.sources.documents import Document, stdlib_documents, stdlib_files
@@ -18,7 +19,7 @@ from dictlearn.sources.hub_text import hub_documents
 from dictlearn.sources.left_out import LeftOut
 from dictlearn.sources.text_files import find_files, text_documents
 from dictlearn.sources.token_cache import cached
-from dictlearn.sources.tokenise import SPLITS, fingerprint, left_out_of, tokenised
+from dictlearn.sources.tokenise import SPLITS, left_out_of, tokenised
 from dictlearn.types import ModelInfo
 
 log = logging.getLogger(__name__)
@@ -204,7 +205,7 @@ def windows(
 
     first_id, tokenizer = document_start(lm), lm.tokenizer
     stamps = [[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in files()]
-    key = json.dumps([name, fingerprint(tokenizer), first_id, held_out, max_tokens, stamps])
+    key = json.dumps([name, tokenizer_hash(tokenizer), first_id, held_out, max_tokens, stamps])
     streams = cached(key, lambda: tokenised(documents, tokenizer, first_id, held_out, max_tokens))
     for sentence in left_out_of(streams).sentences():
         _say_once(key, sentence)

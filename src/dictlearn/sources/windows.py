@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, final
 
 import torch
@@ -9,8 +10,8 @@ from torch import Tensor
 
 from dictlearn.lm.language_model import LanguageModel
 from dictlearn.ranges import Count
-from dictlearn.sources.reader import Reader, Reading, WindowOrder, Windows
-from dictlearn.types import Batch
+from dictlearn.sources.reader import Reader, Reading, WindowOrder
+from dictlearn.types import Batch, TextWindows
 
 
 @final
@@ -21,7 +22,7 @@ class Cut:
     the last window are left out.
     """
 
-    def __init__(self, windows: Windows, n: int):
+    def __init__(self, windows: TextWindows, n: int):
         if n < 1 or windows.context % n:
             raise ValueError(
                 f"source.window_tokens={n}: windows of data.context={windows.context} tokens are cut "
@@ -38,10 +39,11 @@ class Cut:
     def __len__(self) -> int:
         return self._len
 
-    def window_batch(self, indices: Tensor) -> Tensor:
-        whole_BP = self._windows.window_batch(indices // self._per_window)
+    def window_batch(self, indices: Sequence[int] | Tensor) -> Tensor:
+        indices_B = torch.as_tensor(indices)
+        whole_BP = self._windows.window_batch(indices_B // self._per_window)
         pieces_BKn = whole_BP.unflatten(1, (self._per_window, self.context))
-        return pieces_BKn[torch.arange(len(indices)), indices % self._per_window]
+        return pieces_BKn[torch.arange(len(indices_B)), indices_B % self._per_window]
 
     def valid(self, tokens_BP: Tensor) -> Tensor:
         return self._windows.valid(tokens_BP)
@@ -74,7 +76,7 @@ class WindowsSource:
     def __init__(
         self,
         lm: LanguageModel,
-        windows: Windows,
+        windows: TextWindows,
         *,
         sources: tuple[str, ...],
         targets: tuple[str, ...],
@@ -129,7 +131,8 @@ class WindowsSource:
         valid_M = torch.zeros(read.tokens_BP.numel(), dtype=torch.bool, device=self.device)
         valid_M[read.keep_N] = True
         self._taken = number + 1
-        return self._stacked(read)._replace(tokens_BP=read.tokens_BP, valid_BP=valid_M.view(shape))
+        batch = read.batch(self.sources, self.targets)
+        return batch._replace(tokens_BP=read.tokens_BP, valid_BP=valid_M.view(shape))
 
     def sample(self, n: int) -> Batch:
         """See `Source.sample`. Rows of as many windows as it takes."""
@@ -137,7 +140,7 @@ class WindowsSource:
         number = 0
         while sum(len(part.x_NSD) for part in parts) < n:
             read, last = self._next_reading(number)
-            parts.append(self._stacked(read))
+            parts.append(read.batch(self.sources, self.targets))
             number = last + 1
         targets = [part.targets_NTD for part in parts if part.targets_NTD is not None]
         return Batch(
@@ -170,12 +173,3 @@ class WindowsSource:
             f"data: {self._n_windows + 1} batches in a row hold no token to train on, only special "
             "tokens, pads and activations that source.nonfinite=drop dropped"
         )
-
-    def _stacked(self, read: Reading) -> Batch:
-        """The valid rows in float32, without their windows."""
-
-        def stacked(sites: tuple[str, ...]) -> Tensor:
-            return torch.stack([read.values[site][read.keep_N] for site in sites], 1).float()
-
-        targets_NTD = None if self.sources == self.targets else stacked(self.targets)
-        return Batch(stacked(self.sources), targets_NTD, read.tokens_N, read.positions_N)

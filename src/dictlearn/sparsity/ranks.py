@@ -13,9 +13,14 @@ from torch import Tensor
 DIGIT = 8  # bits of a number that are decided at a time
 
 
+def count() -> int:
+    """Processes that train together; 1 for one alone."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
 def several() -> bool:
     """Whether there are other processes."""
-    return dist.is_initialized() and dist.get_world_size() > 1
+    return count() > 1
 
 
 def mean_of_all(total: Tensor, n: int) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from dictlearn_kernels import topk_encode
 from torch import Tensor, nn
 
+from dictlearn.sparsity import ranks
 from dictlearn.train.gradients import Gradients
 from dictlearn.train.groups import parameter_groups
 from dictlearn.train.restored import note_entries, refuse_unfit
@@ -180,9 +181,9 @@ class DictionaryTraining(lightning.LightningModule):
             return False
         losses = torch.stack(self._losses).mean(0)
         self._losses.clear()
-        if torch.distributed.is_initialized():  # each process has a loss of its own
+        if ranks.several():  # each process has a loss of its own
             torch.distributed.all_reduce(losses)
-            losses /= torch.distributed.get_world_size()
+            losses /= ranks.count()
         names = [name for name, _ in self.named_trainees()]
         pairs = zip(losses.tolist(), norms, strict=True)
         self._known = dict(zip(names, pairs, strict=True))

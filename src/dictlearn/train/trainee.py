@@ -14,6 +14,7 @@ from dictlearn.dicts.encoder import ON_A_GPU
 from dictlearn.dicts.start import start_from
 from dictlearn.objectives.objective import Objective
 from dictlearn.objectives.protocol import Forward, Windows
+from dictlearn.sparsity import ranks
 from dictlearn.train.normaliser import Normaliser
 from dictlearn.types import Batch
 
@@ -163,7 +164,7 @@ class Trainee(nn.Module):
         """
         if accepted:
             fired_SF = _any_rank(self._fired_SF)
-            self.tokens_since_fired_SF += self._tokens * _world_size()
+            self.tokens_since_fired_SF += self._tokens * ranks.count()
             self.tokens_since_fired_SF.masked_fill_(fired_SF, 0)
             if self._first_fvu is not None:
                 self.start_fvu.copy_(self._first_fvu)
@@ -208,13 +209,9 @@ def _fvu(forward: Forward) -> Tensor:
     return error / (forward.y_NTD - forward.y_NTD.mean(0)).square().sum()
 
 
-def _world_size() -> int:
-    return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
-
-
 def _any_rank(flags: Tensor) -> Tensor:
     """True where any rank's flag is."""
-    if not torch.distributed.is_initialized():
+    if not ranks.several():
         return flags
     counts = flags.int()
     torch.distributed.all_reduce(counts, torch.distributed.ReduceOp.MAX)

@@ -55,7 +55,7 @@ def main(cfg: DictConfig) -> int:
         opened = open_dictionary(cfg, "evaluate", "evaluations")
         beside = {name: one.to(opened.lm.device) for name, one in load_beside(opened.path).items()}
         evaluate_into(folder, cfg, opened.dictionary, opened.lm, beside, opened.split)
-        _say(f"The report: {folder / 'report.html'}")
+        escape.say(f"The report: {folder / 'report.html'}")
     return 0
 
 
@@ -130,7 +130,7 @@ def evaluated(
     console = escape.console(stderr=True)
     if not console.is_terminal:
         n_tokens = min(cfg.eval_tokens, len(held_out) * held_out.context)
-        _say(f"Evaluating on {n_tokens:,} tokens.")
+        escape.say(f"Evaluating on {n_tokens:,} tokens.")
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
 
         def found(name: str, one: Dictionary, evals: Mapping[str, Eval]) -> Evaluation:
@@ -160,7 +160,3 @@ def evaluated(
     )
     escape.console().print(renderable(record), *layers.renderables(record), sep="\n")
     return record
-
-
-def _say(text: str) -> None:
-    escape.say(text)

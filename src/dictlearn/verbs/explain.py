@@ -16,15 +16,17 @@ from rich.text import Text
 from dictlearn import escape
 from dictlearn.ckpt import lock
 from dictlearn.dicts.identity import sha256_of
-from dictlearn.explain.protocol import Explainer, Feature, Material, Progress
-from dictlearn.explain.sample import activations, random_like, take_sample
+from dictlearn.explain.protocol import Explainer, Feature, Material
+from dictlearn.explain.sample import random_like, take_sample
 from dictlearn.explain.summary import summarised, write_summary
 from dictlearn.features.pages import write_pages
+from dictlearn.lm.capture import batch_at
 from dictlearn.names import code_names, feature_named
 from dictlearn.ranges import Count, Fraction, Natural, Seed
 from dictlearn.store.explanations import ExplanationWriter, read_explanations
 from dictlearn.store.features import has_store, open_store
 from dictlearn.store.text import token_text
+from dictlearn.types import NamedProgress
 from dictlearn.verbs import build
 from dictlearn.verbs.opened import Opened, open_dictionary, where
 from dictlearn.verbs.reported import write_report_of
@@ -147,7 +149,7 @@ def _feature(name: str, names: Sequence[str], size: int) -> Feature:
         raise ValueError(f"features={error}") from None
 
 
-def read_material(cfg: DictConfig, opened: Opened, progress: Progress) -> Material:
+def read_material(cfg: DictConfig, opened: Opened, progress: NamedProgress) -> Material:
     """Held-out text, and the firings there of the dictionary and of a random one like it."""
     lm, dictionary, folder = opened.lm, opened.dictionary, opened.folder / "features"
     store = open_store(folder, sha256_of(dictionary)) if has_store(folder) else None
@@ -155,7 +157,7 @@ def read_material(cfg: DictConfig, opened: Opened, progress: Progress) -> Materi
     if len(windows) == 0:
         raise ValueError("data: the held-out split has no text to explain features on")
     first_BP = windows.window_batch(range(min(cfg.windows, len(windows))))
-    x_NSD = activations(lm, dictionary.sources, first_BP, windows.valid(first_BP))
+    x_NSD = batch_at(lm, first_BP, windows.valid(first_BP), dictionary.sources).x_NSD
     both = {"own": dictionary, "untrained": random_like(dictionary, x_NSD, cfg.seed)}
     sample, firings = take_sample(
         lm,
@@ -210,7 +212,7 @@ def table(summary: Mapping[str, Any]) -> Table:
 
 
 @contextmanager
-def _progress() -> Iterator[Progress]:
+def _progress() -> Iterator[NamedProgress]:
     """Bars on a terminal, a line a stage elsewhere."""
     console = escape.console(stderr=True)
     with Bar(console=console, transient=True, disable=not console.is_terminal) as bar:

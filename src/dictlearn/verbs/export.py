@@ -75,7 +75,7 @@ def export_dictionary(cfg: DictConfig, exporter: Exporter, folder: Path, sort: s
     dictionary = opened.dictionary
     if dictionary.sparsity.name not in exporter.holds(dictionary):
         dictionary, exact = as_jumprelu(dictionary, calibration.inputs)
-        say(conversion(opened.dictionary, dictionary, exact, unseen))
+        escape.say(conversion(opened.dictionary, dictionary, exact, unseen))
     job = Job(
         dictionary,
         opened.dictionary.training_figures,
@@ -95,13 +95,15 @@ def export_dictionary(cfg: DictConfig, exporter: Exporter, folder: Path, sort: s
                 f"format={exporter.name}: what was written reads back as something else ({found}; "
                 f"{found.flipped:.1e} of all firings differ), and so it was not kept"
             )
-        say(f"read back on {unseen.n_tokens:,} held-out tokens: {found}, at most {TOLERANCE:g}")
+        escape.say(
+            f"read back on {unseen.n_tokens:,} held-out tokens: {found}, at most {TOLERANCE:g}"
+        )
 
     commit(folder, write, sort=sort, overwrite=cfg.overwrite)
-    say(f"{folder}: {exporter.name}, {size(folder) / 1e6:,.1f} MB")
+    escape.say(f"{folder}: {exporter.name}, {size(folder) / 1e6:,.1f} MB")
     done = exporter.finish(folder)
     if done is not None:
-        say(done)
+        escape.say(done)
     return 0
 
 
@@ -122,10 +124,10 @@ def export_features(cfg: DictConfig, exporter: FeatureExporter, folder: Path, so
 
     def write(temporary: Path) -> None:
         exporter.write(job, temporary)
-        say(exporter.check(job, temporary))
+        escape.say(exporter.check(job, temporary))
 
     commit(folder, write, sort=sort, overwrite=cfg.overwrite)
-    say(f"{folder}: {exporter.name}, {size(folder) / 1e6:,.1f} MB")
+    escape.say(f"{folder}: {exporter.name}, {size(folder) / 1e6:,.1f} MB")
     return 0
 
 
@@ -169,16 +171,10 @@ class HeldOut:
 
     def batches(self) -> Iterator[Batch]:
         """Valid tokens only, in float32, in the model's units."""
-        sources, targets = self.dictionary.sources, self.dictionary.targets
         for start in range(0, len(self.windows), self.batch_windows):
             numbers = torch.tensor(self.windows[start : start + self.batch_windows])
             read = self.reader.read(start, numbers)
-            x_NSD, y_NTD = (
-                torch.stack([read.values[site][read.keep_N].float() for site in names], dim=1)
-                for names in (sources, targets)
-            )
-            same = sources == targets
-            yield Batch(x_NSD, None if same else y_NTD, read.tokens_N, read.positions_N)
+            yield read.batch(self.dictionary.sources, self.dictionary.targets)
 
 
 def held_out(cfg: DictConfig, opened: Opened) -> tuple[HeldOut, HeldOut]:
@@ -236,7 +232,3 @@ def figures(run: Path) -> dict[str, float]:
 
 def size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
-def say(text: str) -> None:
-    escape.say(text)

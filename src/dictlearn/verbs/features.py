@@ -85,7 +85,7 @@ def write_features(cfg: DictConfig) -> int:
     harvest = opened(cfg)
     console = escape.console(stderr=True)
     if not console.is_terminal:
-        _say(f"Reading {len(harvest.text) * harvest.text.context:,} tokens.")
+        escape.say(f"Reading {len(harvest.text) * harvest.text.context:,} tokens.")
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         tasks: dict[str, TaskID] = {}
 
@@ -156,7 +156,7 @@ def _read(plain: dict[str, Any], rank: int) -> None:
 
 def _report(store: FeatureStore) -> None:
     info, dead = store.info, store.statistics["dead"]
-    _say(
+    escape.say(
         f"{store.folder}: {len(store):,} features on {info.tokens:,} tokens of {info.documents:,} "
         f"documents; {int(dead.sum()):,} never fired"
     )
@@ -164,7 +164,3 @@ def _report(store: FeatureStore) -> None:
 
 def _plain(value: Any) -> Any:
     return tuple(value) if isinstance(value, ListConfig) else value
-
-
-def _say(text: str) -> None:
-    escape.say(text)

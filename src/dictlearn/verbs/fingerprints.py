@@ -12,7 +12,7 @@ import torch
 from omegaconf import DictConfig
 
 from dictlearn.lm.fingerprint import fingerprint
-from dictlearn.sources.reader import Windows
+from dictlearn.types import TextWindows
 
 MOST = 1 << 26  # tokens that are hashed, of more evenly spaced windows
 AT_ONCE = 1024  # windows
@@ -34,7 +34,7 @@ def of_files(cfg: DictConfig) -> dict[str, str]:
     return found
 
 
-def of_text(windows: Windows) -> str:
+def of_text(windows: TextWindows) -> str:
     """Of the tokens that the run trains on."""
     digest = hashlib.sha256()
     n, step = len(windows), max(1, len(windows) * windows.context // MOST)

@@ -13,8 +13,8 @@ from dictlearn.ckpt import lock
 from dictlearn.ckpt.commit import commit
 from dictlearn.commands import typed
 from dictlearn.disk.replace import check_replaceable
-from dictlearn.objectives.stored_teacher import store_targets
 from dictlearn.ranges import Count, Natural, Positive, Seed
+from dictlearn.store.targets import store_targets
 from dictlearn.verbs import build
 
 OPTIONS = ("head", "samples", "temperature", "dtype", "shard_windows", "batch_windows", "seed")

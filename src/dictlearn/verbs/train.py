@@ -100,7 +100,7 @@ def main(cfg: DictConfig) -> int:
         collect_garbage(run)
         introduce(cfg, dictionary, info)
         for note in resume.notes:
-            say(note)
+            escape.say(note)
         contents = fingerprints.of_files(cfg) if build.reads_model(cfg) else {}
         refuse_other_contents(cfg, resume.folder, contents)  # before a model is loaded
         start = build.build_start(cfg, dictionary) if resume.folder is None else None
@@ -124,7 +124,7 @@ def main(cfg: DictConfig) -> int:
             try:
                 fit(cfg, training, source, resume.folder, loggers, contents)
             except Interrupted as interrupted:
-                say(f"stopped by {interrupted.signal.name}; {goes_on(cfg)}")
+                escape.say(f"stopped by {interrupted.signal.name}; {goes_on(cfg)}")
                 return int(interrupted.code or 1)
             if rank_zero_only.rank != 0:
                 return 0
@@ -135,7 +135,7 @@ def main(cfg: DictConfig) -> int:
             for one in loggers:
                 one.finish(figures, cfg.steps, run / "dictionary")
             for sentence in verdict.sentences(training.trainee(), figures):
-                say(sentence)
+                escape.say(sentence)
             return int(verdict.diverged(training.trainee(), figures))
 
 
@@ -150,11 +150,11 @@ def refuse_other_contents(
 @rank_zero_only
 def introduce(cfg: DictConfig, dictionary: Dictionary, info: ModelInfo) -> None:
     """What this run is; and a word where it has far less text than published ones."""
-    say(first_line(cfg, dictionary, info))
+    escape.say(first_line(cfg, dictionary, info))
     tokens, parameters = build.run_tokens(cfg), sum(p.numel() for p in dictionary.parameters())
     words, few = beside_published(tokens, parameters, dictionary.shape)
     if few and build.reads_model(cfg):
-        say(f"{tokens / parameters:.2g} tokens a parameter, {words}")
+        escape.say(f"{tokens / parameters:.2g} tokens a parameter, {words}")
 
 
 def begun(cfg: DictConfig, run: Path) -> Resume:
@@ -248,10 +248,10 @@ def finish(
         with writing(run / "report.html", "train", wait=True):
             write_into(run, record)
     except OSError as error:
-        say(str(error))
-        say(f"dictlearn.load({str(run)!r}) gives the dictionary")
+        escape.say(str(error))
+        escape.say(f"dictlearn.load({str(run)!r}) gives the dictionary")
     else:
-        say(
+        escape.say(
             f"{run / 'report.html'} shows the run; dictlearn.load({str(run)!r}) gives the dictionary"
         )
     return record["figures"]
@@ -277,11 +277,11 @@ def finish_without_model(
     try:
         write_record(run, {"format": FORMAT, "figures": known, "versions": versions()})
     except OSError as error:
-        say(str(error))
+        escape.say(str(error))
     for name, value in figures.items():
         words = FIGURES.get(name, name.replace("_", " "))
-        say(f"{words:<20}{value:{'.4f' if abs(value) < LONG else '.2e'}}")
-    say(f"dictlearn.load({str(run)!r}) gives the dictionary")
+        escape.say(f"{words:<20}{value:{'.4f' if abs(value) < LONG else '.2e'}}")
+    escape.say(f"dictlearn.load({str(run)!r}) gives the dictionary")
     return known
 
 
@@ -324,12 +324,8 @@ def provenance(cfg: DictConfig, info: ModelInfo) -> dict[str, Any]:
     }
     own = signed(said)
     if SIGNATURE not in own:
-        say(
+        escape.say(
             f"{key_file()} can't be written, so this run won't be known as yours: other verbs will want "
             "model= and data= named"
         )
     return own
-
-
-def say(text: str) -> None:
-    escape.say(text)
