@@ -185,30 +185,6 @@ class Encoding(NamedTuple):
     wide: Code | None = None
 
 
-def joined(parts: Sequence[Encoding]) -> Encoding:
-    """The encodings of sources 0, 1, ... of the same tokens, one each, as one of all the sources.
-
-    Differentiable: the values carry the gradients of the parts.
-    """
-    supports, order = _interleaved([part.support for part in parts])
-    pre = torch.cat([part.pre for part in parts])[order]
-    if all(part.code is part.support for part in parts):
-        return Encoding(supports, supports, pre)
-    return Encoding(_interleaved([part.code for part in parts])[0], supports, pre)
-
-
-def _interleaved(codes: Sequence[Code]) -> tuple[Code, Tensor]:
-    """One code of all the sources, and where its entries stand in the codes put end to end."""
-    n = len(codes)
-    rows = torch.cat([code.rows * n + source for source, code in enumerate(codes)])
-    order = rows.argsort(stable=True)
-    features = torch.cat([code.features for code in codes])[order]
-    values = torch.cat([code.values for code in codes])[order]
-    counts = torch.stack([code.row_starts.diff() for code in codes], dim=1).flatten()
-    row_starts = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
-    return Code(row_starts, features, values, n, codes[0].n_features), order
-
-
 class TextWindows(Protocol):
     """Tokenised text in windows of one length."""
 

@@ -33,7 +33,7 @@ def test_a_committed_folder_verifies_and_is_the_latest(tmp_path):
     folder = save(tmp_path / "checkpoints" / "step-3")
     manifest = commit.verify(folder)
     assert set(manifest["files"]) == {"weights", "more/empty"}
-    assert commit.newest_intact(folder.parent) == commit.read_latest(folder.parent) == folder
+    assert commit.find_intact(folder.parent).newest == commit.read_latest(folder.parent) == folder
     assert names(folder.parent) == {"step-3", "LATEST"}
 
 
@@ -195,7 +195,7 @@ def test_a_disk_that_refuses_leaves_the_old_state_alone(tmp_path, monkeypatch, l
     assert str(caught.value) == (
         f"cannot save {tmp_path}/step-2: {os.strerror(code)}; what was saved before is untouched"
     )
-    assert commit.newest_intact(tmp_path) == tmp_path / "step-1"
+    assert commit.find_intact(tmp_path).newest == tmp_path / "step-1"
     assert names(tmp_path) == {"step-1", "LATEST"}
 
 
@@ -272,7 +272,7 @@ def test_newest_is_what_was_saved_last_not_the_highest_step(tmp_path):
     for step in (1, 2, 3, 10):
         save(tmp_path / f"step-{step}")
     save(tmp_path / "step-2")  # the run went back to step 1 and took another way
-    assert commit.newest_intact(tmp_path) == tmp_path / "step-2"
+    assert commit.find_intact(tmp_path).newest == tmp_path / "step-2"
     commit.prune(tmp_path, keep=2)
     assert names(tmp_path) == {"LATEST", "step-2", "step-10"}
 
@@ -296,7 +296,7 @@ def test_pruning_survives_a_folder_that_cannot_be_deleted(tmp_path, monkeypatch,
         patched.setattr(os, "rename", lambda *paths: (_ for _ in ()).throw(OSError(16, "busy")))
         assert commit.prune(tmp_path, keep=1) == []
     assert "could not delete the old checkpoint" in caplog.text
-    assert commit.newest_intact(tmp_path) == tmp_path / "step-3"
+    assert commit.find_intact(tmp_path).newest == tmp_path / "step-3"
 
 
 def test_garbage_of_dead_processes_goes_and_that_of_living_ones_stays(tmp_path, start):
@@ -325,11 +325,11 @@ def test_a_folder_lost_while_it_was_replaced_comes_back(tmp_path):
 def test_a_checkpoint_lost_while_it_was_replaced_is_the_newest(tmp_path):
     save(tmp_path / "step-1")
     save(tmp_path / "step-2").rename(tmp_path / f"step-2.old-{10**30}")
-    assert commit.newest_intact(tmp_path) == tmp_path / "step-2"
+    assert commit.find_intact(tmp_path).newest == tmp_path / "step-2"
 
 
 def test_what_a_temporary_folder_holds_is_never_newest(tmp_path):
     save(tmp_path / "step-1")
     save(tmp_path / "step-2").rename(tmp_path / "step-2.tmp-1")
-    assert commit.newest_intact(tmp_path) == tmp_path / "step-1"
-    assert commit.newest_intact(tmp_path / "nowhere") is None
+    assert commit.find_intact(tmp_path).newest == tmp_path / "step-1"
+    assert commit.find_intact(tmp_path / "nowhere").newest is None

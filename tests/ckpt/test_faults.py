@@ -45,7 +45,7 @@ def temporaries(folder: Path) -> set[str]:
 
 def assert_whole(checkpoints: Path, at_least: int) -> Path:
     """The newest is intact, no older than `at_least`, its files of one save; garbage goes."""
-    newest = commit.newest_intact(checkpoints)
+    newest = commit.find_intact(checkpoints).newest
     assert newest is not None
     step = newest.name.removeprefix("step-")
     assert int(step) >= at_least
@@ -131,7 +131,9 @@ def test_a_second_signal_exits_at_once(tmp_path, start, wait_for, second):
     process.join(timeout=5)
     assert process.exitcode == 128 + second
     assert names(tmp_path / "checkpoints") == {"LATEST", "step-2", "step-4"}
-    assert commit.newest_intact(tmp_path / "checkpoints") == tmp_path / "checkpoints" / "step-4"
+    assert (
+        commit.find_intact(tmp_path / "checkpoints").newest == tmp_path / "checkpoints" / "step-4"
+    )
 
 
 def test_a_signal_during_a_save_gives_one_whole_checkpoint(
@@ -157,7 +159,9 @@ def test_a_second_signal_during_a_save_leaves_the_one_before(tmp_path, start, wa
     process.join(timeout=5)
     assert process.exitcode == 143
     assert len(temporaries(tmp_path / "checkpoints")) == 1
-    assert commit.newest_intact(tmp_path / "checkpoints") == tmp_path / "checkpoints" / "step-2"
+    assert (
+        commit.find_intact(tmp_path / "checkpoints").newest == tmp_path / "checkpoints" / "step-2"
+    )
     commit.collect_garbage(tmp_path / "checkpoints")
     assert names(tmp_path / "checkpoints") == {"LATEST", "step-2"}
 

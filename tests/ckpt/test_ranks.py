@@ -48,4 +48,4 @@ def test_a_full_disk_on_the_rank_that_writes_holds_nobody_up(tmp_path, start):
     assert exit_codes(launch(start, tmp_path, -1, 0, 5, every_steps=2, full_at=4)) == [0, 0]
     checkpoints = tmp_path / "checkpoints"
     assert {path.name for path in checkpoints.iterdir()} == {"LATEST", "step-2", "step-5"}
-    assert commit.newest_intact(checkpoints) == checkpoints / "step-5"
+    assert commit.find_intact(checkpoints).newest == checkpoints / "step-5"

@@ -21,7 +21,7 @@ from dictlearn.objectives.reconstruction import Reconstruction
 from dictlearn.objectives.tanh_l0 import TanhL0
 from dictlearn.sparsity.batchtopk import BatchTopK
 from dictlearn.sparsity.topk import TopK
-from dictlearn.types import ModelInfo, joined
+from dictlearn.types import ModelInfo
 from tests.dictionaries import SPARSITIES
 
 INFO = ModelInfo("tiny", None, "qwen3", 4, 12, 100, 64)
@@ -255,12 +255,15 @@ def test_layer_by_layer_is_all_at_once(kind, sparsity):
     dictionary = randomised(MULTI[kind](INFO, SPARSITIES[sparsity], n_features=20, k=4))
     x = activations(4)
     parts = [dictionary.encode_source(x[:, s], s) for s in range(4)]
-    whole, put_together = dictionary.encode_training(x), joined(parts)
-    for one, other in zip(whole[:2], put_together[:2], strict=True):
-        assert torch.equal(one.row_starts, other.row_starts)
-        assert torch.equal(one.features, other.features)
-        torch.testing.assert_close(one.values, other.values)
-    torch.testing.assert_close(whole.pre, put_together.pre)
+    whole = dictionary.encode_training(x)
+    of_support = whole.support.with_values(whole.pre).dense()
+    for s, part in enumerate(parts):
+        assert torch.equal(whole.code.l0_NS[:, s], part.code.l0_NS[:, 0])
+        assert torch.equal(whole.support.l0_NS[:, s], part.support.l0_NS[:, 0])
+        torch.testing.assert_close(whole.code.dense()[:, s], part.code.dense()[:, 0])
+        torch.testing.assert_close(whole.support.dense()[:, s], part.support.dense()[:, 0])
+        of_part = part.support.with_values(part.pre).dense()
+        torch.testing.assert_close(of_support[:, s], of_part[:, 0])
     codes = {s: part.code for s, part in enumerate(parts)}
     y_hat = [dictionary.decode_target(t, codes, dict(enumerate(x.unbind(1)))) for t in range(4)]
     torch.testing.assert_close(torch.stack(y_hat, dim=1), dictionary(x))

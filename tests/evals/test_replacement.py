@@ -13,7 +13,7 @@ from dictlearn.evals.observe import observe_tokens
 from dictlearn.evals.replacement import FIGURES, SETTINGS, ReplacementModel, subsets
 from dictlearn.evals.sparsity import Sparsity
 from dictlearn.lm.language_model import freeze
-from dictlearn.objectives.kl_to_teacher import kl_per_token
+from tests.formulas import kl_per_token
 
 
 def run(lm, dictionary, windows, batch_windows=8, **options):

@@ -19,13 +19,14 @@ from dictlearn.lm.language_model import LanguageModel, freeze
 from dictlearn.lm.patch import patched
 from dictlearn.objectives.auxk import AuxK
 from dictlearn.objectives.kl import KLToTeacher
-from dictlearn.objectives.kl_to_teacher import chunked_sum, kl_per_token, kl_to_teacher
+from dictlearn.objectives.kl_to_teacher import chunked_sum
 from dictlearn.objectives.objective import Objective
 from dictlearn.objectives.protocol import Forward, Windows
 from dictlearn.objectives.reconstruction import Reconstruction
 from dictlearn.objectives.stand_in import FreeRunning, teacher_forced
 from dictlearn.objectives.teacher import SelfTeacher
 from tests.dictionaries import small_dictionary
+from tests.formulas import kl_per_token, mean_kl
 
 VOCAB, WIDTH, LAYERS = 50, 16, 3
 TOKENS = torch.randint(3, VOCAB, (2, 9), generator=torch.Generator().manual_seed(1))
@@ -115,7 +116,7 @@ def plain(forward: Forward) -> Tensor:
     targets = forward.dictionary.targets
     with patched(tiny(), {site: at(t) for t, site in enumerate(targets)}):
         logits = tiny().logits(TOKENS)
-    return kl_to_teacher(clean.flatten(0, 1), logits.flatten(0, 1), VALID.flatten())
+    return mean_kl(clean.flatten(0, 1), logits.flatten(0, 1), VALID.flatten())
 
 
 def gradients(value: Tensor, dictionary: Dictionary) -> list[Tensor]:

@@ -14,8 +14,8 @@ from tokenizers.pre_tokenizers import Split, Whitespace
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from dictlearn.lm.language_model import LanguageModel, freeze
-from dictlearn.objectives.kl_to_teacher import kl_per_token
 from dictlearn.objectives.other_teacher import OtherTeacher, refuse_other_tokens
+from tests.formulas import kl_per_token
 
 WORDS = 40
 TOKENS = torch.randint(2, WORDS, (2, 7), generator=torch.Generator().manual_seed(1))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dictlearn.objectives.kl_to_teacher import kl_per_token
 from dictlearn.objectives.sparse_targets import SparseTargets, draw_targets, sparse_kl
+from tests.formulas import kl_per_token
 
 VOCAB, HEAD, SAMPLES = 60, 4, 6
 

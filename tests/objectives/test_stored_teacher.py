@@ -18,9 +18,9 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from dictlearn.ckpt.commit import commit
 from dictlearn.lm.language_model import LanguageModel, freeze
-from dictlearn.objectives.kl_to_teacher import kl_per_token
 from dictlearn.objectives.stored_teacher import StoredTeacher
 from dictlearn.store.targets import store_targets
+from tests.formulas import kl_per_token
 
 VOCAB, CONTEXT = 30, 6
 

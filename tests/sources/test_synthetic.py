@@ -17,8 +17,14 @@ def build(**options) -> SyntheticSource:
     return SyntheticSource(**{"batch_tokens": 300, "seed": 0, **options})
 
 
+def true_code(source: SyntheticSource, n: int) -> torch.Tensor:
+    """Magnitudes of the true features in the rows of `sample(n)`, 0 where silent: [n, F]."""
+    blocks = [source._draw(number)[0] for number in range(-(n // -BLOCK))]
+    return torch.cat(blocks)[:n]
+
+
 def fired(source: SyntheticSource) -> torch.Tensor:
-    return source.true_code(MANY) > 0
+    return true_code(source, MANY) > 0
 
 
 def test_it_is_a_source_without_a_model():
@@ -34,9 +40,9 @@ def test_it_is_a_source_without_a_model():
 
 def test_rows_are_true_features_bias_and_noise():
     source, still = build(bias=2.0, noise=0.5), build(bias=0.0, noise=0.0)
-    clean = still.true_code(MANY) @ still.truth
+    clean = true_code(still, MANY) @ still.truth
     torch.testing.assert_close(still.sample(MANY).x_NSD[:, 0], clean)
-    rest = source.sample(MANY).x_NSD[:, 0] - source.true_code(MANY) @ source.truth
+    rest = source.sample(MANY).x_NSD[:, 0] - true_code(source, MANY) @ source.truth
     assert rest.mean(0).norm() == pytest.approx(2.0, rel=0.02)
     assert rest.std(0).mean() == pytest.approx(0.5, rel=0.02)
 
@@ -114,14 +120,14 @@ def test_children_fire_only_with_their_parent(exclusive):
 
 def test_magnitudes_are_positive_and_scale_with_the_parent():
     source = build(magnitude_first=5.0, magnitude_last=1.0, magnitude_std=0.3, correlation=0.0)
-    code = source.true_code(MANY)
+    code = true_code(source, MANY)
     means = code.sum(0) / (code > 0).sum(0)
     assert (code >= 0).all()
     torch.testing.assert_close(means, torch.linspace(5, 1, 64), atol=0.2, rtol=0)
 
     def with_parent(scale: bool) -> float:
-        code = build(roots=1, branching=1, depth=1, n_features=2, scale_children=scale).true_code(
-            MANY
+        code = true_code(
+            build(roots=1, branching=1, depth=1, n_features=2, scale_children=scale), MANY
         )
         parent, child = code[code[:, 1] > 0].T
         return float(torch.corrcoef(torch.stack([parent, child]))[0, 1])

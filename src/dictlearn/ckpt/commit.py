@@ -113,11 +113,6 @@ def find_intact(checkpoints: Path) -> Found:
     return Found(None, tuple(damaged))
 
 
-def newest_intact(checkpoints: Path) -> Path | None:
-    """The last committed step folder whose every file matches its manifest."""
-    return find_intact(checkpoints).newest
-
-
 def set_latest(folder: Path) -> None:
     """Points LATEST, beside `folder`, at it: a one-line file, replaced atomically."""
     write_text(folder.parent / LATEST, f"{folder.name}\n")

@@ -260,8 +260,7 @@ class Dictionary(nn.Module):
     def encode_source(self, x_ND: Tensor, s: int) -> Encoding:
         """The encoding of source s alone, a code of one source: for a pass that reads layer by layer.
 
-        `types.joined` puts those of all sources together. Raises ValueError where a source's
-        features are chosen together with the others'.
+        Raises ValueError where a source's features are chosen together with the others'.
         """
         if not self.layerwise:
             raise ValueError(

@@ -163,11 +163,6 @@ class SyntheticSource:
     def sample(self, n: int) -> Batch:
         return self._rows(0, n)
 
-    def true_code(self, n: int) -> Tensor:
-        """Magnitudes of the true features in the rows of `sample(n)`, 0 where silent: [n, F]."""
-        blocks = [self._draw(number)[0] for number in range(-(n // -BLOCK))]
-        return torch.cat(blocks)[:n]
-
     def _rows(self, start: int, n: int) -> Batch:
         x_NSD = torch.empty(n, 1, self.width, device=self.device)
         filled = 0
