@@ -124,7 +124,7 @@ def of_objectives() -> list[tuple[str, str, list[Any]]]:
             "The increase of the cross-entropy is {:.0%} lower ({:.0%}, {:.0%}, {:.0%} by seed)",
             [lower, *by_seed],
         ),
-        ("docs/objectives.md", "cross-entropy has them say {}, {} and {} more", more),
+        ("docs/objectives.md", "what only the pair says is {}, {} and {} more", more),
     ]
 
 
