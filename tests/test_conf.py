@@ -11,7 +11,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 import wandb
@@ -67,6 +67,9 @@ def problems(node: Any, key: str = "") -> Iterator[str]:
     target = get_object(node["_target_"])
     parameters = inspect.signature(target).parameters
     known = {name for name, p in parameters.items() if p.kind is not p.VAR_KEYWORD}
+    for p in parameters.values():
+        if p.kind is p.VAR_KEYWORD and str(p.annotation).startswith("Unpack["):
+            known |= set(get_type_hints(target)[p.name].__args__[0].__annotations__)
     if target.__name__ in HANDED_ON:
         known |= set(inspect.signature(HANDED_ON[target.__name__]).parameters)
     given = {name for name in node if not (name.startswith("_") and name.endswith("_"))}

@@ -132,7 +132,18 @@ def _of_function(node: ast.FunctionDef, source: Module, method: bool = False) ->
     }
     if method:
         del parameters[plain[0].arg]
-    return Signature(parameters, given.kwarg is not None)
+    unpacked = _unpacked(given.kwarg.annotation, source) if given.kwarg else None
+    return Signature(parameters | (unpacked or {}), given.kwarg is not None and unpacked is None)
+
+
+def _unpacked(annotation: ast.expr | None, source: Module) -> dict[str, Parameter] | None:
+    """The keys of a TypedDict whose values a function takes as `**options: Unpack[Options]`."""
+    match annotation:
+        case ast.Subscript(value=ast.Name(id="Unpack"), slice=ast.Name(id=name)):
+            keys = source.find(name)
+            if keys and isinstance(keys[0], ast.ClassDef):
+                return {k: p._replace(required=False) for k, p in fields(*keys).items()}  # type: ignore[arg-type]
+    return None
 
 
 def _of_class(node: ast.ClassDef, source: Module) -> Signature:

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from dictlearn.dicts.dictionary import Dictionary, Shape
+from dictlearn.dicts.dictionary import Dictionary
 from dictlearn.evals.context import Observation
 from dictlearn.lm.language_model import LanguageModel, freeze
 from dictlearn.sparsity.topk import TopK
 from dictlearn.types import Batch, Code, Encoding
+from tests.dictionaries import shaped
 
 BOS, PAD = 3, 4
 WIDTH, VOCAB = 16, 48
@@ -166,7 +167,7 @@ def _layers_of(n: int, link: str = "diagonal", width: int = WIDTH, **shape) -> D
     names = [tuple(f"{end}.{i}" for i in range(n)) for end in ("mlp_in", "mlp_out")]
     kind = {"diagonal": "plt", "lower": "clt", "shared": "crosscoder"}[link]
     options = {"n_features": 24, "k": 4.0, "link": link, **shape}
-    dictionary = Dictionary(Shape(kind, *names, width=width, **options), partial(TopK, k=4))
+    dictionary = Dictionary(shaped(kind, *names, width=width, **options), partial(TopK, k=4))
     with torch.no_grad():
         dictionary.encoder.b_enc.normal_(std=0.1)
         dictionary.decoder.b_dec.normal_(std=0.1)

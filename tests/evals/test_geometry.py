@@ -7,7 +7,8 @@ from functools import partial
 import pytest
 import torch
 
-from dictlearn.dicts.dictionary import Dictionary, Shape
+from dictlearn.dicts.dictionary import Dictionary
+from dictlearn.dicts.shape import Shape
 from dictlearn.evals.evaluation import evaluate_dictionary
 from dictlearn.evals.geometry import Geometry, histogram
 from dictlearn.evals.record import record_of

@@ -8,7 +8,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from dictlearn.dicts.dictionary import Dictionary, Shape
+from dictlearn.dicts.dictionary import Dictionary
+from dictlearn.dicts.shape import Shape
 from dictlearn.evals.downstream import Downstream
 from dictlearn.evals.evaluation import evaluate_dictionary
 from dictlearn.evals.prefixes import Prefixes, nested

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from dictlearn.dicts.dictionary import Dictionary, Shape
+from dictlearn.dicts.dictionary import Dictionary
+from dictlearn.dicts.shape import Shape
 from dictlearn.explain.sample import Sample, random_like, take_sample
 from dictlearn.lm.capture import batch_at
 from dictlearn.lm.language_model import LanguageModel, freeze

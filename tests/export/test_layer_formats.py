@@ -129,7 +129,10 @@ def test_saelens_is_told_where_and_on_what(tmp_path):
     [
         ({"kind": "clt", "link": "lower", "sites": 2}, "in a clt a feature writes to several"),
         ({"kind": "crosscoder", "link": "shared", "sites": 2}, "one code is read from several"),
-        ({"kind": "molt", "link": "transforms", "ranks": (2,) * 40}, "features are linear maps"),
+        (
+            {"kind": "molt", "link": "transforms", "ranks": (2,) * 40},
+            "features write no fixed vectors",
+        ),
     ],
     ids=lambda v: v["kind"] if isinstance(v, dict) else "",
 )

@@ -118,7 +118,7 @@ def test_cofiring_is_the_jaccard_index(most: int, tmp_path: Path, monkeypatch: p
 
 def test_a_transform_is_read_by_its_singular_directions(tmp_path: Path):
     dictionary, store = dictionary_of("molt"), made("molt", tmp_path)
-    directions = Directions.of(dictionary.decoder, 2)  # type: ignore[arg-type]
+    directions = Directions.of(dictionary.decoder.maps(), 2)
     U, V, _ = dictionary.decoder.stacked(slice(1, 2))  # type: ignore[operator]
     left, strength, right = torch.linalg.svd(U.T @ V)
     assert torch.allclose(directions.strength_FM[1], strength[:2], rtol=1e-4)

@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from dictlearn.dicts.dictionary import Dictionary, Shape
+from dictlearn.dicts.dictionary import Dictionary
+from dictlearn.dicts.shape import Shape
 from dictlearn.export.protocol import Exporter, Job
 from dictlearn.lm.capture import capture
 from dictlearn.lm.language_model import LanguageModel

@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dictlearn.dicts.dictionary import Dictionary, Shape
+from dictlearn.dicts.dictionary import Dictionary
+from dictlearn.dicts.shape import Shape
 from dictlearn.objectives.l0_target import L0Target
 from dictlearn.objectives.protocol import Forward
 from dictlearn.sparsity.batchtopk import BatchTopK

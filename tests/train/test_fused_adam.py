@@ -10,7 +10,8 @@ import torch
 from dictlearn_kernels.fused_adam import compiled, cpu
 from dictlearn_kernels.fused_adam.moments import FORMS
 
-from dictlearn.dicts.dictionary import Dictionary, Shape
+from dictlearn.dicts.dictionary import Dictionary
+from dictlearn.dicts.shape import Shape
 from dictlearn.objectives.auxk import AuxK
 from dictlearn.objectives.gated import GateL1, GateReconstruction
 from dictlearn.objectives.objective import Objective
@@ -23,13 +24,13 @@ from dictlearn.train.module import DictionaryTraining
 from dictlearn.train.schedules import Trapezoid
 from dictlearn.train.trainee import Trainee
 from dictlearn.types import Batch
-from tests.dictionaries import SPARSITIES
+from tests.dictionaries import SPARSITIES, shaped
 from tests.train.test_module import fit
 
 LAYERS, WIDTH, FEATURES, TOKENS = 3, 8, 32, 64
 SITES = tuple(f"mlp_in.{layer}" for layer in range(LAYERS))
 WRITTEN = tuple(f"mlp_out.{layer}" for layer in range(LAYERS))
-shape_of = partial(Shape, width=WIDTH, n_features=FEATURES, k=4)
+shape_of = partial(shaped, width=WIDTH, n_features=FEATURES, k=4)
 SHAPES = {
     "sae": shape_of("sae", SITES[:1], SITES[:1], centre=True),
     "free": shape_of("sae", SITES[:1], SITES[:1], unit_norm=False),

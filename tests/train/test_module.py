@@ -11,7 +11,8 @@ import pytest
 import torch
 from dictlearn_kernels import topk_encode
 
-from dictlearn.dicts.dictionary import Dictionary, Shape
+from dictlearn.dicts.dictionary import Dictionary
+from dictlearn.dicts.shape import Shape
 from dictlearn.objectives.auxk import AuxK
 from dictlearn.objectives.objective import Objective
 from dictlearn.objectives.reconstruction import Reconstruction

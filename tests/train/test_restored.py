@@ -16,7 +16,8 @@ from torch import Tensor
 
 from dictlearn.ckpt.checkpoint_io import DictlearnCheckpointIO
 from dictlearn.ckpt.codec import leaves, path_text, read_state
-from dictlearn.dicts.dictionary import Dictionary, Shape
+from dictlearn.dicts.dictionary import Dictionary
+from dictlearn.dicts.shape import Shape
 from dictlearn.objectives.objective import Objective
 from dictlearn.objectives.reconstruction import Reconstruction
 from dictlearn.sources.synthetic import SyntheticSource

@@ -6,7 +6,8 @@ from functools import partial
 
 import pytest
 
-from dictlearn.dicts.dictionary import Dictionary, Shape
+from dictlearn.dicts.dictionary import Dictionary
+from dictlearn.dicts.shape import Shape
 from dictlearn.objectives.gated import GateL1
 from dictlearn.objectives.l0_target import L0Target
 from dictlearn.objectives.l1 import L1

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -116,14 +115,14 @@ def _read_own(folder: Path, verified: bool) -> Dictionary:
 def _described(described: Any, header: Mapping[str, tuple[str, Any]], path: Path) -> Dictionary:
     """On the meta device, of just the tensors that the header tells of."""
     shape = shape_from_json(described)
-    read = shape.width * len(shape.sources) // shape.code_sources
-    encoder = (shape.code_sources, shape.n_features, read)
+    encoder = (shape.code_sources, shape.n_features, shape.link.read_width(shape))
     found = {name: size for name, (_, size) in header.items()}
     # These two say that the rest is no larger than the file, before anything of that size is made.
     if found.get(ENCODER) != encoder:
         raise _unlike(ENCODER, encoder, found, path)
-    if sum(1 for _ in groupby(shape.ranks)) > len(header):
-        raise ValueError(f"ranks={shown(shape.ranks)}: {path.name} has no tensors of all of these")
+    if shape.link.least_tensors > len(header):
+        options = ", ".join(f"{key}={shown(v)}" for key, v in shape.link.options().items())
+        raise ValueError(f"{options}: {path.name} has no tensors of all of these")
     with torch.device("meta"):
         dictionary = from_json(described)
     expected = {name: tuple(t.shape) for name, t in dictionary.state_dict().items()}

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Unpack
 
-from dictlearn.dicts.dictionary import Dictionary, Shape
-from dictlearn.dicts.sites import feature_count, mlp_sites, prefix_widths
+from dictlearn.dicts.dictionary import Dictionary
+from dictlearn.dicts.linked import Lower
+from dictlearn.dicts.options import Options, features_of
+from dictlearn.dicts.shape import Shape
+from dictlearn.dicts.sites import mlp_sites
 from dictlearn.ranges import Count, Natural, Positive
 from dictlearn.sparsity.protocol import Sparsity
 from dictlearn.types import ModelInfo
@@ -15,15 +19,11 @@ def clt(
     info: ModelInfo,
     sparsity: Callable[..., Sparsity],
     layers: Sequence[Natural] | None = None,
-    n_features: Count | None = None,
-    expansion: Positive = 12,
     k: Positive = 16,
     window: Count | None = None,
     tied: bool = False,
     skip: bool = False,
-    unit_norm: bool = True,
-    encoder_scale: Positive = 1.0,
-    prefixes: Sequence[Positive] = (),
+    **options: Unpack[Options],
 ) -> Dictionary:
     """mlp_in.l -> mlp_out.l, mlp_out.(l+1), ... for every layer l of `layers` (null: all).
 
@@ -35,20 +35,14 @@ def clt(
     sources, targets = mlp_sites(layers, info)
     pairs = sum(min(window or layer, layer) for layer in range(1, len(sources) + 1))
     vectors = 2 if tied else 1 + pairs / len(sources)  # per feature and layer, its encoder's one
-    count = feature_count(n_features, 2 * expansion / vectors, info.width)
     shape = Shape(
         kind="clt",
         sources=sources,
         targets=targets,
         width=info.width,
-        n_features=count,
         k=k,
         skip=skip,
-        unit_norm=unit_norm,
-        encoder_scale=encoder_scale,
-        prefixes=prefix_widths(prefixes, count),
-        link="lower",
-        window=window,
-        tied=tied,
+        **features_of(options, info.width, vectors),
+        link=Lower(window, tied),
     )
     return Dictionary(shape, sparsity)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Literal, Unpack
 
-from dictlearn.dicts.dictionary import Dictionary, Shape
-from dictlearn.dicts.sites import feature_count, layers_or_all, prefix_widths
-from dictlearn.ranges import Count, Positive
+from dictlearn.dicts.dictionary import Dictionary
+from dictlearn.dicts.linked import Shared
+from dictlearn.dicts.options import Options, features_of
+from dictlearn.dicts.shape import Shape
+from dictlearn.dicts.sites import layers_or_all
+from dictlearn.ranges import Positive
 from dictlearn.sparsity.protocol import Sparsity
 from dictlearn.types import ModelInfo
 
@@ -18,13 +21,9 @@ def crosscoder(
     sites: Sequence[str] | None = None,
     targets: Sequence[str] | None = None,
     site: str = "resid_post",
-    n_features: Count | None = None,
-    expansion: Positive = 12,
     k: Positive = 32,
     norm: Literal["concat", "sum"] = "concat",
-    unit_norm: bool = True,
-    encoder_scale: Positive = 1.0,
-    prefixes: Sequence[Positive] = (),
+    **options: Unpack[Options],
 ) -> Dictionary:
     """All of `sites` -> one code -> all of `targets`; null: `site` of every layer, from itself.
 
@@ -37,19 +36,14 @@ def crosscoder(
     for key, names in {"sites": read, "targets": write}.items():
         if len(set(names)) < len(names):
             raise ValueError(f"dict.{key}={list(names)}: want each site once")
-    count = feature_count(n_features, expansion, info.width)
     shape = Shape(
         kind="crosscoder",
         sources=read,
         targets=write,
         width=info.width,
-        n_features=count,
         k=k,
         centre=read == write,
-        unit_norm=unit_norm,
-        encoder_scale=encoder_scale,
-        prefixes=prefix_widths(prefixes, count),
-        link="shared",
-        norm=norm,
+        **features_of(options, info.width),
+        link=Shared(norm),
     )
     return Dictionary(shape, sparsity)

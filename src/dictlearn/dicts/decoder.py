@@ -1,15 +1,14 @@
-"""What a decoder is, and the simplest: every source's features write to the target of its number."""
+"""What a decoder is: from a code to the targets."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, final
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
-from dictlearn_kernels.decode_error import decode_error
-from dictlearn_kernels.fused_adam import CONCAT, FREE, Features
-from dictlearn_kernels.sparse_decode import sparse_decode
+from dictlearn_kernels.fused_adam import Features
 from torch import Tensor, nn
 
 from dictlearn.types import Code
@@ -17,17 +16,31 @@ from dictlearn.types import Code
 START_NORM = 0.1  # of features whose norm is free (Anthropic, April 2024 update)
 
 
+@dataclass(frozen=True)
+class Costs:
+    """What decoding takes, counted in numbers; those of a token are a forward pass's."""
+
+    multiplied: float  # weights that a token's code is multiplied with
+    gathered: float = 0.0  # of these, weights that every token reads for itself
+    once: float = 0.0  # weights that are read once for all tokens of a batch
+    per_entry: float = 0.0  # kept of every entry of a code for the backward pass, beside the entry
+    in_factors: int = 0  # in `features()`, those whose gradients are sums over a code
+    dense: int = 0  # the others in `features()`: a CPU keeps the memory that their gradients are in
+
+
 class Decoder(nn.Module, ABC):
-    """Abstract. From a code to the targets; one final class for each way of linking them.
+    """Abstract. From a code to the targets; one final class for each way of doing it.
 
     With `unit_norm`, `norms()` stays at 1 during training: after the backward pass the gradient
     loses what would only change a norm, and after the optimiser's step the features are normalised
     (in this order: see Gao et al. 2024, A.3; momentum brings back a radial part, so both are needed).
     """
 
-    W_dec: Any  # a parameter [S, F, D], or a list of them, one for each target
+    W_dec: Any  # where there is one: a parameter [S, F, D], or a list of them, one for each target
     b_dec: nn.Parameter  # TD
     unit_norm: bool
+    writes_directions: ClassVar[bool] = True  # `written` gives what a feature writes, whatever x is
+    streams: ClassVar[bool] = False  # `squared_error` goes target by target, without y_hat
 
     @abstractmethod
     def without_bias(self, code: Code, x_NSD: Tensor | None = None) -> Tensor:
@@ -67,20 +80,67 @@ class Decoder(nn.Module, ABC):
     def target(self, t: int, codes: Mapping[int, Code], x: Mapping[int, Tensor]) -> Tensor:
         """One target less its bias, [N, D], from one code of one source each for s in `reads(t)`."""
 
+    def reaches(self, source: int) -> list[int]:
+        """The targets that a source of the code writes to, in order."""
+        return [t for t in range(len(self.b_dec)) if source in self.reads(t)]
+
     @abstractmethod
     def written(self, t: int, s: int, rows: slice) -> Tensor:
         """What features `rows` of source s, one of `reads(t)`, write to target t: [n, D].
 
-        ValueError for features that write no fixed direction.
+        ValueError where features write no fixed direction (`writes_directions`).
         """
+
+    def maps(self) -> Sequence[tuple[Tensor, Tensor]]:
+        """(U, V), each [n, rank, D], of all features in order that write U^T V x instead; else none."""
+        return ()
+
+    def vectors(self) -> Any:
+        """What `Dictionary.W_dec` shows a notebook: a tensor where every target reads one source,
+        [T, F, D], or [F, D] of one; else a tuple of [the sources in `reads(t)`, F, D] for each target.
+
+        Raises:
+            ValueError: features write no fixed direction.
+        """
+        targets = tuple(
+            torch.stack([self.written(t, s, slice(None)) for s in self.reads(t)])
+            for t in range(len(self.b_dec))
+        )
+        if any(len(W_SFD) > 1 for W_SFD in targets):
+            return targets
+        return targets[0].squeeze(0) if len(targets) == 1 else torch.cat(targets)
+
+    def inner(self, a: tuple[int, slice], b: tuple[int, slice]) -> Tensor:
+        """Inner products of all that features write: [n, m], of (source, rows) and (source, rows)."""
+        ours, theirs = self.reaches(a[0]), self.reaches(b[0])
+        n, m = len(self.written(ours[0], *a)), len(self.written(theirs[0], *b))
+        products_nm = self.b_dec.new_zeros(n, m)
+        for t in ours:
+            if t in theirs:
+                products_nm += self.written(t, *a) @ self.written(t, *b).T
+        return products_nm
+
+    def lengths(self, source: int) -> Tensor:
+        """Root of the sum of squares of all that each feature of a source writes: [F]."""
+        squares_F = self.b_dec.new_zeros(())
+        for t in self.reaches(source):
+            squares_F = squares_F + self.written(t, source, slice(None)).square().sum(1)
+        return squares_F.sqrt()
 
     @abstractmethod
     def norms(self) -> Tensor:
         """Norm of everything a feature writes: [S, F], over the code's sources."""
 
-    @abstractmethod
+    @torch.no_grad()
     def norms_by_target(self) -> Tensor:
         """Mean over features of the norm that a source writes to a target: [S, T], 0 without a link."""
+        n_targets = len(self.b_dec)
+        n_sources = max(self.reads(t).stop for t in range(n_targets))
+        table_ST = torch.zeros(n_sources, n_targets, dtype=self.b_dec.dtype)
+        for t in range(n_targets):
+            for s in self.reads(t):
+                table_ST[s, t] = self.written(t, s, slice(None)).norm(dim=-1).mean().cpu()
+        return table_ST
 
     @abstractmethod
     def reset_parameters(self) -> None:
@@ -97,6 +157,17 @@ class Decoder(nn.Module, ABC):
     @abstractmethod
     def normalise(self) -> None:
         """Brings every feature's norm to 1."""
+
+    def costs(self, k: float) -> Costs:
+        """What it takes to decode k features of every token and source, for `dictlearn plan`.
+
+        Raises:
+            ValueError: the decoder doesn't say.
+        """
+        raise ValueError(
+            f"{type(self).__name__}: does not say what it takes; a plan wants its method costs(k), which "
+            "gives dictlearn.dicts.decoder.Costs"
+        )
 
     @abstractmethod
     def rescale(self, code_scale_S: Tensor, output_scale_T: Tensor) -> None:
@@ -118,76 +189,13 @@ def row_dots(a_SFD: Tensor, b_SFD: Tensor, rows: int = 1024) -> Tensor:
     return torch.cat([(a * b).sum(-1) for a, b in pairs]).view(a_SFD.shape[:2])
 
 
-@final
-class DiagonalDecoder(Decoder):
-    """y_hat_s = f_s W_dec[s] + b_dec_s: rows of W_dec are the dictionary's vectors."""
+def bag_costs(decoder: Decoder, k: float) -> Costs:
+    """Of targets that are sums of the rows of matrices, k of every source that they read."""
+    n_targets, width = decoder.b_dec.shape
+    numbers = k * sum(len(decoder.reads(t)) for t in range(n_targets)) * width
+    return Costs(numbers, gathered=numbers, in_factors=matrices(decoder))
 
-    def __init__(self, n_sites: int, n_features: int, width: int, unit_norm: bool):
-        super().__init__()
-        self.unit_norm = unit_norm
-        self.W_dec = nn.Parameter(torch.empty(n_sites, n_features, width))  # SFD
-        self.b_dec = nn.Parameter(torch.zeros(n_sites, width))  # TD
 
-    def without_bias(self, code: Code, x_NSD: Tensor | None = None) -> Tensor:
-        y_RD = sparse_decode(code.pattern, code.values, self.W_dec.flatten(0, 1))
-        return y_RD.view(code.n_tokens, *self.b_dec.shape)
-
-    def squared_error(
-        self,
-        code: Code,
-        x_NSD: Tensor,
-        y_NTD: Tensor,
-        weights: Sequence[float],
-        prefixes: Sequence[int] = (),
-        *,
-        with_bias: bool = True,
-    ) -> tuple[Tensor, Sequence[Tensor]]:
-        pattern, entries = code.nested(prefixes)
-        bias_TD = self.b_dec if with_bias else None
-        W_CD, y_RD = self.W_dec.flatten(0, 1), y_NTD.flatten(0, 1)
-        error, e_RD = decode_error(pattern, code.values[entries], W_CD, y_RD, bias_TD, weights)
-        return error, e_RD.view_as(y_NTD).unbind(1)
-
-    def reads(self, target: int) -> range:
-        return range(target, target + 1)
-
-    def target(self, t: int, codes: Mapping[int, Code], x: Mapping[int, Tensor]) -> Tensor:
-        return sparse_decode(codes[t].pattern, codes[t].values, self.W_dec[t])
-
-    def written(self, t: int, s: int, rows: slice) -> Tensor:
-        return self.W_dec[s, rows]
-
-    def norms(self) -> Tensor:
-        return torch.linalg.vector_norm(self.W_dec, dim=-1)
-
-    def norms_by_target(self) -> Tensor:
-        return self.norms().detach().mean(1).diag().cpu()
-
-    def vectors(self) -> list[Tensor]:
-        """What features write, [S, F, D] for each of the targets that a code's source reaches."""
-        return [self.W_dec]
-
-    def features(self) -> list[Features]:
-        n_rows = self.W_dec.shape[0] * self.W_dec.shape[1]
-        return [Features(((self.W_dec, 0),), n_rows, CONCAT if self.unit_norm else FREE)]
-
-    def reset_parameters(self) -> None:
-        nn.init.normal_(self.W_dec)
-        self.normalise()
-        if not self.unit_norm:
-            self.W_dec.data.mul_(START_NORM)
-
-    @torch.no_grad()
-    def project_gradient(self) -> None:
-        if self.unit_norm and self.W_dec.grad is not None:
-            along_SF = row_dots(self.W_dec.grad, self.W_dec)
-            self.W_dec.grad.addcmul_(self.W_dec, along_SF[..., None], value=-1)
-
-    @torch.no_grad()
-    def normalise(self) -> None:
-        self.W_dec.div_(self.norms()[..., None].clamp_min(1e-12))
-
-    @torch.no_grad()
-    def rescale(self, code_scale_S: Tensor, output_scale_T: Tensor) -> None:
-        self.W_dec.mul_((code_scale_S / output_scale_T)[:, None, None])
-        self.b_dec.div_(output_scale_T[:, None])
+def matrices(module: nn.Module) -> int:
+    """Numbers in parameters that are stacks of matrices."""
+    return sum(p.numel() for p in module.parameters() if p.ndim > 2)

@@ -11,11 +11,14 @@ import math
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
 from typing import Any
 
-from dictlearn.dicts.dictionary import Dictionary, Shape
+from dictlearn import own
+from dictlearn.dicts.dictionary import Dictionary
+from dictlearn.dicts.link import ALWAYS_SAID, Link, links
+from dictlearn.dicts.shape import Shape
 from dictlearn.ranges import Range
 from dictlearn.sparsity import registry as sparsity_registry
 from dictlearn.sparsity.protocol import Sparsity
@@ -24,6 +27,7 @@ SIZES = ("n_sources", "n_features")  # what a sparsity is told beside its own op
 MOST_SITES = 1000
 NAME = re.compile(r"[A-Za-z][\w-]{0,63}")
 SITE = re.compile(r"[\w.:\[\]-][\w.:/\[\]-]{0,299}")  # exports name folders by sites
+T = typing.TypeVar("T")
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
 
 
@@ -42,21 +46,47 @@ def shape_from_json(description: Mapping[str, Any]) -> Shape:
     """The described shape, before anything is allocated. ValueError, as `from_json`."""
     if not isinstance(description, Mapping):
         raise ValueError(f"dictionary={shown(description)}: want an object")
+    link, others = _link({key: v for key, v in description.items() if key != "sparsity"})
     hints = typing.get_type_hints(Shape)
     required = [field.name for field in fields(Shape) if field.default is MISSING]
-    known = {key: value for key, value in description.items() if key != "sparsity"}
-    shape = Shape(**checked(known, hints, required, "a dictionary"))
+    shape = Shape(**checked(others, hints, required, "a dictionary"), link=link)
     if not NAME.fullmatch(shape.kind):
         raise ValueError(f"kind={shown(shape.kind)}: want a word")
     for key, least in (("width", 1), ("n_features", 1)):
         if getattr(shape, key) < least:
             raise ValueError(f"{key}={shown(getattr(shape, key))}: want at least {least}")
     _check_sites(shape)
-    if shape.ranks and shape.link != "transforms":
-        raise ValueError(f"ranks={shown(shape.ranks)}: only link=transforms has them")
-    if shape.norm not in ("concat", "sum"):
-        raise ValueError(f"norm={shown(shape.norm)}: want concat or sum")
+    shape.check()
     return shape
+
+
+def _link(description: Mapping[str, Any]) -> tuple[Link, dict[str, Any]]:
+    """(the link that is meant, the keys that are not its own)."""
+    others = dict(description)
+    name = others.pop("link", Shape.link.name)
+    if not isinstance(name, str):
+        raise ValueError(f"link={shown(name)}: want a text")
+    kind = _named("link", name, links, "dict")
+    names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    options = {key: others.pop(key) for key in names if key in others}
+    for key in [key for key in ALWAYS_SAID if key in others]:
+        value, absent = others.pop(key), ALWAYS_SAID[key]
+        value = tuple(value) if type(value) is list else value
+        if type(value) is not type(absent) or value != absent:
+            raise ValueError(f"{key}={shown(value)}: link={name} has none")
+    hints = typing.get_type_hints(kind, include_extras=True)
+    required = [field.name for field in fields(kind) if field.default is MISSING]  # type: ignore[arg-type]
+    taken = {key: hints[key] for key in names}
+    return kind(**checked(options, taken, required, f"link={name}")), others
+
+
+def _named(what: str, name: str, known: Callable[[], Mapping[str, T]], group: str) -> T:
+    """What is called so, in this package or in a module of the user's own."""
+    if name not in known():
+        own.import_modules(group)
+    if name not in known():
+        raise ValueError(f"{what} {shown(name)} is not one of {sorted(known())}; {own.HINT}")
+    return known()[name]
 
 
 def checked(
@@ -83,18 +113,16 @@ def shown(value: object) -> str:
 
 def _sparsity(described: Any) -> tuple[type[Sparsity], dict[str, Any]]:
     """(the class that is meant, its options)."""
-    known = sparsity_registry()
     if not isinstance(described, Mapping) or not isinstance(described.get("name"), str):
         raise ValueError(f"sparsity={shown(described)}: want its name and options")
     name = described["name"]
-    if name not in known:
-        raise ValueError(f"sparsity {shown(name)} is not one of {sorted(known)}")
-    hints = typing.get_type_hints(known[name].__init__, include_extras=True)
+    kind = _named("sparsity", name, sparsity_registry, "sparsity")
+    hints = typing.get_type_hints(kind.__init__, include_extras=True)
     own = {key: hint for key, hint in hints.items() if key not in (*SIZES, "return")}
-    parameters = inspect.signature(known[name]).parameters
+    parameters = inspect.signature(kind).parameters
     required = [key for key in own if parameters[key].default is inspect.Parameter.empty]
     options = {key: value for key, value in described.items() if key != "name"}
-    return known[name], checked(options, own, required, f"sparsity {name}")
+    return kind, checked(options, own, required, f"sparsity {name}")
 
 
 def _check_sites(shape: Shape) -> None:
@@ -105,11 +133,6 @@ def _check_sites(shape: Shape) -> None:
         for name in names:
             if not SITE.fullmatch(name) or ".." in name.split("/"):
                 raise ValueError(f"{key}: {shown(name)} is no site's name")
-    n_sources, n_targets = len(shape.sources), len(shape.targets)
-    if shape.link in ("diagonal", "lower") and n_sources != n_targets:
-        raise ValueError(
-            f"targets: {n_targets} of them, and link={shape.link} has as many as sources, {n_sources}"
-        )
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -119,6 +142,8 @@ def _fits(value: Any, hint: Any) -> bool:
         return _fits(value, kind) and all(value in one for one in ranges)
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
         return any(_fits(value, one) for one in typing.get_args(hint))
+    if typing.get_origin(hint) is typing.Literal:
+        return type(value) is str and value in typing.get_args(hint)
     if typing.get_origin(hint) is tuple:
         return isinstance(value, list | tuple) and all(
             _fits(one, typing.get_args(hint)[0]) for one in value
@@ -134,6 +159,8 @@ def _words(hint: Any) -> str:
         return _words(kind) + "".join(str(note) for note in notes if isinstance(note, Range))
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
         return " or ".join(_words(one) for one in typing.get_args(hint))
+    if typing.get_origin(hint) is typing.Literal:
+        return " or ".join(typing.get_args(hint))
     if typing.get_origin(hint) is tuple:
         return f"a list, each {_words(typing.get_args(hint)[0])}"
     return "null" if hint is type(None) else WORDS.get(hint, str(hint))

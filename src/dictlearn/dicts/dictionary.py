@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeVar, final
 
 import torch
@@ -14,8 +13,7 @@ from dictlearn_kernels.fused_adam import Features
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from dictlearn.dicts.decoder import Decoder, DiagonalDecoder
-from dictlearn.dicts.encoder import LinearEncoder, LinearMap
+from dictlearn.dicts.encoder import LinearMap
 from dictlearn.dicts.leading import (
     as_tokens,
     check_codes,
@@ -24,14 +22,11 @@ from dictlearn.dicts.leading import (
     code_of,
     shaped,
 )
-from dictlearn.dicts.linked import LinkedDecoder
+from dictlearn.dicts.shape import Shape
 from dictlearn.dicts.summary import summary
-from dictlearn.dicts.tied import TiedDecoder
-from dictlearn.dicts.transforms import TransformDecoder
 from dictlearn.sparsity.protocol import Sparsity
 from dictlearn.types import Code, Encoding
 
-LINKS = ("diagonal", "lower", "shared", "transforms")
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
@@ -49,35 +44,6 @@ def _in_own_precision(method: Method) -> Method:
     return computed  # type: ignore[return-value]
 
 
-@dataclass(frozen=True)
-class Shape:
-    """What a dictionary connects and how wide it is; with its sparsity, all that rebuilds it."""
-
-    kind: str
-    sources: tuple[str, ...]  # site names, read
-    targets: tuple[str, ...]  # site names, reconstructed
-    width: int  # D, of every site
-    n_features: int  # F, per source
-    k: float  # active features per token and source asked for: a budget or a target
-    centre: bool = False  # subtract b_dec from the input (autoencoders)
-    skip: bool = False  # a linear path from source to target beside the features
-    unit_norm: bool = True  # decoder rows are kept at norm 1 during training
-    encoder_scale: float = 1.0  # on the encoder rows that training starts from
-    prefixes: tuple[int, ...] = ()  # nested dictionaries: widths of the inner ones and F itself
-    link: str = (
-        "diagonal"  # source s -> target s; lower: -> targets s, s + 1, ...; shared: one code
-    )
-    window: int | None = None  # lower: how many targets a source reaches; None: all from its own on
-    tied: bool = False  # lower: one decoder vector per feature, the same to all its targets
-    norm: str = "concat"  # shared: what a feature's decoder norm is, concat or sum
-    ranks: tuple[int, ...] = ()  # transforms: of every feature's linear map, equal ones together
-
-    @property
-    def code_sources(self) -> int:
-        """Sources of the code: each site has its own features, or all share them."""
-        return 1 if self.link == "shared" else len(self.sources)
-
-
 @final
 class Dictionary(nn.Module):
     """x_NSD -> encode -> Code -> decode -> y_hat_NTD.
@@ -86,8 +52,8 @@ class Dictionary(nn.Module):
         code  = sparsity(pre)
         y_hat = code W_dec + b_dec (+ W_skip x)
 
-    Each source has its own features, which write where `shape.link` says; with `link: shared` there
-    is one code, read from all the sources put side by side.
+    Each source has its own features, which write where `shape.link` says; of some links there is one
+    code, read from all the sources put side by side.
 
     It computes in its parameters' precision, within autocast too; activations in another are converted.
     In training it lives in normalised units; `folded` gives the form in the model's own units, which
@@ -96,13 +62,11 @@ class Dictionary(nn.Module):
 
     def __init__(self, shape: Shape, sparsity: Callable[..., Sparsity]):
         super().__init__()
-        check_shape(shape)
+        shape.check()
         self.shape = shape
-        n_codes = shape.code_sources
-        read = shape.width * len(shape.sources) // n_codes
-        self.encoder = LinearEncoder(n_codes, shape.n_features, read)
-        self.sparsity = sparsity(n_sources=n_codes, n_features=shape.n_features)
-        self.decoder = _decoder(shape)
+        self.encoder = shape.link.encoder(shape)
+        self.sparsity = sparsity(n_sources=shape.code_sources, n_features=shape.n_features)
+        self.decoder = shape.link.decoder(shape)
         self.W_skip = None  # T D_out D_in
         if shape.skip:
             n_targets = len(shape.targets)
@@ -154,7 +118,18 @@ class Dictionary(nn.Module):
     @property
     def layerwise(self) -> bool:
         """Whether source s is encoded from site s alone and target t needs none after source t."""
-        return self.shape.link != "shared" and len(self.shape.sources) == len(self.shape.targets)
+        if self.shape.link.one_code or self.n_sources != self.n_targets:
+            return False
+        return all(self.reads(t).stop <= t + 1 for t in range(self.n_targets))
+
+    @property
+    def reads_what_it_writes(self) -> bool:
+        """Whether a feature writes one vector to each site that it reads, and nowhere else."""
+        if self.sources != self.targets or not self.decoder.writes_directions:
+            return False
+        each = range(self.n_targets)
+        one = self.shape.link.one_code
+        return [self.reads(t) for t in each] == [range(1) if one else range(t, t + 1) for t in each]
 
     def reads(self, t: int) -> range:
         """The code's sources that target t is decoded from."""
@@ -173,7 +148,7 @@ class Dictionary(nn.Module):
         A shared code adds up what it reads from every site. An autoencoder reads x - b_dec.
         """
         rows = self.encoder.W_enc.unflatten(-1, (-1, self.width))  # code_sources, F, sites read, D
-        rows = rows.squeeze(0).movedim(1, 0) if self.shape.link == "shared" else rows.squeeze(2)
+        rows = rows.squeeze(0).movedim(1, 0) if self.shape.link.one_code else rows.squeeze(2)
         return rows.squeeze(0) if self.n_sources == 1 else rows
 
     @property
@@ -189,16 +164,7 @@ class Dictionary(nn.Module):
         [the sources in `reads(t)`, F, D]; of a tied one [S, F, D], to be scaled for target t and
         source s by `decoder.links_TS[t, s]`. A MOLT has none: ValueError.
         """
-        if isinstance(self.decoder, TransformDecoder):
-            raise ValueError(
-                f"a {self.kind} has no fixed decoder vectors; decoder.U and decoder.V are its maps"
-            )
-        if not isinstance(self.decoder, LinkedDecoder):
-            return self.decoder.W_dec.squeeze(0) if self.n_sources == 1 else self.decoder.W_dec
-        targets = tuple(self.decoder.W_dec)
-        if self.n_targets == 1 and len(targets[0]) == 1:
-            return targets[0].squeeze(0)
-        return torch.cat(targets) if self.shape.link == "shared" else targets
+        return self.decoder.vectors()
 
     @property
     def b_dec(self) -> Tensor:
@@ -235,14 +201,14 @@ class Dictionary(nn.Module):
         if not self.shape.centre or x_NSD.requires_grad:
             return self.read(x_NSD), self.encoder.whole()
         b_dec = self.decoder.b_dec
-        centre = b_dec.flatten()[None] if self.shape.link == "shared" else b_dec
+        centre = b_dec.flatten()[None] if self.shape.link.one_code else b_dec
         return self.read(x_NSD, b_dec.detach()), self.encoder.whole(centre)
 
     def read(self, x_NSD: Tensor, centre_SD: Tensor | None = None) -> Tensor:
         """What the encoder multiplies: centred; for a shared code all sites as one, [N, 1, S*D]."""
         if self.shape.centre:
             x_NSD = x_NSD - (self.decoder.b_dec if centre_SD is None else centre_SD)
-        return x_NSD.flatten(1)[:, None] if self.shape.link == "shared" else x_NSD
+        return x_NSD.flatten(1)[:, None] if self.shape.link.one_code else x_NSD
 
     @_in_own_precision
     def decode(self, code: Code | Tensor, x_NSD: Tensor | None = None) -> Tensor:
@@ -287,7 +253,7 @@ class Dictionary(nn.Module):
     @property
     def streams(self) -> bool:
         """Whether `squared_error` goes target by target: y_hat with its graph is much more."""
-        return isinstance(self.decoder, LinkedDecoder)
+        return self.decoder.streams
 
     @_in_own_precision
     def squared_error(
@@ -357,9 +323,11 @@ class Dictionary(nn.Module):
         """Random unit decoder rows; an autoencoder's encoder starts as its decoder's transpose."""
         self.decoder.reset_parameters()
         with torch.no_grad():
-            autoencoder = self.shape.sources == self.shape.targets
-            if autoencoder and isinstance(self.decoder, DiagonalDecoder | LinkedDecoder):
-                self.encoder.W_enc.copy_(torch.cat(self.decoder.vectors(), dim=-1))
+            if self.reads_what_it_writes:
+                own = [0 if self.shape.link.one_code else t for t in range(self.n_targets)]
+                rows = [self.decoder.written(t, s, slice(None)) for t, s in enumerate(own)]
+                one = self.shape.link.one_code
+                self.encoder.W_enc.copy_(torch.cat(rows, -1)[None] if one else torch.stack(rows))
             else:
                 nn.init.normal_(self.encoder.W_enc)
                 norms = torch.linalg.vector_norm(self.encoder.W_enc, dim=-1, keepdim=True)
@@ -408,7 +376,7 @@ class Dictionary(nn.Module):
         """
         folded = copy.deepcopy(self)
         code_scale_S = input_scale_S
-        if self.shape.link == "shared":  # one code for sites of several scales stays as it is
+        if self.shape.link.one_code:  # one code for sites of several scales stays as it is
             code_scale_S = torch.ones_like(input_scale_S[:1])
             per_site = input_scale_S.repeat_interleave(self.width)
             folded.encoder.W_enc.mul_(per_site)
@@ -423,53 +391,5 @@ class Dictionary(nn.Module):
     # --- plain description --------------------------------------------------------------------
 
     def to_json(self) -> dict[str, Any]:
-        shape = {key: value for key, value in vars(self.shape).items()}
         sparsity = {"name": self.sparsity.name, **self.sparsity.options()}
-        return {**shape, "sparsity": sparsity}
-
-
-def check_shape(shape: Shape) -> None:
-    if not 0 < shape.k <= shape.n_features:
-        raise ValueError(
-            f"dict.k={shape.k}: want more than 0 and at most dict.n_features={shape.n_features}"
-        )
-    widths = shape.prefixes
-    ascending = all(a < b for a, b in zip((0, *widths), widths, strict=False))
-    if widths and not (ascending and widths[-1] == shape.n_features):
-        raise ValueError(
-            f"dict.prefixes={list(widths)}: want ascending widths, or fractions of the features, "
-            f"that end with all dict.n_features={shape.n_features}"
-        )
-    if shape.link not in LINKS:
-        raise ValueError(f"dict.link={shape.link}: want one of {', '.join(LINKS)}")
-    if shape.window is not None and shape.window < 1:
-        raise ValueError(f"dict.window={shape.window}: want at least 1 target, or null for all")
-    if shape.link == "transforms":
-        check_transforms(shape)
-    if shape.skip and shape.link == "shared":
-        raise ValueError("dict.skip=true: sites that share a code have no source of their own")
-
-
-def check_transforms(shape: Shape) -> None:
-    ranks = shape.ranks
-    if len(ranks) != shape.n_features or min(ranks, default=0) < 1:
-        raise ValueError(
-            f"dict.ranks={list(ranks)}: want a rank of 1 or more for each of the "
-            f"{shape.n_features} transforms"
-        )
-    if len(shape.sources) != 1 or len(shape.targets) != 1:
-        raise ValueError(f"a {shape.kind} has one source and one target, not {shape.sources}")
-
-
-def _decoder(shape: Shape) -> Decoder:
-    n_targets = len(shape.targets)
-    if shape.link == "transforms":
-        return TransformDecoder(shape.ranks, shape.width, shape.unit_norm)
-    size = {"n_features": shape.n_features, "width": shape.width, "unit_norm": shape.unit_norm}
-    if shape.link == "diagonal":
-        return DiagonalDecoder(n_targets, **size)
-    if shape.link == "shared":
-        return LinkedDecoder([range(1)] * n_targets, **size, norm=shape.norm)
-    reach = shape.window or n_targets
-    sources_of = [range(max(0, t + 1 - reach), t + 1) for t in range(n_targets)]
-    return TiedDecoder(sources_of, **size) if shape.tied else LinkedDecoder(sources_of, **size)
+        return {**self.shape.to_json(), "sparsity": sparsity}

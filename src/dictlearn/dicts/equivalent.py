@@ -19,17 +19,34 @@ EQUAL = 0.02  # relative: norms that differ by less were 1 in other units; only 
 
 @torch.no_grad()
 def parts(dictionary: Dictionary) -> list[Dictionary]:
-    """A dictionary of one source and one target for every source of a diagonal one."""
-    assert dictionary.shape.link == "diagonal"
-    described, tensors = dictionary.to_json(), dictionary.state_dict()
+    """A dictionary of one source and one target for every source, where each writes to its own target."""
+    assert layered(dictionary)
+    described = dictionary.to_json()
+    own = {key: described[key] for key in described if key not in dictionary.shape.link.to_json()}
+    tensors = {
+        name: tensor
+        for name, tensor in dictionary.state_dict().items()
+        if not name.startswith("decoder.")
+    }
     found = []
     for s, (source, target) in enumerate(zip(dictionary.sources, dictionary.targets, strict=True)):
         kind = "sae" if source == target else "transcoder"
-        one = from_json(described | {"kind": kind, "sources": [source], "targets": [target]})
+        one = from_json(own | {"kind": kind, "sources": [source], "targets": [target]})
         one = one.to(dictionary.encoder.W_enc)
-        one.load_state_dict({name: tensor[s : s + 1] for name, tensor in tensors.items()})
+        decoder = {
+            "decoder.W_dec": dictionary.decoder.written(s, s, slice(None))[None],
+            "decoder.b_dec": dictionary.decoder.b_dec[s : s + 1],
+        }
+        one.load_state_dict({name: t[s : s + 1] for name, t in tensors.items()} | decoder)
         found.append(one.eval().requires_grad_(False))
     return found
+
+
+def layered(dictionary: Dictionary) -> bool:
+    """Whether each source has features of its own, which write fixed directions to its own target."""
+    pairs = dictionary.code_sources == dictionary.n_sources == dictionary.n_targets
+    own = pairs and all(dictionary.reads(t) == range(t, t + 1) for t in range(dictionary.n_targets))
+    return own and dictionary.decoder.writes_directions
 
 
 @torch.no_grad()

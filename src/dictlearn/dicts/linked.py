@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import final
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
 import torch
 from dictlearn_kernels.decode_error import decode_error
@@ -11,8 +12,64 @@ from dictlearn_kernels.fused_adam import FREE, Features
 from dictlearn_kernels.sparse_decode import sparse_decode
 from torch import Tensor, nn
 
-from dictlearn.dicts.decoder import START_NORM, Decoder, row_dots
+from dictlearn.dicts.decoder import START_NORM, Costs, Decoder, bag_costs, row_dots
+from dictlearn.dicts.link import Link, check_pairs
+from dictlearn.dicts.tied import TiedDecoder
+from dictlearn.ranges import Count
 from dictlearn.types import Code
+
+if TYPE_CHECKING:
+    from dictlearn.dicts.shape import Shape
+
+Norm = Literal["concat", "sum"]
+
+
+@final
+@dataclass(frozen=True)
+class Lower(Link):
+    """Source s -> targets s, s + 1, ... (cross-layer transcoders).
+
+    Args:
+        window: how many targets a source reaches; None: all from its own on.
+        tied: one decoder vector per feature, the same to all its targets.
+    """
+
+    name: ClassVar[str] = "lower"
+    cross_layer: ClassVar[bool] = True
+    window: Count | None = None
+    tied: bool = False
+
+    def check(self, shape: Shape) -> None:
+        check_pairs(self, shape)
+        if self.window is not None and self.window < 1:
+            raise ValueError(f"dict.window={self.window}: want at least 1 target, or null for all")
+
+    def decoder(self, shape: Shape) -> Decoder:
+        n_targets = len(shape.targets)
+        reach = self.window or n_targets
+        sources_of = [range(max(0, t + 1 - reach), t + 1) for t in range(n_targets)]
+        made = TiedDecoder if self.tied else LinkedDecoder
+        return made(sources_of, shape.n_features, shape.width, shape.unit_norm)
+
+    def economies(self, n_targets: int) -> dict[str, Sequence[Any]]:
+        if self.tied:
+            return {}
+        return {"window": range(1, (self.window or n_targets) + 1), "tied": [True]}
+
+
+@final
+@dataclass(frozen=True)
+class Shared(Link):
+    """All sources -> one code -> all targets (crosscoders). `norm` is LinkedDecoder's."""
+
+    name: ClassVar[str] = "shared"
+    one_code: ClassVar[bool] = True
+    norm: Norm = "concat"
+
+    def decoder(self, shape: Shape) -> Decoder:
+        everywhere = [range(1)] * len(shape.targets)
+        sizes = shape.n_features, shape.width
+        return LinkedDecoder(everywhere, *sizes, shape.unit_norm, self.norm)
 
 
 @final
@@ -29,13 +86,15 @@ class LinkedDecoder(Decoder):
             to each (Lindsey et al. 2024).
     """
 
+    streams: ClassVar[bool] = True
+
     def __init__(
         self,
         sources_of: Sequence[range],
         n_features: int,
         width: int,
         unit_norm: bool,
-        norm: str = "concat",
+        norm: Norm = "concat",
     ):
         super().__init__()
         if norm not in ("concat", "sum"):
@@ -112,9 +171,14 @@ class LinkedDecoder(Decoder):
             table_ST[sources.start : sources.stop, t] = means_S.cpu()
         return table_ST
 
-    def vectors(self) -> list[Tensor]:
-        """What features write, [S, F, D] for each target, of a code that all targets read."""
-        return list(self.W_dec)
+    def vectors(self) -> Any:
+        targets = tuple(self.W_dec)
+        if self.n_sources > 1:
+            return targets
+        return targets[0].squeeze(0) if len(targets) == 1 else torch.cat(targets)
+
+    def costs(self, k: float) -> Costs:
+        return bag_costs(self, k)
 
     def features(self) -> list[Features]:
         norm = self.norm if self.unit_norm else FREE

@@ -7,8 +7,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from dictlearn.dicts.dictionary import Dictionary, Shape
+from dictlearn.dicts.dictionary import Dictionary
+from dictlearn.dicts.shape import Shape
 from dictlearn.dicts.sites import layer_or_middle
+from dictlearn.dicts.transforms import Transforms
 from dictlearn.ranges import Count, Natural, Positive
 from dictlearn.sparsity.protocol import Sparsity
 from dictlearn.types import ModelInfo
@@ -44,8 +46,7 @@ def molt(
         n_features=len(chosen),
         k=k,
         unit_norm=unit_norm,
-        link="transforms",
-        ranks=chosen,
+        link=Transforms(chosen),
     )
     dictionary = Dictionary(shape, sparsity)
     with torch.no_grad():

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import final
 
 import torch
 from torch import Tensor
 
 from dictlearn.dicts.dictionary import Dictionary
-from dictlearn.dicts.transforms import TransformDecoder
 
 NOTHING = -1  # where a feature has fewer neighbours than were asked for
 COLUMNS = 1 << 12  # compared with a block at a time
@@ -21,10 +19,10 @@ class Neighbours:
     where a feature doesn't reach; of transforms those of their maps, by the Frobenius inner product.
     """
 
-    def __init__(self, dictionary: Dictionary, reaches: Sequence[Sequence[int]]):
-        self.decoder, self.reaches = dictionary.decoder, reaches
+    def __init__(self, dictionary: Dictionary):
+        self.decoder = dictionary.decoder
         self.n_sources, self.n_features = dictionary.code_sources, dictionary.n_features
-        self.norms_SF = torch.stack([self._norms(s) for s in range(self.n_sources)])
+        self.norms_SF = torch.stack([self.decoder.lengths(s) for s in range(self.n_sources)])
 
     def nearest(self, source: int, rows: slice, k: int) -> tuple[Tensor, Tensor]:
         """(columns int64 [n, k], cosines float32 [n, k]) of the nearest others, of all sources.
@@ -49,33 +47,5 @@ class Neighbours:
     def _cosines(self, a: tuple[int, slice], b: tuple[int, slice]) -> Tensor:
         """[n, C], on the CPU; -2 where there is none."""
         scale_nC = self.norms_SF[a][:, None] * self.norms_SF[b]
-        cosine_nC = self._dots(a, b) / scale_nC.clamp_min(1e-30)
+        cosine_nC = self.decoder.inner(a, b) / scale_nC.clamp_min(1e-30)
         return cosine_nC.masked_fill_(scale_nC == 0, -2.0).cpu()
-
-    def _dots(self, a: tuple[int, slice], b: tuple[int, slice]) -> Tensor:
-        if isinstance(self.decoder, TransformDecoder):
-            return _of_maps(self.decoder.stacked(a[1]), self.decoder.stacked(b[1]))
-        shape = [len(range(self.n_features)[rows]) for _, rows in (a, b)]
-        dots_nC = self.decoder.b_dec.new_zeros(shape)
-        for t in set(self.reaches[a[0]]) & set(self.reaches[b[0]]):
-            dots_nC += self.decoder.written(t, *a) @ self.decoder.written(t, *b).T
-        return dots_nC
-
-    def _norms(self, source: int) -> Tensor:
-        if isinstance(self.decoder, TransformDecoder):
-            return self.decoder.norms()[source]
-        square_F = self.decoder.b_dec.new_zeros(self.n_features)
-        for t in self.reaches[source]:
-            square_F += self.decoder.written(t, source, slice(0, self.n_features)).square().sum(1)
-        return square_F.sqrt()
-
-
-def _of_maps(a: tuple[Tensor, Tensor, Tensor], b: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-    """<U_a^T V_a, U_b^T V_b> for all pairs: the sum of (U_a U_b^T) o (V_a V_b^T), block by block."""
-    (U_a, V_a, owner_a), (U_b, V_b, owner_b) = a, b
-    products = (U_a @ U_b.T) * (V_a @ V_b.T)
-    n, c = int(owner_a[-1]) + 1, int(owner_b[-1]) + 1
-    by_row = products.new_zeros(n, len(owner_b)).index_add_(
-        0, owner_a.to(products.device), products
-    )
-    return products.new_zeros(n, c).index_add_(1, owner_b.to(products.device), by_row)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Unpack
 
-from dictlearn.dicts.dictionary import Dictionary, Shape
-from dictlearn.dicts.sites import feature_count, mlp_sites, prefix_widths
-from dictlearn.ranges import Count, Natural, Positive
+from dictlearn.dicts.diagonal import Diagonal
+from dictlearn.dicts.dictionary import Dictionary
+from dictlearn.dicts.options import Options, features_of
+from dictlearn.dicts.shape import Shape
+from dictlearn.dicts.sites import mlp_sites
+from dictlearn.ranges import Natural, Positive
 from dictlearn.sparsity.protocol import Sparsity
 from dictlearn.types import ModelInfo
 
@@ -16,31 +20,23 @@ def plt(
     info: ModelInfo,
     sparsity: Callable[..., Sparsity],
     layers: Sequence[Natural] | None = None,
-    n_features: Count | None = None,
-    expansion: Positive = 12,
     k: Positive = 16,
     skip: bool = False,
-    unit_norm: bool = True,
-    encoder_scale: Positive = 1.0,
-    prefixes: Sequence[Positive] = (),
+    **options: Unpack[Options],
 ) -> Dictionary:
     """mlp_in.l -> mlp_out.l for every layer l of `layers` (null: all), with features of its own.
 
     `n_features` and `k` count per layer; n_features null means expansion * width.
     """
     sources, targets = mlp_sites(layers, info)
-    count = feature_count(n_features, expansion, info.width)
     shape = Shape(
         kind="plt",
         sources=sources,
         targets=targets,
         width=info.width,
-        n_features=count,
         k=k,
         skip=skip,
-        unit_norm=unit_norm,
-        encoder_scale=encoder_scale,
-        prefixes=prefix_widths(prefixes, count),
+        **features_of(options, info.width),
     )
     return Dictionary(shape, sparsity)
 
@@ -52,5 +48,5 @@ def plt_beside(shape: Shape, parameters: int, sparsity: Callable[..., Sparsity])
     """
     per_feature = len(shape.sources) * (2 * shape.width + 1)
     count = round((parameters - len(shape.targets) * shape.width) / per_feature)
-    same = replace(shape, kind="plt", link="diagonal", window=None, tied=False, prefixes=())
+    same = replace(shape, kind="plt", link=Diagonal(), prefixes=())
     return Dictionary(replace(same, n_features=count), sparsity)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from typing import Unpack
 
-from dictlearn.dicts.dictionary import Dictionary, Shape
-from dictlearn.dicts.sites import feature_count, prefix_widths, site_at
-from dictlearn.ranges import Count, Natural, Positive
+from dictlearn.dicts.dictionary import Dictionary
+from dictlearn.dicts.options import Options, features_of
+from dictlearn.dicts.shape import Shape
+from dictlearn.dicts.sites import site_at
+from dictlearn.ranges import Natural, Positive
 from dictlearn.sparsity.protocol import Sparsity
 from dictlearn.types import ModelInfo
 
@@ -16,12 +19,8 @@ def sae(
     sparsity: Callable[..., Sparsity],
     site: str = "resid_post",
     layer: Natural | None = None,
-    n_features: Count | None = None,
-    expansion: Positive = 12,
     k: Positive = 32,
-    unit_norm: bool = True,
-    encoder_scale: Positive = 1.0,
-    prefixes: Sequence[Positive] = (),
+    **options: Unpack[Options],
 ) -> Dictionary:
     """x -> code -> x. `layer` null means the middle one; `n_features` null means expansion * width.
 
@@ -29,17 +28,13 @@ def sae(
     the features) of nested dictionaries within this one (Matryoshka, Bussmann et al. 2025).
     """
     name = site_at(site, layer, info)
-    count = feature_count(n_features, expansion, info.width)
     shape = Shape(
         kind="sae",
         sources=(name,),
         targets=(name,),
         width=info.width,
-        n_features=count,
         k=k,
         centre=True,
-        unit_norm=unit_norm,
-        encoder_scale=encoder_scale,
-        prefixes=prefix_widths(prefixes, count),
+        **features_of(options, info.width),
     )
     return Dictionary(shape, sparsity)

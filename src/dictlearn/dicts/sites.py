@@ -43,17 +43,3 @@ def site_at(site: str, layer: int | None, info: ModelInfo) -> str:
     if "." in site:
         return site
     return f"{site}.{layer_or_middle(layer, info)}"
-
-
-def feature_count(n_features: int | None, expansion: float, width: int) -> int:
-    count = round(expansion * width) if n_features is None else n_features
-    if count < 1:
-        raise ValueError(f"dict.n_features={count}: want at least 1")
-    return count
-
-
-def prefix_widths(prefixes: Sequence[float], n_features: int) -> tuple[int, ...]:
-    """Nested widths in features; numbers up to 1 that aren't whole are fractions of all of them."""
-    return tuple(
-        round(p * n_features) if isinstance(p, float) and p <= 1 else int(p) for p in prefixes
-    )

@@ -24,8 +24,9 @@ def check_start(dictionary: Dictionary, start: Dictionary, key: str) -> None:
     `key` is what the user wrote to name `start`.
     """
     ours, theirs = dictionary.shape, start.shape
-    for name in ("width", "sources", "targets", "link", "tied", "window", "norm", "ranks"):
-        want, found = vars(ours)[name], vars(theirs)[name]
+    plain, other = ours.to_json(), theirs.to_json()
+    for name in ("width", "sources", "targets", *ours.link.to_json()):
+        want, found = plain[name], other.get(name)
         if want != found:
             raise ValueError(
                 f"{key}: a {theirs.kind} with {name} {_shown(found)}, and dict= makes a "

@@ -10,7 +10,7 @@ from dictlearn_kernels.fused_adam import CONCAT, FREE, Features
 from dictlearn_kernels.sparse_decode import sparse_decode
 from torch import Tensor, nn
 
-from dictlearn.dicts.decoder import START_NORM, Decoder, row_dots
+from dictlearn.dicts.decoder import START_NORM, Costs, Decoder, bag_costs, row_dots
 from dictlearn.types import Code
 
 
@@ -59,6 +59,13 @@ class TiedDecoder(Decoder):
     def norms_by_target(self) -> Tensor:
         means_S = torch.linalg.vector_norm(self.W_dec, dim=-1).mean(1)
         return (self.links_TS * means_S).T.cpu()
+
+    def vectors(self) -> Tensor:
+        """[S, F, D], [F, D] of one: to be scaled for target t and source s by `links_TS[t, s]`."""
+        return self.W_dec.squeeze(0) if len(self.W_dec) == 1 else self.W_dec
+
+    def costs(self, k: float) -> Costs:
+        return bag_costs(self, k)
 
     def features(self) -> list[Features]:
         n_features, norm = self.W_dec.shape[1], CONCAT if self.unit_norm else FREE

@@ -3,18 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
-from typing import final
+from typing import TYPE_CHECKING, ClassVar, NoReturn, final
 
 import torch
 from dictlearn_kernels.fused_adam import Features
 from dictlearn_kernels.transforms import gram_norms, transform
 from torch import Tensor, nn
 
-from dictlearn.dicts.decoder import Decoder
+from dictlearn.dicts.decoder import Costs, Decoder, matrices
+from dictlearn.dicts.link import Link
 from dictlearn.types import Code
 
+if TYPE_CHECKING:
+    from dictlearn.dicts.shape import Shape
+
 START_NORM = 0.3  # of maps whose norm is free: larger, and many open gates at once explode
+
+
+@final
+@dataclass(frozen=True)
+class Transforms(Link):
+    """One source -> one target, by linear maps of the given ranks, equal ones together (MOLT)."""
+
+    name: ClassVar[str] = "transforms"
+    ranks: tuple[int, ...] = ()
+
+    def check(self, shape: Shape) -> None:
+        if len(self.ranks) != shape.n_features or min(self.ranks, default=0) < 1:
+            raise ValueError(
+                f"dict.ranks={list(self.ranks)}: want a rank of 1 or more for each of the "
+                f"{shape.n_features} transforms"
+            )
+        if len(shape.sources) != 1 or len(shape.targets) != 1:
+            raise ValueError(f"a {shape.kind} has one source and one target, not {shape.sources}")
+
+    def decoder(self, shape: Shape) -> Decoder:
+        return TransformDecoder(self.ranks, shape.width, shape.unit_norm)
+
+    @property
+    def least_tensors(self) -> int:
+        return sum(1 for _ in groupby(self.ranks))
 
 
 @final
@@ -28,6 +58,8 @@ class TransformDecoder(Decoder):
     The input counts twice, in the gate and in what it gates: where codes are 1 / a as large because
     their input is, the maps carry a^2.
     """
+
+    writes_directions: ClassVar[bool] = False
 
     def __init__(self, ranks: Sequence[int], width: int, unit_norm: bool):
         super().__init__()
@@ -51,9 +83,35 @@ class TransformDecoder(Decoder):
     def target(self, t: int, codes: Mapping[int, Code], x: Mapping[int, Tensor]) -> Tensor:
         return self._transformed(codes[0], x[0])
 
-    def written(self, t: int, s: int, rows: slice) -> Tensor:
+    def written(self, t: int, s: int, rows: slice) -> NoReturn:
         raise ValueError(
             "a transform writes no fixed direction: what it writes depends on its input"
+        )
+
+    def maps(self) -> Sequence[tuple[Tensor, Tensor]]:
+        return list(zip(self.U, self.V, strict=True))
+
+    def vectors(self) -> NoReturn:
+        raise ValueError(
+            "transforms have no fixed decoder vectors; decoder.U and decoder.V are their maps"
+        )
+
+    def inner(self, a: tuple[int, slice], b: tuple[int, slice]) -> Tensor:
+        """By the Frobenius inner product of the maps."""
+        return _inner(self.stacked(a[1]), self.stacked(b[1]))
+
+    def lengths(self, source: int) -> Tensor:
+        return self.norms()[source]
+
+    def costs(self, k: float) -> Costs:
+        rows = matrices(self)
+        n_transforms = sum(len(U_CKD) for U_CKD in self.U)
+        rank = rows / 2 / self.width / n_transforms
+        return Costs(
+            2 * k * self.width * rank,
+            once=sum(p.numel() for p in self.parameters()),
+            per_entry=2 * rank,
+            dense=0 if self.unit_norm else rows,
         )
 
     def stacked(self, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
@@ -116,3 +174,14 @@ class TransformDecoder(Decoder):
         for U_CKD in self.U:
             U_CKD.mul_(code_scale_S[0].square() / output_scale_T[0])
         self.b_dec.div_(output_scale_T[:, None])
+
+
+def _inner(a: tuple[Tensor, Tensor, Tensor], b: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    """<U_a^T V_a, U_b^T V_b> for all pairs: the sum of (U_a U_b^T) o (V_a V_b^T), block by block."""
+    (U_a, V_a, owner_a), (U_b, V_b, owner_b) = a, b
+    products = (U_a @ U_b.T) * (V_a @ V_b.T)
+    n, c = int(owner_a[-1]) + 1, int(owner_b[-1]) + 1
+    by_row = products.new_zeros(n, len(owner_b)).index_add_(
+        0, owner_a.to(products.device), products
+    )
+    return products.new_zeros(n, c).index_add_(1, owner_b.to(products.device), by_row)

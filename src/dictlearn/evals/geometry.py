@@ -14,7 +14,6 @@ from torch import Tensor
 
 from dictlearn.dicts.dictionary import Dictionary
 from dictlearn.dicts.neighbours import Neighbours
-from dictlearn.dicts.transforms import TransformDecoder
 from dictlearn.evals.context import EvalContext, EvalResult, Meter, Metric, Observation
 from dictlearn.ranges import Count
 
@@ -79,31 +78,25 @@ class GeometryMeter(Meter):
 
     def _cosines(self, dictionary: Dictionary, live_SF: Tensor) -> tuple[Tensor, Tensor]:
         """(to the nearest other live feature, of encoder and decoder), of the features looked at."""
-        targets = range(dictionary.n_targets)
-        sources = range(dictionary.code_sources)
-        reaches = [[t for t in targets if s in dictionary.reads(t)] for s in sources]
-        neighbours = Neighbours(dictionary, reaches)
+        neighbours = Neighbours(dictionary)
         neighbours.norms_SF = neighbours.norms_SF * live_SF.to(neighbours.norms_SF)
-        reads_what_it_writes = dictionary.sources == dictionary.targets and reaches == [
-            [s] for s in sources
-        ]
+        own = dictionary.code_sources == dictionary.n_sources
+        aligned = own and dictionary.reads_what_it_writes
         nearest, alignment = [], []
         for s, rows in self._rows(dictionary, live_SF):
             cosine_nK, column_nK = neighbours.nearest(s, rows, 1)[::-1]
             live_n = live_SF[s, rows]
             nearest.append(cosine_nK[live_n & (column_nK[:, 0] >= 0), 0])
-            if reads_what_it_writes and len(dictionary.sources) == dictionary.code_sources:
+            if aligned:
                 pair = dictionary.encoder.W_enc[s, rows], dictionary.decoder.written(s, s, rows)
                 alignment.append(torch.cosine_similarity(*pair, dim=-1).float().cpu()[live_n])
         return torch.cat(nearest), torch.cat(alignment) if alignment else torch.zeros(0)
 
     def _rows(self, dictionary: Dictionary, live_SF: Tensor) -> Iterator[tuple[int, slice]]:
-        """Every so many features, of each source. Maps of a MOLT come whole: there are few."""
+        """Every so many features, of each source."""
         others = live_SF.numel() * dictionary.n_targets * dictionary.width
         features = min(self.features, max(BLOCK // 4, int(MOST_PRODUCTS / others)))
         stride = max(1, int(live_SF.sum()) // features)
-        if isinstance(dictionary.decoder, TransformDecoder):
-            stride = 1
         n = dictionary.n_features
         for s in range(dictionary.code_sources):
             for low in range(0, n, BLOCK * stride):

@@ -8,20 +8,20 @@ from typing import Any
 
 from dictlearn import __version__
 from dictlearn.dicts.dictionary import Dictionary
-from dictlearn.dicts.equivalent import parts
+from dictlearn.dicts.equivalent import layered, parts
 
 
 def refusal(tool: str, dictionary: Dictionary) -> str | None:
     """Why not even layer by layer; None where each source has its own features and target."""
-    shape = dictionary.shape
-    if shape.link == "diagonal":
+    if layered(dictionary):
         return None
-    whys = {
-        "lower": "a feature writes to several layers",
-        "shared": "one code is read from several sites",
-        "transforms": "features are linear maps, not vectors",
-    }
-    return f"{tool} knows dictionaries of one source and one target; in a {shape.kind} {whys[shape.link]}"
+    if not dictionary.decoder.writes_directions:
+        why = "features write no fixed vectors"
+    elif dictionary.code_sources < dictionary.n_sources:
+        why = "one code is read from several sites"
+    else:
+        why = "a feature writes to several layers"
+    return f"{tool} knows dictionaries of one source and one target; in a {dictionary.kind} {why}"
 
 
 def layers(dictionary: Dictionary, folder: Path) -> Iterator[tuple[Dictionary, Path]]:

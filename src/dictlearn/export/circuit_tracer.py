@@ -24,10 +24,8 @@ from torch import Tensor
 
 from dictlearn import __version__
 from dictlearn.ckpt.files import write_tensors
-from dictlearn.dicts.decoder import DiagonalDecoder
 from dictlearn.dicts.dictionary import Dictionary
-from dictlearn.dicts.linked import LinkedDecoder
-from dictlearn.dicts.tied import TiedDecoder
+from dictlearn.dicts.equivalent import layered
 from dictlearn.export.protocol import Exporter, Job
 from dictlearn.sparsity.jumprelu import JumpReLU
 from dictlearn.types import ModelInfo
@@ -62,7 +60,8 @@ class CircuitTracer(Exporter):
 
     def refusal(self, dictionary: Dictionary, info: ModelInfo) -> str | None:
         shape, layers = dictionary.shape, range(info.n_layers)
-        if shape.link not in ("diagonal", "lower"):
+        earlier = dictionary.layerwise and dictionary.decoder.writes_directions
+        if not earlier or not (shape.link.cross_layer or layered(dictionary)):
             return f"it holds transcoders per layer and cross-layer transcoders, no {shape.kind}"
         sites = [f"mlp_in.{i}" for i in layers], [f"mlp_out.{i}" for i in layers]
         if (list(shape.sources), list(shape.targets)) != sites:
@@ -71,7 +70,7 @@ class CircuitTracer(Exporter):
                 f"{info.name}; this {shape.kind} goes from {', '.join(shape.sources)} to "
                 f"{', '.join(shape.targets)}"
             )
-        if shape.skip and shape.link == "lower":
+        if shape.skip and shape.link.cross_layer:
             return "its cross-layer transcoders have no skip and would drop this one's silently"
         if self.feature_output_hook is None and info.family not in OUTPUT_HOOKS:
             return (
@@ -81,7 +80,7 @@ class CircuitTracer(Exporter):
         return None
 
     def write(self, job: Job, folder: Path) -> None:
-        cross_layer = job.dictionary.shape.link == "lower"
+        cross_layer = job.dictionary.shape.link.cross_layer
         (write_clt if cross_layer else write_transcoders)(job.dictionary, folder)
         settings = {
             "model_kind": "cross_layer_transcoder" if cross_layer else "transcoder_set",
@@ -152,11 +151,6 @@ def b_enc(dictionary: Dictionary, s: int) -> Tensor:
 
 def written(dictionary: Dictionary, s: int, t: int) -> Tensor:
     """What the features of source s write to target t, zero where a window ends: [F, D]."""
-    decoder = dictionary.decoder
-    assert isinstance(decoder, DiagonalDecoder | LinkedDecoder | TiedDecoder)
-    if s not in decoder.reads(t):
+    if s not in dictionary.reads(t):
         return dictionary.encoder.W_enc.new_zeros(dictionary.n_features, dictionary.width)
-    if isinstance(decoder, LinkedDecoder):
-        return decoder.W_dec[t][s - decoder.reads(t).start]
-    scale = decoder.links_TS[t, s] if isinstance(decoder, TiedDecoder) else 1.0
-    return decoder.W_dec[s] * scale
+    return dictionary.decoder.written(t, s, slice(None))

@@ -25,7 +25,6 @@ import torch
 from torch import Tensor
 
 from dictlearn.ckpt.foreign.dictionary_learning import CONFIG, UNCENTRED, WEIGHTS
-from dictlearn.dicts.decoder import DiagonalDecoder
 from dictlearn.dicts.dictionary import Dictionary
 from dictlearn.dicts.equivalent import recentred
 from dictlearn.export import _layers
@@ -90,9 +89,8 @@ dictionary, config = load_dictionary(f"{{folder}}/{inner}", device="cpu")
 
 @torch.no_grad()
 def _tensors(one: Dictionary) -> dict[str, Tensor]:
-    assert isinstance(one.decoder, DiagonalDecoder)
     W_enc, b_enc = one.encoder.W_enc[0], one.encoder.b_enc[0]
-    W_dec, b_dec, sparsity = one.decoder.W_dec[0], one.decoder.b_dec[0], one.sparsity
+    W_dec, b_dec, sparsity = one.W_dec, one.decoder.b_dec[0], one.sparsity
     if isinstance(sparsity, JumpReLU):
         return {
             "W_enc": W_enc.T,

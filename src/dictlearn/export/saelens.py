@@ -22,7 +22,6 @@ from torch import Tensor
 
 from dictlearn.ckpt.files import write_tensors
 from dictlearn.ckpt.foreign.saelens import CONFIG, WEIGHTS, hook_name
-from dictlearn.dicts.decoder import DiagonalDecoder
 from dictlearn.dicts.dictionary import Dictionary
 from dictlearn.dicts.equivalent import recentred
 from dictlearn.export import _layers
@@ -75,11 +74,10 @@ def _architecture(one: Dictionary) -> str:
 
 @torch.no_grad()
 def _tensors(one: Dictionary) -> dict[str, Tensor]:
-    assert isinstance(one.decoder, DiagonalDecoder)
     b_enc, sparsity = one.encoder.b_enc[0], one.sparsity
     tensors = {
         "W_enc": one.encoder.W_enc[0].T,
-        "W_dec": one.decoder.W_dec[0],
+        "W_dec": one.W_dec,
         "b_dec": one.decoder.b_dec[0],
     }
     if isinstance(sparsity, Gated):

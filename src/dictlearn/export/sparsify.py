@@ -22,7 +22,6 @@ from torch import Tensor
 
 from dictlearn.ckpt.files import write_tensors
 from dictlearn.ckpt.foreign.sparsify import CONFIG, WEIGHTS
-from dictlearn.dicts.decoder import DiagonalDecoder
 from dictlearn.dicts.dictionary import Dictionary
 from dictlearn.dicts.equivalent import parts, recentred
 from dictlearn.export import _layers
@@ -103,11 +102,10 @@ def hookpoint(source: str, target: str, family: str) -> str:
 
 @torch.no_grad()
 def _tensors(one: Dictionary) -> dict[str, Tensor]:
-    assert isinstance(one.decoder, DiagonalDecoder)
     tensors = {
         "encoder.weight": one.encoder.W_enc[0],
         "encoder.bias": one.encoder.b_enc[0],
-        "W_dec": one.decoder.W_dec[0],
+        "W_dec": one.W_dec,
         "b_dec": one.decoder.b_dec[0],
     }
     return tensors if one.W_skip is None else tensors | {"W_skip": one.W_skip[0]}

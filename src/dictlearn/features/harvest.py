@@ -16,7 +16,6 @@ from dictlearn import __version__
 from dictlearn.dicts.dictionary import Dictionary
 from dictlearn.dicts.identity import sha256_of
 from dictlearn.dicts.neighbours import Neighbours
-from dictlearn.dicts.transforms import TransformDecoder
 from dictlearn.features import histogram, transforms
 from dictlearn.features.cofiring import TOGETHER, Cofiring
 from dictlearn.features.logits import Unembedding, effects
@@ -97,10 +96,10 @@ class Harvest:
         progress: NamedProgress,
     ) -> Iterator[Block]:
         dictionary, k = self.dictionary, self.settings.promoted
-        neighbours = Neighbours(dictionary, info.reaches)
+        neighbours = Neighbours(dictionary)
         decoder, directions, read_VD = dictionary.decoder, None, None
-        if isinstance(decoder, TransformDecoder):
-            directions = transforms.Directions.of(decoder, self.settings.directions)
+        if decoder.maps():
+            directions = transforms.Directions.of(decoder.maps(), self.settings.directions)
             read_VD = transforms.read_tokens(self.lm, dictionary.sources[0], self._probe())
         deviation_T = self._deviations()
         blocks = list(readings[0].blocks())
@@ -115,11 +114,11 @@ class Harvest:
             tensors |= {"neighbours": found[0], "neighbour_cosines": found[1]}
             found = cofiring.of(column, n, self.settings.cofiring)
             tensors |= {"cofiring": found[0], "cofiring_jaccard": found[1]}
-            if directions is None:
+            if decoder.writes_directions:
                 reaches = info.reaches[source]
                 tensors["norms"] = norms(dictionary, source, reaches, rows, deviation_T)
                 tensors |= effects(unembedding, dictionary, source, reaches, rows, k)
-            elif read_VD is not None:
+            elif directions is not None and read_VD is not None:
                 tensors |= transforms.described(
                     directions, rows, read_VD, unembedding, dictionary.targets[0], k
                 )
@@ -152,7 +151,7 @@ class Harvest:
             code_sources=dictionary.code_sources,
             n_features=dictionary.n_features,
             reaches=reaches(dictionary),
-            ranks=dictionary.shape.ranks,
+            ranks=tuple(len(U) for group, _ in dictionary.decoder.maps() for U in group),
             model=self.lm.info.name,
             revision=self.lm.info.revision,
             data=self.data,
@@ -185,11 +184,7 @@ class Harvest:
 
 def reaches(dictionary: Dictionary) -> tuple[tuple[int, ...], ...]:
     """By row of the code: the targets that its features write to."""
-    targets = range(dictionary.n_targets)
-    return tuple(
-        tuple(t for t in targets if s in dictionary.reads(t))
-        for s in range(dictionary.code_sources)
-    )
+    return tuple(tuple(dictionary.decoder.reaches(s)) for s in range(dictionary.code_sources))
 
 
 def norms(

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from dictlearn.ckpt.files import check_numbers, read_tensors
 from dictlearn.dicts.dictionary import Dictionary
-from dictlearn.dicts.transforms import TransformDecoder
 from dictlearn.lm.capture import capture
 from dictlearn.lm.language_model import LanguageModel, bos_id
 from dictlearn.sources.documents import with_whole_characters
@@ -91,7 +90,7 @@ def _read(dictionary: Dictionary, s: int, rows: slice, site: str, width: int) ->
 
 def _written(dictionary: Dictionary, s: int, rows: slice, site: str) -> Tensor | None:
     """What features write to the site; a transform writes no fixed direction."""
-    if site not in dictionary.targets or isinstance(dictionary.decoder, TransformDecoder):
+    if site not in dictionary.targets or not dictionary.decoder.writes_directions:
         return None
     target = dictionary.targets.index(site)
     if s not in dictionary.reads(target):

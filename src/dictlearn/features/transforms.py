@@ -8,13 +8,13 @@ also (-l, -r): the sign is that in which the token of largest size is read posit
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self, final
 
 import torch
 from torch import Tensor, nn
 
-from dictlearn.dicts.transforms import TransformDecoder
 from dictlearn.features.logits import IN_RESIDUAL, Unembedding
 from dictlearn.lm.capture import capture
 from dictlearn.lm.language_model import LanguageModel
@@ -32,10 +32,13 @@ class Directions:
 
     @classmethod
     @torch.no_grad()
-    def of(cls, decoder: TransformDecoder, m: int) -> Self:
-        """From QR of both factors and an SVD of what is between: never a D x D matrix."""
+    def of(cls, maps: Sequence[tuple[Tensor, Tensor]], m: int) -> Self:
+        """From QR of both factors and an SVD of what is between: never a D x D matrix.
+
+        `maps` are those of `Decoder.maps`.
+        """
         parts = []
-        for U_CKD, V_CKD in zip(decoder.U, decoder.V, strict=True):
+        for U_CKD, V_CKD in maps:
             (Q_u, R_u), (Q_v, R_v) = (torch.linalg.qr(w.mT) for w in (U_CKD, V_CKD))
             A, strength_CK, Bh = torch.linalg.svd(R_u @ R_v.mT)
             left_CKD, right_CKD = (Q_u @ A).mT, (Q_v @ Bh.mT).mT

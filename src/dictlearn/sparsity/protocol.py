@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from dictlearn_kernels.selection import Selection
@@ -21,6 +21,10 @@ class Encoder(Protocol):
     n_sources: int
     n_features: int
     b_enc: Tensor  # [S, F]
+
+    def pre(self, x_NSD: Tensor) -> Tensor:
+        """Every pre-activation, in full precision and without gradient: [N*S, F], of whatever sign."""
+        ...
 
     def top_k(self, x_NSD: Tensor, k: int, across: bool = False) -> Selection:
         """The k largest positive pre-activations of each row; `across`, S * k of all S rows of a token.
@@ -48,6 +52,7 @@ class Sparsity(nn.Module, ABC):
     """Abstract. One final class a file, built as `Kind(n_sources, n_features, **options)`."""
 
     name: str  # how a saved dictionary refers to it
+    signed: ClassVar[bool] = False  # whether its codes may hold negative values
 
     @abstractmethod
     def forward(self, x_NSD: Tensor, encoder: Encoder, source: int | None = None) -> Encoding:

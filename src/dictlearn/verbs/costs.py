@@ -18,8 +18,8 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from dictlearn.ckpt.codec import leaves
+from dictlearn.dicts.decoder import Costs
 from dictlearn.dicts.dictionary import Dictionary
-from dictlearn.dicts.transforms import TransformDecoder
 from dictlearn.lm.language_model import OTHER, LanguageModel
 from dictlearn.lm.sites import blocks, resolve
 from dictlearn.objectives.auxk import AuxK
@@ -219,18 +219,17 @@ def in_factors(run: Run, on_gpu: bool, devices: int) -> bool:
 
 def count_rows(dictionary: Dictionary) -> int:
     """Numbers in `Dictionary.features()` whose gradients can stay in factors, also on meta."""
-    mixes = isinstance(dictionary.decoder, TransformDecoder)
-    return dictionary.encoder.W_enc.numel() + (0 if mixes else _matrices(dictionary.decoder))
+    return dictionary.encoder.W_enc.numel() + decoder_costs(dictionary).in_factors
 
 
 def count_kept(dictionary: Dictionary) -> int:
     """The others in `Dictionary.features()`: a CPU keeps the memory that their gradients are in."""
-    mixes = isinstance(dictionary.decoder, TransformDecoder)
-    return _matrices(dictionary.decoder) if mixes and not dictionary.shape.unit_norm else 0
+    return decoder_costs(dictionary).dense
 
 
-def _matrices(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters() if p.ndim > 2)
+def decoder_costs(dictionary: Dictionary) -> Costs:
+    """Of decoding as many features as the dictionary is asked for. ValueError where it doesn't say."""
+    return dictionary.decoder.costs(dictionary.shape.k)
 
 
 def in_tiles(run: Run, dictionary: Dictionary) -> int:
@@ -270,10 +269,7 @@ def code_bytes(dictionary: Dictionary, n_tokens: int, k: float) -> float:
             INT * (entries + per_source * len(dictionary.reads(t)))
             for t in range(len(shape.targets))
         )
-    if isinstance(dictionary.decoder, TransformDecoder):
-        ranks = sum(shape.ranks) / len(shape.ranks)
-        total += 2 * FLOAT * entries * ranks
-    return total
+    return total + FLOAT * entries * decoder_costs(dictionary).per_entry
 
 
 def count(module: nn.Module) -> int:
@@ -381,19 +377,13 @@ def decoding(dictionary: Dictionary, n_tokens: int, factors: bool) -> Work:
     inputs are, either to be written once for the batch or, in factors, to be summed twice.
     """
     shape = dictionary.shape
-    active = shape.k * sum(len(dictionary.reads(t)) for t in range(len(shape.targets)))
-    numbers = active * shape.width
-    if isinstance(dictionary.decoder, TransformDecoder):
-        numbers = 2 * shape.k * shape.width * sum(shape.ranks) / len(shape.ranks)
+    costs = decoder_costs(dictionary)
     skip = 6.0 * len(shape.targets) * shape.width**2 if shape.skip else 0.0
-    gathered = FLOAT * (3 if factors else 2) * numbers
-    if isinstance(
-        dictionary.decoder, TransformDecoder
-    ):  # a matrix for all its tokens, not for each
-        gathered = FLOAT * 2 * min(numbers, count(dictionary.decoder) / n_tokens)
+    gathered = FLOAT * (3 if factors else 2) * costs.gathered
+    gathered += FLOAT * 2 * min(costs.multiplied, costs.once / n_tokens)
     encoder = 2.0 * shape.k * dictionary.code_sources * dictionary.encoder.width
     return Work(
-        float32=6.0 * numbers + encoder + skip,
+        float32=6.0 * costs.multiplied + encoder + skip,
         moved=gathered + (0 if factors else FLOAT * count(dictionary) / n_tokens),
     )
 

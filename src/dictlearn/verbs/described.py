@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from omegaconf import DictConfig
 
-from dictlearn.dicts.dictionary import Dictionary, Shape
+from dictlearn.dicts.dictionary import Dictionary
+from dictlearn.dicts.shape import Shape
 from dictlearn.sources.named import text_of
 from dictlearn.types import ModelInfo
 from dictlearn.verbs import build
@@ -46,7 +47,7 @@ def listed(names: tuple[str, ...]) -> str:
 
 def beside_published(tokens: float, parameters: float, shape: Shape) -> tuple[str, bool]:
     """What tokens a parameter are beside published runs', and whether they are far fewer."""
-    least, most = PUBLISHED_CROSS_LAYER if shape.link == "lower" else PUBLISHED
+    least, most = PUBLISHED_CROSS_LAYER if shape.link.cross_layer else PUBLISHED
     ratio = tokens / parameters
     if ratio >= least * 0.6:
         return f"published runs have {least:g} to {most:g}", False

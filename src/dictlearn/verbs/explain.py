@@ -28,7 +28,7 @@ from dictlearn.store.features import has_store, open_store
 from dictlearn.store.text import token_text
 from dictlearn.types import NamedProgress
 from dictlearn.verbs import build
-from dictlearn.verbs.opened import Opened, open_dictionary, where
+from dictlearn.verbs.opened import Opened, check_positive, open_dictionary, where
 from dictlearn.verbs.reported import write_report_of
 
 COUNTS = ("tokens", "windows", "at_least", "baseline_features", "limit")
@@ -70,7 +70,7 @@ def explain(cfg: DictConfig) -> int:
         if not 0 <= cfg[key] <= 1:
             raise ValueError(f"{key}={cfg[key]}: want 0 to 1")
     explainer: Explainer = instantiate(cfg.explainer)
-    opened = open_dictionary(cfg, "explain", "explanations")
+    opened = open_dictionary(cfg, "explain", "explanations", check_positive)
     asked = which(cfg, opened)
     with _progress() as progress:
         material = read_material(cfg, opened, progress)

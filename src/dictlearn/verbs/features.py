@@ -31,7 +31,7 @@ from dictlearn.store.features import FeatureStore
 from dictlearn.store.layout import FOLDER as STORE
 from dictlearn.store.writer import SORT
 from dictlearn.verbs import build
-from dictlearn.verbs.opened import open_dictionary, where
+from dictlearn.verbs.opened import check_positive, open_dictionary, where
 from dictlearn.verbs.pages import write_site
 
 FOLDER = "features"
@@ -115,7 +115,7 @@ def opened(cfg: DictConfig) -> Harvest:
     path, _ = where(cfg, "describe", FOLDER)
     if load_dictionary(path).training_figures.get("model") == SYNTHETIC:
         raise ValueError(f"{path}: its activations are synthetic: there is no text to look at")
-    found = open_dictionary(cfg, "describe", FOLDER)
+    found = open_dictionary(cfg, "describe", FOLDER, check_positive)
     text = Text(build.build_windows(cfg, found.lm, found.split), settings)
     data = OmegaConf.to_container(cfg.data, resolve=True)
     assert isinstance(data, dict)

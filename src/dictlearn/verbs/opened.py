@@ -73,6 +73,16 @@ def open_dictionary(
     return Opened(Path(path), folder, dictionary.to(lm.device), lm, split)
 
 
+def check_positive(dictionary: Dictionary, info: ModelInfo) -> None:
+    """ValueError where features have no strength to be told by; as `check_fits` besides."""
+    check_fits(dictionary, info)
+    if dictionary.sparsity.signed:
+        raise ValueError(
+            f"dictionary: features of {dictionary.sparsity.name} are coordinates, which may be negative, "
+            "and what is told of a feature is where it is strongest"
+        )
+
+
 def _take_context(cfg: DictConfig, trained: Mapping[str, Any]) -> None:
     """Windows as long as those of the training, where the command line doesn't say how long."""
     given = HydraConfig.initialized() and any(

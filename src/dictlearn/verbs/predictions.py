@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from hydra.utils import instantiate
 
 from dictlearn.dicts.dictionary import Dictionary
+from dictlearn.schema import shown
 from dictlearn.verbs.costs import FLOAT, Run, count, memory, work
 from dictlearn.verbs.gpus import Gpu
 from dictlearn.verbs.units import si
@@ -76,12 +77,14 @@ def remedies(run: Run, gpu: Gpu, devices: int, on_gpu: bool = True) -> str:
         least = max(1, round(shape.k))
         if most := _largest(lambda n: fits(n_features=n), least, shape.n_features):
             ways.append(f"dict.n_features={most}")
-    if shape.link == "lower" and not shape.tied:
-        same = f"dict.n_features={shape.n_features}"
-        if most := _largest(lambda w: fits(window=w), 1, shape.window or len(shape.targets)):
-            ways.append(f"{same} dict.window={most}")
-        if fits(tied=True):
-            ways.append(f"{same} dict.tied=true")
+    for key, values in shape.link.economies(len(shape.targets)).items():
+
+        def fits_with(place: int, key: str = key, values: Sequence[Any] = values) -> bool:
+            return fits(link=replace(shape.link, **{key: values[place]}))  # type: ignore[type-var]
+
+        most = _largest(fits_with, 0, len(values) - 1)
+        if most is not None:
+            ways.append(f"dict.n_features={shape.n_features} dict.{key}={shown(values[most])}")
     for key in ("buffer_tokens",):
         half = run.cfg.source.get(key, 0) // 2
         smaller = run.cfg.copy()

@@ -26,8 +26,8 @@ from dictlearn.ckpt.diff import refuse_changed_contents
 from dictlearn.ckpt.lock import run_lock, writing
 from dictlearn.ckpt.resume import CHECKPOINTS, Resume, resolve_resume
 from dictlearn.ckpt.signature import SIGNATURE, key_file, signed
-from dictlearn.dicts.decoder import DiagonalDecoder
 from dictlearn.dicts.dictionary import Dictionary
+from dictlearn.dicts.equivalent import layered
 from dictlearn.disk.whole import write_text
 from dictlearn.evals.ground_truth import mcc, mean_max_cosine
 from dictlearn.evals.record import FORMAT, versions, write_record
@@ -269,8 +269,8 @@ def finish_without_model(
     dictionary = trainee.inference_form(lambda: calibration)
     save_dictionary(dictionary, run / "dictionary", provenance(cfg, source.info))
     figures = measured(dictionary, unseen)
-    if isinstance(source, KnowsTruth) and isinstance(dictionary.decoder, DiagonalDecoder):
-        W_dec = dictionary.decoder.W_dec[0]
+    if isinstance(source, KnowsTruth) and layered(dictionary):
+        W_dec = dictionary.decoder.written(0, 0, slice(None))
         figures["mean_max_cosine"] = mean_max_cosine(W_dec, source.truth)
         figures["mcc"] = mcc(W_dec, source.truth)
     known = {name: value if math.isfinite(value) else None for name, value in figures.items()}

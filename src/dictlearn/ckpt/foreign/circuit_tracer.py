@@ -15,8 +15,10 @@ from torch import Tensor
 from dictlearn.ckpt.files import check_numbers, read_tensors
 from dictlearn.ckpt.foreign._layer import refuse_unknown
 from dictlearn.dicts.description import shown
-from dictlearn.dicts.dictionary import Dictionary, Shape
-from dictlearn.dicts.linked import LinkedDecoder
+from dictlearn.dicts.diagonal import Diagonal
+from dictlearn.dicts.dictionary import Dictionary
+from dictlearn.dicts.linked import Lower
+from dictlearn.dicts.shape import Shape
 from dictlearn.sparsity.jumprelu import JumpReLU
 from dictlearn.sparsity.relu import ReLU
 from dictlearn.sparsity.topk import TopK
@@ -157,7 +159,7 @@ def _build(
         k=k,
         skip="W_skip" in layers[0],
         unit_norm=False,
-        link="diagonal" if kind == "plt" else "lower",
+        link=Diagonal() if kind == "plt" else Lower(),
     )
     dictionary = Dictionary(shape, sparsity)
     decoder = dictionary.decoder
@@ -166,8 +168,7 @@ def _build(
         dictionary.encoder.b_enc[i] = layer["b_enc"]
         decoder.b_dec[i] = layer["b_dec"]
         for target, rows_FD in enumerate(layer["W_dec"].unbind(1), start=i):
-            linked = isinstance(decoder, LinkedDecoder)
-            (decoder.W_dec[target] if linked else decoder.W_dec)[i] = rows_FD
+            decoder.written(target, i, slice(None)).copy_(rows_FD)  # a view, of these two links
         if dictionary.W_skip is not None:
             dictionary.W_skip[i] = layer["W_skip"]
         if isinstance(dictionary.sparsity, JumpReLU):
