@@ -8,13 +8,32 @@ import pytest
 import torch
 
 from dictlearn.sources.protocol import Source
-from dictlearn.sources.synthetic import BLOCK, CHILDREN, SyntheticSource, spread, zipf
+from dictlearn.sources.synthetic import (
+    BLOCK,
+    CHILDREN,
+    Firing,
+    Magnitudes,
+    SyntheticSource,
+    Trees,
+    spread,
+    zipf,
+)
 
 MANY = 40 * BLOCK
 
 
+FOREST = {"trees__roots": 4, "trees__branching": 3, "trees__depth": 2}
+GROUPS = {"firing": Firing, "trees": Trees, "magnitudes": Magnitudes}
+
+
 def build(**options) -> SyntheticSource:
-    return SyntheticSource(**{"batch_tokens": 300, "seed": 0, **options})
+    """`options` of the groups stand as `trees__roots`."""
+    groups: dict[str, dict] = {name: {} for name in GROUPS}
+    for key in [key for key in options if "__" in key]:
+        group, _, name = key.partition("__")
+        groups[group][name] = options.pop(key)
+    made = {name: GROUPS[name](**given) for name, given in groups.items()}
+    return SyntheticSource(**{"batch_tokens": 300, "seed": 0, **made, **options})
 
 
 def true_code(source: SyntheticSource, n: int) -> torch.Tensor:
@@ -70,10 +89,16 @@ def test_firing_falls_as_zipf_does():
 @pytest.mark.parametrize(
     "options",
     [
-        {"correlation": 0.0},
-        {"correlation": 0.6},
-        {"correlation": 0.0, "roots": 4, "branching": 3, "depth": 2},
-        {"correlation": 0.0, "roots": 4, "branching": 3, "depth": 2, "exclusive": False},
+        {"firing__correlation": 0.0},
+        {"firing__correlation": 0.6},
+        {"firing__correlation": 0.0, "trees__roots": 4, "trees__branching": 3, "trees__depth": 2},
+        {
+            "firing__correlation": 0.0,
+            "trees__roots": 4,
+            "trees__branching": 3,
+            "trees__depth": 2,
+            "trees__exclusive": False,
+        },
     ],
     ids=str,
 )
@@ -87,16 +112,16 @@ def test_features_fire_as_often_as_they_should(options):
 
 def test_zipf_holds_under_trees_unless_a_parent_would_never_be_alone():
     wanted = zipf(64, 0.3, 0.01, 0.5)
-    roomy = build(roots=4, branching=1, depth=2)
+    roomy = build(trees__roots=4, trees__branching=1, trees__depth=2)
     torch.testing.assert_close(roomy.probability_F, wanted)
-    crowded = build(roots=4, branching=4, depth=1)
+    crowded = build(trees__roots=4, trees__branching=4, trees__depth=1)
     together = crowded.probability_F[4:20].view(4, 4).sum(1)
     torch.testing.assert_close(together, CHILDREN * wanted[:4])
 
 
 def test_correlation_couples_features():
     def coupling(correlation: float) -> float:
-        together = torch.corrcoef(fired(build(correlation=correlation)).float().T)
+        together = torch.corrcoef(fired(build(firing__correlation=correlation)).float().T)
         return float(together.fill_diagonal_(0).abs().mean())
 
     assert coupling(0.0) < 0.006 < 0.03 < coupling(0.6)
@@ -104,7 +129,7 @@ def test_correlation_couples_features():
 
 @pytest.mark.parametrize("exclusive", [True, False])
 def test_children_fire_only_with_their_parent(exclusive):
-    source = build(roots=4, branching=3, depth=2, exclusive=exclusive)
+    source = build(trees__roots=4, trees__branching=3, trees__depth=2, trees__exclusive=exclusive)
     fires = fired(source)
     child = 4
     for parent in range(4 + 12):  # level after level, siblings side by side
@@ -119,7 +144,9 @@ def test_children_fire_only_with_their_parent(exclusive):
 
 
 def test_magnitudes_are_positive_and_scale_with_the_parent():
-    source = build(magnitude_first=5.0, magnitude_last=1.0, magnitude_std=0.3, correlation=0.0)
+    source = build(
+        magnitudes__first=5.0, magnitudes__last=1.0, magnitudes__std=0.3, firing__correlation=0.0
+    )
     code = true_code(source, MANY)
     means = code.sum(0) / (code > 0).sum(0)
     assert (code >= 0).all()
@@ -127,7 +154,14 @@ def test_magnitudes_are_positive_and_scale_with_the_parent():
 
     def with_parent(scale: bool) -> float:
         code = true_code(
-            build(roots=1, branching=1, depth=1, n_features=2, scale_children=scale), MANY
+            build(
+                trees__roots=1,
+                trees__branching=1,
+                trees__depth=1,
+                n_features=2,
+                trees__scale_children=scale,
+            ),
+            MANY,
         )
         parent, child = code[code[:, 1] > 0].T
         return float(torch.corrcoef(torch.stack([parent, child]))[0, 1])
@@ -188,11 +222,11 @@ def test_ranks_share_no_row():
     ("options", "sentence"),
     [
         (
-            {"roots": 10, "branching": 4, "depth": 2},
-            "source.n_features=64 .* source.roots=10 .*210",
+            {"trees__roots": 10, "trees__branching": 4, "trees__depth": 2},
+            "source.n_features=64 .* source.trees.roots=10 .*210",
         ),
-        ({"probability_last": 0.5}, "source.probability_last=0.5: want 0 < last <= first < 1"),
-        ({"correlation": 1.0}, "source.correlation=1.0: want 0 <= correlation < 1"),
+        ({"firing__last": 0.5}, "source.firing.last=0.5: want 0 < last <= first < 1"),
+        ({"firing__correlation": 1.0}, "source.firing.correlation=1.0: want 0 <= correlation < 1"),
         ({"seed": -1}, "seed=-1"),
         (
             {"sources": ("mlp_in.0",), "targets": ("mlp_out.0",)},

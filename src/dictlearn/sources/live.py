@@ -63,25 +63,13 @@ class LiveSource:
         batch_dtype: str = "float32",
         ahead: bool | Literal["auto"] = "auto",
     ):
-        if ahead not in (True, False, "auto"):
-            raise ValueError(f"source.ahead={ahead}: want auto, true or false")
+        lm_batch_tokens = lm_batch_windows * windows.context
+        _check(buffer_tokens, batch_tokens, lm_batch_windows, windows.context)
         for key, value in {"store_dtype": store_dtype, "batch_dtype": batch_dtype}.items():
             if value not in DTYPES:
                 raise ValueError(f"source.{key}={value}: want one of {', '.join(DTYPES)}")
-        if lm_batch_windows < 1:
-            raise ValueError(f"source.lm_batch_windows={lm_batch_windows}: want 1 or more")
-        if buffer_tokens < batch_tokens:
-            raise ValueError(
-                f"source.buffer_tokens={buffer_tokens} is smaller than batch_tokens={batch_tokens}:"
-                f" want a buffer that holds at least one batch"
-            )
-        lm_batch_tokens = lm_batch_windows * windows.context
-        if buffer_tokens < 2 * lm_batch_tokens:
-            raise ValueError(
-                f"source.buffer_tokens={buffer_tokens} is too small for source.lm_batch_windows="
-                f"{lm_batch_windows} of {windows.context} tokens each, which go into half of it: "
-                f"want source.buffer_tokens={2 * lm_batch_tokens} or more, or fewer windows"
-            )
+        if ahead not in (True, False, "auto"):
+            raise ValueError(f"source.ahead={ahead}: want auto, true or false")
 
         self.sources = tuple(sources)
         self.targets = tuple(targets)
@@ -167,4 +155,22 @@ class LiveSource:
             read.tokens_N,
             read.positions_N,
             read.check,
+        )
+
+
+def _check(buffer_tokens: int, batch_tokens: int, lm_batch_windows: int, context: int) -> None:
+    """Raises ValueError where a buffer cannot hold what goes into it."""
+    if lm_batch_windows < 1:
+        raise ValueError(f"source.lm_batch_windows={lm_batch_windows}: want 1 or more")
+    if buffer_tokens < batch_tokens:
+        raise ValueError(
+            f"source.buffer_tokens={buffer_tokens} is smaller than batch_tokens={batch_tokens}:"
+            f" want a buffer that holds at least one batch"
+        )
+    least = 2 * lm_batch_windows * context
+    if buffer_tokens < least:
+        raise ValueError(
+            f"source.buffer_tokens={buffer_tokens} is too small for source.lm_batch_windows="
+            f"{lm_batch_windows} of {context} tokens each, which go into half of it: "
+            f"want source.buffer_tokens={least} or more, or fewer windows"
         )

@@ -6,6 +6,7 @@ probabilities, correlated through a Gaussian copula, children that fire only wit
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import final
 
 import numpy as np
@@ -21,27 +22,71 @@ CHILDREN = 0.8  # of a parent's firings, at most, come with a child: the rest sh
 
 
 @final
+@dataclass(frozen=True)
+class Firing:
+    """How often features fire, and how much together.
+
+    Probabilities fall from the `first` feature to the `last` as rank ** -zipf_exponent does.
+    `correlation`, 0 to below 1, is the share of the variance of what decides firing that features
+    have in common, through `correlation_rank` hidden causes. It leaves probabilities as they are,
+    except of features under a parent, which may be correlated with it.
+    """
+
+    first: Fraction = 0.3
+    last: Fraction = 0.01
+    zipf_exponent: NonNegative = 0.5
+    correlation: Fraction = 0.1
+    correlation_rank: Natural = 4
+
+    def __post_init__(self) -> None:
+        if not 0 < self.last <= self.first < 1:
+            raise ValueError(
+                f"source.firing.first={self.first} and source.firing.last={self.last}: "
+                "want 0 < last <= first < 1"
+            )
+        if not 0 <= self.correlation < 1:
+            raise ValueError(
+                f"source.firing.correlation={self.correlation}: want 0 <= correlation < 1"
+            )
+
+
+@final
+@dataclass(frozen=True)
+class Trees:
+    """Features that fire only with their parent.
+
+    The first features are `roots` trees with `branching` children to a node and `depth` levels
+    below the roots, level after level. A child fires as often as Zipf says, but together the
+    children of a node leave it a fifth of its firings alone. At most one of `exclusive` siblings
+    fires at a time. With `scale_children` a child's magnitude is in proportion to its parent's.
+    """
+
+    roots: Natural = 0
+    branching: Count = 4
+    depth: Natural = 1
+    exclusive: bool = True
+    scale_children: bool = True
+
+
+@final
+@dataclass(frozen=True)
+class Magnitudes:
+    """Mean magnitude from the `first` feature to the `last`; each varies by |N(std, std)|."""
+
+    first: NonNegative = 5.0
+    last: NonNegative = 4.0
+    std: NonNegative = 0.5
+
+
+@final
 class SyntheticSource:
     """x = sum of firing features * magnitudes + bias + noise. It is its own target.
 
     Row i is a pure function of the settings and i: the batch size changes nothing, and the state is
-    how many rows were taken. Features come in descending order of probability.
+    the number of rows taken. Features come in descending order of probability.
 
     Args:
         n_features, width: F and D of the truth.
-        probability_first, probability_last, zipf_exponent: how often a feature fires, falling from
-            the first to the last as rank ** -zipf_exponent does.
-        correlation: share of the variance of what decides firing that features have in common,
-            from 0 to 1, through `correlation_rank` hidden causes. Leaves probabilities as they are,
-            except of features under a parent, which may be correlated with it.
-        roots, branching, depth: the first features are `roots` trees with `branching` children to
-            a node and `depth` levels below the roots, level after level. A child fires only with
-            its parent, as often as Zipf says, but together the children of one leave it a fifth of
-            its firings alone.
-        exclusive: of siblings, at most one fires at a time.
-        scale_children: a child's magnitude goes with its parent's, in proportion.
-        magnitude_first, magnitude_last: mean magnitude, along the features.
-        magnitude_std: each feature's magnitude varies by |N(std, std)|; the sign stays positive.
         bias: norm of the constant that is added to all rows.
         noise: standard deviation of Gaussian noise in every dimension.
         orthogonal_steps: gradient steps that spread the features apart (less squared cosine).
@@ -65,19 +110,9 @@ class SyntheticSource:
         targets: tuple[str, ...] = (SITE,),
         n_features: Count = 64,
         width: Count = 32,
-        probability_first: Fraction = 0.3,
-        probability_last: Fraction = 0.01,
-        zipf_exponent: NonNegative = 0.5,
-        correlation: Fraction = 0.1,
-        correlation_rank: Natural = 4,
-        roots: Natural = 0,
-        branching: Count = 4,
-        depth: Natural = 1,
-        exclusive: bool = True,
-        scale_children: bool = True,
-        magnitude_first: NonNegative = 5.0,
-        magnitude_last: NonNegative = 4.0,
-        magnitude_std: NonNegative = 0.5,
+        firing: Firing = Firing(),
+        trees: Trees = Trees(),
+        magnitudes: Magnitudes = Magnitudes(),
         bias: NonNegative = 0.5,
         noise: NonNegative = 0.05,
         orthogonal_steps: Natural = 100,
@@ -89,49 +124,47 @@ class SyntheticSource:
                 f"dict: source=synthetic has one site, which is its own target; this dictionary "
                 f"reads {', '.join(sources)} and writes {', '.join(targets)}"
             )
-        if not 0 < probability_last <= probability_first < 1:
-            raise ValueError(
-                f"source.probability_first={probability_first} and source.probability_last="
-                f"{probability_last}: want 0 < last <= first < 1"
-            )
-        if not 0 <= correlation < 1:
-            raise ValueError(f"source.correlation={correlation}: want 0 <= correlation < 1")
         if seed < 0:
             raise ValueError(f"seed={seed}: want 0 or more")
-        levels = tree_levels(n_features, roots, branching, depth)
-
-        self.sources = tuple(sources)
-        self.targets = tuple(targets)
-        self.batch_tokens = batch_tokens
-        self.device = torch.device(device)
-        self._seed = seed
-        self._position = 0
+        self.sources, self.targets = tuple(sources), tuple(targets)
+        self.batch_tokens, self.device = batch_tokens, torch.device(device)
+        self._seed, self._position = seed, 0
         self._rank, self._ranks = 0, 1
         self._block: tuple[int, Tensor] | None = None  # the last one drawn, and its number
         self._base = int(np.random.SeedSequence(seed).generate_state(1)[0])
+        self._noise, self._scale_children = noise, trees.scale_children
+        levels = tree_levels(n_features, trees)
+        self._levels = [(c.to(self.device), p.to(self.device)) for c, p in levels]
+
         draw = self._generator(0, "cpu")
         truth = spread(torch.randn(n_features, width, generator=draw), orthogonal_steps)
-        bias_D = torch.randn(width, generator=draw)
-        std_F = magnitude_std * (1 + torch.randn(n_features, generator=draw))
-        causes_RF = torch.randn(correlation_rank, n_features, generator=draw)
-        wanted_F = zipf(n_features, probability_first, probability_last, zipf_exponent)
-        probability_F, decides_F, low_F, high_F = firing_intervals(wanted_F, levels, exclusive)
-
         self.truth = truth.to(self.device)
-        self.probability_F = probability_F.to(self.device)
-        self._mean_F = torch.linspace(
-            magnitude_first, magnitude_last, n_features, device=self.device
-        )
-        self._std_F = std_F.abs().to(self.device)
+        bias_D = torch.randn(width, generator=draw)
         self._bias_D = (bias * bias_D / bias_D.norm()).to(self.device)
-        self._noise = noise
+        self._draw_magnitudes(magnitudes, draw)
+        self._draw_firing(firing, levels, trees.exclusive, draw)
+
+    def _draw_magnitudes(self, magnitudes: Magnitudes, draw: torch.Generator) -> None:
+        n_features = len(self.truth)
+        self._mean_F = torch.linspace(
+            magnitudes.first, magnitudes.last, n_features, device=self.device
+        )
+        std_F = magnitudes.std * (1 + torch.randn(n_features, generator=draw))
+        self._std_F = std_F.abs().to(self.device)
+
+    def _draw_firing(
+        self, firing: Firing, levels: Levels, exclusive: bool, draw: torch.Generator
+    ) -> None:
+        n_features, correlation = len(self.truth), firing.correlation
+        causes_RF = torch.randn(firing.correlation_rank, n_features, generator=draw)
         self._causes_RF = (correlation**0.5 * causes_RF / causes_RF.norm(dim=0)).to(self.device)
         self._alone = (1 - correlation) ** 0.5
+        wanted_F = zipf(n_features, firing.first, firing.last, firing.zipf_exponent)
+        probability_F, decides_F, low_F, high_F = firing_intervals(wanted_F, levels, exclusive)
+        self.probability_F = probability_F.to(self.device)
         self._decides_F = decides_F.to(self.device)
         self._low_F = torch.special.ndtri(low_F).float().to(self.device)
         self._high_F = torch.special.ndtri(high_F).float().to(self.device)
-        self._levels = [(c.to(self.device), p.to(self.device)) for c, p in levels]
-        self._scale_children = scale_children
 
     @property
     def width(self) -> int:
@@ -229,18 +262,19 @@ def spread(features_FD: Tensor, steps: int) -> Tensor:
 Levels = list[tuple[Tensor, Tensor]]  # (children, the parent of each), top down
 
 
-def tree_levels(n_features: Count, roots: Natural, branching: Count, depth: Natural) -> Levels:
+def tree_levels(n_features: int, trees: Trees) -> Levels:
     """Trees over the first features, level after level; siblings are neighbours."""
     levels: Levels = []
-    start, size = 0, roots
-    for _ in range(depth if roots else 0):
-        parents = torch.arange(start, start + size).repeat_interleave(branching)
-        start, size = start + size, size * branching
+    start, size = 0, trees.roots
+    for _ in range(trees.depth if trees.roots else 0):
+        parents = torch.arange(start, start + size).repeat_interleave(trees.branching)
+        start, size = start + size, size * trees.branching
         levels.append((torch.arange(start, start + size), parents))
     if start + size > n_features:
         raise ValueError(
-            f"source.n_features={n_features} is too few for source.roots={roots} trees of "
-            f"source.branching={branching} and source.depth={depth}, which have {start + size}"
+            f"source.n_features={n_features} is too few for source.trees.roots={trees.roots} trees "
+            f"of source.trees.branching={trees.branching} and source.trees.depth={trees.depth}, "
+            f"which have {start + size}"
         )
     return levels
 
