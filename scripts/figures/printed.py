@@ -109,7 +109,7 @@ def run(command: str, folder: Path) -> str:
     if words[0] == "python":
         words[:2] = [sys.executable, str(ROOT / words[1])]
     else:
-        words[:1] = [sys.executable, "-c", "from dictlearn.cli import main; main()"]
+        words[:1] = [sys.executable, "-m", "dictlearn"]
     done = subprocess.run(words, cwd=folder, capture_output=True, text=True)
     if done.returncode:
         raise ValueError(f"{command}: exit status {done.returncode}: {done.stderr}")
