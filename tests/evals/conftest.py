@@ -118,13 +118,16 @@ class Toy(nn.Module):
     def norms_by_target(self) -> Tensor:
         return torch.eye(len(self.sources))
 
+    def written(self, t: int, s: int, rows: slice) -> Tensor:
+        return self.W[rows] * float(s == t)
+
     def reads(self, t: int) -> range:
         return range(t, t + 1)
 
     def encode_source(self, x_ND: Tensor, s: int) -> Encoding:
-        one = Toy(self.sources[:1], self.targets[:1], self.n_features, self.k, self.width)
-        one.W = self.W
-        code = one.encode(x_ND[:, None])
+        single = Toy(self.sources[:1], self.targets[:1], self.n_features, self.k, self.width)
+        single.W = self.W
+        code = single.encode(x_ND[:, None])
         return Encoding(code, code, code.values)
 
     def decode_target(self, t: int, codes: Mapping[int, Code], x: Mapping[int, Tensor]) -> Tensor:

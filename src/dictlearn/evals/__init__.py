@@ -1,1 +1,1 @@
-"""What a dictionary is worth: streaming metrics over held-out text, beside honest baselines."""
+"""Streaming metrics of a dictionary over held-out text, beside baselines."""

@@ -1,9 +1,9 @@
-"""Reconstructions anyone could do, fitted on training text: the rows beside the dictionary.
+"""Baseline reconstructions, fitted on training text: the rows beside the dictionary.
 
-zero and mean ablation bound the scale from below. PCA of rank k has the dictionary's L0 as its k:
+Zero and mean ablation bound the scale from below. PCA of rank k has the dictionary's L0 as its k:
 as many directions per token, but the same ones for every token. For a dictionary that reads one
-site and writes another, the fair comparison is the best linear map of rank k from what it reads
-(reduced-rank regression, Izenman 1975); the PCA of the target reads the answer itself and is
+site and writes another, the fair comparison is the best linear map of rank k from its source
+(reduced-rank regression, Izenman 1975); the PCA of the target reads the target itself and is
 labelled so.
 """
 
@@ -39,25 +39,25 @@ class Baselines(RowSource):
         autoencodes = dictionary.sources == dictionary.targets
         last = len(dictionary.sources) - 1
         pairs = [(min(t, last), t) for t in range(len(dictionary.targets))]
-        of_y = [Covariance() for _ in pairs]
-        of_x = [Covariance() for _ in pairs]
-        of_xy = [Covariance() for _ in pairs]
+        cov_y = [Covariance() for _ in pairs]
+        cov_x = [Covariance() for _ in pairs]
+        cov_xy = [Covariance() for _ in pairs]
         active = tokens = 0
         for seen in observe(context, context.train_windows, self.fit_tokens):
             x_NSD, y_NTD = seen.batch.x_NSD[seen.valid_N], seen.batch.y_NTD[seen.valid_N]
             active += int(seen.code.l0_NS[seen.valid_N].sum())
             tokens += len(y_NTD)
             for s, t in pairs:
-                of_y[t].update(y_NTD[:, t], y_NTD[:, t])
+                cov_y[t].update(y_NTD[:, t], y_NTD[:, t])
                 if not autoencodes:
-                    of_x[t].update(x_NSD[:, s], x_NSD[:, s])
-                    of_xy[t].update(x_NSD[:, s], y_NTD[:, t])
+                    cov_x[t].update(x_NSD[:, s], x_NSD[:, s])
+                    cov_xy[t].update(x_NSD[:, s], y_NTD[:, t])
         if tokens < 2:
             raise ValueError("eval.baselines: the training split holds no tokens to fit on")
         k = self.rank or round(active / tokens / dictionary.code_sources)
         k = min(max(k, 1), dictionary.width)
-        components = [principal(covariance.matrix(), k) for covariance in of_y]
-        means = [covariance.mean_y_E for covariance in of_y]
+        components = [principal(covariance.matrix(), k) for covariance in cov_y]
+        means = [covariance.mean_y_E for covariance in cov_y]
         projections = [_project(mean, basis) for mean, basis in zip(means, components, strict=True)]
         rows: dict[str, Row] = {}
         if autoencodes:
@@ -65,7 +65,7 @@ class Baselines(RowSource):
         else:
             maps = [
                 _affine(*reduced_rank(x, y, xy, k))
-                for x, y, xy in zip(of_x, of_y, of_xy, strict=True)
+                for x, y, xy in zip(cov_x, cov_y, cov_xy, strict=True)
             ]
             rows[f"linear map, rank {k}"] = _row_of_x(maps, [s for s, _ in pairs])
             rows[f"PCA of the target, rank {k}"] = _row_of_y(projections)
@@ -80,18 +80,18 @@ def principal(covariance_DD: Tensor, k: int) -> Tensor:
 
 
 def reduced_rank(
-    of_x: Covariance, of_y: Covariance, of_xy: Covariance, k: int
+    cov_x: Covariance, cov_y: Covariance, cov_xy: Covariance, k: int
 ) -> tuple[Tensor, Tensor]:
     """(W [D, E], b [E]) of the linear map x W + b of rank k with the least squared error.
 
-    The least-squares map, followed by a projection on the k leading components of its fitted
-    values. Directions in which x does not vary are left out (pseudo-inverse).
+    It is the least-squares map, followed by a projection on the k leading components of its
+    fitted values. Directions in which x does not vary are left out (pseudo-inverse).
     """
-    full_DE = torch.linalg.pinv(of_x.matrix(), rtol=1e-10, hermitian=True) @ of_xy.matrix()
-    fitted_EE = of_xy.matrix().T @ full_DE
+    full_DE = torch.linalg.pinv(cov_x.matrix(), rtol=1e-10, hermitian=True) @ cov_xy.matrix()
+    fitted_EE = cov_xy.matrix().T @ full_DE
     basis_EK = principal((fitted_EE + fitted_EE.T) / 2, k)
     W_DE = full_DE @ basis_EK @ basis_EK.T
-    return W_DE, of_y.mean_y_E - of_x.mean_x_D @ W_DE
+    return W_DE, cov_y.mean_y_E - cov_x.mean_x_D @ W_DE
 
 
 Map = Callable[[Tensor], Tensor]

@@ -1,4 +1,4 @@
-"""Clean model against patched model, token by token: what every eval that patches has in common.
+"""Compares the clean model with patched ones, token by token; all evals that patch use it.
 
 A position counts when its token and the next one, which it predicts, are both valid. CE and KL are
 sums over those positions, in nats; figures divide once, at the end (pooled, maths 5.3).
@@ -32,23 +32,23 @@ def scored_positions(valid_BP: Tensor) -> Tensor:
 
 
 def share_for(context: EvalContext, max_tokens: int | None) -> float:
-    """The share of the evaluated windows that holds about `max_tokens`; all of them for None."""
+    """The share of the evaluated windows that holds about `max_tokens`; 1 for None."""
     if max_tokens is None or context.windows is None:
         return 1.0
-    some = windows_read(context.windows, max_tokens)
-    return min(some / max(windows_read(context.windows, context.n_tokens), 1), 1.0)
+    n_windows = windows_read(context.windows, max_tokens)
+    return min(n_windows / max(windows_read(context.windows, context.n_tokens), 1), 1.0)
 
 
 @final
 class Turns:
-    """Whose turn it is: a `share` of the windows, evenly spaced, whatever the batches."""
+    """Selects a `share` of the windows, evenly spaced, however they are batched."""
 
     def __init__(self, share: float) -> None:
         self.share = share
         self.windows = 0
 
     def take(self, seen: Observation) -> Turn | None:
-        """The part of a batch that is to be run, or None where nothing in it is scored."""
+        """The selected windows of a batch, or None where no position of them is scored."""
         turn_B = torch.tensor([self._takes_next() for _ in seen.tokens_BP]).to(seen.text_BP.device)
         valid_BP = torch.zeros_like(seen.text_BP)
         valid_BP[seen.text_BP] = seen.valid_N
@@ -75,14 +75,14 @@ class Turn:
     turn_B: Tensor  # bool, of the whole observation
 
     def placed(self, y_NTD: Tensor) -> Tensor:
-        """The observation's [N, T, D] in the places [B, P, T, D] of these windows, else zero."""
+        """Scatters the observation's [N, T, D] to these windows' positions [B, P, T, D], else zero."""
         placed_BPTD = y_NTD.new_zeros(*self.text_BP.shape, *y_NTD.shape[1:])
         placed_BPTD[self.text_BP] = y_NTD
         return placed_BPTD[self.turn_B]
 
 
 Run = Callable[[Callable[[], Tensor]], Tensor]
-"""Given what runs the model, runs it with something replaced: the states that come out."""
+"""Calls the function that runs the model, with activations replaced, and returns its states."""
 
 
 @final
@@ -129,7 +129,7 @@ class Comparison:
         self.n += len(next_N)
         names = list(runs)
         for start in range(0, len(names), TOGETHER):
-            some = {name: runs[name](states) for name in names[start : start + TOGETHER]}
+            patched = {name: runs[name](states) for name in names[start : start + TOGETHER]}
             for part in self._parts(len(next_N)):
                 clean_NV = readout.logits(clean_ND[part]).log_softmax(-1)
                 if start == 0:
@@ -139,7 +139,7 @@ class Comparison:
                     clean_2P = _by_position(clean_2P, position_N[part], context)
                     self.clean_2P = add_padded(self.clean_2P, clean_2P)
                 best_N = clean_NV.argmax(-1)
-                for name, states_ND in some.items():
+                for name, states_ND in patched.items():
                     patched_NV = readout.logits(states_ND[part]).log_softmax(-1)
                     ce_N = _nats(patched_NV, next_N[part])
                     sums = Sums(
@@ -161,7 +161,7 @@ class Comparison:
             self.sums.setdefault(name, Sums()).add(sums)
 
     def figures(self, *names: str) -> dict[str, float]:
-        """Per token, averaged over the runs named: cross entropy, its increase, KL, agreement."""
+        """Figures per token, averaged over the named runs: cross entropy, its increase, KL, agreement."""
         total = Sums()
         for name in names:
             total.add(self.sums[name])
@@ -180,6 +180,6 @@ def _nats(log_probs_NV: Tensor, next_N: Tensor) -> Tensor:
 
 
 def _by_position(values: Tensor, position_N: Tensor, context: int) -> Tensor:
-    """Sums [..., P] over the tokens at each position, of values [..., N]."""
+    """Sums values [..., N] over the tokens at each position: [..., P]."""
     sums = values.new_zeros(*values.shape[:-1], context)
     return sums.index_add_(-1, position_N, values)

@@ -1,4 +1,4 @@
-"""What an eval is given, and what it gives back.
+"""The inputs and results of evals.
 
 An entry of the `eval` config group is one of three things, told apart by type:
 
@@ -19,7 +19,7 @@ from torch import Tensor
 from dictlearn.lm.language_model import LanguageModel
 from dictlearn.types import Batch, Code, DictionaryLike, TextWindows
 
-# Names of rows that mean something to more than one eval.
+# Names of rows that several evals know.
 DICTIONARY = "dictionary"  # the row that is being evaluated; all others are baselines
 MEAN_ABLATION = "mean ablation"
 ZERO_ABLATION = "zero ablation"
@@ -39,7 +39,7 @@ class EvalContext:
     dictionary: DictionaryLike
     lm: LanguageModel | None = None
     windows: TextWindows | None = None  # held-out split
-    train_windows: TextWindows | None = None  # what baselines are fitted on
+    train_windows: TextWindows | None = None  # baselines are fitted on them
     n_tokens: int = 65_536
     batch_windows: int = 8
     seed: int = 0
@@ -48,11 +48,11 @@ class EvalContext:
 
 @dataclass(frozen=True, eq=False)
 class Observation:
-    """One batch of windows, seen once and read by every metric.
+    """One batch of windows, computed once and read by every metric.
 
     N runs over the batch's text positions in reading order: special tokens are among them,
-    padding is not. `text_BP` says which window positions they are, `valid_N` which of them a
-    dictionary is trained for.
+    padding is not. `text_BP` marks their positions in the windows, `valid_N` those that a dictionary
+    is trained on.
     """
 
     tokens_BP: Tensor  # int64
@@ -73,21 +73,21 @@ class EvalResult:
 
 
 class Meter(ABC):
-    """One metric family while it accumulates, in float64 and int64: order hardly matters."""
+    """Accumulates one metric family in float64 and int64, so that the order hardly matters."""
 
     @abstractmethod
     def update(self, seen: Observation) -> None: ...
 
     @abstractmethod
     def merge(self, other: Self) -> None:
-        """Takes in what another rank, or another part of the data, has seen."""
+        """Adds the sums of another rank, or of another part of the data."""
 
     @abstractmethod
     def result(self) -> EvalResult: ...
 
 
 class Metric(ABC):
-    """One metric family's settings: what a yaml of the `eval` group instantiates."""
+    """One metric family's settings; a yaml of the `eval` group instantiates it."""
 
     @abstractmethod
     def begin(self, context: EvalContext) -> Meter: ...

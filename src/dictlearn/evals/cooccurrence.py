@@ -1,4 +1,4 @@
-"""How much the co-occurrence of features says about the next token beyond the features one by one.
+"""Measures what co-occurring features say about the next token beyond each feature alone.
 
 For two features that fire or not, a and b, and the next token y: the connected information of third
 order (Schneidman, Still, Berry & Bialek 2003, "Network information and connected correlations",
@@ -9,11 +9,11 @@ Phys. Rev. Lett. 91, 238701; Amari 2001 for the geometry),
 where p2 is the distribution of greatest entropy with the pair marginals of p. In p2, log p2(y | a, b)
 is a sum of a term for a, one for b and one for y: each feature adds its own logits, as a sparse
 dictionary is read. So I_3 is zero where the features mean the same together as apart, however often
-they fire together, and exclusive-or of two coins has all its log 2 there. A dictionary trained on
-cross entropy alone is paid for packing such meaning into features that co-occur; this shows it.
+they fire together; for the exclusive-or of two coins it is log 2, all there is. A dictionary trained
+on cross entropy alone gains by packing such meaning into features that co-occur; I_3 shows it.
 
-Finite samples have I_3 > 0 by chance. What the same number of tokens drawn from p2 has is measured
-(parametric bootstrap) and subtracted; a figure may therefore come out slightly below zero. Where
+Finite samples have I_3 > 0 by chance. The I_3 of the same number of tokens drawn from p2 estimates
+that part (parametric bootstrap) and is subtracted, so a figure may be slightly below zero. Where
 cells hold two tokens each, a fifth of the chance part is left: compare dictionaries on equal text.
 """
 
@@ -32,22 +32,22 @@ from dictlearn.ranges import Count
 from dictlearn.types import Code
 
 CYCLES = 60  # of proportional fitting: converges to 1e-6 nats on tables of this kind
-REPLICATES = 2  # of every table in the bootstrap; the mean over all pairs is what is subtracted
+REPLICATES = 2  # of every table in the bootstrap; their mean is subtracted
 
 
 @final
 class Cooccurrence:
     """Figures, pooled over the most co-firing pairs of the most frequent features:
 
-    - `cooccurrence/share`: sum of I_3 over the sum of I(a, b; y): of what pairs say about the next
-      token, the part that neither feature says by itself;
+    - `cooccurrence/share`: sum of I_3 over the sum of I(a, b; y), the part of the pairs' information
+      about the next token that neither feature carries alone;
     - `cooccurrence/nats`: I_3 in nats for each token on which both fire;
     - `cooccurrence/mutual_information`: mean I(a; b), how much the features of a pair co-occur.
 
     Args:
-        features: the most frequent ones, over all sources, that pairs are made of.
-        pairs: of them, those that fire together most often.
-        classes: next tokens told apart: the most frequent ones, and one for all others.
+        features: number of features to pair, the most frequent ones over all sources.
+        pairs: number of pairs, those that fire together most often.
+        classes: classes of the next token: the most frequent tokens, and one for all others.
         pilot_tokens: positions on which features, pairs and classes are chosen.
         max_tokens: positions to count on. null: as many as the evaluation reads.
 
@@ -62,8 +62,8 @@ class Cooccurrence:
         pilot_tokens: Count = 8192,
         max_tokens: Count | None = None,
     ) -> None:
-        given = {"features": features, "classes": classes, "pilot_tokens": pilot_tokens}
-        for key, value in given.items():
+        options = {"features": features, "classes": classes, "pilot_tokens": pilot_tokens}
+        for key, value in options.items():
             if value < 2:
                 raise ValueError(f"eval.cooccurrence.{key}={value}: want at least 2")
         for key, value in {"pairs": pairs, "max_tokens": max_tokens}.items():
@@ -89,7 +89,7 @@ class Cooccurrence:
 @final
 @dataclass(frozen=True, eq=False)
 class Firings:
-    """Which features fire on the tokens whose next one is known: plain entries, no values."""
+    """The features that fire on tokens whose next token is known, as entries without values."""
 
     token: Tensor  # int64 [nnz], ascending
     feature: Tensor  # int64 [nnz], source * F + id
@@ -97,7 +97,7 @@ class Firings:
 
 
 def firings(seen: Observation) -> Firings:
-    """Of valid tokens that are followed by a valid token."""
+    """Firings on the valid tokens that a valid token follows."""
     valid_BP = torch.zeros_like(seen.text_BP)
     valid_BP[seen.text_BP] = seen.valid_N
     scored_N = scored_positions(valid_BP)[seen.text_BP]
@@ -117,37 +117,37 @@ def firings_of(code: Code, next_N: Tensor, keep_N: Tensor) -> Firings:
 @dataclass(frozen=True, eq=False)
 class Chosen:
     features_M: Tensor  # int64, ascending
-    pairs_2P: Tensor  # int64, places among features_M
+    pairs_2P: Tensor  # int64, indices into features_M
     classes: Tensor  # int64, ascending token ids; every other token is one class more
 
-    def dense(self, found: Firings) -> Tensor:
-        """Which of the features fire on which token: float [N, M] of zeros and ones."""
-        place = torch.searchsorted(self.features_M, found.feature)
-        place = place.clamp(max=len(self.features_M) - 1)
-        known = self.features_M[place] == found.feature
-        fired_NM = torch.zeros(len(found.next_token), len(self.features_M))
-        fired_NM[found.token[known], place[known]] = 1.0
+    def dense(self, fired: Firings) -> Tensor:
+        """float [N, M]: 1 where a token fires a chosen feature, else 0."""
+        index = torch.searchsorted(self.features_M, fired.feature)
+        index = index.clamp(max=len(self.features_M) - 1)
+        chosen = self.features_M[index] == fired.feature
+        fired_NM = torch.zeros(len(fired.next_token), len(self.features_M))
+        fired_NM[fired.token[chosen], index[chosen]] = 1.0
         return fired_NM
 
     def class_of(self, token_N: Tensor) -> Tensor:
-        place_N = torch.searchsorted(self.classes, token_N).clamp(max=len(self.classes) - 1)
-        return torch.where(self.classes[place_N] == token_N, place_N, len(self.classes))
+        class_N = torch.searchsorted(self.classes, token_N).clamp(max=len(self.classes) - 1)
+        return torch.where(self.classes[class_N] == token_N, class_N, len(self.classes))
 
 
 def choose(pilot: list[Firings], n_features: int, n_pairs: int, n_classes: int) -> Chosen | None:
-    """The most frequent features and next tokens, the pairs that fire together most; None: no pair.
+    """The most frequent features and next tokens, and the pairs that fire together most.
 
-    Ties go to the lower number.
+    Ties go to the lower id. None where no two features fire together.
     """
     if not pilot:
         return None
-    features_M = _most_frequent(torch.cat([found.feature for found in pilot]), n_features)
-    tokens = _most_frequent(torch.cat([found.next_token for found in pilot]), n_classes - 1)
+    features_M = _most_frequent(torch.cat([fired.feature for fired in pilot]), n_features)
+    tokens = _most_frequent(torch.cat([fired.next_token for fired in pilot]), n_classes - 1)
     if len(features_M) < 2:
         return None
-    none = torch.zeros(2, 0, dtype=torch.int64)
-    chosen = Chosen(features_M, none, tokens)
-    together_MM = sum((fired.T @ fired for fired in map(chosen.dense, pilot)), torch.zeros(()))
+    no_pairs = torch.zeros(2, 0, dtype=torch.int64)
+    chosen = Chosen(features_M, no_pairs, tokens)
+    together_MM = sum((dense.T @ dense for dense in map(chosen.dense, pilot)), torch.zeros(()))
     first, second = torch.triu_indices(len(features_M), len(features_M), offset=1)
     count = together_MM[first, second]
     order = count.argsort(descending=True, stable=True)[:n_pairs]
@@ -158,14 +158,14 @@ def choose(pilot: list[Firings], n_features: int, n_pairs: int, n_classes: int) 
 
 
 def _most_frequent(values: Tensor, n: int) -> Tensor:
-    found, count = values.unique(return_counts=True)
-    return found[count.argsort(descending=True, stable=True)[:n]].sort().values
+    unique, count = values.unique(return_counts=True)
+    return unique[count.argsort(descending=True, stable=True)[:n]].sort().values
 
 
 @final
 @dataclass(eq=False)
 class Counts:
-    """Tokens by pair, by which of its features fire, and by class of the next token."""
+    """Counts tokens by pair, by which of its features fire, and by class of the next token."""
 
     chosen: Chosen
     both_PK: Tensor = field(init=False)
@@ -180,9 +180,9 @@ class Counts:
         )
         self.all_K = torch.zeros(n_classes, dtype=torch.float64)
 
-    def update(self, found: Firings) -> None:
-        fired_NM = self.chosen.dense(found)
-        class_N = self.chosen.class_of(found.next_token)
+    def update(self, fired: Firings) -> None:
+        fired_NM = self.chosen.dense(fired)
+        class_N = self.chosen.class_of(fired.next_token)
         is_class_NK = torch.nn.functional.one_hot(class_N, len(self.all_K)).float()
         first_P, second_P = self.chosen.pairs_2P
         both_NP = fired_NM[:, first_P] * fired_NM[:, second_P]
@@ -192,7 +192,7 @@ class Counts:
 
     def tables(self) -> Tensor:
         """[P, 2, 2, K]: first feature silent or firing, second likewise, class."""
-        first_PK, second_PK = (self.each_MK[places] for places in self.chosen.pairs_2P)
+        first_PK, second_PK = (self.each_MK[indices] for indices in self.chosen.pairs_2P)
         only_first, only_second = first_PK - self.both_PK, second_PK - self.both_PK
         neither = self.all_K - only_first - only_second - self.both_PK
         silent = torch.stack([neither, only_second], 1)
@@ -200,7 +200,7 @@ class Counts:
 
 
 def figures(tables_P22K: Tensor, seed: int = 0) -> dict[str, float]:
-    """The figures of the class docstring from counts, each I less what chance gives it."""
+    """The figures of `Cooccurrence` from counts; chance's part is subtracted from each information."""
     random = torch.Generator().manual_seed(seed)
     n_P = tables_P22K.sum((1, 2, 3))
     additive = without_interaction(tables_P22K)
@@ -227,12 +227,12 @@ def figures(tables_P22K: Tensor, seed: int = 0) -> dict[str, float]:
 
 
 def without_interaction(tables_P22K: Tensor) -> Tensor:
-    """The tables of greatest entropy with the same three pair marginals, by proportional fitting."""
+    """The tables of greatest entropy with the same pair marginals, by proportional fitting."""
     fitted = torch.ones_like(tables_P22K)
     for _ in range(CYCLES):
         for axis in (3, 2, 1):
-            have, want = fitted.sum(axis, keepdim=True), tables_P22K.sum(axis, keepdim=True)
-            fitted = fitted * torch.where(have > 0, want / have, 0.0)
+            now, marginal = fitted.sum(axis, keepdim=True), tables_P22K.sum(axis, keepdim=True)
+            fitted = fitted * torch.where(now > 0, marginal / now, 0.0)
     return fitted
 
 

@@ -1,4 +1,4 @@
-"""How strongly each layer's features write to each layer: the heat map of a cross-layer decoder."""
+"""Decoder norms from each source to each target, such as of a cross-layer transcoder."""
 
 from __future__ import annotations
 
@@ -7,50 +7,43 @@ from typing import Self, final
 import torch
 from torch import Tensor
 
-from dictlearn.dicts.dictionary import Dictionary
 from dictlearn.evals.context import EvalContext, EvalResult, Meter, Metric, Observation
 from dictlearn.evals.geometry import Live, histogram
 from dictlearn.evals.moments import Spread
-from dictlearn.types import DecoderLike
+from dictlearn.types import DictionaryLike
 
 
 @final
 class DecoderNorms(Metric):
-    """How much features write to each of several targets.
+    """How much features write to each of several targets; nothing for one target.
 
-    Of two targets, series `relative_norm_histogram` [2, bins]: over live features, the second one's
-    share of the norms; of more, `largest_share_histogram` [2, bins], the share of the target that a
-    feature writes most to, and `strongest_target` [T], how many features write most to each.
+    Series over live features, in units of each target's standard deviation:
 
-    Series `decoder_norms` [S, T], for dictionaries whose sources have features of their own.
+    - `relative_norm_histogram` [2, bins], for two targets: the second one's share of the norms;
+    - `largest_share_histogram` [2, bins], for more: the share of a feature's strongest target;
+    - `strongest_target` [T], for more: the number of features that write most to each target.
 
-    Mean decoder norm from source s to target t, times the mean value of an active feature of s,
-    over the target's standard deviation: how much of t one active feature of s writes. A norm alone
-    depends on the units of code and target; this does not.
+    `decoder_norms` [S, T], for dictionaries whose sources have features of their own, is the mean
+    decoder norm from source s to target t, times the mean value of an active feature of s, over the
+    target's standard deviation. Unlike a norm alone, it does not depend on the units of code and
+    target.
     """
 
     def begin(self, context: EvalContext) -> DecoderNormsMeter:
-        dictionary = context.dictionary
-        several = len(dictionary.targets) > 1
-        decoder = dictionary.decoder if several and dictionary.code_sources > 1 else None
-        feature = dictionary if several and isinstance(dictionary, Dictionary) else None
-        return DecoderNormsMeter(decoder, dictionary.code_sources, feature)
+        return DecoderNormsMeter(context.dictionary)
 
 
 @final
 class DecoderNormsMeter(Meter):
-    def __init__(
-        self, decoder: DecoderLike | None, n_sources: int, dictionary: Dictionary | None = None
-    ) -> None:
-        self.decoder = decoder  # where sources have features of their own
-        self.dictionary = dictionary  # where single features can be looked at
+    def __init__(self, dictionary: DictionaryLike) -> None:
+        self.dictionary = dictionary
         self.live = Live()
-        self.value_S = torch.zeros(n_sources, dtype=torch.float64)
-        self.count_S = torch.zeros(n_sources, dtype=torch.float64)
+        self.value_S = torch.zeros(dictionary.code_sources, dtype=torch.float64)
+        self.count_S = torch.zeros(dictionary.code_sources, dtype=torch.float64)
         self.spread = Spread()
 
     def update(self, seen: Observation) -> None:
-        if self.decoder is None and self.dictionary is None:
+        if self.dictionary.n_targets == 1:
             return
         self.live.update(seen)
         code = seen.code
@@ -71,18 +64,16 @@ class DecoderNormsMeter(Meter):
             return EvalResult()
         deviation_T = (self.spread.squares_T.cpu() / self.spread.n).sqrt()
         series = self._over_targets(deviation_T)
-        if self.decoder is None:
+        if self.dictionary.code_sources == 1:
             return EvalResult(series=series)
         active_S = self.value_S / self.count_S.clamp(min=1)
-        norms_ST: Tensor = self.decoder.norms_by_target().detach().cpu().double()
+        norms_ST: Tensor = self.dictionary.decoder.norms_by_target().detach().cpu().double()
         table_ST = norms_ST * active_S[:, None] / deviation_T.clamp(min=1e-300)
         return EvalResult(series=series | {"decoder_norms": table_ST})
 
     @torch.no_grad()
     def _over_targets(self, deviation_T: Tensor) -> dict[str, Tensor]:
-        """How live features share their norm, in deviations, among the targets that they reach."""
-        if self.dictionary is None:
-            return {}
+        """Series of how live features' norms are shared among the targets that they reach."""
         dictionary, n_targets = self.dictionary, self.dictionary.n_targets
         live_SF = self.live.fired.view(dictionary.code_sources, -1)
         shares = []

@@ -1,4 +1,4 @@
-"""What the model loses when the dictionary stands in for the activations (maths 4.2-4.3, 5.3).
+"""Measures the model's loss with reconstructions in place of activations (maths 4.2-4.3, 5.3).
 
 The reconstruction replaces the target sites on valid tokens; special and padding positions keep
 the clean value. With several targets the reconstructions come from clean activations (teacher
@@ -39,9 +39,9 @@ class Downstream(Metric):
     Args:
         max_tokens: positions to run the model on, spread over the evaluated windows; it runs once
             for the clean figures and once more for every row. null: all.
-        chunk_tokens: positions whose logits exist at once. Few fit a CPU's cache, which is faster.
+        chunk_tokens: positions whose logits exist at once; few fit into a CPU's cache.
 
-    An encoder predicts no next token: for one there are no figures, and a warning says so.
+    An encoder model predicts no next token: it gets a warning and no figures.
     """
 
     def __init__(self, max_tokens: Count | None = None, chunk_tokens: Count = 128) -> None:
@@ -65,7 +65,7 @@ class Downstream(Metric):
 
 @final
 class DownstreamMeter(Meter):
-    """Sums over scored positions of every window whose turn it is: a `share` of them."""
+    """Sums over the scored positions of a `share` of the windows."""
 
     def __init__(
         self,
@@ -87,7 +87,7 @@ class DownstreamMeter(Meter):
         self.comparison.update(turn, runs)
 
     def _stand_in(self, turn: Turn, y_hat_NTD: Tensor) -> Run:
-        """The model runs with the reconstruction in place of every target site."""
+        """A run of the model with the reconstruction in place of every target site."""
 
         def replacement(y_hat_BPD: Tensor) -> Replacement:
             return lambda _, clean_BPD: y_hat_BPD.to(clean_BPD.dtype)

@@ -24,7 +24,7 @@ Eval = Metric | RowSource | Callable[[EvalContext], EvalResult]
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """What the evals found, and on which text."""
+    """Results of the evals, and the text they were computed on."""
 
     figures: dict[str, float] = field(default_factory=dict)  # the dictionary's
     rows: dict[str, dict[str, float]] = field(default_factory=dict)  # the baselines'
@@ -48,7 +48,7 @@ def evaluate_dictionary(
 ) -> Evaluation:
     """Every figure of the `evals` for one dictionary (raw units, inference form) on `windows`.
 
-    `train_windows` is what baselines are fitted on. Raises ValueError when the dictionary does not
+    Baselines are fitted on `train_windows`. Raises ValueError when the dictionary does not
     fit the model or the text holds nothing to evaluate.
     """
     check_fits(dictionary, lm.info)

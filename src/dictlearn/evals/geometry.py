@@ -1,7 +1,8 @@
-"""How features lie to one another, and a feature's encoder to its decoder: cosines of weights.
+"""Cosines of weights: of features' decoder vectors, and of a feature's encoder and decoder rows.
 
-Two features that point the same way share what one could say; an encoder row far from its decoder
-row reads something else than it writes. Both are distributions that a mean would hide.
+Two features with the same decoder vector split what one could represent; a feature whose encoder row
+is far from its decoder row reads another direction than it writes. Figures are quantiles, because a
+mean would hide both.
 """
 
 from __future__ import annotations
@@ -23,15 +24,15 @@ MOST_PRODUCTS = 1e13  # multiply-adds of the cosines: two minutes of a laptop
 
 @final
 class Geometry(Metric):
-    """Of features that fire on the evaluated tokens, about `features` of them, evenly spread, or fewer
-    where the dictionary is so large that comparing them with all others would take long:
+    """Figures of about `features` live features, evenly spread; fewer for very large dictionaries.
 
-    - `nearest_cosine_p50`, `_p95`, series `nearest_cosine_histogram`: cosine of what a feature writes
-      to the nearest other live feature's, of all sources, all targets put end to end;
-    - `alignment_p50`, `_p05`, series `alignment_histogram`: cosine of its encoder row and its decoder
-      row, for autoencoders of single sites, which read what they write.
+    - `nearest_cosine_p50`, `_p95`, series `nearest_cosine_histogram`: cosine of a feature's decoder
+      vector and the nearest other live feature's, over all sources, with all targets concatenated;
+    - `alignment_p50`, `_p05`, series `alignment_histogram`: cosine of a feature's encoder row and
+      decoder row, for autoencoders of single sites.
 
-    A histogram is [2, bins]: left edges, and counts.
+    A feature is live if it fires on the evaluated tokens. A histogram is [2, bins]: left edges, and
+    counts.
     """
 
     def __init__(self, features: Count = 2048) -> None:
@@ -77,7 +78,7 @@ class GeometryMeter(Meter):
         return EvalResult(figures=figures, series=series)
 
     def _cosines(self, dictionary: Dictionary, live_SF: Tensor) -> tuple[Tensor, Tensor]:
-        """(to the nearest other live feature, of encoder and decoder), of the features looked at."""
+        """(cosines to the nearest other live feature, cosines of encoder and decoder)."""
         neighbours = Neighbours(dictionary)
         neighbours.norms_SF = neighbours.norms_SF * live_SF.to(neighbours.norms_SF)
         own = dictionary.code_sources == dictionary.n_sources
@@ -93,7 +94,7 @@ class GeometryMeter(Meter):
         return torch.cat(nearest), torch.cat(alignment) if alignment else torch.zeros(0)
 
     def _rows(self, dictionary: Dictionary, live_SF: Tensor) -> Iterator[tuple[int, slice]]:
-        """Every so many features, of each source."""
+        """Evenly spaced features of each source."""
         others = live_SF.numel() * dictionary.n_targets * dictionary.width
         features = min(self.features, max(BLOCK // 4, int(MOST_PRODUCTS / others)))
         stride = max(1, int(live_SF.sum()) // features)
@@ -108,7 +109,7 @@ BLOCK = 1024  # features compared at a time
 
 @final
 class Live:
-    """Which features have fired on valid tokens: `fired` is bool [S * F]."""
+    """Marks the features that have fired on valid tokens: `fired` is bool [S * F]."""
 
     def __init__(self) -> None:
         self.fired = torch.zeros(0, dtype=torch.bool)
@@ -129,7 +130,7 @@ class Live:
 
 
 def histogram(values: Tensor, low: float = 0.0, high: float = 1.0, bins: int = BINS) -> Tensor:
-    """[2, bins]: left edges, and how many of the values are in each of equal bins."""
+    """[2, bins]: left edges of bins of equal width, and the number of values in each."""
     edges = low + (high - low) * torch.arange(bins, dtype=torch.float64) / bins
-    place = ((values.double() - low) / (high - low) * bins).floor().long().clamp(0, bins - 1)
-    return torch.stack([edges, torch.bincount(place, minlength=bins).double()])
+    index = ((values.double() - low) / (high - low) * bins).floor().long().clamp(0, bins - 1)
+    return torch.stack([edges, torch.bincount(index, minlength=bins).double()])

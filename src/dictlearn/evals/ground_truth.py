@@ -1,4 +1,4 @@
-"""How well a dictionary's directions match features that are known to be the true ones."""
+"""Scores a dictionary's directions against known true features."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch import Tensor
 def mean_max_cosine(W_dec: Tensor, truth: Tensor) -> float:
     """Mean over true features of the cosine to the decoder row nearest to it; 1 is recovery.
 
-    W_dec [F, D] against truth [F_true, D], of any norms, by sign: a feature that points the other
-    way is another feature. Swapped, `mean_max_cosine(truth, W_dec)` says how much of the dictionary
-    is true: extra and duplicate rows cost nothing in one direction, and missing ones in the other.
+    W_dec is [F, D] and truth [F_true, D], of any norms. The sign counts: a feature that points the
+    other way is another feature. Extra and duplicate rows of W_dec cost nothing here; they cost in
+    `mean_max_cosine(truth, W_dec)`, where missing ones cost nothing.
     """
     return float(cosines(truth, W_dec).amax(1).mean())
 
@@ -20,9 +20,9 @@ def mean_max_cosine(W_dec: Tensor, truth: Tensor) -> float:
 def mcc(W_dec: Tensor, truth: Tensor) -> float:
     """Mean |cosine| over the best one-to-one matching (Hungarian) of decoder rows and features.
 
-    The mean correlation coefficient of SynthSAEBench (2602.14687): of the smaller set every row
-    counts once, so that one row can't stand for two features. O(n^2 m) for n of the smaller and
-    m of the larger set: well under a second for hundreds, minutes for thousands.
+    The mean correlation coefficient of SynthSAEBench (2602.14687): every row of the
+    smaller set counts once, so that one row can't stand for two features. O(n^2 m) for n rows of
+    the smaller and m of the larger set: under a second for hundreds, minutes for thousands.
     """
     similarity = cosines(truth, W_dec).abs()
     if similarity.shape[0] > similarity.shape[1]:

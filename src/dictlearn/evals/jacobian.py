@@ -1,16 +1,16 @@
-"""Does the dictionary compute as the MLPs do, or only arrive at the same values?
+"""Compares the Jacobian of a dictionary with that of the MLPs it replaces.
 
-The cosine, on each token, of vec J and vec J', where J is the derivative of what the model's MLPs
-write by what they read, and J' the dictionary's with its active features fixed. For a transcoder
-or a MOLT, J is that of one MLP. For several layers J has every target in its rows and every source
-in its columns: the model's is block diagonal, as each MLP reads only its own input when those of
-the others are held fixed. A cross-layer transcoder's is lower triangular. What it computes in one
-layer and writes to a later one, past that layer's MLP, is off the diagonal: such shortcuts lower
+The figure is the cosine, on each token, of vec J and vec J'. J is the derivative of the outputs of
+the model's MLPs by their inputs, and J' the dictionary's, with its active features fixed. For a
+transcoder or a MOLT, J is that of one MLP. For several layers J has every target in its rows and
+every source in its columns: the model's is block diagonal, as each MLP reads only its own input when
+those of the others are held fixed. A cross-layer transcoder's is lower triangular. Its features of
+one layer that write to a later one, past that layer's MLP, are off the diagonal: such shortcuts lower
 the cosine however good the reconstruction (Lange et al. 2026: sparsity rewards a CLT for them).
 
 Rows are in units of their target's standard deviation, so that no layer drowns the others. J is
 never formed: with probes u of independent signs E<J^T u, J'^T u> = <J, J'> (Hutchinson), and both
-products are vector-Jacobian products. Summed over probes before the ratio is taken, on each token.
+products are vector-Jacobian products. They are summed over probes before the ratio is taken.
 """
 
 from __future__ import annotations
@@ -41,13 +41,12 @@ class JacobianCosine:
     `jacobian_across` is the share of the dictionary's squared Jacobian that joins different layers.
 
     Args:
-        tokens: valid positions to measure at, drawn by the seed from `windows` windows that are
-            evenly spread over the held-out text.
-        windows: see above.
-        probes: random probes a token. From as many as the activations are wide the basis vectors
-            are taken instead, and the figures are exact.
+        tokens: valid positions to measure at, drawn by the seed.
+        windows: windows to draw them from, evenly spread over the held-out text.
+        probes: random probes per token. If this is at least the activations' width, the basis
+            vectors are used instead, and the figures are exact.
 
-    For dictionaries from mlp_in sites to the mlp_out of the same layers; nothing for others.
+    Only dictionaries from mlp_in sites to the mlp_out of the same layers get figures.
     """
 
     def __init__(self, tokens: Count = 256, windows: Count = 16, probes: Count = 8) -> None:
@@ -71,23 +70,23 @@ class JacobianCosine:
         if spread.n < 2:
             return EvalResult()
         weight_T = (spread.n / spread.squares_T).cpu()  # 1 / variance of each target
-        found = Products(*(torch.cat(column) for column in zip(*map(_fields, parts), strict=True)))
+        pooled = Products(*(torch.cat(column) for column in zip(*map(_fields, parts), strict=True)))
         figures = {
-            "jacobian_cosine": float(found.cosine_N(weight_T).mean()),
-            "jacobian_across": found.share_across(weight_T),
+            "jacobian_cosine": float(pooled.cosine_N(weight_T).mean()),
+            "jacobian_across": pooled.share_across(weight_T),
         }
         if len(dictionary.targets) > 1:
             for t, target in enumerate(dictionary.targets):
                 alone_T = torch.zeros_like(weight_T)
                 alone_T[t] = 1.0
-                cosine_N = found.cosine_N(alone_T)
+                cosine_N = pooled.cosine_N(alone_T)
                 figures[f"jacobian_cosine/{target}"] = float(cosine_N.mean())
         return EvalResult(figures=figures)
 
     def _sample(
         self, context: EvalContext, lm: LanguageModel, random: torch.Generator
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """(x_NSD, y_NTD) at the same random positions whatever the batches; N is at most P."""
+        """Yields (x_NSD, y_NTD) at random positions, the same however batched; N is at most P."""
         assert context.windows is not None, "the Jacobian is taken on held-out text"
         sources, targets = context.dictionary.sources, context.dictionary.targets
         length = context.windows.context
@@ -109,7 +108,7 @@ class JacobianCosine:
 
 @dataclass(frozen=True, eq=False)
 class Products:
-    """Per token and target, summed over probes and sources, float64 [N, T]."""
+    """Products of the Jacobians per token and target, summed over probes and sources: float64 [N, T]."""
 
     both: Tensor  # <J^T u, J'^T u>
     model: Tensor  # |J^T u|^2
@@ -117,7 +116,7 @@ class Products:
     across: Tensor  # the part of the last from sources of other layers
 
     def cosine_N(self, weight_T: Tensor) -> Tensor:
-        """Of the rows weighted so. Zero where either Jacobian is: they have nothing in common."""
+        """Cosine of J and J' with rows of target t weighted by weight_T[t]; 0 where either is zero."""
         both, model, dictionary = (p @ weight_T for p in (self.both, self.model, self.dictionary))
         return both / (model * dictionary).sqrt().clamp(min=torch.finfo(both.dtype).tiny)
 
@@ -137,7 +136,7 @@ def products(
     n_probes: int,
     random: torch.Generator,
 ) -> Products:
-    """Of the model's MLPs and the dictionary at N tokens, given what the MLPs read there."""
+    """Products of the MLPs' and the dictionary's Jacobians at N tokens, whose sources are x_NSD."""
     own = own_sources(dictionary)
     reads = x_NSD.detach().float().requires_grad_()
     with torch.enable_grad():
@@ -153,12 +152,12 @@ def products(
             probe_NTD = torch.randint(2, (n, n_targets, width), generator=random) * 2.0 - 1.0
         probe_NTD = probe_NTD.to(y_hat_NTD)
         for t, (x, y) in enumerate(written):
-            of_model_ND = _vjp(y, x, probe_NTD[None, :, t].to(y.dtype))[0]
-            of_dictionary_NSD = double(_vjp(y_hat[t], reads, probe_NTD[:, t]))
-            square_NS = of_dictionary_NSD.square().sum(-1).cpu()
-            of_model_ND = double(of_model_ND)
-            sums["both"][:, t] += (of_model_ND * of_dictionary_NSD[:, own[t]]).sum(-1).cpu()
-            sums["model"][:, t] += of_model_ND.square().sum(-1).cpu()
+            model_ND = _vjp(y, x, probe_NTD[None, :, t].to(y.dtype))[0]
+            dictionary_NSD = double(_vjp(y_hat[t], reads, probe_NTD[:, t]))
+            square_NS = dictionary_NSD.square().sum(-1).cpu()
+            model_ND = double(model_ND)
+            sums["both"][:, t] += (model_ND * dictionary_NSD[:, own[t]]).sum(-1).cpu()
+            sums["model"][:, t] += model_ND.square().sum(-1).cpu()
             sums["dictionary"][:, t] += square_NS.sum(1)
             sums["across"][:, t] += square_NS.sum(1) - square_NS[:, own[t]]
     return Products(**sums)
@@ -170,23 +169,23 @@ _NAMES = ("both", "model", "dictionary", "across")
 def run_mlps(
     lm: LanguageModel, dictionary: DictionaryLike, x_NSD: Tensor
 ) -> list[tuple[Tensor, Tensor]]:
-    """For each target what its MLP read and wrote, [1, N, D], the second a function of the first.
+    """(input, output) of each target's MLP, [1, N, D], with a graph from input to output.
 
-    MLPs treat every position alike, so the tokens, wherever they come from, are given to them as
-    one window in place of what they would read: each MLP's graph is of these N positions, begins at
-    its own input and ends at its own output.
+    MLPs treat every position alike, so the tokens replace their inputs as one window, wherever they
+    come from: each MLP's graph is of these N positions, begins at its own input and ends at its own
+    output.
     """
     reads: dict[str, Tensor] = {}
     writes: dict[str, Tensor] = {}
 
-    def given(name: str, x_ND: Tensor) -> Replacement:
+    def fed(name: str, x_ND: Tensor) -> Replacement:
         def replace(_: object, clean: Tensor) -> Tensor:
             reads[name] = x_ND[None].detach().to(clean.dtype).requires_grad_()
             return reads[name]
 
         return replace
 
-    def taken(name: str) -> Replacement:
+    def recorded(name: str) -> Replacement:
         def replace(_: object, clean: Tensor) -> Tensor:
             writes[name] = clean
             return clean.detach()
@@ -195,8 +194,8 @@ def run_mlps(
 
     own, targets = own_sources(dictionary), dictionary.targets
     sources = [dictionary.sources[s] for s in own]
-    replacements = {name: given(name, x_NSD[:, s]) for name, s in zip(sources, own, strict=True)}
-    replacements |= {name: taken(name) for name in targets}
+    replacements = {name: fed(name, x_NSD[:, s]) for name, s in zip(sources, own, strict=True)}
+    replacements |= {name: recorded(name) for name in targets}
     anything_BP = torch.zeros(1, len(x_NSD), dtype=torch.int64, device=lm.device)
     with patched(lm, replacements), torch.autocast(lm.device.type, enabled=False):
         lm.trunk(**lm.inputs(anything_BP))
@@ -206,7 +205,7 @@ def run_mlps(
 
 
 def _vjp(y: Tensor, x: Tensor, probe: Tensor) -> Tensor:
-    """J^T probe; zero where nothing of y comes from x."""
+    """J^T probe; zero where y does not depend on x."""
     if not y.requires_grad:
         return torch.zeros_like(x)
     (gradient,) = torch.autograd.grad(y, x, probe, retain_graph=True, allow_unused=True)
@@ -214,7 +213,7 @@ def _vjp(y: Tensor, x: Tensor, probe: Tensor) -> Tensor:
 
 
 def joins_mlps(dictionary: DictionaryLike) -> bool:
-    """Whether it goes from what MLPs read to what the same MLPs write."""
+    """Whether the sources are inputs of MLPs and the targets outputs of the same MLPs."""
     sources, targets = dictionary.sources, dictionary.targets
     if not all(site.startswith(READ) for site in sources):
         return False
@@ -222,7 +221,7 @@ def joins_mlps(dictionary: DictionaryLike) -> bool:
 
 
 def own_sources(dictionary: DictionaryLike) -> list[int]:
-    """For each target, which source its own MLP reads."""
+    """The index of each target's own source: the input of the same MLP."""
     return [dictionary.sources.index(_source_of(target)) for target in dictionary.targets]
 
 

@@ -1,7 +1,7 @@
-"""What there is to say of dictionaries over several layers, for the terminal and the report.
+"""Tables of dictionaries over several layers, for the terminal and the report.
 
-Two tables, dictionaries by figure and dictionaries by how much of the model they replace, and a
-sentence where the first of them does worse than one put beside it.
+One table has dictionaries by figure, the other by the layers they replace. A sentence is added where
+the evaluated dictionary does worse than one beside it.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ SCORE = "replacement/all_free/score"
 
 
 def side_by_side(record: Mapping[str, Any]) -> Iterator[tuple[str, list[str], bool]]:
-    """(label, cells, whether it is the dictionary), where there is something beside it."""
-    found = dictionaries(record)
-    if len(found) < 2:
+    """Yields (label, cells, whether it is the dictionary) if dictionaries are beside it, else nothing."""
+    entries = dictionaries(record)
+    if len(entries) < 2:
         return
-    for label, entry in found.items():
+    for label, entry in entries.items():
         figures = entry["figures"]
         cells = [cell(column, figures) for column in SIDE_BY_SIDE[1:]]
         yield (
@@ -53,7 +53,7 @@ def side_by_side(record: Mapping[str, Any]) -> Iterator[tuple[str, list[str], bo
 
 
 def replaced(record: Mapping[str, Any]) -> Iterator[tuple[str, str, list[str], bool]]:
-    """(setting, label, cells, whether it is the dictionary); a setting stands once, then empty."""
+    """Yields (setting, label, cells, whether it is the dictionary); a setting stands once."""
     for setting, words in SETTINGS.items():
         prefix = f"replacement/{setting}/"
         for label, entry in dictionaries(record).items():
@@ -69,7 +69,7 @@ def replaced(record: Mapping[str, Any]) -> Iterator[tuple[str, str, list[str], b
 
 
 def verdicts(record: Mapping[str, Any]) -> list[str]:
-    """One sentence for each dictionary beside that replaces the model better, with what is worse."""
+    """One sentence for each other dictionary that replaces the model better, naming the worse figures."""
     (label, own), *others = dictionaries(record).items()
     ours = own["figures"]
     return [
@@ -110,7 +110,7 @@ def _listed(words: list[str]) -> str:
 
 
 def _short(count: int) -> str:
-    """3.1M"""
+    """A count in three digits, such as 3.1M."""
     for unit, name in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if count >= unit:
             return f"{count / unit:.3g}{name}"
@@ -118,14 +118,14 @@ def _short(count: int) -> str:
 
 
 def renderables(record: Mapping[str, Any]) -> list[Table | str]:
-    """For a rich console: the tables that have rows, then the sentences."""
-    found: list[Table | str] = []
+    """The tables that have rows, then the sentences, for a rich console."""
+    parts: list[Table | str] = []
     rows = list(side_by_side(record))
     if rows:
         table = _table("side by side", SIDE_BY_SIDE)
         for label, cells, own in rows:
             table.add_row(label, *cells, style="bold" if own else "")
-        found += [table, ""]
+        parts += [table, ""]
     settings = list(replaced(record))
     if settings:
         several = len({label for _, label, _, _ in settings}) > 1
@@ -133,10 +133,10 @@ def renderables(record: Mapping[str, Any]) -> list[Table | str]:
         for setting, label, cells, own in settings:
             names = (setting, label) if several else (setting,)
             table.add_row(*names, *cells, style="bold" if own and several else "")
-        found += [table, ""]
+        parts += [table, ""]
     for sentence in verdicts(record):
-        found += [sentence, ""]
-    return found
+        parts += [sentence, ""]
+    return parts
 
 
 def _table(title: str, columns: tuple[Column, ...], second: str | None = None) -> Table:

@@ -1,8 +1,8 @@
 """Means, variances and covariances in one pass, float64, mergeable (Chan, Golub & LeVeque 1983).
 
-Merging two summaries gives what one pass over both would: no figure depends on how the data was
-batched or split between ranks. Centred sums, not raw ones: with raw sums, activations whose mean
-is far from zero cancel away the digits that matter.
+Merging two summaries gives the same as one pass over both: no figure depends on how the data was
+batched or split between ranks. The sums are centred: raw sums of activations whose mean is far from
+zero lose the digits that matter to cancellation.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from torch import Tensor
 
 
 def double(values: Tensor) -> Tensor:
-    """float64, on the same device where that has it (MPS does not)."""
+    """Converts to float64, on the same device unless it has none (MPS)."""
     values = values.detach()
     return (values.cpu() if values.device.type == "mps" else values).double()
 
 
 def add_padded(a: Tensor, b: Tensor) -> Tensor:
-    """Sum of two tables whose last dimensions may differ: the shorter one continues with zeros."""
+    """Sum of two tables; the one with the shorter last dimension is padded with zeros."""
     longest = max(a.shape[-1], b.shape[-1])
     widen = torch.nn.functional.pad
     return widen(a, (0, longest - a.shape[-1])) + widen(b, (0, longest - b.shape[-1]))

@@ -1,4 +1,4 @@
-"""One pass over text: what the model computes there and what every row makes of it."""
+"""One pass over text: the model's activations and every row's reconstruction of them."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from dictlearn.types import TextWindows
 def window_batches(windows: TextWindows, n_tokens: int, batch_windows: int) -> list[list[int]]:
     """Indices of the windows that hold about `n_tokens` tokens, evenly spread over the split.
 
-    Spread, because neighbouring windows come from the same documents.
+    They are spread because neighbouring windows come from the same documents.
     """
-    wanted = windows_read(windows, n_tokens)
-    chosen = [i * len(windows) // wanted for i in range(wanted)]
-    return [chosen[i : i + batch_windows] for i in range(0, wanted, batch_windows)]
+    n = windows_read(windows, n_tokens)
+    chosen = [i * len(windows) // n for i in range(n)]
+    return [chosen[i : i + batch_windows] for i in range(0, n, batch_windows)]
 
 
 def windows_read(windows: TextWindows, n_tokens: int) -> int:
-    """How many windows hold `n_tokens` positions, or all there are."""
+    """Number of windows that hold `n_tokens` positions, or all there are."""
     if len(windows) == 0:
         return 0
     return min(-(-n_tokens // windows.context), len(windows))
@@ -52,5 +52,5 @@ def observe_tokens(context: EvalContext, tokens_BP: Tensor, valid_BP: Tensor) ->
 
 
 def before_padding(valid_BP: Tensor) -> Tensor:
-    """Positions up to each window's last valid token: special ones among them, padding not."""
+    """bool [B, P]: positions up to each window's last valid token, special ones included."""
     return valid_BP.flip(1).cummax(1).values.flip(1)

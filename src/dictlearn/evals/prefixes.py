@@ -1,4 +1,4 @@
-"""The nested dictionaries of a Matryoshka: each is a row, decoded from its first features alone."""
+"""Rows for the nested dictionaries of a Matryoshka, each decoded from its first features alone."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ class Prefixes(RowSource):
 
 
 def nested(dictionary: DictionaryLike) -> dict[str, int]:
-    """What each inner prefix is called, and its number of features per source; the narrowest first."""
+    """Label of each inner prefix -> its features per source, the narrowest first."""
     widths = sorted(w for w in dictionary.prefixes if w < dictionary.n_features)
     return {f"first {width:,} features": width for width in widths}
 
 
 @final
 class _Encoded:
-    """The code of the batch that was asked for last: all prefixes share it."""
+    """Caches the code of the last batch, which all prefixes share."""
 
     def __init__(self, encode: Callable[[Tensor], Code]):
         self._encode = encode

@@ -1,4 +1,4 @@
-"""How much of the activations comes back: pooled FVU, cosine, norms (reference: maths 5.1).
+"""Compares reconstructions with activations: pooled FVU, cosine, norms (maths 5.1).
 
 FVU is pooled: the sum of squared errors over the sum of squared distances from the evaluation
 set's own mean. A mean of per-token or per-batch ratios is another number (twice as large on heavy
@@ -25,7 +25,7 @@ from dictlearn.evals.moments import Spread, add_padded, double
 
 @final
 class ReconstructionSums:
-    """Everything the figures need of (y, y_hat), per target, in float64."""
+    """The sums over (y, y_hat) that the figures need, per target, in float64."""
 
     def __init__(self, n_targets: int) -> None:
         self.n = 0
@@ -66,7 +66,7 @@ class ReconstructionSums:
         return self.spread.squares_T.cpu()
 
     def figures(self) -> dict[str, float]:
-        """Pooled over targets. gamma = E|y_hat|^2 / E[y.y_hat]: below 1, y_hat is shrunk."""
+        """Figures pooled over targets. gamma = E|y_hat|^2 / E[y.y_hat]: below 1, y_hat is shrunk."""
         n_terms = self.n * len(self.sums["error"])
         fvu = _ratio(self.sums["error"].sum(), self.variance_T.sum())
         return {
@@ -86,7 +86,7 @@ class ReconstructionSums:
 
 
 def _ratio(above: Tensor, below: Tensor) -> float:
-    """NaN, meaning undefined, where there is nothing to divide by."""
+    """above / below; NaN where below is 0."""
     return float(above / below) if below != 0 else float("nan")
 
 

@@ -1,4 +1,4 @@
-"""figures.json: what an evaluation found, with all one needs to repeat or distrust it."""
+"""Reads and writes figures.json: an evaluation's figures and all that is needed to repeat it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dictlearn import __version__
 from dictlearn.disk.replace import check_file_replaceable, check_replaceable, is_run
 from dictlearn.disk.whole import write_json
 
-if TYPE_CHECKING:  # whoever only reads a record needs no torch
+if TYPE_CHECKING:  # reading a record needs no torch
     from torch import Tensor
 
     from dictlearn.evals.evaluation import Evaluation
@@ -49,17 +49,17 @@ def record_of(
     beside: Mapping[str, tuple[DictionaryLike, Evaluation]] | None = None,
     part: str = HELD_OUT,
 ) -> dict[str, Any]:
-    """Plain JSON values. `data` is what the user asked the text to be; its hash is what it was.
+    """The content of figures.json, as plain JSON values.
 
-    `beside` are other dictionaries, evaluated on the same text, by what to call them. `part` says
-    which part of the text was read.
+    `data` are the user's settings of the text; the hash of its tokens is added. `beside` maps labels
+    to other dictionaries evaluated on the same text. `part` names the part of the text that was read.
     """
     from dictlearn.evals.prefixes import nested  # late: it needs torch
 
     widths = nested(dictionary)
     others = {
-        label: {"dictionary": _described(other), "figures": _plain(found.figures)}
-        for label, (other, found) in (beside or {}).items()
+        label: {"dictionary": _described(other), "figures": _plain(evaluated.figures)}
+        for label, (other, evaluated) in (beside or {}).items()
     }
     return {
         "format": FORMAT,
@@ -114,13 +114,13 @@ def check_record_replaceable(folder: Path, overwrite: bool) -> None:
         return isinstance(record, dict) and {"format", "figures", "versions"} <= record.keys()
 
     check_file_replaceable(folder / "figures.json", ours, overwrite)
-    if not (folder / "figures.json").is_file():  # then these are nobody's but the user's
+    if not (folder / "figures.json").is_file():  # then a report and pictures are the user's own
         check_file_replaceable(folder / "report.html", lambda data: False, overwrite)
         check_replaceable(folder / "figures", "pictures of an evaluation", overwrite)
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """What figures.json holds. Raises ValueError where there is none, or it isn't what it should be."""
+    """The content of figures.json. Raises ValueError where there is none, or one of another form."""
     path = folder / FILE
     try:
         if path.stat().st_size > MOST_BYTES:
@@ -148,7 +148,7 @@ def _described(dictionary: DictionaryLike) -> dict[str, Any]:
 
 
 def _plain(figures: Mapping[str, float]) -> dict[str, float | None]:
-    """JSON has no NaN: an undefined figure is null."""
+    """Undefined figures become null, as JSON has no NaN."""
     return {name: value if math.isfinite(value) else None for name, value in figures.items()}
 
 

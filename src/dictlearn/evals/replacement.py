@@ -1,13 +1,13 @@
-"""The replacement model: what is left of the model with a dictionary in place of its layers.
+"""Scores the replacement model: the model with a dictionary in place of its layers.
 
-Of a dictionary with several targets (per-layer and cross-layer transcoders), some or all stand in
-for what they reconstruct, on valid tokens; special and padding positions keep the clean value.
+Some or all reconstructions of a dictionary with several targets (per-layer and cross-layer
+transcoders) replace the targets, on valid tokens; special and padding positions keep the clean value.
 
     teacher forced   encoders read the clean run: every layer's own error, without the others'
     free running     encoders read the patched run: errors compound, as they do in a circuit
 
-The score is 1 - KL_patched / KL_zero, both KL(clean || .) pooled over valid tokens, where zero is
-the same targets zero-ablated: 1 is the model itself, 0 no better than nothing in their place.
+The score is 1 - KL_patched / KL_zero, both KL(clean || .) pooled over valid tokens; KL_zero has
+the same targets zero-ablated. 1 is the model itself, 0 no better than zero ablation.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from dictlearn.ranges import Count
 from dictlearn.types import DictionaryLike
 
 FORCED, FREE, ZERO = "forced", "free", "zero"
-# setting -> (which layers, how); one layer reads nothing that was patched: both modes are one
+# setting -> (layers, mode); a single layer reads nothing patched, so both modes are the same
 SETTINGS = {
     "one": ("one", FORCED),
     "half_forced": ("half", FORCED),
@@ -59,7 +59,7 @@ class ReplacementModel(Metric):
             it runs 2 L + 10 times on them. null: all.
         chunk_tokens: positions whose logits exist at once.
 
-    There are no figures for one target (`downstream` has them), for a code that all sources share
+    There are no figures for one target (`downstream` has them), for a code shared by all sources
     (it is known only after the last of them), or for a model without a next-token head.
     """
 
@@ -81,7 +81,7 @@ class ReplacementModel(Metric):
 
 @final
 class ReplacementMeter(Meter):
-    """Sums over scored positions of every window whose turn it is: a `share` of them."""
+    """Sums over the scored positions of a `share` of the windows."""
 
     def __init__(
         self,
@@ -112,7 +112,7 @@ class ReplacementMeter(Meter):
         return runs
 
     def _run(self, turn: Turn, subset: Sequence[int], value: Callable[[int], Value] | None) -> Run:
-        """The model runs with the targets of the subset replaced; free running without values."""
+        """A run of the model with the subset's targets replaced by `value`; free running for None."""
         targets = self.dictionary.targets
 
         def run(states: Callable[[], Tensor]) -> Tensor:
@@ -136,10 +136,10 @@ class ReplacementMeter(Meter):
             return EvalResult()
         figures: dict[str, float] = {}
         for setting, (layers, mode) in SETTINGS.items():
-            found = self._mean(layers, mode)
+            means = self._mean(layers, mode)
             zero = self._mean(layers, ZERO)["kl"]
-            found["score"] = 1.0 - found["kl"] / zero if zero > 0 else float("nan")
-            figures |= {f"replacement/{setting}/{name}": found[name] for name in FIGURES}
+            means["score"] = 1.0 - means["kl"] / zero if zero > 0 else float("nan")
+            figures |= {f"replacement/{setting}/{name}": means[name] for name in FIGURES}
         figures["replacement/scored_tokens"] = float(self.comparison.n)
         return EvalResult(figures=figures)
 
@@ -147,7 +147,7 @@ class ReplacementMeter(Meter):
         return self.comparison.figures(*(_name(mode, s) for s in self.subsets[layers]))
 
 
-Value = Callable[[Tensor], Tensor]  # the clean value [B, P, D] -> what replaces it
+Value = Callable[[Tensor], Tensor]  # the clean value [B, P, D] -> its replacement
 
 
 def _forced(y_hat_BPTD: Tensor) -> Callable[[int], Value]:

@@ -1,4 +1,4 @@
-"""How sparse the code is, and which features carry it (reference: maths 5.2)."""
+"""Measures L0 and the firing densities of features (maths 5.2)."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 class Sparsity(Metric):
     """L0 and firing densities over valid tokens.
 
-    A feature that never fires on the evaluated tokens is dead there; the figure means little
-    without `tokens`, which stands beside it. `high_density` is the share of tokens from which a
+    A feature that never fires on the evaluated tokens counts as dead, so `dead` depends on their
+    number, `tokens`. `high_density` is the share of tokens from which a
     feature counts as dense.
     """
 
@@ -46,7 +46,7 @@ class Sparsity(Metric):
 
 @final
 class SparsityMeter(Meter):
-    """Integer counts only: exact whatever the order. `sources` are the code's.
+    """Accumulates integer counts, exact in any order. `sources` are the code's.
 
     Series: `density` [S, F] shares of tokens; `density_histogram` [2, bins] log10 of the left edge
     and the number of features; `l0_by_position` [2, P] mean and tokens; `l0_histogram` [max + 1].
@@ -63,7 +63,7 @@ class SparsityMeter(Meter):
         self.sources = sources
         self.high_density = high_density
         self.bins_per_decade = bins_per_decade
-        self.prefixes = prefixes or {}  # rows -> the features of each source that they decode
+        self.prefixes = prefixes or {}  # row -> features of each source that it decodes
         self.n = 0
         self.fired_SF = torch.zeros(len(sources), n_features, dtype=torch.int64)
         self.l0_counts = torch.zeros(0, dtype=torch.int64)  # [i]: tokens with i active features
@@ -127,13 +127,13 @@ class SparsityMeter(Meter):
         return EvalResult(figures=figures, rows=rows, series=series)
 
     def _histogram(self) -> Tensor:
-        """Live features by log10 density, from one firing in all tokens up to every token."""
+        """Histogram of live features by log10 density, from one firing to firing on every token."""
         fired = self.fired_SF[self.fired_SF > 0].double()
         log_density = (fired / max(self.n, 1)).log10()
         lowest = -math.ceil(math.log10(max(self.n, 10)))
         n_bins = -lowest * self.bins_per_decade
-        bin_of = ((log_density - lowest) * self.bins_per_decade).floor().long()
-        counts = torch.bincount(bin_of.clamp(0, n_bins - 1), minlength=n_bins)
+        bins = ((log_density - lowest) * self.bins_per_decade).floor().long()
+        counts = torch.bincount(bins.clamp(0, n_bins - 1), minlength=n_bins)
         edges = lowest + torch.arange(n_bins, dtype=torch.float64) / self.bins_per_decade
         return torch.stack([edges, counts.double()])
 
@@ -148,6 +148,6 @@ def quantile_of_counts(counts: Tensor, q: float) -> int:
 
 
 def lower_quantile(values: Tensor, q: float) -> Tensor:
-    """The same rule on a list of values: always one of them, never an interpolation."""
+    """As `quantile_of_counts`, for a list of values: one of them, never an interpolation."""
     ordered = values.sort().values
     return ordered[max(math.ceil(q * len(ordered)) - 1, 0)]

@@ -1,4 +1,4 @@
-"""The final table, once for the terminal and the report: figures, words and units."""
+"""Tables of figures with their titles and units, for the terminal and the report."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.text import Text
 MISSING = "\N{EN DASH}"
 ACRONYMS = ("sae", "plt", "clt", "molt")
 MINUS = "\N{MINUS SIGN}"
-LONG = 1e3  # what is written with an exponent from here on
+LONG = 1e3  # larger values are written with an exponent
 
 
 @dataclass(frozen=True)
@@ -52,13 +52,13 @@ def cell(column: Column, figures: Mapping[str, float | None]) -> str:
     value = figures.get(column.key)
     if value is None:
         return MISSING
-    # A diverged run's are as long as a line: three digits and a power of ten say as much.
+    # Figures of a diverged run would be as long as a line.
     form = ".2e" if abs(value) >= LONG and column.format else column.format
     return format(value, form).replace("-", MINUS)
 
 
 def rows(record: Mapping[str, Any]) -> Iterator[tuple[str, list[str], bool]]:
-    """(label, cells, whether it is the dictionary), the dictionary first, then those beside it."""
+    """Yields (label, cells, whether it is the dictionary): the dictionary, then all beside it."""
     for label, entry in dictionaries(record).items():
         cells = [cell(column, entry["figures"]) for column in COLUMNS]
         yield label, cells, entry["figures"] is record["figures"]
@@ -67,7 +67,7 @@ def rows(record: Mapping[str, Any]) -> Iterator[tuple[str, list[str], bool]]:
 
 
 def prefixes(record: Mapping[str, Any]) -> Iterator[tuple[str, list[str], bool]]:
-    """A row for each nested dictionary, the narrowest first, and last the whole; or none."""
+    """Yields a row for each nested dictionary, the narrowest first, then one for the whole."""
     inner = record.get("prefixes") or {}
     for label, entry in inner.items():
         yield label, [cell(column, entry["figures"]) for column in PREFIXES], False
@@ -77,26 +77,26 @@ def prefixes(record: Mapping[str, Any]) -> Iterator[tuple[str, list[str], bool]]
 
 
 def dictionaries(record: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """label -> {dictionary, figures}: the one evaluated, then those put beside it."""
+    """label -> {dictionary, figures}: the evaluated dictionary, then those beside it."""
     return {label_of(record["dictionary"]): record} | record.get("beside", {})
 
 
 def label_of(dictionary: Mapping[str, Any]) -> str:
-    """`SAE`, `skip transcoder`: the kind as people write it."""
+    """The kind in words, such as `SAE` or `skip transcoder`."""
     kind = str(dictionary["kind"]).replace("_", " ")
     return kind.upper() if kind in ACRONYMS else kind
 
 
 def facts(record: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """(name, value, what it says) of the figures that only the dictionary has."""
+    """(name, value, meaning) of the figures that only the dictionary has."""
     f = record["figures"]
-    found: list[tuple[str, str, str]] = []
+    entries: list[tuple[str, str, str]] = []
     if "l0" in f:
         n_features = record["dictionary"]["n_features"] * record["dictionary"]["code_sources"]
         tokens = f"{f['tokens']:,.0f} tokens"
         spread = f"{l0_range(f)} on 90% of tokens"
         middle = f"90% in {_density(f['density_p05'])} to {_density(f['density_p95'])}"
-        found += [
+        entries += [
             ("L0", cell(L0, f), f"active features per token; {spread}"),
             ("dead", cell(DEAD, f), f"of {n_features:,} features never fired in {tokens}"),
             ("density", _density(f["density_p50"]), f"of tokens, the median feature; {middle}"),
@@ -104,37 +104,37 @@ def facts(record: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         ]
     if f.get("gamma") is not None:
         gamma = ".2e" if abs(f["gamma"]) >= LONG else ".3f"
-        found.append(("gamma", f"{f['gamma']:{gamma}}", "1 is unbiased, below 1 is shrunk"))
+        entries.append(("gamma", f"{f['gamma']:{gamma}}", "1 is unbiased, below 1 is shrunk"))
     if "ce_clean" in f:
         scored = f"{f['scored_tokens']:,.0f} tokens scored"
-        found.append(("CE clean", f"{f['ce_clean']:.4f}", f"nats per token, {scored}"))
+        entries.append(("CE clean", f"{f['ce_clean']:.4f}", f"nats per token, {scored}"))
     if "ce_recovered" in f:
-        gap = "of the CE that zero ablation costs"
-        found.append(("recovered", _share(f["ce_recovered"]), gap))
+        meaning = "of the CE that zero ablation costs"
+        entries.append(("recovered", _share(f["ce_recovered"]), meaning))
     if f.get("nearest_cosine_p50") is not None:
         meaning = "cosine to the nearest other feature's decoder vector, the median"
-        found.append(("nearest", f"{f['nearest_cosine_p50']:.3f}", meaning))
+        entries.append(("nearest", f"{f['nearest_cosine_p50']:.3f}", meaning))
     if f.get("alignment_p50") is not None:
         meaning = "cosine of a feature's encoder and decoder, the median"
-        found.append(("alignment", f"{f['alignment_p50']:.3f}", meaning))
+        entries.append(("alignment", f"{f['alignment_p50']:.3f}", meaning))
     if f.get("jacobian_cosine") is not None:
         meaning = "cosine of the MLPs' Jacobian and the dictionary's"
         if len(record["dictionary"]["sources"]) > 1:
             meaning += f"; {f['jacobian_across']:.0%} of its own joins different layers"
-        found.append(("Jacobian", f"{f['jacobian_cosine']:.3f}", meaning))
+        entries.append(("Jacobian", f"{f['jacobian_cosine']:.3f}", meaning))
     if f.get("cooccurrence/share") is not None:
-        said = "of what co-firing pairs say of the next token, neither says alone"
-        found.append(("pairs", f"{f['cooccurrence/share']:.1%}", said))
-    return found
+        meaning = "of co-firing pairs' information on the next token, in neither feature alone"
+        entries.append(("pairs", f"{f['cooccurrence/share']:.1%}", meaning))
+    return entries
 
 
 def l0_range(figures: Mapping[str, float]) -> str:
-    """The 5% and the 95% quantile; one number where they are the same."""
+    """The 5% and 95% quantiles of L0, as one number where they are the same."""
     return " to ".join(dict.fromkeys(f"{figures[key]:.0f}" for key in ("l0_p05", "l0_p95")))
 
 
 def share(value: float) -> str:
-    """A share of tokens as a percentage of two decimals, as on the pages of features."""
+    """A share of tokens as a percentage with two decimals, as on the feature pages."""
     return "<0.01%" if 0 < value < 5e-5 else f"{value:.2%}"
 
 

@@ -1,4 +1,4 @@
-"""report.html and its pictures: everything a run shows, in one file that asks the network nothing."""
+"""Writes report.html, with all pictures of a run in one file that needs no network."""
 
 from __future__ import annotations
 

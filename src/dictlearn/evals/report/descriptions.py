@@ -1,4 +1,4 @@
-"""The report's section on described features, from what `dictlearn explain` left in the run."""
+"""The report's section on descriptions, from the summary that `dictlearn explain` wrote."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ COLUMNS = {"n": "Features", "mean": "Mean", "p05": "5%", "p50": "Median", "p95":
 
 
 def descriptions(folder: Path) -> str:
-    """HTML, or nothing where no features were explained. ValueError for a damaged file."""
+    """The section as HTML; "" where no features were explained. ValueError for a damaged file."""
     return section_of(folder, FILE, section, "Descriptions", "explain", "explain")
 
 

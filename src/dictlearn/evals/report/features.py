@@ -1,4 +1,4 @@
-"""The report's section on features, from what `dictlearn pages` left beside the site."""
+"""The report's section on features, from the summary that `dictlearn pages` wrote."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ COUNTS = {
 
 
 def features(folder: Path) -> str:
-    """HTML, or nothing where the run has no site of features. ValueError for a damaged file."""
+    """The section as HTML; "" where the run has no feature pages. ValueError for a damaged file."""
     if not (folder / FOLDER / PAGE).is_file():
         return ""
     return section_of(folder, f"{FOLDER}/{FILE}", section, "Features", "features", "pages")
@@ -31,8 +31,8 @@ def section(summary: Mapping[str, Any]) -> str:
     total = summary["features"]
     counts = "\n".join(
         f"<div><dt>{title}</dt><dd>{summary['counts'][key]:,}</dd>"
-        f'<dd class="beside">{summary["counts"][key] / max(total, 1):.1%} {said}</dd></div>'
-        for key, (title, said) in COUNTS.items()
+        f'<dd class="beside">{summary["counts"][key] / max(total, 1):.1%} {meaning}</dd></div>'
+        for key, (title, meaning) in COUNTS.items()
     )
     examples = "\n".join(map(_example, summary["examples"]))
     return f"""<section>
@@ -48,22 +48,23 @@ def section(summary: Mapping[str, Any]) -> str:
 </section>"""
 
 
-def _example(one: Mapping[str, Any]) -> str:
-    """A feature's name, what is said of it, and where it fires most, that token marked."""
-    link = f'<a href="{FOLDER}/{PAGE}{escape(one["address"])}">{escape(one["name"])}</a>'
-    said = marks.html(one["description"])
-    if said and not one["reliable"]:
-        said = f"unreliable: {said}"
-    score = f", score {one['score']:.2f}" if said and one["score"] is not None else ""
+def _example(feature: Mapping[str, Any]) -> str:
+    """A feature's name, description, and strongest contexts with the token marked."""
+    link = f'<a href="{FOLDER}/{PAGE}{escape(feature["address"])}">{escape(feature["name"])}</a>'
+    description = marks.html(feature["description"])
+    if description and not feature["reliable"]:
+        description = f"unreliable: {description}"
+    scored = description and feature["score"] is not None
+    score = f", score {feature['score']:.2f}" if scored else ""
     lines = "\n".join(
         f'<p><span class="before">{escape(_flat(before))}</span>'
         f"<mark>{escape(_flat(token) or ' ')}</mark>"
         f"<span>{escape(_flat(after))}</span></p>"
-        for before, token, after, _ in one["contexts"]
+        for before, token, after, _ in feature["contexts"]
     )
     return f"""<article>
-<h3>{link}<small>fires on {escape(share(one["density"]))} of tokens{score}</small></h3>
-{f"<p class=said>{said}</p>" if said else ""}
+<h3>{link}<small>fires on {escape(share(feature["density"]))} of tokens{score}</small></h3>
+{f"<p class=said>{description}</p>" if description else ""}
 <div class="contexts">
 {lines}
 </div>
@@ -71,7 +72,7 @@ def _example(one: Mapping[str, Any]) -> str:
 
 
 def _flat(text: str) -> str:
-    """On one line: breaks as signs, indentation dropped."""
+    """The text on one line, with signs for line breaks and without indentation."""
     lines = text.replace("\r", "").replace("\t", " ").split("\n")
     inner = [line.strip(" ") if i else line.rstrip(" ") for i, line in enumerate(lines)]
     return "\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}".join(inner) if len(lines) > 1 else text

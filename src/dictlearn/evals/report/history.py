@@ -1,4 +1,4 @@
-"""metrics.jsonl, read with patience: what a run logged while it trained."""
+"""Reads metrics.jsonl, the figures that a run logged while it trained."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ Series = tuple[list[float], list[float]]  # x, y
 def read_history(path: Path) -> list[dict[str, float]]:
     """One dict of numbers for each logged step, in order; no file means nothing was logged.
 
-    A run that was killed may end in half a line, and one that was resumed repeats steps: the half
-    line is left out, and of a repeated step the later entry stands.
+    A killed run may end in half a line, which is left out; a resumed one repeats steps, whose later
+    entries replace the earlier.
     """
     if not path.is_file():
         return []
@@ -44,4 +44,4 @@ def loss_terms(history: list[dict[str, float]]) -> list[str]:
 def _is_finite_number(value: object) -> bool:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
-    return abs(value) <= sys.float_info.max  # of NaN this is false; an int may be larger
+    return abs(value) <= sys.float_info.max  # False for NaN; an int may be larger

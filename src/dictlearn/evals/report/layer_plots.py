@@ -20,7 +20,7 @@ FEW_TICKS = 16
 
 
 def layer_plots(record: Mapping[str, Any]) -> list[Plot]:
-    """Whatever of it was measured."""
+    """The plots whose figures are in the record."""
     plots = [
         plot
         for name, title, unit, key, sites in (
@@ -33,22 +33,22 @@ def layer_plots(record: Mapping[str, Any]) -> list[Plot]:
     if "decoder_norms" in series:
         plots.append(_heat_map(series["decoder_norms"], record["dictionary"]))
     if "relative_norm_histogram" in series:
-        said = "the second target's share of a feature's decoder norms"
-        found, ends = series["relative_norm_histogram"], (targets[0], targets[1])
-        plots.append(histogram("relative_norm", "Relative decoder norm", said, found, ends=ends))
+        xlabel = "the second target's share of a feature's decoder norms"
+        table, ends = series["relative_norm_histogram"], (targets[0], targets[1])
+        plots.append(histogram("relative_norm", "Relative decoder norm", xlabel, table, ends=ends))
     if "largest_share_histogram" in series:
-        said = "share of a feature's decoder norms on the target it writes most to"
-        found = series["largest_share_histogram"]
-        plots.append(histogram("largest_share", "Norm on one target", said, found))
+        xlabel = "share of a feature's decoder norms on the target it writes most to"
+        table = series["largest_share_histogram"]
+        plots.append(histogram("largest_share", "Norm on one target", xlabel, table))
     if "strongest_target" in series:
         plots.append(_strongest(series["strongest_target"], targets))
     return plots
 
 
 def layer_numbers(sites: Sequence[str]) -> list[int]:
-    """mlp_in.3 is of layer 3; where the names do not all say so, they are counted."""
-    found = [re.search(r"\.(\d+)(?![^:]*\d)", site) for site in sites]
-    numbers = [int(match[1]) for match in found if match is not None]
+    """Layers by the sites' names, 3 for mlp_in.3; 0, 1, ... where the names don't tell them apart."""
+    matches = [re.search(r"\.(\d+)(?![^:]*\d)", site) for site in sites]
+    numbers = [int(match[1]) for match in matches if match is not None]
     return numbers if len(set(numbers)) == len(sites) else list(range(len(sites)))
 
 
@@ -101,8 +101,8 @@ def _heat_map(norms: Sequence[Sequence[float]], dictionary: Mapping[str, Any]) -
         axes.set_ylim(-0.5, len(targets) - 0.5)
         axes.grid(visible=False)
         for axis, layers in ((axes.xaxis, sources), (axes.yaxis, targets)):
-            places = _few(list(range(len(layers))))
-            axis.set_ticks(places, [str(layers[i]) for i in places])
+            ticks = _few(list(range(len(layers))))
+            axis.set_ticks(ticks, [str(layers[i]) for i in ticks])
         axes.set_xlabel("source layer")
         unit_above(axes, "target layer, norms in its standard deviations", palette)
 
@@ -116,14 +116,14 @@ def _heat_map(norms: Sequence[Sequence[float]], dictionary: Mapping[str, Any]) -
 
 
 def _strongest(counts: Sequence[float], targets: Sequence[str]) -> Plot:
-    """How many features write most to each target."""
+    """Bars of the number of features that write most to each target."""
     layers = layer_numbers(targets)
 
     def draw(axes: Axes, palette: Palette) -> None:
         axes.bar(range(len(counts)), counts, width=0.8, color=palette.first)
         axes.set_xlim(-0.6, len(counts) - 0.4)
-        places = _few(list(range(len(counts))))
-        axes.xaxis.set_ticks(places, [str(layers[i]) for i in places])
+        ticks = _few(list(range(len(counts))))
+        axes.xaxis.set_ticks(ticks, [str(layers[i]) for i in ticks])
         axes.set_xlabel("layer that a feature writes most to")
         unit_above(axes, "features", palette)
         axes.yaxis.set_major_locator(MaxNLocator(5, steps=TIDY, integer=True))
@@ -134,7 +134,7 @@ def _strongest(counts: Sequence[float], targets: Sequence[str]) -> Plot:
 
 
 def _cell(axes: Axes, palette: Palette, s: int, t: int, share: float) -> None:
-    """Strength is opacity, so that the page's own colours show through in light and dark."""
+    """Draws a share as opacity, so that the page's own colours show through in light and dark."""
     corner = (s - 0.48, t - 0.46)
     axes.add_patch(Rectangle(corner, 0.96, 0.92, facecolor=palette.first, alpha=share, linewidth=0))
 
@@ -149,5 +149,5 @@ def _layer_axis(axis: Any, layers: Sequence[int]) -> None:
 
 
 def _few(layers: Sequence[int]) -> Sequence[int]:
-    """Every layer, or every so many of them."""
+    """At most FEW_TICKS evenly spaced layers."""
     return layers[:: -(-len(layers) // FEW_TICKS)]

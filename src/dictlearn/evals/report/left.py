@@ -1,5 +1,5 @@
-"""What other commands left in a run's features/ for its report, and whether it is of the dictionary
-that the run has now."""
+"""Reads the summaries that other commands wrote into a run's features/, and checks that they are of
+the run's present dictionary."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Section = Callable[[Mapping[str, Any]], str]
 
 
 def section_of(run: Path, file: str, section: Section, title: str, verb: str, writer: str) -> str:
-    """`section` of the summary in a run's `file`; nothing where there is no such file.
+    """`section` of the summary in a run's `file`; "" where there is no such file.
 
-    Where the summary is of another dictionary, the section says so under `title`, and that `verb`
-    makes it anew. Raises ValueError for a file that is not what `writer` writes.
+    If the summary is of another dictionary, the section says so under `title`, and names `verb`,
+    which makes it anew. Raises ValueError for a file of another form than `writer` writes.
     """
     path = run / file
     if not path.is_file():
@@ -31,7 +31,7 @@ def section_of(run: Path, file: str, section: Section, title: str, verb: str, wr
 
 
 def _is_stale(summary: Mapping[str, Any], run: Path) -> bool:
-    """True where the summary names another dictionary; False where it, or the run, names none."""
+    """True if the summary names another dictionary than the run's; False if either names none."""
     named = summary.get("dictionary") if isinstance(summary, Mapping) else None
     with suppress(ValueError):  # a dictionary that can't be read is not the report's to refuse
         return named is not None and saved_sha256(run) not in (None, named)

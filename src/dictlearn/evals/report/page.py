@@ -65,8 +65,8 @@ def _drawn(folder: Path, record: Mapping[str, Any]) -> tuple[str, dict[str, byte
     settings = read_settings(folder / "config.yaml")
     traced = attribution.read_attribution(folder)
     described = descriptions(folder)
-    found = features(folder)
-    html = page(name, record, settings, training, evaluation, by_layer, traced, described, found)
+    stored = features(folder)
+    html = page(name, record, settings, training, evaluation, by_layer, traced, described, stored)
     plots = (*training, *by_layer, *evaluation)
     return html, {plot.name: png(plot.draw, plot.title, plot.width) for plot in plots}
 
@@ -80,10 +80,13 @@ def page(
     by_layer: Iterable[Plot] = (),
     traced: Mapping[str, Any] | None = None,
     described: str = "",
-    found: str = "",
+    stored: str = "",
 ) -> str:
-    """The whole HTML document. `settings` is the run's configuration as YAML, or empty; `described`
-    the section on descriptions' scores, `found` the one on features."""
+    """The whole HTML document.
+
+    `settings` is the run's configuration as YAML, or empty; `described` the section on descriptions,
+    `stored` the one on features.
+    """
     evaluated = "On held-out text" if _is_held_out(record["text"]) else "On the text"
     sections = [
         _key_figures(record),
@@ -92,7 +95,7 @@ def page(
         _side_by_side(record),
         _replacement(record),
         _attribution(traced),
-        found,
+        stored,
         described,
         _plots("By layer", BY_LAYER, by_layer, "plots few"),
         _plots("Training", "As logged during the run, on training text.", training, "plots"),
@@ -111,7 +114,7 @@ def page(
 
 
 def _lede(record: Mapping[str, Any]) -> str:
-    """What was trained, in one sentence."""
+    """One sentence that names the dictionary, its model and the text."""
     dictionary, model = record["dictionary"], record["model"]
     sources, targets = ", ".join(dictionary["sources"]), ", ".join(dictionary["targets"])
     sites = sources if sources == targets else f"{sources} \N{RIGHTWARDS ARROW} {targets}"
@@ -129,7 +132,7 @@ def _lede(record: Mapping[str, Any]) -> str:
 
 
 def _key_figures(record: Mapping[str, Any]) -> str:
-    """The five numbers one looks for first, each beside what makes it mean something."""
+    """The five numbers one looks for first, each with a number to compare it with."""
     figures, baselines = record["figures"], record["baselines"]
     beside = next(iter(baselines), None)
 
@@ -240,7 +243,7 @@ def _table(
     columns: Iterable[table.Column],
     rows: Iterable[tuple[list[str], list[str], bool]],
 ) -> str:
-    """Rows are (what stands in the heads' columns, cells, whether it is the dictionary's own)."""
+    """Rows are (labels under the heads, cells, whether the row is the dictionary's own)."""
     named = "".join(f'<th scope="col"><span hidden>{escape(head)}</span></th>' for head in heads)
     titles = "".join(
         f'<th scope="col" title="{escape(column.meaning)}">'
@@ -276,11 +279,11 @@ def _plots(title: str, note: str, plots: Iterable[Plot], layout: str) -> str:
 
 
 def _text(text: Mapping[str, Any]) -> str:
-    """Which text the figures are of: its name, every file that was named, how it was cut."""
+    """The text that the figures are of: its name, its files, how it was cut."""
     data = dict(text.get("data") or {})
     pairs = [("text", text_of(data)), ("read", _read(text))]
     if not _is_held_out(text):
-        data.pop("held_out", None)  # nothing was
+        data.pop("held_out", None)  # nothing was held out
     if data:
         pairs.append(("data", group_line(data, named=True)))
     return f"""<section>

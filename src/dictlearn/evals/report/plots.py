@@ -1,4 +1,4 @@
-"""The pictures: training curves, firing densities, and what changes with the position."""
+"""The pictures: training curves, firing densities, and figures by position."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocat
 from dictlearn.evals.report.history import Series, loss_terms, series
 from dictlearn.evals.report.theme import LEFT, Draw, Palette, plain
 
-LOG_FROM = 8.0  # a range of more than this ratio is drawn on a logarithmic axis
+LOG_FROM = 8.0  # a larger ratio of maximum to minimum gets a logarithmic axis
 POSITION_BINS = 48
 FLAT = 0.01  # a curve that stays within this share of its height
 NARROW, WIDE = 4.4, 5.6  # inches: three in a row, two in a row
@@ -28,7 +28,7 @@ TRAINING_FIGURES = (  # logged key, title, unit
     ("tokens_per_second", "Training speed", "tokens per second"),
 )
 
-COSINES = {  # series less _histogram: title, what it is, the figure that is its median
+COSINES = {  # series without _histogram: title, label of the axis, the figure that is its median
     "nearest_cosine": (
         "Nearest feature",
         "cosine of a decoder vector with the nearest other",
@@ -44,7 +44,7 @@ COSINES = {  # series less _histogram: title, what it is, the figure that is its
 
 @dataclass(frozen=True)
 class Plot:
-    """`title` says what is shown, `label` reads it out to those who cannot see it."""
+    """A picture; `label` describes it to those who cannot see it."""
 
     name: str
     title: str
@@ -54,7 +54,7 @@ class Plot:
 
 
 def training_plots(history: list[dict[str, float]]) -> list[Plot]:
-    """One plot for each thing that the run logged."""
+    """One plot for each figure that the run logged, and one for all terms of the loss."""
     plots: list[Plot] = []
     curves = {"loss": series(history, "loss")} | {
         term: series(history, f"loss/{term}") for term in loss_terms(history)
@@ -74,30 +74,30 @@ def training_plots(history: list[dict[str, float]]) -> list[Plot]:
 
 def evaluation_plots(record: Mapping[str, Any]) -> list[Plot]:
     plots: list[Plot] = []
-    found = record["series"]
-    if "density_histogram" in found:
-        plots.append(_density(found["density_histogram"], record["figures"]))
-    if sum(map(bool, found.get("l0_histogram", []))) > 1:
-        plots.append(_l0_histogram(found["l0_histogram"], record["figures"]))
-    for key, (title, said, figure) in COSINES.items():
-        if f"{key}_histogram" in found:
-            middle = record["figures"].get(figure)
-            plots.append(histogram(key, title, said, found[f"{key}_histogram"], middle))
+    recorded = record["series"]
+    if "density_histogram" in recorded:
+        plots.append(_density(recorded["density_histogram"], record["figures"]))
+    if sum(map(bool, recorded.get("l0_histogram", []))) > 1:
+        plots.append(_l0_histogram(recorded["l0_histogram"], record["figures"]))
+    for key, (title, xlabel, figure) in COSINES.items():
+        if f"{key}_histogram" in recorded:
+            median = record["figures"].get(figure)
+            plots.append(histogram(key, title, xlabel, recorded[f"{key}_histogram"], median))
     for key, title, unit in (
         ("l0_by_position", "L0 by position", "active features"),
         ("error_by_position", "Error by position", "FVU"),
     ):
-        if key in found and any(found[key][1]):
-            values, counts = found[key]
-            if key != "l0_by_position" or not flat([v for v, n in zip(*found[key]) if n]):  # noqa: B905
+        if key in recorded and any(recorded[key][1]):
+            values, counts = recorded[key]
+            if key != "l0_by_position" or not flat([v for v, n in zip(*recorded[key]) if n]):  # noqa: B905
                 plots.append(_by_position(key, title, unit, binned(values, counts, POSITION_BINS)))
-    if any(found.get("ce_by_position", [[]])[-1]):
-        plots.append(_recovered(found["ce_by_position"]))
+    if any(recorded.get("ce_by_position", [[]])[-1]):
+        plots.append(_recovered(recorded["ce_by_position"]))
     return plots
 
 
 def flat(values: Sequence[float]) -> bool:
-    """Nothing to look at: as TopK's L0, the same on every token."""
+    """Whether all values are nearly the same, as TopK's L0 on every token."""
     return max(values) - min(values) <= FLAT * abs(max(values))
 
 
@@ -121,7 +121,7 @@ def _curves(name: str, title: str, curves: Mapping[str, Series], unit: str) -> P
 
 
 def _vertical_scale(axes: Axes, values: Sequence[float], unit: str) -> str:
-    """Chooses the scale and the ticks; returns what to call the axis."""
+    """Chooses the scale and the ticks; returns the axis' label."""
     low, high = min(values), max(values)
     if low > 0 and high > LOG_FROM * low and unit != PERCENT:
         axes.set_yscale("log")
@@ -131,7 +131,7 @@ def _vertical_scale(axes: Axes, values: Sequence[float], unit: str) -> str:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: short(v)))
         return f"{unit}, log scale".removeprefix(", ")
     scale = 100 if unit == PERCENT else 1
-    top = 1.08 * max(high, 0.0) * scale or 1.0  # something to look at where all is zero
+    top = 1.08 * max(high, 0.0) * scale or 1.0  # a height for the axis where all is zero
     axes.set_ylim(bottom=min(0.0, 1.08 * low * scale), top=top)
     axes.yaxis.set_major_locator(MaxNLocator(5, steps=TIDY))
     plain = FuncFormatter(lambda v, _: short(v))
@@ -140,14 +140,14 @@ def _vertical_scale(axes: Axes, values: Sequence[float], unit: str) -> str:
 
 
 def short(value: float) -> str:
-    """0.25, 3e-4: without zeros that say nothing."""
+    """The number without trailing zeros, such as 0.25 or 3e-4."""
     if value and abs(value) < 1e-3:
         return f"{value:.1e}".replace(".0e", "e").replace("e-0", "e-")
     return f"{value:g}"
 
 
 def unit_above(axes: Axes, unit: str, palette: Palette) -> None:
-    """The vertical axis' unit, level and at its head, where it is read without turning one's neck."""
+    """Writes the vertical axis' unit horizontally above it."""
     axes.annotate(
         unit, (0, 1), (-LEFT * 72 + 2, 8), xycoords="axes fraction", textcoords="offset points",
         fontsize=9.5, color=palette.muted,
@@ -201,19 +201,19 @@ def _l0_histogram(counts: Sequence[float], figures: Mapping[str, Any]) -> Plot:
 def histogram(
     name: str,
     title: str,
-    said: str,
+    xlabel: str,
     table: Sequence[Sequence[float]],
     median: float | None = None,
     ends: tuple[str, str] | None = None,
 ) -> Plot:
-    """Features by a number between the first edge and 1; `ends` says what its two ends mean."""
+    """Histogram of features by a number between the first edge and 1; `ends` names its two ends."""
     edges, counts = table
     width = edges[1] - edges[0] if len(edges) > 1 else 1.0
 
     def draw(axes: Axes, palette: Palette) -> None:
         axes.bar(edges, counts, width=0.92 * width, align="edge", color=palette.first)
         axes.set_xlim(edges[0], 1.0)
-        axes.set_xlabel(said)
+        axes.set_xlabel(xlabel)
         unit_above(axes, "features", palette)
         axes.yaxis.set_major_locator(MaxNLocator(5, steps=TIDY, integer=True))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: short(v)))
@@ -231,17 +231,17 @@ def histogram(
             )  # fmt: skip
 
     middle = "" if median is None else f", the median {median:.3f}"
-    label = f"{title}: histogram of {sum(counts):.0f} live features by {said}{middle}"
+    label = f"{title}: histogram of {sum(counts):.0f} live features by {xlabel}{middle}"
     return Plot(name, title, label, draw, WIDE)
 
 
 def _recovered(table: Sequence[Sequence[float]]) -> Plot:
-    """The share of what zero ablation costs in CE that the dictionary brings back."""
+    """Plots the share of zero ablation's CE increase that the dictionary recovers."""
     own, zero, counts = table
     x, own_y = binned(own, counts, POSITION_BINS)
     zero_y = binned(zero, counts, POSITION_BINS)[1]
-    shares = [(at, 1 - a / b) for at, a, b in zip(x, own_y, zero_y, strict=True) if b > 0]
-    points = [at for at, _ in shares], [100 * share for _, share in shares]
+    shares = [(p, 1 - a / b) for p, a, b in zip(x, own_y, zero_y, strict=True) if b > 0]
+    points = [p for p, _ in shares], [100 * share for _, share in shares]
     title = "Loss recovered by position"
     return _by_position("recovered_by_position", title, "% of what zero ablation costs", points)
 
@@ -277,5 +277,5 @@ def binned(values: Sequence[float], counts: Sequence[float], n_bins: int) -> Ser
 
 
 def _share(value: float) -> str:
-    """10%, 0.001%: a share of tokens as a percentage."""
+    """A share of tokens as a percentage, such as 10% or 0.001%."""
     return f"{100 * value:.6f}".rstrip("0").rstrip(".") + "%"

@@ -1,4 +1,4 @@
-"""The run's configuration, short enough to read at a glance."""
+"""Reads a run's configuration and summarises it in a few lines."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 
 import yaml
 
-UNNAMED = ("model", "source")  # one target each: its name says nothing
+UNNAMED = ("model", "source")  # groups with one target each, whose name is left out
 SKIPPED = ("_target_", "_partial_", "_recursive_", "_convert_")
 
 
 def read_settings(path: Path) -> str:
-    """config.yaml as text; empty when there is none. Raises ValueError for one that is damaged."""
+    """config.yaml as text; "" where there is none. Raises ValueError for a damaged one."""
     if not path.is_file():
         return ""
     try:
@@ -25,7 +25,7 @@ def read_settings(path: Path) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """Without aliases, of which a few lines can stand for more than memory holds."""
+    """Refuses aliases: a few lines of them can expand to more than memory holds."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.events.AliasEvent):
@@ -34,7 +34,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def parsed(settings: str) -> dict[Any, Any]:
-    """A run's configuration. Raises ValueError for text that is none."""
+    """A run's configuration. Raises ValueError for other text."""
     try:
         config = yaml.load(settings, Loader=_Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -45,10 +45,10 @@ def parsed(settings: str) -> dict[Any, Any]:
 
 
 def summary(settings: str) -> list[tuple[str, str]]:
-    """(group, its values on one line) for the groups that say what was trained.
+    """(group, its values on one line) for the groups that describe the training.
 
     Raises:
-        ValueError: one sentence where it is no configuration.
+        ValueError: `settings` is no configuration.
     """
     try:
         return _groups(parsed(settings))
@@ -58,11 +58,11 @@ def summary(settings: str) -> list[tuple[str, str]]:
 
 
 def _groups(config: Mapping[Any, Any]) -> list[tuple[str, str]]:
-    found = [("steps", _steps(config)), ("seed", str(config.get("seed", "")))]
+    rows = [("steps", _steps(config)), ("seed", str(config.get("seed", "")))]
     for group in ("model", "data", "dict", "sparsity", "objective", "optim", "schedule", "source"):
         if isinstance(config.get(group), dict):
-            found.append((group, group_line(config[group], named=group not in UNNAMED)))
-    return [(name, value) for name, value in found if value]
+            rows.append((group, group_line(config[group], named=group not in UNNAMED)))
+    return [(name, value) for name, value in rows if value]
 
 
 def _steps(config: Mapping[Any, Any]) -> str:
@@ -73,7 +73,7 @@ def _steps(config: Mapping[Any, Any]) -> str:
 
 
 def group_line(group: Mapping[Any, Any], named: bool) -> str:
-    """The target's own name, then its plain settings; nested targets by name."""
+    """The target's name, then its plain settings; nested targets are given by name."""
     words = []
     if named and "_target_" in group:
         words.append(str(group["_target_"]).rpartition(".")[2])

@@ -1,7 +1,7 @@
-"""How plots look, and how one drawing becomes both a PNG and an SVG that follows the page's colours.
+"""The style of plots; renders a drawing as a PNG, and as an SVG that follows the page's colours.
 
-The SVG is drawn in placeholder colours that appear nowhere else, then each is replaced by the CSS
-variable of its role: light and dark need one drawing.
+The SVG is drawn in placeholder colours that appear nowhere else; each is then replaced by the CSS
+variable of its role, so that light and dark pages share one drawing.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dictlearn.escape import terminal
 
 # Inches. Margins are fixed, so that plots side by side share their axes' lines.
 HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 2.8, 0.58, 0.22, 0.3, 0.55
-TITLE = 0.3  # above a PNG, which has no caption to stand under
+TITLE = 0.3  # above a PNG, which has no caption
 PNG_DPI = 160
 
 
@@ -50,7 +50,7 @@ Draw = Callable[[Axes, Palette], None]
 
 
 def plain(text: str) -> str:
-    """`text` for a plot as it is: a dollar sign begins no formula."""
+    """Escapes `text` for a plot, so that a dollar sign begins no formula."""
     return terminal(text).replace("$", r"\$")
 
 
@@ -104,18 +104,18 @@ def drawn(draw: Draw, palette: Palette, width: float, above: float = 0.0) -> Fig
 
 
 def png(draw: Draw, title: str, width: float) -> bytes:
-    """A picture of its own, with the title that a page puts above."""
+    """The drawing as a PNG, with its title above."""
     buffer = io.BytesIO()
     with matplotlib.rc_context(style(LIGHT)):
         figure = drawn(draw, LIGHT, width, above=TITLE)
-        at = 1 - 0.22 / (HEIGHT + TITLE)
-        figure.text(0.1 / width, at, title, fontweight="bold", fontsize=10)
+        y = 1 - 0.22 / (HEIGHT + TITLE)
+        figure.text(0.1 / width, y, title, fontweight="bold", fontsize=10)
         figure.savefig(buffer, format="png", dpi=PNG_DPI, metadata={"Software": None})
     return buffer.getvalue()
 
 
 def inline_svg(draw: Draw, name: str, label: str, width: float) -> str:
-    """An <svg> element for an HTML page: no ids but its own, no namespaces, the page's font."""
+    """The drawing as an <svg> element of an HTML page: prefixed ids, no namespaces, the page's font."""
     buffer = io.StringIO()
     with matplotlib.rc_context(style(PLACEHOLDERS)):
         figure = drawn(draw, PLACEHOLDERS, width)
@@ -137,7 +137,7 @@ def inline_svg(draw: Draw, name: str, label: str, width: float) -> str:
 
 
 def _own_ids(svg: str, name: str) -> str:
-    """Keeps the ids that something refers to, under the plot's name; drops the rest."""
+    """Prefixes the ids that are referred to with the plot's name; drops the rest."""
     used = set(re.findall(r"(?:url\(|href=\")#([^)\"]+)", svg))
 
     def rename(match: re.Match[str]) -> str:

@@ -1,1 +1,1 @@
-"""Several runs beside one another: what `dictlearn compare` and a multirun end with. No torch here."""
+"""Compares several runs, for `dictlearn compare` and after a multirun. Nothing here imports torch."""

@@ -1,4 +1,4 @@
-"""One page over several runs: charts, and a table that can be sorted, each run linked to its report."""
+"""One page over several runs: charts and a sortable table, with links to the runs' reports."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from urllib.parse import quote
 from dictlearn import __version__
 from dictlearn.disk.whole import write_text
 from dictlearn.escape import html as escape
-from dictlearn.evals.report.compared.plots import place, plots
+from dictlearn.evals.report.compared.plots import anchor, plots
 from dictlearn.evals.report.compared.read import Run, differing
 from dictlearn.evals.report.compared.table import best, cells, columns
 from dictlearn.evals.report.plots import Plot
@@ -25,18 +25,18 @@ OURS = '<meta name="generator" content="dictlearn compare">'  # as in page.html
 
 
 def write_page(runs: Sequence[Run], path: Path, title: str) -> Path:
-    """Writes the page, whole or not at all; it asks the network nothing."""
+    """Writes the page, whole or not at all; it needs no network."""
     write_text(path, page(runs, path.parent, title))
     return path
 
 
 def is_ours(path: Path) -> bool:
-    """Whether a file is such a page, which may be written anew."""
+    """Whether a file is a page of `write_page`, which may be replaced."""
     return path.is_file() and OURS.encode() in path.read_bytes()[:1000]
 
 
 def page(runs: Sequence[Run], folder: Path, title: str) -> str:
-    """The whole HTML document, with links as they lead from `folder`."""
+    """The whole HTML document; links are relative to `folder`."""
     links = [_link(run, folder) for run in runs]
     drawn = "\n".join(_figure(plot, runs, links) for plot in plots(runs))
     sections = [
@@ -58,7 +58,7 @@ def page(runs: Sequence[Run], folder: Path, title: str) -> str:
 
 
 def _link(run: Run, folder: Path) -> str:
-    """The report's address from the page's folder; empty where there is none."""
+    """The report's address relative to the page's folder; "" where there is no report."""
     if run.report is None:
         return ""
     relative = os.path.relpath(run.report.resolve(), folder.resolve())
@@ -66,7 +66,7 @@ def _link(run: Run, folder: Path) -> str:
 
 
 def _lede(runs: Sequence[Run]) -> str:
-    """How many runs, what all of them are, what differs."""
+    """A sentence on the number of runs, what they share and in what they differ."""
     first = runs[0].settings
     same = [
         key for key in ("kind", "sites", "model")
@@ -93,13 +93,13 @@ def _note(runs: Sequence[Run]) -> str:
 
 
 def _figure(plot: Plot, runs: Sequence[Run], links: Sequence[str]) -> str:
-    """The plot with its points linked, and what each is, for a pointer that rests on it."""
+    """The plot with its points linked to reports and titled with their figures."""
     svg = inline_svg(plot.draw, plot.name, escape(plot.label), plot.width)
     for i, (run, link) in enumerate(zip(runs, links, strict=True)):
         address = f' href="{escape(link)}"' if link else ""
-        says = f"{escape(run.name)}\nL0 {run.figure('l0')}, {plot.name} {run.figure(plot.name)}"
-        opening = f'<a data-run="{i}"{address}><title>{says}</title>'
-        svg = re.sub(f'<a href="{place(i)}"[^>]*>', lambda _, opening=opening: opening, svg)
+        point = f"{escape(run.name)}\nL0 {run.figure('l0')}, {plot.name} {run.figure(plot.name)}"
+        opening = f'<a data-run="{i}"{address}><title>{point}</title>'
+        svg = re.sub(f'<a href="{anchor(i)}"[^>]*>', lambda _, opening=opening: opening, svg)
     return f"<figure><figcaption>{escape(plot.title)}</figcaption>\n{svg}</figure>"
 
 

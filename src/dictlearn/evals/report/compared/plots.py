@@ -1,4 +1,4 @@
-"""What a run pays in sparsity for what it gets: FVU and CE increase against L0, a point a run."""
+"""Charts of FVU and CE increase against L0, with one point per run."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from dictlearn.evals.report.plots import LOG_FROM, TIDY, WIDE, Plot, short, unit
 from dictlearn.evals.report.theme import Palette, plain
 
 AGAINST_L0 = (("fvu", "FVU against L0", "FVU"), ("ce_increase", "CE increase against L0", "nats"))
-NAMED = 24  # points up to which each has its value beside it
+NAMED = 24  # points up to which each is labelled
 LOG_FROM_L0 = 3.0  # L0 is chosen in doublings
-LEGEND = 8  # lines up to which there is a legend; the table says which is which
+LEGEND = 8  # lines up to which there is a legend; more are told apart by the table
 MARKERS = "osD^vP"
 
 
-def place(number: int) -> str:
-    """Where a point leads, until the page knows the run's own address."""
+def anchor(number: int) -> str:
+    """A point's placeholder link, which the page replaces by the run's address."""
     return f"run:{number}"
 
 
 def plots(runs: Sequence[Run]) -> list[Plot]:
-    """Those of which two runs have both figures."""
-    found = []
+    """The charts for which at least two runs have both figures."""
+    charts = []
     for key, title, unit in AGAINST_L0:
         points = {
             i: (x, y)
@@ -34,8 +34,8 @@ def plots(runs: Sequence[Run]) -> list[Plot]:
             if (x := run.figure("l0")) is not None and (y := run.figure(key)) is not None
         }
         if len(points) > 1:
-            found.append(_plot(key, title, unit, runs, points))
-    return found
+            charts.append(_plot(key, title, unit, runs, points))
+    return charts
 
 
 def _plot(
@@ -53,11 +53,11 @@ def _plot(
                 axes.plot(x, y, color=colour, linewidth=1.1, alpha=0.45)
             for i in members:
                 x, y = points[i]
-                axes.plot(x, y, marker, color=colour, markersize=7, url=place(i))
+                axes.plot(x, y, marker, color=colour, markersize=7, url=anchor(i))
                 if len(points) <= NAMED:
-                    said = runs[i].name if moves is None else runs[i].settings[moves]
+                    text = runs[i].name if moves is None else runs[i].settings[moves]
                     axes.annotate(
-                        plain(said), points[i], (0, 7), textcoords="offset points",
+                        plain(text), points[i], (0, 7), textcoords="offset points",
                         ha="center", fontsize=8, color=palette.muted,
                     )  # fmt: skip
             if label:
@@ -80,9 +80,9 @@ def _plot(
 
 
 def mover(runs: Sequence[Run]) -> str | None:
-    """The numeric setting along which L0 changes most: lines join runs that differ in it alone.
+    """The numeric setting along which L0 changes most; lines join runs that differ in it alone.
 
-    None where no two runs do.
+    None where no two runs differ in one numeric setting alone.
     """
     spreads: dict[str, float] = {}
     for key in differing(runs):
@@ -99,7 +99,7 @@ def mover(runs: Sequence[Run]) -> str | None:
 
 
 def grouped(runs: Sequence[Run], members: Sequence[int], moves: str | None) -> dict[str, list[int]]:
-    """What to call it -> the runs of one line: equal in all settings but `moves`, in its order."""
+    """Label -> the runs of one line, which differ only in `moves`, sorted by it."""
     if moves is None:
         return {"": list(members)}
     others = [key for key in differing([runs[i] for i in members]) if key != moves]
@@ -111,7 +111,7 @@ def grouped(runs: Sequence[Run], members: Sequence[int], moves: str | None) -> d
 
 
 def _scale(axes: Axes, axis: str, values: Sequence[float]) -> None:
-    """Logarithmic where the values span much; some air around them."""
+    """Sets limits with a margin, and a logarithmic scale where the values span much."""
     low, high = min(values), max(values)
     is_x = axis == "x"
     own, set_scale, set_limits = (

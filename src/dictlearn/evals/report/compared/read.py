@@ -1,4 +1,4 @@
-"""What a run's folder says of it that can stand beside another's: its figures and its settings."""
+"""Reads the figures and settings of runs for comparison."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from dictlearn.evals.record import FILE, read_record
 from dictlearn.evals.report.settings import parsed
 from dictlearn.evals.table import MISSING, label_of
 
-# Settings that say nothing of what was trained, or nothing that could be compared.
+# Settings that don't change what is trained, or can't be compared.
 SKIPPED = ("name", "run_dir", "resume", "logger", "callbacks", "trainer", "eval")
 DESCRIBED = (
     "model",
     "kind",
     "sites",
     "features",
-)  # what follows from the settings, where there are any
-DEEPEST = 3  # folders below one that was named, in which runs are looked for
+)  # these follow from the settings, if there are any
+DEEPEST = 3  # levels of folders that are searched for runs
 
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """One row of the table, one point of each chart."""
+    """A run: one row of the table and one point of each chart."""
 
     folder: Path
     name: str
@@ -43,13 +43,13 @@ class Run:
         return path if path.is_file() else None
 
 
-def run_folders(given: Iterable[Path]) -> list[Path]:
-    """The runs that folders stand for: a run for itself, a folder of runs for all in it.
+def run_folders(folders: Iterable[Path]) -> list[Path]:
+    """The runs in some folders, each a run itself or a folder of runs.
 
     Raises ValueError for a folder that holds none.
     """
-    found: dict[Path, Path] = {}
-    for folder in given:
+    by_path: dict[Path, Path] = {}
+    for folder in folders:
         runs = _runs_in(folder, DEEPEST)
         if not runs:
             where = "has no figures" if folder.is_dir() else "no such folder"
@@ -57,8 +57,8 @@ def run_folders(given: Iterable[Path]) -> list[Path]:
                 f"runs: {folder}: {where}; want the folders of runs that came to their end, or of "
                 "evaluations (dictlearn evaluate writes figures.json)"
             )
-        found |= {run.resolve(): run for run in runs}
-    return list(found.values())
+        by_path |= {run.resolve(): run for run in runs}
+    return list(by_path.values())
 
 
 def _runs_in(folder: Path, depth: int) -> list[Path]:
@@ -66,12 +66,12 @@ def _runs_in(folder: Path, depth: int) -> list[Path]:
         return [folder]
     if depth == 0 or not folder.is_dir():
         return []
-    inner = sorted((path for path in folder.iterdir() if path.is_dir()), key=_counted)
+    inner = sorted((path for path in folder.iterdir() if path.is_dir()), key=_natural)
     return [run for path in inner for run in _runs_in(path, depth - 1)]
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
-    """Each run, named by its folder's path below the one that all share. Raises ValueError."""
+    """The runs, named by their paths below the common folder. Raises ValueError for a damaged one."""
     names = _names([folder.resolve() for folder in folders])
     return [_read(folder, name) for folder, name in zip(folders, names, strict=True)]
 
@@ -82,7 +82,7 @@ def _read(folder: Path, name: str) -> Run:
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
-    """Paths without the beginning that all have in common; of one alone, its last part."""
+    """The paths without their common beginning; a single path's last part."""
     parts = [folder.parts for folder in folders]
     shared = 0
     while all(len(p) > shared + 1 and p[: shared + 1] == parts[0][: shared + 1] for p in parts):
@@ -91,7 +91,7 @@ def _names(folders: Sequence[Path]) -> list[str]:
 
 
 def _described(record: Mapping[str, Any]) -> dict[str, str]:
-    """What the dictionary is, from the figures' own file: an evaluation has no other."""
+    """The dictionary's description from figures.json; an evaluation has no other file."""
     dictionary, model = record.get("dictionary"), record.get("model")
     if not isinstance(dictionary, dict) or not isinstance(model, dict):
         return {}
@@ -110,7 +110,7 @@ def _described(record: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _settings(path: Path) -> dict[str, str]:
-    """Dotted keys and plain values of the run's configuration, as text."""
+    """The run's configuration: dotted keys and plain values, as text."""
     if not path.is_file():
         return {}
     try:
@@ -142,7 +142,7 @@ def _plain(value: object) -> str:
 
 
 def differing(runs: Sequence[Run]) -> list[str]:
-    """Settings that all runs have and not all have the same, as one would set them."""
+    """The settings that all runs have, with values that differ; derived ones are left out."""
     if len(runs) < 2:
         return []
     first, *others = runs
@@ -154,28 +154,30 @@ def differing(runs: Sequence[Run]) -> list[str]:
 
 
 def _set(keys: Sequence[str], runs: Sequence[Run]) -> list[str]:
-    """Without those that follow another of the same name, as sparsity.k follows dict.k."""
+    """The keys without copies of others of the same name, as sparsity.k is of dict.k."""
     kept: dict[tuple[str, ...], str] = {}
     for key in keys:
         same = (key.rpartition(".")[2], *(run.settings[key] for run in runs))
-        if "." in kept.get(same, "."):  # what stands at the top is what was set; else the last
+        if "." in kept.get(
+            same, "."
+        ):  # a key at the top was set by the user; else the last is kept
             kept[same] = key
     return [key for key in keys if key in kept.values()]
 
 
 def _pattern(runs: Sequence[Run], key: str) -> tuple[str, ...]:
-    """Which runs share a value: the same for two settings that only change together."""
+    """Which runs share a value; equal for two settings that change together."""
     values = [run.settings[key] for run in runs]
     return tuple(str(values.index(value)) for value in values)
 
 
 def in_order(values: Iterable[str]) -> list[str]:
-    """Each value once, numbers by their size."""
+    """The distinct values, numbers sorted by size."""
     return sorted(set(values), key=_by_size)
 
 
 def number(value: str) -> float | None:
-    """What a setting's text says in numbers."""
+    """A setting's text as a number; None if it is none."""
     try:
         return float(value.replace(",", ""))
     except ValueError:
@@ -183,11 +185,11 @@ def number(value: str) -> float | None:
 
 
 def _by_size(value: str) -> tuple[int, float, str]:
-    found = number(value)
-    return (1, 0.0, value) if found is None else (0, found, "")
+    size = number(value)
+    return (1, 0.0, value) if size is None else (0, size, "")
 
 
-def _counted(path: Path) -> tuple[tuple[int, float, str], ...]:
-    """k=8 before k=16, 2 before 10."""
+def _natural(path: Path) -> tuple[tuple[int, float, str], ...]:
+    """A sort key that puts k=8 before k=16, and 2 before 10."""
     words = path.name.replace(",", "=").split("=")
     return tuple(_by_size(word) for word in words)

@@ -1,4 +1,4 @@
-"""The table over several runs: its columns, for the page, and as the terminal shows it."""
+"""The table over several runs: its columns, for the page, and its form for the terminal."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ SHOWN_VALUES = 8  # of a setting, in the line that says what differs
 
 
 def columns(runs: Sequence[Run]) -> list[Column]:
-    """Those that at least one run has a figure for."""
-    return [one for one in COLUMNS if any(run.figure(one.key) is not None for run in runs)]
+    """The columns for which at least one run has a figure."""
+    return [c for c in COLUMNS if any(run.figure(c.key) is not None for run in runs)]
 
 
 def cells(run: Run, shown: Sequence[Column]) -> list[str]:
@@ -30,7 +30,7 @@ def cells(run: Run, shown: Sequence[Column]) -> list[str]:
 
 
 def best(runs: Sequence[Run], column: Column) -> float | None:
-    """The least, of figures that say how good a run is."""
+    """The column's least figure; None for L0 and dead features, which have no best."""
     if column.key in ("l0", "dead"):
         return None
     values = [value for run in runs if (value := run.figure(column.key)) is not None]
@@ -38,7 +38,7 @@ def best(runs: Sequence[Run], column: Column) -> float | None:
 
 
 def renderable(runs: Sequence[Run]) -> Group:
-    """For a rich console: a row a run, the least of each column bold, and what differs below."""
+    """A table for a rich console: a row per run, the best figures bold, and differing settings below."""
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1))
     table.add_column("run", vertical="bottom", overflow="fold")
     shown = columns(runs)
