@@ -5,26 +5,46 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import DictConfig, OmegaConf
 
+from dictlearn import config
 from dictlearn.dicts.description import shape_from_json
 from dictlearn.dicts.dictionary import Dictionary
 from dictlearn.dicts.shape import Shape
-from dictlearn.sparsity.batchtopk import BatchTopK
-from dictlearn.sparsity.gated import Gated
-from dictlearn.sparsity.jumprelu import JumpReLU
-from dictlearn.sparsity.relu import ReLU
-from dictlearn.sparsity.topk import TopK
+from dictlearn.sparsity import registry
+from dictlearn.sparsity.protocol import Sparsity
+from tests.sparsity import sparsemax
+
+OWN = Path(sparsemax.__file__).parent / "conf"  # a --config-dir that has its yaml
+# What a test of a few tokens needs other than the yaml says.
+OTHERWISE = {"jumprelu": {"init_threshold": 0.3, "bandwidth": 0.4}}
+
+
+def options_of(kind: type[Sparsity]) -> dict[str, Any]:
+    """What a yaml that names the class gives it, at dict.k=4."""
+    for folder in (config.conf_dir(), OWN):
+        for path in sorted((folder / "sparsity").glob("*.yaml")):
+            cfg = OmegaConf.merge({"dict": {"k": 4}}, OmegaConf.load(path))
+            assert isinstance(cfg, DictConfig)
+            if cfg.sparsity.get("_target_", "").endswith(f".{kind.__name__}"):
+                options = OmegaConf.to_container(cfg.sparsity, resolve=True)
+                assert isinstance(options, dict)
+                plain = {str(key): value for key, value in options.items()}
+                return {key: value for key, value in plain.items() if not key.startswith("_")}
+    raise AssertionError(f"{kind.name}: no yaml in conf/sparsity names {kind.__name__}")
+
 
 SPARSITIES = {
-    "relu": ReLU,
-    "topk": partial(TopK, k=4),
-    "batchtopk": partial(BatchTopK, k=4),
-    "jumprelu": partial(JumpReLU, init_threshold=0.3, bandwidth=0.4),
-    "gated": Gated,
+    name: partial(kind, **options_of(kind) | OTHERWISE.get(name, {}))
+    for name, kind in sorted(registry().items())
+    if kind.__module__.startswith(("dictlearn.", sparsemax.__name__))
 }
+# Those that a saved dictionary can have: BatchTopK is JumpReLU then.
+INFERENCE = [name for name in SPARSITIES if name != "batchtopk"]
 
 
 def shaped(kind: str, sources: Sequence[str], targets: Sequence[str], **options: Any) -> Shape:

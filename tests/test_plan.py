@@ -55,6 +55,22 @@ def test_whole_windows_need_no_shuffle_buffer() -> None:
     assert has == {"mse": True, "mse_then_kl": True, "kl": False}
 
 
+def test_a_code_takes_what_its_sparsity_says() -> None:
+    cfg = config.compose("plan", ["dict.k=8", "sparsity=multi_topk"])
+    many, one = build.build_dictionary(cfg, build.build_info(cfg)), dict(cfg.sparsity)
+    assert many.sparsity.entries(8) == 8 + 4 * 8 and one["wide"] == 4
+    wide, narrow = (planned("dict.k=8", f"sparsity={name}") for name in ("multi_topk", "topk"))
+    assert wide.facts["memory, codes"] != narrow.facts["memory, codes"]
+
+
+def test_a_sparsity_that_does_not_say_what_it_stores_is_not_planned() -> None:
+    found = planned("sparsity=relu", "sparsity._target_=tests.sparsity.sparsemax.Sparsemax")
+    assert found.mistakes == {
+        "cost": "sparsity=sparsemax: its class doesn't say how many entries of each token it stores; "
+        "want Sparsemax.entries"
+    }
+
+
 MISTAKES = {
     "dictionary": ["dict.layer=4"],
     "source": ["source.buffer_tokens=1024"],

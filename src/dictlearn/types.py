@@ -57,9 +57,9 @@ class Batch(NamedTuple):
 class Code:
     """Which features fired and how strongly: CSR, one row per (token, source) in that order.
 
-    Every stored value is positive, but of a sparsity that is `signed`; a feature that a top-k picked at
-    zero is not in the code, so it gets no gradient. Feature ids ascend within a row: two equal codes are
-    equal tensors.
+    No stored value is zero: a feature that a top-k picked at zero is not in the code, so it gets no
+    gradient. All are positive, unless the sparsity is `signed`. Feature ids ascend within a row: two
+    equal codes are equal tensors.
 
     N is all tokens in a row. Where one site's activations came as [tokens, width] or [batch,
     positions, width], `leading` is what stood before the width, and what is made of the code has it

@@ -10,7 +10,7 @@ from dictlearn.dicts.dictionary import Dictionary
 from dictlearn.dicts.sae import sae
 from dictlearn.dicts.transcoder import transcoder
 from dictlearn.types import ModelInfo
-from tests.dictionaries import SPARSITIES, activations, small_dictionary
+from tests.dictionaries import INFERENCE, SPARSITIES, activations, small_dictionary
 from tests.train.test_fused_adam import SHAPES
 
 INFO = ModelInfo("toy", None, "qwen3", n_layers=4, width=16, vocab_size=50, context_length=32)
@@ -31,6 +31,18 @@ def test_folding_changes_units_and_nothing_else(sparsity, skip):
     torch.testing.assert_close(folded(raw), normalised)
     codes = folded.encode(raw), dictionary.encode(raw * a[:, None])
     assert torch.equal(codes[0].features, codes[1].features)
+
+
+def test_features_that_layers_compare_are_the_same_ones_in_raw_units():
+    """Sites differ in scale, so the largest features of all would not be."""
+    dictionary = small_dictionary("topk", sites=2, centre=False).eval()
+    dictionary.sparsity.across_layers = True
+    a, o = (torch.tensor(scales).double() for scales in ([0.25, 3.0], [7.0, 0.5]))
+    raw = activations(sites=2)
+    folded = dictionary.folded(a, o)
+    torch.testing.assert_close(folded(raw), dictionary(raw * a[:, None]) / o[:, None])
+    back = folded.folded(1 / a, 1 / o)
+    torch.testing.assert_close(back(raw), dictionary(raw))
 
 
 def test_folding_an_autoencoder_folds_the_centre_too():
@@ -56,7 +68,7 @@ def test_an_autoencoder_is_a_transcoder_whose_target_is_its_source(sparsity):
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("sparsity", ["topk", "relu", "jumprelu", "gated"])
+@pytest.mark.parametrize("sparsity", INFERENCE)
 def test_sites_side_by_side_do_what_they_do_alone(sparsity):
     """Several sources are several dictionaries in one: nothing leaks between them."""
     together = small_dictionary(sparsity, sites=3)
@@ -99,7 +111,7 @@ def test_plain_json_rebuilds_the_same_dictionary(sparsity):
 def test_json_names_a_sparsity_and_nothing_else():
     description = small_dictionary().to_json()
     description["sparsity"] = {"name": "os.system"}
-    with pytest.raises(ValueError, match=r"'os.system' is not one of \['batchtopk'"):
+    with pytest.raises(ValueError, match=r"'os.system' is not one of \['abstopk', 'batchtopk'"):
         from_json(description)
 
 

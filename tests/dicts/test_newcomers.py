@@ -105,7 +105,7 @@ def test_formats_that_cannot_hold_it_say_so_by_name(run, capsys):
     assert not (run / "export").exists()
     if run.name == "block_sae":
         assert command(run.parent.parent, "features", f"run={run}") == 2
-        assert "features of block_topk are coordinates" in capsys.readouterr().err
+        assert "its block_topk features may be negative" in capsys.readouterr().err
         assert not (run / "features").exists()
 
 

@@ -14,7 +14,7 @@ from dictlearn.objectives.reconstruction import Reconstruction
 from dictlearn.sparsity.jumprelu import JumpReLU
 from dictlearn.train.trainee import Trainee
 from dictlearn.types import Batch
-from tests.dictionaries import activations, small_dictionary
+from tests.dictionaries import INFERENCE, activations, small_dictionary
 from tests.dicts.test_equivalent import stretched
 
 
@@ -36,11 +36,15 @@ def again(trainee: Trainee, read: Batch) -> Dictionary:
     return trainee.inference_form(lambda: [read])
 
 
-@pytest.mark.parametrize("sparsity", ["relu", "topk", "jumprelu", "gated"])
+@pytest.mark.parametrize("sparsity", INFERENCE)
 @pytest.mark.parametrize("unit_norm", [True, False])
 def test_a_run_of_no_steps_saves_what_it_started_from(sparsity, unit_norm):
-    start = small_dictionary(sparsity) if sparsity == "topk" else stretched(sparsity)
-    start, read = start.eval(), batch()
+    start, read = stretched(sparsity).eval(), batch()
+    try:
+        check_start(small_dictionary(sparsity, unit_norm=unit_norm), start, "init=there")
+    except ValueError as error:
+        assert unit_norm and "want unit_norm=false" in str(error)
+        start = small_dictionary(sparsity).eval()
     same = again(begun(small_dictionary(sparsity, unit_norm=unit_norm), start, read), read)
     torch.testing.assert_close(same(read.x_NSD), start(read.x_NSD), rtol=1e-5, atol=1e-5)
     if not unit_norm:
@@ -96,6 +100,9 @@ def test_thresholds_that_are_learnt_as_logarithms_are_carried():
         (("topk", {"n_features": 48}), ("topk", {}), r"want dict\.n_features=40"),
         (("topk", {}), ("topk", {"skip": True}), r"want dict\.skip=true"),
         (("topk", {}), ("gated", {}), "its sparsity is gated, and this run's topk"),
+        (("topk", {}), ("abstopk", {}), "its sparsity is abstopk, and this run's topk"),
+        (("abstopk", {}), ("topk", {}), "its sparsity is topk, and this run's abstopk"),
+        (("jumprelu", {}), ("sparsemax", {}), "is sparsemax, and this run's jumprelu: what one"),
         (("topk", {"sites": 2}), ("topk", {}), "a sae with sources resid_post.0, and"),
         (("topk", {"width": 8}), ("topk", {}), "with width 16"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,8 @@ from dictlearn.ckpt.signature import signed
 from dictlearn.config import compose, conf_dir
 from dictlearn.dicts.sae import sae
 from dictlearn.lm.load import load_model, read_info
+from dictlearn.sparsity.abstopk import AbsTopK
+from dictlearn.sparsity.protocol import Sparsity
 from dictlearn.sparsity.topk import TopK
 from dictlearn.verbs import evaluate, opened
 
@@ -29,9 +32,11 @@ def one_text(tmp_path, monkeypatch):
     (tmp_path / "text.jsonl").write_text("\n".join(map(json.dumps, lines)))
 
 
-def saved(folder, width=256, site="resid_post.1", own=True, **training):
+def saved(
+    folder, width=256, site="resid_post.1", own=True, sparsity: type[Sparsity] = TopK, **training
+):
     info = replace(read_info("pico"), width=width)
-    dictionary = sae(info, partial(TopK, k=4), site, n_features=64, k=4).eval()
+    dictionary = sae(info, partial(sparsity, k=4), site, n_features=64, k=4).eval()
     training = {
         "model": "pico",
         "revision": None,
@@ -61,6 +66,13 @@ def test_a_run_is_evaluated_on_what_it_was_trained_on(tmp_path, capsys):
     assert (tmp_path / "runs/a/report.html").is_file()
     output = capsys.readouterr()
     assert "mean ablation" in output.out and "runs/a/report.html" in output.err
+
+
+def test_features_of_either_sign_have_figures_like_any_other(tmp_path):
+    saved(tmp_path / "runs/a/dictionary", sparsity=AbsTopK)
+    assert evaluate.main(compose("evaluate", ["run=runs/a", *SMALL])) == 0
+    figures = json.loads((tmp_path / "runs/a/figures.json").read_text())["figures"]
+    assert figures["l0"] == pytest.approx(4, abs=0.1) and math.isfinite(figures["fvu"])
 
 
 def test_another_dictionary_stands_beside_the_first(tmp_path, capsys):

@@ -13,15 +13,19 @@ from torch import Tensor
 import dictlearn
 from dictlearn.dicts.description import from_json
 from dictlearn.dicts.dictionary import Dictionary
+from dictlearn.export.calibrate import as_jumprelu
+from dictlearn.export.circuit_tracer import CircuitTracer
 from dictlearn.export.compare import difference
 from dictlearn.export.dictionary_learning import DictionaryLearning
-from dictlearn.export.protocol import Exporter, Job
+from dictlearn.export.protocol import Exporter, Job, why_not
 from dictlearn.export.saelens import SAELens
 from dictlearn.export.sparsify import Sparsify, hookpoint
 from dictlearn.types import ModelInfo
-from tests.dictionaries import activations
+from tests.dictionaries import INFERENCE, activations
 from tests.dicts.test_equivalent import stretched
 from tests.dicts.test_start import again, batch, begun
+from tests.export.test_circuit_tracer import INFO as CLT_INFO
+from tests.export.test_circuit_tracer import built
 
 INFO = ModelInfo("org/model", None, "qwen3", 4, 16, 100, 128)
 TRAINING = {"tokens": 1000, "seed": 3, "data": {"_target_": "a.stdlib_windows", "context": 64}}
@@ -37,7 +41,9 @@ SHAPES = {
         "targets": tuple(f"mlp_out.{i}" for i in range(3)),
     },
 }
-SPARSITIES = ("relu", "topk", "jumprelu", "gated")
+
+
+EXPORTERS = (SAELens(), Sparsify(), DictionaryLearning())
 
 
 def made(sparsity: str, shape: str) -> Dictionary:
@@ -55,9 +61,9 @@ def job_of(dictionary: Dictionary) -> Job:
 
 
 def held() -> Iterator[tuple[Exporter, str, str]]:
-    for exporter in (SAELens(), Sparsify(), DictionaryLearning()):
+    for exporter in EXPORTERS:
         for shape in SHAPES:
-            for sparsity in SPARSITIES:
+            for sparsity in INFERENCE:
                 one = made(sparsity, shape)
                 if exporter.refusal(one, INFO) is None and sparsity in exporter.holds(one):
                     yield exporter, shape, sparsity
@@ -144,6 +150,28 @@ def test_what_no_layer_holds_is_refused(exporter, shape, why):
     dictionary = small_dictionary("topk", targets=targets, centre=False, **shape)
     refusal = exporter.refusal(dictionary, INFO)
     assert refusal is not None and why in refusal
+
+
+@pytest.mark.parametrize("exporter", [*EXPORTERS, CircuitTracer()], ids=lambda one: one.name)
+@pytest.mark.parametrize("sparsity", INFERENCE)
+def test_a_sparsity_is_held_becomes_jumprelu_or_is_refused_by_name(exporter, sparsity):
+    one = built("plt", sparsity) if exporter.name == "circuit_tracer" else made(sparsity, "sae")
+    info = CLT_INFO if exporter.name == "circuit_tracer" else INFO
+    reason = why_not(exporter, one, info)
+    if reason is not None:
+        assert f"these are {sparsity}" in reason
+    elif sparsity not in exporter.holds(one):
+        sites = one.n_sources
+        converted, exact = as_jumprelu(one, lambda: [activations(100, sites).float()])
+        assert converted.sparsity.name == "jumprelu"
+        if exact:
+            assert difference(one, converted, [activations(100, sites).float()]).small
+    if one.sparsity.signed or sparsity == "sparsemax":
+        assert reason is not None
+        with pytest.raises(
+            ValueError, match=f"{sparsity} features are none that jumprelu can have"
+        ):
+            as_jumprelu(one, lambda: [])
 
 
 def test_thresholds_are_refused_by_sparsify_with_the_reason():

@@ -18,9 +18,10 @@ from dictlearn.ckpt.signature import signed
 from dictlearn.config import compose
 from dictlearn.dicts.sae import sae
 from dictlearn.lm.load import load_tokenizer, read_info
+from dictlearn.sparsity.abstopk import AbsTopK
 from dictlearn.sparsity.topk import TopK
 from dictlearn.store.features import FeatureStore
-from dictlearn.verbs import explain, features
+from dictlearn.verbs import explain, features, lookup
 
 SMALL = ["tokens=2000", "batch_windows=2", "block=40", "before=4", "after=3"]
 
@@ -68,6 +69,19 @@ def test_a_target_outside_the_residual_stream_promotes_nothing(run: Path, site: 
     assert any(one.top for one in found)
     small = ["tokens=1000", "at_least=2", "limit=2", "baseline_features=2"]
     assert explain.main(compose("explain", ["run=runs/a", *small])) == 0
+
+
+def test_features_that_may_be_negative_are_refused_before_any_text_is_read(run: Path):
+    """They have no place in the store; a concept is looked up by their weights all the same."""
+    sparsity = partial(AbsTopK, k=4)
+    dictionary = sae(read_info("pico"), sparsity, "resid_post.1", n_features=64, k=4).eval()
+    training = json.loads((run / "dictionary/dictionary.json").read_text())["training"]
+    save_dictionary(dictionary, run / "dictionary", training)
+    for verb, name in ((features, "features"), (explain, "explain")):
+        with pytest.raises(ValueError, match="its abstopk features may be negative"):
+            verb.main(compose(name, ["run=runs/a"]))
+    assert {path.name for path in run.rglob("*") if path.is_dir()} <= {"dictionary", "features"}
+    assert lookup.main(compose("lookup", ["run=runs/a", "pos=def", "neg=return"])) == 0
 
 
 def test_processes_share_the_text(run: Path):

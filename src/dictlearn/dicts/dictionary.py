@@ -191,7 +191,11 @@ class Dictionary(nn.Module):
     def encode_training(self, x_NSD: Tensor) -> Encoding:
         """The code and what its gradient estimators and losses read beside it."""
         as_tokens(x_NSD, self, strict=True)
-        return self.sparsity(*self.encoding_of(self._own(x_NSD)))
+        encoding = self.sparsity(*self.encoding_of(self._own(x_NSD)))
+        if torch.is_anomaly_enabled() and not self.sparsity.signed:
+            name = self.sparsity.name
+            assert (encoding.code.values > 0).all(), f"{name} gave a feature that is not positive"
+        return encoding
 
     def encoding_of(self, x_NSD: Tensor) -> tuple[Tensor, LinearMap]:
         """(what the encoder multiplies, the encoder): what a sparsity takes.
@@ -370,21 +374,24 @@ class Dictionary(nn.Module):
     def folded(self, input_scale_S: Tensor, output_scale_T: Tensor) -> Dictionary:
         """A copy that reads and writes raw activations, where this one reads x * input_scale.
 
-        W_enc stays, so a code's values are in raw units; that is valid because every sparsity here
-        is positively homogeneous. Decoder rows carry the ratio of the two scales. A shared code
-        keeps its training units, because its sites may differ in scale.
+        W_enc stays, so a code's values are in raw units: the sparsity says what it is in these.
+        Decoder rows carry the ratio of the two scales. A code keeps its training units where it is
+        read from several sites, or compares their features, because sites may differ in scale.
         """
         folded = copy.deepcopy(self)
         code_scale_S = input_scale_S
-        if self.shape.link.one_code:  # one code for sites of several scales stays as it is
+        if self.shape.link.one_code:
             code_scale_S = torch.ones_like(input_scale_S[:1])
             per_site = input_scale_S.repeat_interleave(self.width)
             folded.encoder.W_enc.mul_(per_site)
+        elif self.sparsity.across_layers:
+            code_scale_S = torch.ones_like(input_scale_S)
+            folded.encoder.W_enc.mul_(input_scale_S[:, None, None])
         folded.encoder.b_enc.div_(code_scale_S[:, None])
         folded.decoder.rescale(code_scale_S, output_scale_T)
         if folded.W_skip is not None:
             folded.W_skip.mul_((input_scale_S / output_scale_T)[:, None, None])
-        folded.sparsity = self.sparsity.rescaled(1 / code_scale_S)
+        folded.sparsity = self.sparsity.rescaled(1 / code_scale_S[:, None])
         folded.sparsity.eval().requires_grad_(False)
         return folded
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import final
 
@@ -20,6 +21,7 @@ from dictlearn.types import Code
 # What selects on a GPU: bfloat16 costs it the same and errs eight times as much, and its range is of no
 # use, because what doesn't fit float16 is selected in full precision.
 ON_A_GPU = torch.float16
+PRE_AT_ONCE = 1 << 24  # pre-activations in memory, where a rule wants whole rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +89,19 @@ class LinearMap:
             W_FD, b_F = self.W_enc[s], self.b_enc[s]
             parts.append(threshold_encode(x_NSD[:, s], W_FD, b_F, threshold, dtype))
         return selection.interleaved(parts)
+
+    @torch.no_grad()
+    def where(self, x_NSD: Tensor, keep: Callable[[Tensor], Tensor]) -> Selection:
+        """Those that `keep` says, which is given whole rows: [rows, F] in full precision."""
+        rows = max(1, PRE_AT_ONCE // (self.n_sources * self.n_features))
+        counts, columns, values = [], [], []
+        for x in x_NSD.split(rows):
+            pre_RF = self.pre(x)
+            kept_RF = keep(pre_RF)
+            counts.append(kept_RF.sum(1))
+            columns.append(kept_RF.nonzero()[:, 1])
+            values.append(pre_RF[kept_RF])
+        return selection.starts(torch.cat(counts)), torch.cat(columns), torch.cat(values)
 
     def _each(self, x_NSD: Tensor, k: int) -> Selection:
         return topk_encode_each(x_NSD, self.W_enc, self.b_enc, k, self._selection_dtype(x_NSD))

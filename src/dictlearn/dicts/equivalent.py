@@ -10,11 +10,6 @@ import torch
 
 from dictlearn.dicts.description import from_json
 from dictlearn.dicts.dictionary import Dictionary
-from dictlearn.sparsity.gated import Gated
-from dictlearn.sparsity.jumprelu import JumpReLU
-from dictlearn.sparsity.relu import ReLU
-
-EQUAL = 0.02  # relative: norms that differ by less were 1 in other units; only near ties notice
 
 
 @torch.no_grad()
@@ -67,7 +62,10 @@ def together(layers: Sequence[Dictionary], kind: str) -> Dictionary:
 
 @torch.no_grad()
 def recentred(dictionary: Dictionary, centre: bool) -> Dictionary:
-    """A copy that subtracts b_dec from its input, or doesn't: the encoder's biases take it over."""
+    """A copy that subtracts b_dec from its input, or doesn't: the encoder's biases take it over.
+
+    Raises ValueError where the sparsity doesn't say what becomes of it.
+    """
     if dictionary.shape.centre == centre:
         return dictionary
     moved = copy.deepcopy(dictionary)
@@ -76,8 +74,7 @@ def recentred(dictionary: Dictionary, centre: bool) -> Dictionary:
     shift_SF = torch.einsum("sfd,sd->sf", moved.encoder.W_enc.double(), b_SD)
     shift_SF = (shift_SF if centre else -shift_SF).to(moved.encoder.b_enc.dtype)
     moved.encoder.b_enc.add_(shift_SF)
-    if isinstance(moved.sparsity, Gated):
-        moved.sparsity.b_mag_SF.add_(moved.sparsity.r_SF.exp() * shift_SF)
+    moved.sparsity = moved.sparsity.shifted(shift_SF)
     return moved
 
 
@@ -89,20 +86,12 @@ def renormed(dictionary: Dictionary) -> Dictionary:
     other ones would then be the largest.
     """
     norms_SF = dictionary.decoder.norms()
-    if not isinstance(dictionary.sparsity, JumpReLU | Gated | ReLU):
-        low, high = norms_SF.amin(1), norms_SF.amax(1)
-        if bool((high - low > EQUAL * high).any()):
-            raise ValueError(
-                f"decoder norms from {float(low.min()):.3g} to {float(high.max()):.3g} cannot "
-                f"become 1 without changing which features {dictionary.sparsity.name} takes"
-            )
     scaled = copy.deepcopy(dictionary)
+    try:
+        scaled.sparsity = scaled.sparsity.rescaled(norms_SF)
+    except ValueError as error:
+        raise ValueError(f"decoder norms cannot become 1: {error}") from None
     scaled.encoder.W_enc.mul_(norms_SF[..., None])
     scaled.encoder.b_enc.mul_(norms_SF)
-    if isinstance(scaled.sparsity, JumpReLU):
-        assert not scaled.sparsity.log_threshold, "an inference form has its thresholds as they are"
-        scaled.sparsity.raw_threshold_SF.mul_(norms_SF)
-    if isinstance(scaled.sparsity, Gated):
-        scaled.sparsity.b_mag_SF.mul_(norms_SF)
     scaled.decoder.normalise()
     return scaled

@@ -9,13 +9,9 @@ from torch import Tensor
 
 from dictlearn.dicts.dictionary import Dictionary
 from dictlearn.dicts.equivalent import recentred, renormed
-from dictlearn.sparsity.gated import Gated
-from dictlearn.sparsity.jumprelu import JumpReLU
 from dictlearn.sparsity.protocol import threshold_for
-from dictlearn.sparsity.relu import ReLU
 
 ROWS = 1024  # tokens whose pre-activations exist at once
-SMALLEST = 1e-6  # threshold that has a logarithm
 
 
 def check_start(dictionary: Dictionary, start: Dictionary, key: str) -> None:
@@ -39,12 +35,17 @@ def check_start(dictionary: Dictionary, start: Dictionary, key: str) -> None:
         )
     if theirs.skip and not ours.skip:
         raise ValueError(f"{key}: has a linear path as well as features; want dict.skip=true")
-    if isinstance(dictionary.sparsity, Gated) != isinstance(start.sparsity, Gated):
+    sparsity = dictionary.sparsity
+    if not sparsity.starts_from(start.sparsity):
         raise ValueError(
-            f"{key}: its sparsity is {start.sparsity.name}, and this run's "
-            f"{dictionary.sparsity.name}: a gate has no place in the other; want gated in both, or "
-            f"in neither"
+            f"{key}: its sparsity is {start.sparsity.name}, and this run's {sparsity.name}: what "
+            f"one has learnt has no place in the other; want {start.sparsity.name} in both"
         )
+    if ours.centre != theirs.centre:
+        try:
+            start.sparsity.shifted(torch.zeros_like(start.encoder.b_enc))
+        except ValueError as error:
+            raise ValueError(f"{key}: {error}") from None
     if ours.unit_norm:
         try:
             renormed(start)
@@ -66,25 +67,13 @@ def start_from(dictionary: Dictionary, start: Dictionary, x_NSD: Tensor) -> None
     for name, tensor in start.state_dict().items():
         if not name.startswith("sparsity."):
             own[name].copy_(tensor)
-    sparsity, theirs = dictionary.sparsity, start.sparsity
-    if isinstance(sparsity, JumpReLU):
-        threshold_SF = _thresholds(dictionary, start, x_NSD)
-        log = sparsity.log_threshold
-        sparsity.raw_threshold_SF.copy_(
-            threshold_SF.clamp_min(SMALLEST).log() if log else threshold_SF
-        )
-    elif isinstance(sparsity, Gated):
-        assert isinstance(theirs, Gated)
-        sparsity.load_state_dict(theirs.state_dict())
+    b_enc = dictionary.encoder.b_enc
+    dictionary.sparsity.start_from(start.sparsity, b_enc, lambda: _thresholds(dictionary, x_NSD))
 
 
-def _thresholds(dictionary: Dictionary, start: Dictionary, x_NSD: Tensor) -> Tensor:
-    """[S, F], for JumpReLU."""
+def _thresholds(dictionary: Dictionary, x_NSD: Tensor) -> Tensor:
+    """[S, F]: one a source, above which k features fire per token of `x_NSD`."""
     encoder = dictionary.encoder
-    if isinstance(start.sparsity, JumpReLU):
-        return start.sparsity.threshold_SF
-    if isinstance(start.sparsity, ReLU):
-        return torch.zeros_like(encoder.b_enc)
 
     def rows_of(source: int) -> Iterator[Tensor]:
         for x in x_NSD.split(ROWS):

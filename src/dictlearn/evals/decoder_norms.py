@@ -24,7 +24,7 @@ class DecoderNorms(Metric):
     - `strongest_target` [T], for more: the number of features that write most to each target.
 
     `decoder_norms` [S, T], for dictionaries whose sources have features of their own, is the mean
-    decoder norm from source s to target t, times the mean value of an active feature of s, over the
+    decoder norm from source s to target t, times the mean size of an active feature of s, over the
     target's standard deviation. Unlike a norm alone, it does not depend on the units of code and
     target.
     """
@@ -48,7 +48,10 @@ class DecoderNormsMeter(Meter):
         self.live.update(seen)
         code = seen.code
         keep = seen.valid_N[code.rows // code.n_sources]
-        source, values = (code.rows % code.n_sources)[keep].cpu(), code.values[keep].double().cpu()
+        source, values = (
+            (code.rows % code.n_sources)[keep].cpu(),
+            code.values[keep].double().abs().cpu(),
+        )
         self.value_S.index_add_(0, source, values)
         self.count_S.index_add_(0, source, torch.ones_like(values))
         self.spread.update(seen.batch.y_NTD[seen.valid_N])

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from dictlearn import __version__
 from dictlearn.dicts.dictionary import Dictionary
 from dictlearn.dicts.equivalent import layered, parts
@@ -36,6 +38,13 @@ def layers(dictionary: Dictionary, folder: Path) -> Iterator[tuple[Dictionary, P
 def first(dictionary: Dictionary, folder: str) -> str:
     """The folder of the first layer, of those that `layers` writes under `folder`."""
     return folder if dictionary.n_sources == 1 else f"{folder}/{dictionary.sources[0]}"
+
+
+def thresholds(dictionary: Dictionary) -> Tensor:
+    """Of JumpReLU features, which have their pre-activations as values: [S, F]."""
+    form = dictionary.sparsity.as_jumprelu(dictionary.encoder.b_enc)
+    assert form is not None and dictionary.sparsity.selects, dictionary.sparsity.name
+    return form.threshold_SF
 
 
 def said(one: Dictionary) -> dict[str, Any]:

@@ -9,13 +9,9 @@ import torch
 from torch import Tensor
 
 from dictlearn.dicts.dictionary import Dictionary
-from dictlearn.sparsity.gated import Gated
 from dictlearn.sparsity.jumprelu import JumpReLU
-from dictlearn.sparsity.relu import ReLU
-from dictlearn.sparsity.topk import TopK
 
 MARGIN = 0.9  # how far below a feature's weakest firing the next weaker value is looked for
-BECOME_JUMPRELU = ("topk", "gated", "relu")  # batchtopk already has, in its inference form
 
 
 @torch.no_grad()
@@ -24,27 +20,32 @@ def as_jumprelu(
 ) -> tuple[Dictionary, bool]:
     """(the dictionary with JumpReLU features, whether it is the same function).
 
-    ReLU is JumpReLU with thresholds 0. Gated is too, exactly: with u = W x it fires where
-    u + b_gate > 0 at strength exp(r) u + b_mag, so where that strength is above
-    b_mag - exp(r) b_gate. TopK is not: every feature gets the threshold above which it fires as
-    often as it did on the held-out activations `x_NSD()`, which are read twice. One threshold for
-    all of a layer, as BatchTopK has, loses more: a feature's rivals for the k places differ.
+    ReLU is JumpReLU with thresholds 0, and Gated is too, with other parameters. TopK is not: every
+    feature gets the threshold above which it fires as often as it did on the held-out activations
+    `x_NSD()`, which are read twice. One threshold for all of a layer, as BatchTopK has, loses more: a
+    feature's rivals for the k places differ. ValueError where `becomes_jumprelu` says no.
     """
+    if not becomes_jumprelu(dictionary):
+        raise ValueError(f"{dictionary.sparsity.name} features are none that jumprelu can have")
     converted = copy.deepcopy(dictionary)
-    sparsity, encoder = converted.sparsity, converted.encoder
+    encoder = converted.encoder
     jumprelu = JumpReLU(encoder.n_sources, encoder.n_features, init_threshold=0.0)
-    if isinstance(sparsity, Gated):
-        scale_SF, b_gate_SF = sparsity.r_SF.exp(), encoder.b_enc.clone()
-        threshold_SF = (sparsity.b_mag_SF - scale_SF * b_gate_SF).clamp_min(0)
-        encoder.W_enc.mul_(scale_SF[..., None])
-        encoder.b_enc.copy_(sparsity.b_mag_SF)
-        jumprelu.raw_threshold_SF.data = threshold_SF
-    elif isinstance(sparsity, TopK):
+    form = dictionary.sparsity.as_jumprelu(dictionary.encoder.b_enc)
+    if form is None:
         jumprelu.raw_threshold_SF.data = thresholds_of_equal_rates(dictionary, x_NSD)
     else:
-        assert isinstance(sparsity, ReLU), f"{sparsity.name} is not among {BECOME_JUMPRELU}"
+        encoder.W_enc.mul_(form.scale_SF[..., None])
+        encoder.b_enc.copy_(form.bias_SF)
+        jumprelu.raw_threshold_SF.data = form.threshold_SF.clone()
     converted.sparsity = jumprelu.to(encoder.W_enc).eval().requires_grad_(False)
-    return converted, not isinstance(sparsity, TopK)
+    return converted, form is not None
+
+
+def becomes_jumprelu(dictionary: Dictionary) -> bool:
+    """Whether thresholds can be had: exactly, or fitted to features that are their pre-activations."""
+    sparsity = dictionary.sparsity
+    exact = sparsity.as_jumprelu(dictionary.encoder.b_enc) is not None
+    return exact or (sparsity.selects and not sparsity.signed)
 
 
 def thresholds_of_equal_rates(

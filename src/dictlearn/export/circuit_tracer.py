@@ -26,8 +26,8 @@ from dictlearn import __version__
 from dictlearn.ckpt.files import write_tensors
 from dictlearn.dicts.dictionary import Dictionary
 from dictlearn.dicts.equivalent import layered
+from dictlearn.export import _layers
 from dictlearn.export.protocol import Exporter, Job
-from dictlearn.sparsity.jumprelu import JumpReLU
 from dictlearn.types import ModelInfo
 
 INPUT_HOOK = "mlp.hook_in"
@@ -119,8 +119,8 @@ def write_transcoders(dictionary: Dictionary, folder: Path) -> None:
             "W_dec": written(dictionary, i, i),
             "b_dec": dictionary.decoder.b_dec[i],
         }
-        if isinstance(dictionary.sparsity, JumpReLU):
-            tensors["activation_function.threshold"] = dictionary.sparsity.threshold_SF[i]
+        if (threshold_F := threshold(dictionary, i)) is not None:
+            tensors["activation_function.threshold"] = threshold_F
         if dictionary.W_skip is not None:
             tensors["W_skip"] = dictionary.W_skip[i]  # x @ W_skip.T there as here
         write_tensors(folder / f"layer_{i}.safetensors", tensors)
@@ -134,11 +134,18 @@ def write_clt(dictionary: Dictionary, folder: Path) -> None:
             f"b_enc_{i}": b_enc(dictionary, i),
             f"b_dec_{i}": dictionary.decoder.b_dec[i],
         }
-        if isinstance(dictionary.sparsity, JumpReLU):
-            tensors[f"threshold_{i}"] = dictionary.sparsity.threshold_SF[i]
+        if (threshold_F := threshold(dictionary, i)) is not None:
+            tensors[f"threshold_{i}"] = threshold_F
         write_tensors(folder / f"W_enc_{i}.safetensors", tensors)
         decoder_FTD = torch.stack([written(dictionary, i, t) for t in range(i, n_layers)], dim=1)
         write_tensors(folder / f"W_dec_{i}.safetensors", {f"W_dec_{i}": decoder_FTD})
+
+
+def threshold(dictionary: Dictionary, s: int) -> Tensor | None:
+    """[F]; None for ReLU, whose file has none."""
+    if dictionary.sparsity.name == "relu":
+        return None
+    return _layers.thresholds(dictionary)[s]
 
 
 def b_enc(dictionary: Dictionary, s: int) -> Tensor:

@@ -29,9 +29,6 @@ from dictlearn.dicts.dictionary import Dictionary
 from dictlearn.dicts.equivalent import recentred
 from dictlearn.export import _layers
 from dictlearn.export.protocol import Exporter, Job
-from dictlearn.sparsity.gated import Gated
-from dictlearn.sparsity.jumprelu import JumpReLU
-from dictlearn.sparsity.topk import TopK
 from dictlearn.types import ModelInfo
 
 CLASSES = {  # by sparsity: the class, and the trainer that makes such
@@ -54,8 +51,7 @@ class DictionaryLearning(Exporter):
     def refusal(self, dictionary: Dictionary, info: ModelInfo) -> str | None:
         if dictionary.shape.skip:
             return "its dictionaries have features alone, no linear path"
-        sparsity = dictionary.sparsity
-        if isinstance(sparsity, TopK) and sparsity.across_layers:
+        if dictionary.sparsity.options().get("across_layers"):
             return "layers that share their k features have no form there"
         return _layers.refusal("dictionary_learning", dictionary)
 
@@ -91,21 +87,22 @@ dictionary, config = load_dictionary(f"{{folder}}/{inner}", device="cpu")
 def _tensors(one: Dictionary) -> dict[str, Tensor]:
     W_enc, b_enc = one.encoder.W_enc[0], one.encoder.b_enc[0]
     W_dec, b_dec, sparsity = one.W_dec, one.decoder.b_dec[0], one.sparsity
-    if isinstance(sparsity, JumpReLU):
+    if sparsity.name == "jumprelu":
         return {
             "W_enc": W_enc.T,
             "b_enc": b_enc,
             "W_dec": W_dec,
             "b_dec": b_dec,
-            "threshold": sparsity.threshold_SF[0],
+            "threshold": _layers.thresholds(one)[0],
         }
     linear = {"encoder.weight": W_enc, "decoder.weight": W_dec.T}
-    if isinstance(sparsity, Gated):
-        biases = {"gate_bias": b_enc, "mag_bias": sparsity.b_mag_SF[0], "r_mag": sparsity.r_SF[0]}
+    if sparsity.name == "gated":
+        own = sparsity.state_dict()
+        biases = {"gate_bias": b_enc, "mag_bias": own["b_mag_SF"][0], "r_mag": own["r_SF"][0]}
         return linear | biases | {"decoder_bias": b_dec}
     linear["encoder.bias"] = b_enc
-    if isinstance(sparsity, TopK):
-        k = torch.tensor(sparsity.k, dtype=torch.int32)
+    if sparsity.name == "topk":
+        k = torch.tensor(sparsity.options()["k"], dtype=torch.int32)
         return linear | {"b_dec": b_dec, "k": k, "threshold": torch.tensor(-1.0)}
     return linear | {"decoder.bias": b_dec}
 
@@ -122,6 +119,6 @@ def _trainer(one: Dictionary, job: Job) -> dict[str, Any]:
         "seed": job.training.get("seed"),
         "device": "cpu",
     }
-    if isinstance(one.sparsity, TopK):
-        found["k"] = one.sparsity.k
+    if one.sparsity.name == "topk":
+        found["k"] = one.sparsity.options()["k"]
     return found

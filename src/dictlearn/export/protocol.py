@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from dictlearn.dicts.dictionary import Dictionary
-from dictlearn.export.calibrate import BECOME_JUMPRELU
+from dictlearn.export.calibrate import becomes_jumprelu
 from dictlearn.types import ModelInfo
 
 
@@ -71,7 +71,7 @@ def why_not(exporter: Exporter, dictionary: Dictionary, info: ModelInfo) -> str 
     """The reason why the format can't hold it, not even with JumpReLU features; None where it can."""
     sparsity = dictionary.sparsity.name
     held = exporter.holds(dictionary)
-    convertible = "jumprelu" in held and sparsity in BECOME_JUMPRELU
+    convertible = "jumprelu" in held and becomes_jumprelu(dictionary)
     reason = exporter.refusal(dictionary, info)
     if reason is None and sparsity not in held and not convertible:
         reason = f"it holds {' and '.join(sorted(held))} features, and these are {sparsity}"

@@ -26,12 +26,12 @@ from dictlearn.dicts.dictionary import Dictionary
 from dictlearn.dicts.equivalent import recentred
 from dictlearn.export import _layers
 from dictlearn.export.protocol import Exporter, Job
-from dictlearn.sparsity.gated import Gated
-from dictlearn.sparsity.jumprelu import JumpReLU
-from dictlearn.sparsity.topk import TopK
 from dictlearn.types import ModelInfo
 
 VERSION = "6.54.12"  # whose layout this is
+# By sparsity: the architecture, or how the names of the two for transcoders begin.
+AUTOENCODERS = {"relu": "standard", "topk": "topk", "jumprelu": "jumprelu", "gated": "gated"}
+TRANSCODERS = {"relu": "", "jumprelu": "jumprelu_"}
 
 
 @final
@@ -41,9 +41,8 @@ class SAELens(Exporter):
     name = "saelens"
 
     def holds(self, dictionary: Dictionary) -> frozenset[str]:
-        transcoders = frozenset({"jumprelu", "relu"})
         autoencoder = dictionary.sources == dictionary.targets and not dictionary.shape.skip
-        return transcoders | {"topk", "gated"} if autoencoder else transcoders
+        return frozenset(AUTOENCODERS if autoencoder else TRANSCODERS)
 
     def refusal(self, dictionary: Dictionary, info: ModelInfo) -> str | None:
         return _layers.refusal("SAELens", dictionary)
@@ -66,10 +65,10 @@ sae = SAE.from_pretrained("{repo}", "{inner}")
 
 
 def _architecture(one: Dictionary) -> str:
+    name = one.sparsity.name
     if one.sources == one.targets and not one.shape.skip:
-        return {"relu": "standard"}.get(one.sparsity.name, one.sparsity.name)
-    jump = "jumprelu_" if isinstance(one.sparsity, JumpReLU) else ""
-    return f"{jump}{'skip_' if one.shape.skip else ''}transcoder"
+        return AUTOENCODERS[name]
+    return TRANSCODERS[name] + ("skip_transcoder" if one.shape.skip else "transcoder")
 
 
 @torch.no_grad()
@@ -80,12 +79,14 @@ def _tensors(one: Dictionary) -> dict[str, Tensor]:
         "W_dec": one.W_dec,
         "b_dec": one.decoder.b_dec[0],
     }
-    if isinstance(sparsity, Gated):
-        tensors |= {"b_gate": b_enc, "b_mag": sparsity.b_mag_SF[0], "r_mag": sparsity.r_SF[0]}
-    else:
-        tensors["b_enc"] = b_enc
-    if isinstance(sparsity, JumpReLU):
-        tensors["threshold"] = sparsity.threshold_SF[0]
+    match sparsity.name:
+        case "gated":
+            own = sparsity.state_dict()
+            tensors |= {"b_gate": b_enc, "b_mag": own["b_mag_SF"][0], "r_mag": own["r_SF"][0]}
+        case "jumprelu":
+            tensors |= {"b_enc": b_enc, "threshold": _layers.thresholds(one)[0]}
+        case _:
+            tensors["b_enc"] = b_enc
     if one.W_skip is not None:
         tensors["W_skip"] = one.W_skip[0]
     return tensors
@@ -104,8 +105,8 @@ def _config(one: Dictionary, architecture: str) -> dict[str, Any]:
     }
     if "transcoder" in architecture:
         cfg["d_out"] = one.width
-    if isinstance(one.sparsity, TopK):
-        cfg |= {"k": one.sparsity.k, "rescale_acts_by_decoder_norm": False}
+    if architecture == "topk":
+        cfg |= {"k": one.sparsity.options()["k"], "rescale_acts_by_decoder_norm": False}
     return cfg
 
 

@@ -26,7 +26,6 @@ from dictlearn.dicts.dictionary import Dictionary
 from dictlearn.dicts.equivalent import parts, recentred
 from dictlearn.export import _layers
 from dictlearn.export.protocol import Exporter, Job
-from dictlearn.sparsity.topk import TopK
 from dictlearn.types import ModelInfo
 
 BLOCKS = {"gpt2": "h", "bert": "encoder.layer", "esm": "encoder.layer", "vit": "encoder.layer"}
@@ -46,12 +45,12 @@ class Sparsify(Exporter):
 
     def refusal(self, dictionary: Dictionary, info: ModelInfo) -> str | None:
         sparsity = dictionary.sparsity
-        if not isinstance(sparsity, TopK):
+        if sparsity.name != "topk":
             return (
-                f"every token has exactly k features there, and the {sparsity.name} features here "
-                f"are as many as pass their thresholds; train with sparsity=topk"
+                f"every token has exactly k features there, the largest pre-activations, and these "
+                f"are {sparsity.name} features; train with sparsity=topk"
             )
-        if sparsity.across_layers:
+        if sparsity.options()["across_layers"]:
             return "layers that share their k features have no form there"
         return _layers.refusal("sparsify", dictionary)
 
@@ -62,13 +61,12 @@ class Sparsify(Exporter):
             transcode = one.sources != one.targets
             one = recentred(one, centre=not transcode)
             write_tensors(inner / WEIGHTS, _tensors(one))
-            assert isinstance(one.sparsity, TopK)
             cfg = {
                 "activation": "topk",
                 "expansion_factor": max(1, one.n_features // one.width),
                 "normalize_decoder": one.shape.unit_norm,
                 "num_latents": one.n_features,
-                "k": one.sparsity.k,
+                "k": one.sparsity.options()["k"],
                 "multi_topk": False,
                 "skip_connection": one.shape.skip,
                 "transcode": transcode,

@@ -6,12 +6,12 @@ from typing import final
 
 from torch import Tensor
 
-from dictlearn.objectives.protocol import Forward, Term
+from dictlearn.objectives.protocol import Forward, Term, strengths
 
 
 @final
 class L1(Term):
-    """Mean over tokens of sum_i f_i ||W_dec,i||.
+    """Mean over tokens of sum_i |f_i| ||W_dec,i||.
 
     The weight makes the penalty indifferent to how a feature splits its strength between code and
     decoder, so that free decoder norms can't escape it.
@@ -22,4 +22,4 @@ class L1(Term):
     def value(self, forward: Forward) -> Tensor:
         code = forward.encoding.support
         norms = forward.dictionary.decoder.norms().flatten()
-        return (code.values * norms[code.pattern.columns]).sum() / code.n_tokens
+        return (strengths(forward) * norms[code.pattern.columns]).sum() / code.n_tokens

@@ -148,5 +148,15 @@ class Term(nn.Module, ABC):
         return {}
 
 
+def strengths(forward: Forward) -> Tensor:
+    """How far from zero each entry of the encoding's support is.
+
+    Of positive features as they are: the gradient of |f| at 0 would lose what JumpReLU's threshold
+    gets from entries at value zero.
+    """
+    values = forward.encoding.support.values
+    return values.abs() if forward.dictionary.sparsity.signed else values
+
+
 def zero(forward: Forward) -> Tensor:
     return torch.zeros((), device=forward.x_NSD.device)

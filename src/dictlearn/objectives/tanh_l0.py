@@ -7,13 +7,13 @@ from typing import final
 import torch
 from torch import Tensor
 
-from dictlearn.objectives.protocol import Forward, Term
+from dictlearn.objectives.protocol import Forward, Term, strengths
 from dictlearn.ranges import Fraction, NonNegative, Positive
 
 
 @final
 class TanhL0(Term):
-    """Mean over tokens of sum_i tanh(scale f_i ||W_dec,i||).
+    """Mean over tokens of sum_i tanh(scale |f_i| ||W_dec,i||).
 
     It reads the encoding's support, so a JumpReLU threshold gets its gradient from both sides.
     """
@@ -29,5 +29,5 @@ class TanhL0(Term):
     def value(self, forward: Forward) -> Tensor:
         code = forward.encoding.support
         norms = forward.dictionary.decoder.norms().flatten()
-        weighted = code.values * norms[code.pattern.columns]
+        weighted = strengths(forward) * norms[code.pattern.columns]
         return torch.tanh(self.scale * weighted).sum() / code.n_tokens

@@ -16,6 +16,7 @@ from dictlearn.sparsity.protocol import (
     Encoder,
     Options,
     Sparsity,
+    alike,
     annealed,
     refuse_one_layer,
     threshold_for,
@@ -35,6 +36,7 @@ class BatchTopK(Sparsity):
     """
 
     name = "batchtopk"
+    selects = True
 
     def __init__(
         self,
@@ -83,6 +85,16 @@ class BatchTopK(Sparsity):
                 break
             frozen.raw_threshold_SF.data[source] = threshold
         return frozen
+
+    def rescaled(self, factor_SF: Tensor) -> BatchTopK:
+        alike(factor_SF.reshape(1, -1) if self.across_layers else factor_SF, self.name)
+        return self
+
+    def shifted(self, shift_SF: Tensor) -> BatchTopK:
+        return self
+
+    def entries(self, k: float) -> float:
+        return max(self.k, self.k_start or 0.0)
 
     def options(self) -> Options:
         return {"k": self.k, "across_layers": self.across_layers}

@@ -8,7 +8,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from dictlearn.sparsity.protocol import Encoder, Options, Sparsity, of_source
+from dictlearn.sparsity.protocol import Encoder, Options, Sparsity, Thresholded, of_source
 from dictlearn.types import Encoding
 
 
@@ -39,10 +39,26 @@ class Gated(Sparsity):
         support = gates.with_values(strength)
         return Encoding(support.where(strength.detach() > 0), support, gates.values)
 
-    def rescaled(self, factor_S: Tensor) -> Gated:
+    def rescaled(self, factor_SF: Tensor) -> Gated:
         scaled = copy.deepcopy(self)
-        scaled.b_mag_SF.data = self.b_mag_SF.data * factor_S[:, None]
+        scaled.b_mag_SF.data = self.b_mag_SF.data * factor_SF
         return scaled
+
+    def shifted(self, shift_SF: Tensor) -> Gated:
+        """u is what is left of a pre-activation without b_enc, so b_mag makes up for it."""
+        moved = copy.deepcopy(self)
+        moved.b_mag_SF.data = self.b_mag_SF.data + self.r_SF.data.exp() * shift_SF
+        return moved
+
+    def as_jumprelu(self, b_enc_SF: Tensor) -> Thresholded:
+        """It fires where u + b_gate > 0, so where exp(r) u + b_mag > b_mag - exp(r) b_gate."""
+        scale_SF = self.r_SF.exp()
+        threshold_SF = (self.b_mag_SF - scale_SF * b_enc_SF).clamp_min(0)
+        return Thresholded(scale_SF, self.b_mag_SF, threshold_SF)
+
+    def entries(self, k: float) -> float:
+        """Where the penalty's coefficient leads to dict.k; an untrained one stores half of F."""
+        return k
 
     def options(self) -> Options:
         return {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from typing import Any, final
 
 import torch
@@ -11,8 +12,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from dictlearn.ranges import Positive
-from dictlearn.sparsity.protocol import Encoder, Options, Sparsity, of_source
+from dictlearn.sparsity.protocol import Encoder, Options, Sparsity, Thresholded, of_source
 from dictlearn.types import Encoding
+
+SMALLEST = 1e-6  # threshold that has a logarithm
 
 
 @final
@@ -27,6 +30,7 @@ class JumpReLU(Sparsity):
     """
 
     name = "jumprelu"
+    selects = True
 
     def __init__(
         self,
@@ -68,15 +72,39 @@ class JumpReLU(Sparsity):
         if not self.log_threshold:
             self.raw_threshold_SF.data.clamp_(min=0)
 
-    def rescaled(self, factor_S: Tensor) -> JumpReLU:
+    def rescaled(self, factor_SF: Tensor) -> JumpReLU:
         scaled = copy.deepcopy(self)
         scaled.log_threshold = False
-        scaled.raw_threshold_SF.data = (self.threshold_SF * factor_S[:, None]).detach()
-        scaled.bandwidth = self.bandwidth * float(factor_S.mean())
+        scaled.raw_threshold_SF.data = (self.threshold_SF * factor_SF).detach()
+        scaled.bandwidth = self.bandwidth * float(factor_SF.mean())
         return scaled
 
+    def shifted(self, shift_SF: Tensor) -> JumpReLU:
+        return self
+
+    def as_jumprelu(self, b_enc_SF: Tensor) -> Thresholded:
+        return Thresholded(torch.ones_like(b_enc_SF), b_enc_SF, self.threshold_SF)
+
+    def starts_from(self, other: Sparsity) -> bool:
+        return other.selects and not other.signed
+
+    def start_from(
+        self, other: Sparsity, b_enc_SF: Tensor, thresholds: Callable[[], Tensor]
+    ) -> None:
+        """Its thresholds where it has some (ReLU's are 0), else those of dict.k features per token."""
+        form = other.as_jumprelu(b_enc_SF)
+        theta_SF = thresholds() if form is None else form.threshold_SF
+        log = self.log_threshold
+        self.raw_threshold_SF.data.copy_(theta_SF.clamp_min(SMALLEST).log() if log else theta_SF)
+
     def inference_form(self, pre_RF: Any) -> JumpReLU:
-        return self.rescaled(torch.ones(len(self.raw_threshold_SF)).to(self.raw_threshold_SF))
+        return self.rescaled(torch.ones(len(self.raw_threshold_SF), 1).to(self.raw_threshold_SF))
+
+    def entries(self, k: float) -> float:
+        """Where its objective leads to dict.k. Those just below a threshold come to that, and an
+        untrained one stores half of F.
+        """
+        return k
 
     def options(self) -> Options:
         return {"bandwidth": self.bandwidth, "log_threshold": self.log_threshold}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from typing import ClassVar, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 from dictlearn_kernels.selection import Selection
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from dictlearn.types import Code, Encoding
 
 Options = dict[str, float | int | bool | None]
+
+EQUAL = 0.02  # relative: norms that differ by less were 1 in other units; only near ties notice
 
 
 class Encoder(Protocol):
@@ -43,16 +45,38 @@ class Encoder(Protocol):
         """Every pre-activation above its feature's threshold."""
         ...
 
+    def where(self, x_NSD: Tensor, keep: Callable[[Tensor], Tensor]) -> Selection:
+        """Those that `keep` says: it is given whole rows, [rows, F] in full precision, and gives a bool
+        for each entry. For rules that none of the others serves; a few rows exist at a time.
+        """
+        ...
+
     def at(self, x_NSD: Tensor, selection: Selection) -> Code:
         """The selected pre-activations as a Code whose values carry their gradient."""
         ...
 
 
+class Thresholded(NamedTuple):
+    """A rule as JumpReLU: with v = scale (pre - b_enc) + bias, a feature is v where v > threshold, else
+    silent. Each is [S, F]; the threshold is not negative.
+    """
+
+    scale_SF: Tensor
+    bias_SF: Tensor
+    threshold_SF: Tensor
+
+
 class Sparsity(nn.Module, ABC):
-    """Abstract. One final class a file, built as `Kind(n_sources, n_features, **options)`."""
+    """Abstract. One final class a file, built as `Kind(n_sources, n_features, **options)`.
+
+    Others ask a sparsity, and never which one it is. Where an answer that suits most could be wrong
+    for some, there is none until the class gives it: ValueError says what the class has to define.
+    """
 
     name: str  # how a saved dictionary refers to it
-    signed: ClassVar[bool] = False  # whether its codes may hold negative values
+    signed: ClassVar[bool] = False  # whether a feature that fires may be negative
+    selects: ClassVar[bool] = False  # whether one that fires has its pre-activation as its value
+    across_layers = False  # whether it compares features of several sources
 
     @abstractmethod
     def forward(self, x_NSD: Tensor, encoder: Encoder, source: int | None = None) -> Encoding:
@@ -72,9 +96,65 @@ class Sparsity(nn.Module, ABC):
         """What replaces this sparsity at inference; `pre_RF()` yields held-out pre-activations."""
         return self
 
-    def rescaled(self, factor_S: Tensor) -> Sparsity:
-        """The same rule for pre-activations that are `factor` times as large."""
-        return self
+    # --- the same function with other parameters -----------------------------------------------
+
+    @abstractmethod
+    def rescaled(self, factor_SF: Tensor) -> Sparsity:
+        """The rule by which features that are `factor` times as large fire as before: 1, 2, 2.
+
+        `factor` is [S, F]; [S, 1] where the features of a source grow alike. A rule that compares
+        features raises ValueError where they don't (`alike`). One without a scale of its own, which
+        `f(c pre) = c f(pre)` says, gives itself.
+        """
+
+    def shifted(self, shift_SF: Tensor) -> Sparsity:
+        """The same rule where `shift` was added to `encoder.b_enc` and taken from what is added to it.
+
+        So pre-activations are what they were: a rule that reads nothing else gives itself.
+        """
+        raise ValueError(self._unsaid("what it is with another centre", "shifted"))
+
+    def as_jumprelu(self, b_enc_SF: Tensor) -> Thresholded | None:
+        """What it is as JumpReLU, exactly; None where it is none."""
+        return None
+
+    # --- training that starts from another ------------------------------------------------------
+
+    def starts_from(self, other: Sparsity) -> bool:
+        """Whether training can begin with `other`'s parameters, or with none of its own."""
+        if type(other) is type(self):
+            return True
+        bare = not self.state_dict()
+        return bare and self.selects and other.selects and self.signed == other.signed
+
+    def start_from(
+        self, other: Sparsity, b_enc_SF: Tensor, thresholds: Callable[[], Tensor]
+    ) -> None:
+        """Takes over what `other`, which `starts_from` allows, has learnt; in place.
+
+        `thresholds()` are those above which dict.k features fire per token, [S, F].
+        """
+        if type(other) is type(self):
+            self.load_state_dict(other.state_dict())
+
+    # --- cost -----------------------------------------------------------------------------------
+
+    def entries(self, k: float) -> float:
+        """How many entries per token and source training stores, where dict.k is k."""
+        raise ValueError(self._unsaid("how many entries of each token it stores", "entries"))
+
+    def _unsaid(self, what: str, method: str) -> str:
+        return f"sparsity={self.name}: its class doesn't say {what}; want {type(self).__name__}.{method}"
+
+
+def alike(factor_SF: Tensor, name: str) -> None:
+    """ValueError, in one sentence, where features of a source grow by different factors."""
+    low, high = factor_SF.amin(1), factor_SF.amax(1)
+    if bool((high - low > EQUAL * high).any()):
+        raise ValueError(
+            f"features that grow by factors from {float(low.min()):.3g} to {float(high.max()):.3g} "
+            f"are not those that {name} takes, because it compares them"
+        )
 
 
 def of_source(parameter_SF: Tensor, source: int | None) -> Tensor:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import final
 
+import torch
 from torch import Tensor
 
-from dictlearn.sparsity.protocol import Encoder, Options, Sparsity
+from dictlearn.sparsity.protocol import Encoder, Options, Sparsity, Thresholded
 from dictlearn.types import Encoding
 
 
@@ -18,6 +19,7 @@ class ReLU(Sparsity):
     """
 
     name = "relu"
+    selects = True
 
     def __init__(self, n_sources: int, n_features: int):
         super().__init__()
@@ -25,6 +27,19 @@ class ReLU(Sparsity):
     def forward(self, x_NSD: Tensor, encoder: Encoder, source: int | None = None) -> Encoding:
         code = encoder.at(x_NSD, encoder.above(x_NSD, 0.0))
         return Encoding(code, code, code.values)
+
+    def rescaled(self, factor_SF: Tensor) -> ReLU:
+        return self
+
+    def shifted(self, shift_SF: Tensor) -> ReLU:
+        return self
+
+    def as_jumprelu(self, b_enc_SF: Tensor) -> Thresholded:
+        return Thresholded(torch.ones_like(b_enc_SF), b_enc_SF, torch.zeros_like(b_enc_SF))
+
+    def entries(self, k: float) -> float:
+        """Where the penalty's coefficient leads to dict.k; an untrained one stores half of F."""
+        return k
 
     def options(self) -> Options:
         return {}

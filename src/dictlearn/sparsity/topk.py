@@ -12,6 +12,7 @@ from dictlearn.sparsity.protocol import (
     Encoder,
     Options,
     Sparsity,
+    alike,
     annealed,
     refuse_one_layer,
 )
@@ -29,6 +30,7 @@ class TopK(Sparsity):
     """
 
     name = "topk"
+    selects = True
 
     def __init__(
         self,
@@ -74,6 +76,17 @@ class TopK(Sparsity):
         if self.across_layers:
             return row_largest(selected, self.k_now * self.n_sources, together=self.n_sources)
         return row_largest(selected, self.k_now)
+
+    def rescaled(self, factor_SF: Tensor) -> TopK:
+        alike(factor_SF.reshape(1, -1) if self.across_layers else factor_SF, self.name)
+        return self
+
+    def shifted(self, shift_SF: Tensor) -> TopK:
+        return self
+
+    def entries(self, k: float) -> float:
+        most = max(self.k, self.k_start or 0)
+        return most if self.wide == 1 else min(self.wide * most, self.n_features) + most
 
     def options(self) -> Options:
         return {"k": self.k, "across_layers": self.across_layers}

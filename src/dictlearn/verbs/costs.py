@@ -142,6 +142,7 @@ def memory(run: Run, on_gpu: bool, devices: int = 1, dead: float = DEAD) -> Memo
     parts = dict.fromkeys([*RESIDENT, *(p for phase in PHASES.values() for p in phase)], 0.0)
     for one in run.trained:
         n, W_enc = count(one), one.n_features * one.encoder.width
+        k = entries(one)
         outputs = N * one.width * one.n_targets * FLOAT
         normalised = stacked * FLOAT * (2 if one.shape.centre else 1)
         parts["weights"] += FLOAT * n
@@ -153,19 +154,19 @@ def memory(run: Run, on_gpu: bool, devices: int = 1, dead: float = DEAD) -> Memo
             selection = number * (W_enc + N * one.encoder.width) + FLOAT * rows * one.n_features
         else:
             low = run.low_precision(on_gpu)
-            selection = searching(N, one.n_features, shape.k, on_gpu, low)
+            selection = searching(N, one.n_features, k, on_gpu, low)
             if low and on_gpu and factors:  # the optimiser rounds W_enc, with two norms a row
                 rows = one.code_sources * one.n_features
                 parts["copy for selection"] += 2 * W_enc * one.code_sources + 2 * FLOAT * rows
             elif low:  # W_enc in it, and on a CPU what it gives
                 selection += 2 * W_enc + (0 if on_gpu else 2 * N * one.n_features)
         parts["selection"] = max(parts["selection"], selection)
-        parts["codes"] += code_bytes(one, N, shape.k)
+        parts["codes"] += code_bytes(one, N, k)
         made = n - count_rows(one) if factors else n
         parts["gradients"] += FLOAT * made
         parts["reconstructions"] += outputs * ((2 if one.streams else 1) + (1 if auxk else 0))
         if factors:  # of the batches before this one
-            kept = 2 * outputs + normalised + code_bytes(one, N, shape.k)
+            kept = 2 * outputs + normalised + code_bytes(one, N, k)
             parts["gradients in factors"] += (cfg.trainer.accumulate_grad_batches - 1) * kept
         if auxk:
             k_aux = auxk_features(one, auxk)
@@ -228,8 +229,8 @@ def count_kept(dictionary: Dictionary) -> int:
 
 
 def decoder_costs(dictionary: Dictionary) -> Costs:
-    """Of decoding as many features as the dictionary is asked for. ValueError where it doesn't say."""
-    return dictionary.decoder.costs(dictionary.shape.k)
+    """Of decoding what training stores. ValueError where sparsity or decoder don't say."""
+    return dictionary.decoder.costs(entries(dictionary))
 
 
 def in_tiles(run: Run, dictionary: Dictionary) -> int:
@@ -243,13 +244,18 @@ def in_tiles(run: Run, dictionary: Dictionary) -> int:
 
 
 def searching(n_tokens: int, n_features: float, k: float, on_gpu: bool, low: bool) -> float:
-    """To find the k largest of one source's pre-activations, which a GPU never writes."""
+    """To find k entries of one source's pre-activations, which a GPU never writes."""
     if on_gpu:
         return 16 * n_tokens * 2 * k  # candidates: places, bounds and values
     if not low:  # a compiled loop, which needs a row more
         return n_tokens * (n_features * FLOAT + k * (INT + FLOAT))
     groups = GROUP * k * (INT + FLOAT) + n_features / GROUP * FLOAT
     return n_tokens * (n_features * FLOAT + (groups if n_features >= GROUPED_FROM else 0))
+
+
+def entries(dictionary: Dictionary) -> float:
+    """That training stores per token and source. ValueError where its sparsity doesn't say."""
+    return dictionary.sparsity.entries(dictionary.shape.k)
 
 
 def auxk_features(dictionary: Dictionary, dead: float) -> float:
@@ -259,7 +265,7 @@ def auxk_features(dictionary: Dictionary, dead: float) -> float:
 
 
 def code_bytes(dictionary: Dictionary, n_tokens: int, k: float) -> float:
-    """A code of k features of every token and source, with all that is derived from it."""
+    """A code of k entries of every token and source, with all that is derived from it."""
     shape = dictionary.shape
     entries = n_tokens * dictionary.code_sources * k
     total = ENTRY * entries
@@ -377,11 +383,11 @@ def decoding(dictionary: Dictionary, n_tokens: int, factors: bool) -> Work:
     inputs are, either to be written once for the batch or, in factors, to be summed twice.
     """
     shape = dictionary.shape
-    costs = decoder_costs(dictionary)
+    k, costs = entries(dictionary), decoder_costs(dictionary)
     skip = 6.0 * len(shape.targets) * shape.width**2 if shape.skip else 0.0
     gathered = FLOAT * (3 if factors else 2) * costs.gathered
     gathered += FLOAT * 2 * min(costs.multiplied, costs.once / n_tokens)
-    encoder = 2.0 * shape.k * dictionary.code_sources * dictionary.encoder.width
+    encoder = 2.0 * k * dictionary.code_sources * dictionary.encoder.width
     return Work(
         float32=6.0 * costs.multiplied + encoder + skip,
         moved=gathered + (0 if factors else FLOAT * count(dictionary) / n_tokens),

@@ -74,12 +74,12 @@ def open_dictionary(
 
 
 def check_positive(dictionary: Dictionary, info: ModelInfo) -> None:
-    """ValueError where features have no strength to be told by; as `check_fits` besides."""
+    """ValueError, in one sentence, where the two don't fit, or a feature's sign would be lost."""
     check_fits(dictionary, info)
     if dictionary.sparsity.signed:
         raise ValueError(
-            f"dictionary: features of {dictionary.sparsity.name} are coordinates, which may be negative, "
-            "and what is told of a feature is where it is strongest"
+            f"dictionary: its {dictionary.sparsity.name} features may be negative, and features are "
+            f"described by where they are positive; want one whose features are, such as topk"
         )
 
 

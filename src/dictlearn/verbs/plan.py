@@ -114,6 +114,8 @@ def planned(cfg: DictConfig, machine: Machine | None = None) -> Plan:
     source = plan.check("source", lambda: build.check_source(cfg, lm, dictionary))
     if source is not None and beside is not None:
         run = costs.Run(cfg, dictionary, tuple(beside.values()), lm, info)
+        if plan.check("cost", lambda: [costs.decoder_costs(one) for one in run.trained]) is None:
+            return plan
         describe(plan, run, devices)
         describe_memory(plan, run, devices, gpu is not None or bool(machine.gpus))
         describe_disk(plan, run, machine)

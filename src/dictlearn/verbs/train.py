@@ -271,7 +271,8 @@ def finish_without_model(
     figures = measured(dictionary, unseen)
     if isinstance(source, KnowsTruth) and layered(dictionary):
         W_dec = dictionary.decoder.written(0, 0, slice(None))
-        figures["mean_max_cosine"] = mean_max_cosine(W_dec, source.truth)
+        either = torch.cat([W_dec, -W_dec]) if dictionary.sparsity.signed else W_dec
+        figures["mean_max_cosine"] = mean_max_cosine(either, source.truth)
         figures["mcc"] = mcc(W_dec, source.truth)
     known = {name: value if math.isfinite(value) else None for name, value in figures.items()}
     try:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dictlearn.ranges import Count
-from dictlearn.sparsity.protocol import Encoder, Options, Sparsity
+from dictlearn.sparsity.protocol import Encoder, Options, Sparsity, alike
 from dictlearn.types import Encoding
 
 
@@ -18,6 +18,7 @@ class BlockTopK(Sparsity):
 
     name = "block_topk"
     signed = True
+    selects = True
 
     def __init__(self, n_sources: int, n_features: int, k: Count, size: Count = 2):
         super().__init__()
@@ -36,6 +37,16 @@ class BlockTopK(Sparsity):
         selection = row_starts, columns.flatten(), pre_RF.gather(1, columns).flatten()
         code = encoder.at(x_NSD, selection)
         return Encoding(code, code, code.values)
+
+    def rescaled(self, factor_SF: Tensor) -> BlockTopK:
+        alike(factor_SF, self.name)
+        return self
+
+    def shifted(self, shift_SF: Tensor) -> BlockTopK:
+        return self
+
+    def entries(self, k: float) -> float:
+        return self.k * self.size
 
     def options(self) -> Options:
         return {"k": self.k, "size": self.size}

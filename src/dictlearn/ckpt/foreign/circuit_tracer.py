@@ -171,8 +171,8 @@ def _build(
             decoder.written(target, i, slice(None)).copy_(rows_FD)  # a view, of these two links
         if dictionary.W_skip is not None:
             dictionary.W_skip[i] = layer["W_skip"]
-        if isinstance(dictionary.sparsity, JumpReLU):
-            dictionary.sparsity.raw_threshold_SF[i] = layer["threshold"]
+        if dictionary.sparsity.name == "jumprelu":
+            dictionary.get_parameter("sparsity.raw_threshold_SF")[i] = layer["threshold"]
     return dictionary
 
 

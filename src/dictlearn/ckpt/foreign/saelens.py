@@ -82,7 +82,7 @@ KNOWN = """
     train_batch_size_samples output_path resume_from_checkpoint save_final_checkpoint
 """
 REFUSED = {
-    "abstopk": "its features may be negative",
+    "abstopk": "its features may be negative, and no layout is known here to read them by",
     "matching_pursuit": "its encoder is a pursuit, not a linear map",
     "temporal": "its code of a token depends on other tokens",
     "batchtopk": "it is a training checkpoint; SAELens saves the inference form as jumprelu",
