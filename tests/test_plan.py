@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from dictlearn import config
+from dictlearn.lm.costs import flops_per_token, weights
 from dictlearn.lm.load import load_skeleton
 from dictlearn.verbs import build, costs, machine, plan
 from dictlearn.verbs.machine import Machine
@@ -44,7 +45,7 @@ def test_the_models_flops_stop_at_the_last_site() -> None:
     attention = 2 * c.hidden_size * c.head_dim * (c.num_attention_heads + c.num_key_value_heads)
     block = attention + 3 * c.hidden_size * c.intermediate_size
     for layer in range(lm.info.n_layers):
-        flops = costs.flops_per_token(lm, lm.info, [f"mlp_in.{layer}"])
+        flops = flops_per_token(lm, lm.info, [f"mlp_in.{layer}"])
         assert flops == 2 * block * (layer + 1)
 
 
@@ -204,9 +205,9 @@ def test_this_machine_is_looked_at(tmp_path: Path) -> None:
 def test_two_models_are_counted_both():
     one = load_skeleton("pico")
     two = load_skeleton("pico", other="pico")
-    assert costs.weights(two) == 2 * costs.weights(one)
-    both = costs.flops_per_token(two, two.info, ["resid_post.1", "other/resid_post.2"])
-    apart = [costs.flops_per_token(one, one.info, [f"resid_post.{i}"]) for i in (1, 2)]
+    assert weights(two) == 2 * weights(one)
+    both = flops_per_token(two, two.info, ["resid_post.1", "other/resid_post.2"])
+    apart = [flops_per_token(one, one.info, [f"resid_post.{i}"]) for i in (1, 2)]
     assert both == sum(apart)
 
 

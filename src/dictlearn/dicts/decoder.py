@@ -24,6 +24,7 @@ class Costs:
     gathered: float = 0.0  # of these, weights that every token reads for itself
     once: float = 0.0  # weights that are read once for all tokens of a batch
     per_entry: float = 0.0  # kept of every entry of a code for the backward pass, beside the entry
+    indices: float = 0.0  # whole numbers kept of a token's code: patterns of its own for targets
     in_factors: int = 0  # in `features()`, those whose gradients are sums over a code
     dense: int = 0  # the others in `features()`: a CPU keeps the memory that their gradients are in
 

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import final
 
 import torch
-from dictlearn_kernels import fixed_point, selection
+from dictlearn_kernels import fixed_point, selection, tiles
 from dictlearn_kernels.batchtopk_encode import batchtopk_encode
 from dictlearn_kernels.linear import pre_activations
 from dictlearn_kernels.selection import Selection
 from dictlearn_kernels.sparse_encode import sparse_encode
 from dictlearn_kernels.threshold_encode import threshold_encode
 from dictlearn_kernels.topk_encode import topk_encode_each
+from dictlearn_kernels.topk_encode.cpu import GROUP, GROUPED_FROM
 from torch import Tensor, nn
 
 from dictlearn.types import Code
@@ -22,6 +23,7 @@ from dictlearn.types import Code
 # use, because what doesn't fit float16 is selected in full precision.
 ON_A_GPU = torch.float16
 PRE_AT_ONCE = 1 << 24  # pre-activations in memory, where a rule wants whole rows
+FLOAT, INT = 4, 8  # bytes: parameters are float32, indices int64
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,3 +146,39 @@ class LinearEncoder(nn.Module):
 
     def pre(self, x_NSD: Tensor) -> Tensor:
         return self.whole().pre(x_NSD)
+
+    def tile_bytes(self, n_tokens: int, precision: str) -> int:
+        """Bytes of a number as this CPU multiplies it in tiles; 0 where torch multiplies.
+
+        `precision` is what the key `selection` says.
+        """
+        fixed = fixed_point.pays(n_tokens, self.n_features, self.width)
+        if precision == "int16" or (precision == "auto" and fixed and fixed_point.available()):
+            return 2
+        exact = precision in ("auto", "float32") and tiles.pays(n_tokens, self.n_features)
+        return FLOAT if exact else 0
+
+    def selection_bytes(self, n_tokens: int, k: float, precision: str, low: bool) -> float:
+        """Memory on a CPU to select k features of one source for each token.
+
+        `low`: the matmul runs in half the bytes.
+        """
+        W_enc = self.n_features * self.width
+        if number := self.tile_bytes(n_tokens, precision):  # both operands, and bounds of some rows
+            rows = min(n_tokens, tiles.AT_ONCE * torch.get_num_threads())
+            return number * (W_enc + n_tokens * self.width) + FLOAT * rows * self.n_features
+        rounded = 2 * W_enc + 2 * n_tokens * self.n_features if low else 0
+        return search_bytes(n_tokens, self.n_features, k, low) + rounded
+
+
+def search_bytes(n_tokens: int, n_features: float, k: float, low: bool) -> float:
+    """Memory on a CPU to write the pre-activations of one source and find the k largest."""
+    if not low:  # a compiled loop, which needs a row more
+        return n_tokens * (n_features * FLOAT + k * (INT + FLOAT))
+    groups = GROUP * k * (INT + FLOAT) + n_features / GROUP * FLOAT
+    return n_tokens * (n_features * FLOAT + (groups if n_features >= GROUPED_FROM else 0))
+
+
+def candidate_bytes(n_tokens: int, k: float) -> float:
+    """Memory on a GPU, which writes no pre-activations: places, bounds and values of candidates."""
+    return 16 * n_tokens * 2 * k

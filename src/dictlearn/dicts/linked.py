@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
 import torch
@@ -178,7 +178,12 @@ class LinkedDecoder(Decoder):
         return targets[0].squeeze(0) if len(targets) == 1 else torch.cat(targets)
 
     def costs(self, k: float) -> Costs:
-        return bag_costs(self, k)
+        costs = bag_costs(self, k)
+        if self.n_sources == 1:
+            return costs
+        # A pattern for every target: of the whole code, sorted, and of the sources that it reads.
+        indices = sum(k * (self.n_sources + len(sources)) for sources in self.sources_of)
+        return replace(costs, indices=indices)
 
     def features(self) -> list[Features]:
         norm = self.norm if self.unit_norm else FREE

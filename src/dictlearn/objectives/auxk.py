@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dictlearn.objectives.protocol import Forward, Term, zero
 from dictlearn.ranges import Count, Fraction, NonNegative
-from dictlearn.types import Code
+from dictlearn.types import Code, TrainedDictionary
 
 
 @final
@@ -34,13 +34,19 @@ class AuxK(Term):
         self.k_aux = k_aux
 
     def value(self, forward: Forward) -> Tensor:
-        dictionary = forward.dictionary
-        k_aux = self.k_aux or dictionary.width // 2 // dictionary.code_sources or 1
+        k_aux = self._wanted(forward.dictionary)
         n_dead = int(forward.dead_SF.sum())
         if n_dead == 0:
             return zero(forward)
         code = self._from_dead(forward, k_aux)
         return forward.features_error(code, weight=min(1.0, n_dead / k_aux))
+
+    def _wanted(self, dictionary: TrainedDictionary) -> int:
+        return self.k_aux or dictionary.width // 2 // dictionary.code_sources or 1
+
+    def revived(self, dictionary: TrainedDictionary, dead: float) -> float:
+        """Half of the dead features are positive."""
+        return min(self._wanted(dictionary), dead * dictionary.n_features / 2)
 
     def _from_dead(self, forward: Forward, k_aux: int) -> Code:
         """The k_aux strongest dead features of every token and source, as a code with gradients."""

@@ -140,6 +140,13 @@ class Term(nn.Module, ABC):
     def connect(self, lm: LanguageModel, teacher: Teacher, dictionary: TrainedDictionary) -> None:  # noqa: B027
         """Before the first step, to a term that `reads_windows`."""
 
+    def revived(self, dictionary: TrainedDictionary, dead: float) -> float:
+        """Features per token and source of a second code that the term makes, for `dictlearn plan`.
+
+        `dead` is the share of features that are dead. 0: the term makes none.
+        """
+        return 0.0
+
     def after_step(self, accepted: bool) -> None:  # noqa: B027
         """Once an optimiser step; a refused one must leave no trace."""
 

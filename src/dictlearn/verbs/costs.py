@@ -7,12 +7,10 @@ peak by a test. Times are floors: what must be computed and moved, at rates that
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from dictlearn_kernels import fixed_point, tiles
-from dictlearn_kernels.topk_encode.cpu import GROUP, GROUPED_FROM
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
@@ -20,9 +18,10 @@ from torch import Tensor, nn
 from dictlearn.ckpt.codec import leaves
 from dictlearn.dicts.decoder import Costs
 from dictlearn.dicts.dictionary import Dictionary
-from dictlearn.lm.language_model import OTHER, LanguageModel
-from dictlearn.lm.sites import blocks, resolve
-from dictlearn.objectives.auxk import AuxK
+from dictlearn.dicts.encoder import FLOAT, INT, candidate_bytes, search_bytes
+from dictlearn.lm.costs import flops_per_token, layer_width, weights
+from dictlearn.lm.language_model import LanguageModel
+from dictlearn.objectives.protocol import Term
 from dictlearn.sources.buffer import rows_held
 from dictlearn.train import fused_adam
 from dictlearn.train.signum import Signum
@@ -30,7 +29,6 @@ from dictlearn.types import ModelInfo
 from dictlearn.verbs import build
 from dictlearn.verbs.gpus import Gpu
 
-FLOAT, INT = 4, 8  # bytes: dictionaries and their optimiser are float32, indices int64
 ENTRY = 48  # bytes a code takes per stored entry: its value, ids, rows, sorted order and gradients
 
 # Bytes that an optimiser step moves per number, beside reading and writing its own state. With
@@ -71,6 +69,18 @@ class Run:
     def step_tokens(self) -> int:
         """Of one device."""
         return self.batch * self.cfg.trainer.accumulate_grad_batches
+
+    @property
+    def terms(self) -> list[Term]:
+        return [term for _, term in build.build_objective(self.cfg).named_terms()]
+
+    @property
+    def stacked(self) -> int:
+        """Numbers of a batch's activations, those of an autoencoder once."""
+        shape = self.dictionary.shape
+        same = shape.sources == shape.targets
+        n_sites = len(shape.sources) + (0 if same else len(shape.targets))
+        return self.batch * shape.width * n_sites
 
     def low_precision(self, on_gpu: bool) -> bool:
         """Whether the encoder's matmul runs in half the bytes."""
@@ -132,79 +142,104 @@ class Memory:
 
 def memory(run: Run, on_gpu: bool, devices: int = 1, dead: float = DEAD) -> Memory:
     """`dead` is the share of features that AuxK revives: it has gradients and a code of its own."""
-    cfg, shape, N = run.cfg, run.dictionary.shape, run.batch
-    stored = model_bytes(cfg, on_gpu)
-    n_stored = len(shape.sources) + (0 if shape.sources == shape.targets else len(shape.targets))
-    stacked = N * shape.width * n_stored
-    terms = build.build_objective(cfg).named_terms()
-    auxk = dead if any(isinstance(term, AuxK) for _, term in terms) else 0.0
-    factors = in_factors(run, on_gpu, devices)
+    cfg = run.cfg
     parts = dict.fromkeys([*RESIDENT, *(p for phase in PHASES.values() for p in phase)], 0.0)
-    for one in run.trained:
-        n, W_enc = count(one), one.n_features * one.encoder.width
-        k = entries(one)
-        outputs = N * one.width * one.n_targets * FLOAT
-        normalised = stacked * FLOAT * (2 if one.shape.centre else 1)
-        parts["weights"] += FLOAT * n
-        parts["optimiser"] += n * state_bytes(cfg)
-        parts[NORMALISED] += normalised
-        # Sources are encoded one after the other, and so are dictionaries.
-        if not on_gpu and (number := in_tiles(run, one)):  # both operands, and bounds of a few rows
-            rows = min(N, tiles.AT_ONCE * torch.get_num_threads())
-            selection = number * (W_enc + N * one.encoder.width) + FLOAT * rows * one.n_features
-        else:
-            low = run.low_precision(on_gpu)
-            selection = searching(N, one.n_features, k, on_gpu, low)
-            if low and on_gpu and factors:  # the optimiser rounds W_enc, with two norms a row
-                rows = one.code_sources * one.n_features
-                parts["copy for selection"] += 2 * W_enc * one.code_sources + 2 * FLOAT * rows
-            elif low:  # W_enc in it, and on a CPU what it gives
-                selection += 2 * W_enc + (0 if on_gpu else 2 * N * one.n_features)
-        parts["selection"] = max(parts["selection"], selection)
-        parts["codes"] += code_bytes(one, N, k)
-        made = n - count_rows(one) if factors else n
-        parts["gradients"] += FLOAT * made
-        parts["reconstructions"] += outputs * ((2 if one.streams else 1) + (1 if auxk else 0))
-        if factors:  # of the batches before this one
-            kept = 2 * outputs + normalised + code_bytes(one, N, k)
-            parts["gradients in factors"] += (cfg.trainer.accumulate_grad_batches - 1) * kept
-        if auxk:
-            k_aux = auxk_features(one, auxk)
-            code = code_bytes(one, N, k_aux)
-            parts[EARLIER_OF_DEAD] = parts[CODES_OF_DEAD]
-            parts[CODES_OF_DEAD] += code
-            if not factors:
-                # As dense tensors, one matrix's two before they are one. The backward pass takes the
-                # trained in reverse: the gradients of those before this one do not exist yet.
-                twice = FLOAT * 2 * max(p.numel() for p in one.parameters() if p.ndim > 2)
-                before = parts["gradients"] - FLOAT * n
-                parts[GRADIENTS_OF_DEAD] = max(parts[GRADIENTS_OF_DEAD], twice - before)
-            looked_at = FLOAT * auxk * W_enc
-            looked_at += searching(N, auxk * one.n_features, k_aux, on_gpu, low=False)
-            parts["dead features"] = max(parts["dead features"], looked_at)
-    parts["batch"] += stacked * FLOAT
+    factors = in_factors(run, on_gpu, devices)
+    for dictionary in run.trained:
+        _add_dictionary(parts, run, dictionary, on_gpu, factors)
+        _add_revived(parts, run, dictionary, on_gpu, factors, dead)
+    parts["batch"] += run.stacked * FLOAT
     if devices > 1:  # DDP's own copy of every gradient, in buckets
         parts["reduction buckets"] = parts["gradients"]
-    ahead = False
+    ahead = run.lm is not None and _reads_ahead(cfg, on_gpu)
     if run.lm is not None:
-        context = cfg.data.context or run.info.context_length
-        windows = cfg.source.get("lm_batch_windows") or -(-N // context)
-        n_sites = len(run.sites)
-        parts["language model"] = stored * weights(run.lm)
-        parts["model's batch"] = (
-            windows * context * stored * (n_sites * shape.width + layer_width(run.lm))
-        )
-        rows = rows_held(cfg.source.get("buffer_tokens", 0) // 2)
-        if cfg.source.get("ahead", False) in (("auto", True) if on_gpu else (True,)):
-            ahead, rows = True, rows + windows * context  # one read more waits
-        kept = {"model": stored, "float32": 4, "bfloat16": 2}[
-            cfg.source.get("store_dtype", "model")
-        ]
-        parts["shuffle buffer"] = rows * (n_stored * shape.width * kept + 2 * INT)
+        _add_model(parts, run, run.lm, on_gpu, ahead)
     kept = factors and not on_gpu and any(map(count_kept, run.trained))
     several = cfg.trainer.accumulate_grad_batches > 1
     there = {k: v for k, v in parts.items() if v}
     return Memory(there, keeps_gradients=several or kept, reads_ahead=ahead)
+
+
+def _add_dictionary(
+    parts: dict[str, float], run: Run, dictionary: Dictionary, on_gpu: bool, factors: bool
+) -> None:
+    """A dictionary's part of a step without dead features."""
+    cfg, k, encoder = run.cfg, entries(dictionary), dictionary.encoder
+    low = run.low_precision(on_gpu)
+    n, W_enc = count(dictionary), encoder.n_features * encoder.width
+    outputs = run.batch * dictionary.width * dictionary.n_targets * FLOAT
+    normalised = run.stacked * FLOAT * (2 if dictionary.shape.centre else 1)
+    code = code_bytes(dictionary, run.batch, k)
+    parts["weights"] += FLOAT * n
+    parts["optimiser"] += n * state_bytes(cfg)
+    parts[NORMALISED] += normalised
+    if not on_gpu:
+        selection = encoder.selection_bytes(run.batch, k, cfg.selection, low)
+    else:
+        selection = candidate_bytes(run.batch, k)
+        if low and factors:  # the optimiser rounds W_enc, with two norms a row
+            rows = encoder.n_sources * encoder.n_features
+            parts["copy for selection"] += 2 * W_enc * encoder.n_sources + 2 * FLOAT * rows
+        elif low:
+            selection += 2 * W_enc
+    # Sources are encoded one after the other, and so are dictionaries.
+    parts["selection"] = max(parts["selection"], selection)
+    parts["codes"] += code
+    parts["gradients"] += FLOAT * (n - count_rows(dictionary) if factors else n)
+    parts["reconstructions"] += outputs * (2 if dictionary.streams else 1)
+    if factors:  # of the batches before this one
+        kept = 2 * outputs + normalised + code
+        parts["gradients in factors"] += (cfg.trainer.accumulate_grad_batches - 1) * kept
+
+
+def _add_revived(
+    parts: dict[str, float],
+    run: Run,
+    dictionary: Dictionary,
+    on_gpu: bool,
+    factors: bool,
+    dead: float,
+) -> None:
+    """What a term adds that makes a code of dead features."""
+    k = max(term.revived(dictionary, dead) for term in run.terms)
+    if not k:
+        return
+    encoder, n_dead = dictionary.encoder, dead * dictionary.n_features
+    parts["reconstructions"] += run.batch * dictionary.width * dictionary.n_targets * FLOAT
+    parts[EARLIER_OF_DEAD] = parts[CODES_OF_DEAD]
+    parts[CODES_OF_DEAD] += code_bytes(dictionary, run.batch, k)
+    if not factors:
+        # As dense tensors, one matrix's two before they are one. The backward pass takes the
+        # trained in reverse: the gradients of those before this one do not exist yet.
+        twice = FLOAT * 2 * max(p.numel() for p in dictionary.parameters() if p.ndim > 2)
+        before = parts["gradients"] - FLOAT * count(dictionary)
+        parts[GRADIENTS_OF_DEAD] = max(parts[GRADIENTS_OF_DEAD], twice - before)
+    looked_at = FLOAT * n_dead * encoder.width
+    if on_gpu:
+        looked_at += candidate_bytes(run.batch, k)
+    else:
+        looked_at += search_bytes(run.batch, n_dead, k, low=False)
+    parts["dead features"] = max(parts["dead features"], looked_at)
+
+
+def _reads_ahead(cfg: DictConfig, on_gpu: bool) -> bool:
+    return cfg.source.get("ahead", False) in (("auto", True) if on_gpu else (True,))
+
+
+def _add_model(
+    parts: dict[str, float], run: Run, lm: LanguageModel, on_gpu: bool, ahead: bool
+) -> None:
+    """The language model, its batch, and the buffer that its activations wait in."""
+    cfg, stored = run.cfg, model_bytes(run.cfg, on_gpu)
+    context = cfg.data.context or run.info.context_length
+    windows = cfg.source.get("lm_batch_windows") or -(-run.batch // context)
+    sites = len(run.sites) * run.dictionary.width
+    parts["language model"] = stored * weights(lm)
+    parts["model's batch"] = windows * context * stored * (sites + layer_width(lm))
+    rows = rows_held(cfg.source.get("buffer_tokens", 0) // 2)
+    rows += windows * context if ahead else 0  # one read more waits
+    kept = {"model": stored, "float32": 4, "bfloat16": 2}[cfg.source.get("store_dtype", "model")]
+    parts["shuffle buffer"] = rows * (run.stacked // run.batch * kept + 2 * INT)
 
 
 def in_factors(run: Run, on_gpu: bool, devices: int) -> bool:
@@ -233,49 +268,15 @@ def decoder_costs(dictionary: Dictionary) -> Costs:
     return dictionary.decoder.costs(entries(dictionary))
 
 
-def in_tiles(run: Run, dictionary: Dictionary) -> int:
-    """Bytes of a number as a CPU like this one multiplies it in tiles; 0 where torch multiplies."""
-    chosen, n_features = run.cfg.selection, dictionary.n_features
-    fixed = fixed_point.pays(run.batch, n_features, dictionary.encoder.width)
-    if chosen == "int16" or (chosen == "auto" and fixed and fixed_point.available()):
-        return 2
-    exact = chosen in ("auto", "float32") and tiles.pays(run.batch, n_features)
-    return FLOAT if exact else 0
-
-
-def searching(n_tokens: int, n_features: float, k: float, on_gpu: bool, low: bool) -> float:
-    """To find k entries of one source's pre-activations, which a GPU never writes."""
-    if on_gpu:
-        return 16 * n_tokens * 2 * k  # candidates: places, bounds and values
-    if not low:  # a compiled loop, which needs a row more
-        return n_tokens * (n_features * FLOAT + k * (INT + FLOAT))
-    groups = GROUP * k * (INT + FLOAT) + n_features / GROUP * FLOAT
-    return n_tokens * (n_features * FLOAT + (groups if n_features >= GROUPED_FROM else 0))
-
-
 def entries(dictionary: Dictionary) -> float:
-    """That training stores per token and source. ValueError where its sparsity doesn't say."""
+    """Entries that training stores per token and source. ValueError where its sparsity doesn't say."""
     return dictionary.sparsity.entries(dictionary.shape.k)
 
 
-def auxk_features(dictionary: Dictionary, dead: float) -> float:
-    """Of every token and source, where the number is left to AuxK: half of the dead are positive."""
-    wanted = dictionary.width // 2 // dictionary.code_sources or 1
-    return min(wanted, dead * dictionary.n_features / 2)
-
-
 def code_bytes(dictionary: Dictionary, n_tokens: int, k: float) -> float:
-    """A code of k entries of every token and source, with all that is derived from it."""
-    shape = dictionary.shape
-    entries = n_tokens * dictionary.code_sources * k
-    total = ENTRY * entries
-    if dictionary.streams and dictionary.code_sources > 1:  # a pattern for every target
-        per_source = n_tokens * k
-        total += sum(
-            INT * (entries + per_source * len(dictionary.reads(t)))
-            for t in range(len(shape.targets))
-        )
-    return total + FLOAT * entries * decoder_costs(dictionary).per_entry
+    """A code of k features of every token and source, with all that is derived from it."""
+    costs, entries = dictionary.decoder.costs(k), n_tokens * dictionary.code_sources * k
+    return ENTRY * entries + INT * n_tokens * costs.indices + FLOAT * entries * costs.per_entry
 
 
 def count(module: nn.Module) -> int:
@@ -305,17 +306,6 @@ def state_bytes(cfg: DictConfig) -> float:
 def model_bytes(cfg: DictConfig, on_gpu: bool) -> int:
     """Bytes per parameter of the language model."""
     return 2 if cfg.model.dtype == "bfloat16" or (cfg.model.dtype == "auto" and on_gpu) else FLOAT
-
-
-def layer_width(lm: LanguageModel) -> int:
-    """Numbers per token that one block of the model holds at once, roughly: residual and MLP."""
-    text = lm.model.config.get_text_config().to_dict()
-    hidden = text.get("hidden_size") or text.get("n_embd") or 0
-    inner = text.get("intermediate_size") or text.get("n_inner") or 4 * hidden
-    experts = text.get("num_experts_per_tok") or 0
-    if experts:
-        inner = experts * (text.get("moe_intermediate_size") or inner)
-    return 4 * hidden + 3 * inner
 
 
 # --- time -------------------------------------------------------------------------------------
@@ -400,33 +390,3 @@ def _at(low: bool, flops: float, moved: float) -> Work:
 
 def _sum(a: Work, b: Work) -> Work:
     return Work(a.bfloat16 + b.bfloat16, a.float32 + b.float32, a.moved + b.moved)
-
-
-def weights(lm: LanguageModel) -> int:
-    """Numbers in the model, and in the other one beside it."""
-    return count(lm.model) + (0 if lm.other is None else weights(lm.other))
-
-
-def flops_per_token(lm: LanguageModel, info: ModelInfo, sites: Sequence[str]) -> float:
-    """Multiply-adds, as two, of the blocks that run before a capture stops; attention scores not.
-
-    A mixture of experts runs some of its experts on each token.
-    """
-    theirs = [site.removeprefix(OTHER) for site in sites if site.startswith(OTHER)]
-    if theirs and lm.other is not None:
-        own = [site for site in sites if not site.startswith(OTHER)]
-        of_own = flops_per_token(lm, info, own) if own else 0.0
-        return of_own + flops_per_token(lm.other, lm.other.info, theirs)
-    path, layers = blocks(lm.model)
-    last = 0
-    for site in sites:
-        where = resolve(lm.model, site, info).module_path.removeprefix(f"{path}.")
-        number = where.split(".")[0]
-        last = max(last, int(number) if number.isdigit() else len(layers) - 1)
-    text = lm.model.config.get_text_config().to_dict()
-    experts = text.get("num_experts") or text.get("num_local_experts") or 1
-    share = (text.get("num_experts_per_tok") or 1) / experts
-    matrices = [
-        p for layer in layers[: last + 1] for p in layer.named_parameters() if p[1].ndim > 1
-    ]
-    return sum(2.0 * p.numel() * (share if "experts" in name else 1) for name, p in matrices)
