@@ -21,8 +21,9 @@ class AuxK(Term):
     The residual is a constant target and e_hat has no bias (the residual has none left). The error
     is reduced like the reconstruction, and fades in with the share of k_aux that dead features can
     fill. In that unit a coefficient of 1 does what 1/32 does in the paper, which divides by the
-    residual's own variance. Only the dead rows of encoder and decoder are gathered, so it costs what
-    is dead. `k_aux` counts per token and source; null means half the width, shared by the sources.
+    residual's own variance. Only the dead rows of encoder and decoder are gathered, so the cost is
+    in proportion to the dead features. `k_aux` counts per token and source; null means half the
+    width, shared by the sources.
     """
 
     def __init__(

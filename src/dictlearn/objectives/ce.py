@@ -1,8 +1,8 @@
 """Cross-entropy of the next token, as a target that is not fixed. A bad example, for comparison.
 
-It is KL(text || patched), the text a distribution with all its mass on the token that comes next. So
-it falls below that of the model itself wherever the dictionary says what the model does not know,
-which KL to a fixed teacher pays nothing for.
+It is KL(text || patched), where the text is a distribution with all its mass on the next token. So
+the loss can fall below that of the model itself, if the dictionary predicts the text better than the
+model does. KL to a fixed teacher does not reward that.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from dictlearn.objectives.teacher import Targets, Teacher, total_of_chunks
 class NextToken(Teacher):
     """The text as the teacher: the loss is the cross-entropy of the token that comes next.
 
-    Counted at valid positions that a valid one follows in the same window, and a mean over these.
-    `kl` is recorded too, to the model without the dictionary: it gives the balance its ratio, so that
-    a nat of cross-entropy weighs as much as a nat of KL does with `teacher=self`. `ce_increase` is
+    The loss is a mean over the valid positions that a valid one follows in the same window. The KL
+    to the model without the dictionary is recorded too, as `kl`: it gives the balance its ratio, so
+    that a nat of cross-entropy weighs as much as a nat of KL does with `teacher=self`. `ce_increase` is
     what the dictionary adds to the cross-entropy of the batch.
     """
 

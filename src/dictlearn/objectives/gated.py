@@ -25,7 +25,7 @@ class GateL1(Term):
 
 @final
 class GateReconstruction(Term):
-    """Squared error of decoding relu(pi) with a frozen decoder: what makes the gate informative."""
+    """Squared error of decoding relu(pi) with a frozen decoder. It makes the gate informative."""
 
     def value(self, forward: Forward) -> Tensor:
         gates = forward.encoding.support.with_values(forward.encoding.pre)

@@ -1,4 +1,4 @@
-"""KL to a teacher as a training target: what the model says with the dictionary in its place.
+"""KL to a teacher as a training target: the model predicts with the dictionary in its place.
 
 Sources: Braun et al. 2024 (end-to-end SAEs, with the residuals of later layers), Karvonen 2025
 (2503.17272: MSE first, then KL and MSE in equal parts).
@@ -24,7 +24,7 @@ from dictlearn.ranges import Count, Fraction, NonNegative, Seed
 from dictlearn.sparsity import ranks
 from dictlearn.types import TrainedDictionary
 
-SMALLEST, LARGEST = 1e-3, 1e3  # of the ratio: a KL that goes to zero must not take over
+SMALLEST, LARGEST = 1e-3, 1e3  # the ratio's limits: a KL that goes to zero must not take over
 
 
 @final
@@ -36,7 +36,7 @@ class KLToTeacher(Term):
     on, adds nothing: the source decides when the term is on.
 
     Args:
-        balance: ratio is sg(anchor / KL), so that both pull alike whatever their units; the anchor
+        balance: ratio is sg(anchor / KL), so that both weigh alike whatever their units; the anchor
             is the squared error of the reconstruction, or of the later layers where these are in
             the loss. Numerator and denominator are averaged over ranks, the batches of an optimiser
             step and, exponentially, over steps. false: the ratio is 1.
@@ -48,7 +48,7 @@ class KLToTeacher(Term):
         later_layers: coefficient of the squared error of the residual after every later block,
             mean over these, each brought to mean norm sqrt(width) and in the objective's reduction.
         chunk_tokens: positions whose logits exist at once.
-        seed: of the draws of targets.
+        seed: the seed for the draws of targets.
     """
 
     reads_windows = True
@@ -145,7 +145,7 @@ class KLToTeacher(Term):
             anchor = self._downstream(forward, windows, later)
             loss = self.later_layers * anchor
             self._figures["later_error"] = float(anchor.detach())
-        # The record's KL: where the loss is another figure, that decides nothing here.
+        # The ratio uses the KL that is recorded, even if the loss is another number (NextToken).
         ratio = self._ratio(anchor.detach(), kl.new_tensor(self._figures["kl"]))
         self._figures["kl_ratio"] = ratio
         return loss + ratio * kl
@@ -163,7 +163,7 @@ class KLToTeacher(Term):
         return self._figures
 
     def _ratio(self, anchor: Tensor, kl: Tensor) -> float:
-        """One number for all ranks and for all batches of an optimiser step but the very first's."""
+        """The ratio. It is the same for all ranks and all batches of a step, except in the first step."""
         if not self.balance:
             return 1.0
         now = torch.stack([anchor, kl]).double().cpu()
@@ -183,7 +183,7 @@ class KLToTeacher(Term):
         return teacher_forced(dictionary, forward.y_hat_NTD, scales[1], windows.valid_BP, which)
 
     def _drawn_targets(self, n_targets: int, progress: float) -> list[int]:
-        """A pure function of the seed, how many draws there were and the progress: it resumes."""
+        """The targets to replace: a function of seed, count of draws and progress, so it resumes."""
         draw = np.random.default_rng((self.seed, int(self.drawn)))
         self.drawn += 1
         began = float(self.began)

@@ -28,8 +28,8 @@ def chunked_sum(
 ) -> Float[Tensor, ""]:
     """sum over rows of `value(rows, states_ND[rows])`, whose logits exist for one chunk at a time.
 
-    The gradient of a chunk is taken as soon as its value is known, and all that is kept for the
-    backward pass is one [N, D]: no logits are held, and none are computed twice.
+    The gradient of a chunk is taken as soon as its value is known. Only one [N, D] is kept for the
+    backward pass: no logits are held, and none are computed twice.
     """
     return _ChunkedSum.apply(states_ND, value, chunk)  # type: ignore[return-value]
 

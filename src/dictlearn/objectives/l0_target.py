@@ -16,8 +16,8 @@ from dictlearn.types import TrainedDictionary
 class L0Target(Term):
     """(mean L0 per token and source / k - 1)^2, differentiable in the thresholds alone.
 
-    The mean is over the batch of all processes. Source: the variant used by dictionary_learning and
-    Gemma Scope 2, on Rajamanoharan et al. 2024.
+    The mean is over the batch of all processes. This is the variant of Rajamanoharan et al. 2024 that
+    dictionary_learning and Gemma Scope 2 use.
     """
 
     steers_l0 = "to a target"

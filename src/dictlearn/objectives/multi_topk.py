@@ -13,7 +13,7 @@ from dictlearn.types import TrainedDictionary
 
 @final
 class MultiTopK(Term):
-    """The squared error with `sparsity.wide` times as many features; its coefficient is 1/8."""
+    """The squared error with `sparsity.wide` times as many features; the paper's coefficient is 1/8."""
 
     def __init__(self, coefficient: NonNegative = 1 / 8, warmup: Fraction = 0.0):
         super().__init__(coefficient, warmup)

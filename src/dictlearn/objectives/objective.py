@@ -17,7 +17,7 @@ REDUCTIONS = ("sum", "mean", "fvu")
 
 @final
 class Objective(nn.Module):
-    """Named terms, added up. Terms that are null in the yaml are off.
+    """The sum of named terms. Terms that are null in the yaml are off.
 
     `reduction` fixes the unit of every squared error, so that a coefficient means the same in all
     terms: `sum` over the width, `mean` over it, or `fvu`: relative to the targets' variance. All are
@@ -60,7 +60,7 @@ class Objective(nn.Module):
             term.check(dictionary)
 
     def connect(self, lm: LanguageModel, teacher: Teacher, dictionary: TrainedDictionary) -> None:
-        """Hands the model to the terms that read windows; it becomes no part of them."""
+        """Hands the model to the terms that read windows; it does not become a submodule of them."""
         for _, term in self.named_terms():
             term.connect(lm, teacher, dictionary)
 

@@ -20,7 +20,7 @@ from dictlearn.ranges import Fraction, Positive
 
 log = logging.getLogger(__name__)
 
-REMEMBERS = 0.95  # the past's weight in the averaged excess that a warning is about
+SMOOTHING = 0.95  # the past's weight in the averaged excess that a warning is about
 
 
 def other_teacher(
@@ -33,7 +33,7 @@ def other_teacher(
     weight: Fraction = 0.25,
     temperature: Positive = 1.0,
 ) -> OtherTeacher:
-    """The model at `path` as a teacher, where `lm` is; for the other arguments see `load_model`."""
+    """The model at `path` as a teacher, on the device of `lm`; for others see `load_model`."""
     where = str(lm.device) if device == "auto" else device
     try:
         other = load_model(path, revision, where, dtype, attn)
@@ -46,13 +46,13 @@ def other_teacher(
 class OtherTeacher(Teacher):
     """The target is (1 - weight) p_base + weight p_teacher, of models with one tokenizer.
 
-    A dictionary explains its own model. Whatever KL(teacher || base) there is, it is paid for taking
-    it away, which is computing something new; so the weight should be small, and the excess
+    A dictionary explains its own model. This loss rewards it for lowering KL(teacher || base), which
+    means computing something new. So the weight should be small, and the excess
 
         KL(teacher || base) - KL(teacher || patched)
 
-    is recorded and warned of when it is positive: the dictionary then improves on its model. Ids
-    that no token has (vocabularies are padded to round numbers) are left out of all distributions.
+    is recorded. A warning says when it is positive: the dictionary then improves on its model. Ids
+    without a token (vocabularies are padded to round numbers) are left out of all distributions.
     """
 
     def __init__(
@@ -93,13 +93,13 @@ class OtherTeacher(Teacher):
         )
 
     def log_probs(self, logits_NV: Tensor) -> Tensor:
-        """Over the ids that tokens have, at the teacher's temperature."""
+        """Log-probabilities over the ids that tokens have, at the teacher's temperature."""
         known_NV = logits_NV.to(self._ids.device).index_select(-1, self._ids)
         return (known_NV / self.temperature).log_softmax(-1)
 
     def note_excess(self, excess: float) -> None:
         past = excess if self._excess is None else self._excess
-        self._excess = REMEMBERS * past + (1 - REMEMBERS) * excess
+        self._excess = SMOOTHING * past + (1 - SMOOTHING) * excess
         if self._excess > 0 and not self._warned:
             self._warned = True
             log.warning(
@@ -191,7 +191,7 @@ def refuse_other_tokens(lm: LanguageModel, other: LanguageModel) -> None:
 
 
 def _rules(tokenizer: PreTrainedTokenizerBase) -> str:
-    """What decides how text becomes tokens, beside the vocabulary."""
+    """The tokenizer's rules for cutting text, as JSON; the vocabulary is not among them."""
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         return type(tokenizer).__name__
     parts = json.loads(tokenizer.backend_tokenizer.to_str())

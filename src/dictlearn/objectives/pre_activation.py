@@ -17,7 +17,7 @@ class PreActivation(Term):
     """Mean over tokens of sum_i relu(threshold_i - pre_i) ||W_dec,i||.
 
     `over: all` is the published form and reads every pre-activation, which costs a dense backward
-    pass; `over: dead` restricts it to the features that need it, at the cost of what is dead.
+    pass; `over: dead` restricts it to dead features, and costs in proportion to them.
     """
 
     def __init__(

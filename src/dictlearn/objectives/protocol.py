@@ -1,4 +1,4 @@
-"""What an objective term is, and what it can see of a training step."""
+"""The interface of an objective term, and the parts of a training step that it can read."""
 
 from __future__ import annotations
 
@@ -31,25 +31,24 @@ class Windows:
 class Forward:
     """One training step's forward pass, in normalised units.
 
-    What terms share is computed once, in a way that depends on the batch and the dictionary and
-    never on which term asks first. With whole windows there is a reconstruction with its graph,
-    which terms that run the model read too. Without them, or where such a graph would be large
-    (`dictionary.streams`), the squared error comes from a kernel that keeps only what is left of
-    the targets.
+    Values that several terms read are computed once, and do not depend on which term asks first. With
+    whole windows there is a reconstruction with its graph, which terms that run the model read too.
+    Without them, or if such a graph would be large (`dictionary.streams`), the squared error comes
+    from a kernel that keeps only the residual.
     """
 
     dictionary: TrainedDictionary
     x_NSD: Tensor
     y_NTD: Tensor
     encoding: Encoding
-    dead_SF: Tensor  # bool: silent for too many tokens
+    dead_SF: Tensor  # bool: has not fired for `dead_after` tokens
     progress: float  # fraction of the run that is done
     loss_scale: float  # the reduction's divisor, a constant of the run
     windows: Windows | None = None  # None for a batch of shuffled tokens
 
     @cached_property
     def y_hats(self) -> Sequence[Tensor]:
-        """One [N, T, D] per nested prefix; the whole dictionary's comes last. With their graphs."""
+        """Reconstructions [N, T, D] with graphs, one per nested prefix; the whole dictionary is last."""
         return self.dictionary.decode_prefixes(self.encoding.support, self.x_NSD)
 
     @property
@@ -65,11 +64,11 @@ class Forward:
         """y - y_hat without its graph."""
         if self._keeps_y_hat:
             return (self.y_NTD - self.y_hat_NTD).detach()
-        return torch.stack(list(self._left), dim=1)
+        return torch.stack(list(self._residuals), dim=1)
 
     @cached_property
-    def _left(self) -> Sequence[Tensor]:
-        """y - y_hat of every target where `squared_error` has not found it on its way."""
+    def _residuals(self) -> Sequence[Tensor]:
+        """y - y_hat of every target, if `squared_error` has not computed it already."""
         with torch.no_grad():
             return self._streamed_error(self._even_weights())[1]
 
@@ -79,8 +78,8 @@ class Forward:
         if self._keeps_y_hat:
             errors = torch.stack([self.reduce(self.y_NTD - y_hat) for y_hat in self.y_hats])
             return errors @ errors.new_tensor(weights)
-        value, left = self._streamed_error(weights)
-        self.__dict__["_left"] = left  # the same numbers as `_left` would compute
+        value, residuals = self._streamed_error(weights)
+        self.__dict__["_residuals"] = residuals  # the same numbers as `_residuals` would compute
         return value
 
     def _even_weights(self) -> Sequence[float]:
@@ -93,7 +92,7 @@ class Forward:
         )
 
     def _per_token(self, weights: Sequence[float]) -> list[float]:
-        """Weights of summed squares for weights of what `reduce` gives."""
+        """Converts weights of `reduce`'s values into weights of summed squares."""
         return [weight / (len(self.y_NTD) * self.loss_scale) for weight in weights]
 
     def features_error(self, code: Code, weight: float) -> Tensor:
@@ -111,14 +110,13 @@ class Forward:
 class Term(nn.Module, ABC):
     """Abstract. A term of the loss: its value times `coefficient`.
 
-    The coefficient rises linearly from 0 over the first `warmup` of the run (a fraction). What a
-    term must remember from step to step is a buffer, and so in every checkpoint.
+    The coefficient rises linearly from 0 over the first `warmup` of the run (a fraction). A term's
+    state from step to step is in buffers, and so in every checkpoint.
     """
 
-    reads_windows = False  # of the class: whether it needs batches of whole windows, and the model
-    steers_l0: Literal["to a target", "by its weight"] | None = (
-        None  # of the class: if it does, how
-    )
+    reads_windows = False  # whether the class needs batches of whole windows, and the model
+    # How terms of this class change L0; None if they don't.
+    steers_l0: Literal["to a target", "by its weight"] | None = None
 
     def __init__(self, coefficient: NonNegative = 1.0, warmup: Fraction = 0.0):
         super().__init__()
@@ -138,7 +136,7 @@ class Term(nn.Module, ABC):
         """Raises ValueError before any work if the term has no meaning for this dictionary."""
 
     def connect(self, lm: LanguageModel, teacher: Teacher, dictionary: TrainedDictionary) -> None:  # noqa: B027
-        """Before the first step, to a term that `reads_windows`."""
+        """Receives model and teacher before the first step, if the term `reads_windows`."""
 
     def revived(self, dictionary: TrainedDictionary, dead: float) -> float:
         """Features per token and source of a second code that the term makes, for `dictlearn plan`.
@@ -148,10 +146,10 @@ class Term(nn.Module, ABC):
         return 0.0
 
     def after_step(self, accepted: bool) -> None:  # noqa: B027
-        """Once an optimiser step; a refused one must leave no trace."""
+        """Called once an optimiser step; a refused step must change no state."""
 
     def figures(self) -> dict[str, float]:
-        """Of the latest batch, for the record of the run, beside the term's value."""
+        """Figures of the latest batch that the run records beside the term's value."""
         return {}
 
 

@@ -17,13 +17,13 @@ from torch import Tensor
 
 
 class SparseTargets(NamedTuple):
-    """Of N tokens; log p is of the whole distribution, in nats."""
+    """The targets of N tokens. log p belongs to the whole distribution, in nats."""
 
     head_ids_NK: Tensor  # int32: the K most likely ids
     head_log_p_NK: Tensor
     tail_ids_NM: Tensor  # int32: M ids drawn from the rest, with repeats
     tail_log_p_NM: Tensor
-    tail_mass_N: Tensor  # of everything outside the head
+    tail_mass_N: Tensor  # the probability outside the head
 
     def rows(self, rows: slice) -> SparseTargets:
         return SparseTargets(*(tensor[rows] for tensor in self))
@@ -32,11 +32,11 @@ class SparseTargets(NamedTuple):
 def draw_targets(
     log_p_NV: Tensor, head: int, samples: int, generator: torch.Generator
 ) -> SparseTargets:
-    """The head and fresh samples of the tail of some log-probabilities."""
+    """The head of the distributions `log_p_NV`, and fresh samples of their tails."""
     head_log_p_NK, head_ids_NK = log_p_NV.topk(head, dim=-1)
     tail_NV = log_p_NV.exp().scatter(1, head_ids_NK, 0.0)
     mass_N = tail_NV.sum(-1)
-    # Where the head is everything the tail weighs nothing, whatever is drawn.
+    # If the head covers the vocabulary, the tail has mass 0 and the samples do not matter.
     drawn_NM = torch.multinomial(
         tail_NV.clamp_min(torch.finfo(tail_NV.dtype).tiny),
         samples,
@@ -51,7 +51,7 @@ def draw_targets(
 def sparse_kl(targets: SparseTargets, logits_NV: Tensor, clip: float) -> tuple[Tensor, Tensor]:
     """KL(p || q) [N] from the logits of q, and the share of samples whose ratio was clipped.
 
-    Value and gradient are unbiased estimates of the KL and of its gradient in the logits, but for
+    Value and gradient are unbiased estimates of the KL and of its gradient in the logits, apart from
     `clip`, the largest q / p that a sample may have.
     """
     head_NK, tail_NM = targets.head_ids_NK.long(), targets.tail_ids_NM.long()

@@ -20,7 +20,7 @@ def teacher_forced(
     valid_BP: Tensor,
     which: Iterable[int],
 ) -> dict[str, Replacement]:
-    """Targets `which` become what the dictionary made of the clean run's activations."""
+    """Replaces targets `which` by their reconstructions from the clean run's activations."""
 
     def replacement(t: int) -> Replacement:
         return lambda _, clean_BPD: placed(y_hat_NTD[:, t] / output_scale_T[t], valid_BP, clean_BPD)
@@ -30,12 +30,12 @@ def teacher_forced(
 
 @final
 class FreeRunning:
-    """Targets become what the dictionary makes of the patched run as it goes.
+    """Replaces targets by their reconstructions from the patched run, layer by layer.
 
     A source is encoded once, on valid tokens, when the first target asks for it. Gradients flow
     through the encoders of later layers into what earlier ones wrote. One object serves one pass of
-    the model. Scales are those of a dictionary in normalised units; without them it reads and
-    writes the model's own.
+    the model. The scales belong to a dictionary in normalised units; without them the dictionary
+    reads and writes the model's own units.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class FreeRunning:
         self._x: dict[int, Tensor] = {}
 
     def replacements(self, which: Iterable[int]) -> dict[str, Replacement]:
-        """For `patched`, which must read `reads(which)`."""
+        """The replacements to give to `patched`, which must read `reads(which)`."""
         return {self._dictionary.targets[t]: self._replacement(t) for t in which}
 
     def reads(self, which: Iterable[int]) -> list[str]:
@@ -82,6 +82,6 @@ class FreeRunning:
 
 
 def placed(rows_ND: Tensor, valid_BP: Tensor, like_BPD: Tensor) -> Tensor:
-    """Rows at the valid positions, in reading order, and zeros elsewhere; keeps their gradient."""
+    """Puts rows at the valid positions, in reading order, and zeros elsewhere; keeps their gradient."""
     whole_BPD = like_BPD.new_zeros(like_BPD.shape)
     return whole_BPD.index_put((valid_BP,), rows_ND.to(like_BPD.dtype))

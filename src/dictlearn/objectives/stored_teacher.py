@@ -1,4 +1,4 @@
-"""A teacher that ran once: its targets in safetensors shards, found again by the tokens of a window."""
+"""A teacher that ran once: its targets are in safetensors shards, looked up by a window's tokens."""
 
 from __future__ import annotations
 
@@ -46,17 +46,17 @@ SIZES = ("vocabulary", "context", "shard_windows")
 
 @final
 class StoredTeacher(Teacher):
-    """Targets that `dictlearn targets` wrote, for the windows of text they were made of.
+    """Targets that `dictlearn targets` wrote for windows of text.
 
     Args:
-        folder: of the targets.
-        teacher, revision: whose they must be; None takes whose they are.
-        temperature: at which they must have been taken; None takes theirs.
+        folder: the folder of the targets.
+        teacher, revision: the model that must have made the targets; None accepts any.
+        temperature: the temperature that the targets must have; None takes theirs.
         clip: the largest ratio of probabilities that a sample counts with; the share of samples
-            past it is in the record as `kl_clipped`.
+            above it is recorded as `kl_clipped`.
 
-    Raises ValueError where the targets are of another tokenizer, vocabulary, teacher, revision or
-    temperature, damaged, or not of the windows that are asked for.
+    Raises ValueError if the targets have another tokenizer, vocabulary, teacher, revision or
+    temperature, are damaged, or have none for a window.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class StoredTeacher(Teacher):
     ):
         self.folder = present(Path(folder))
         self._vocabulary = lm.info.vocab_size
-        self._checked: set[str] = set()  # files whose hash was right
+        self._checked: set[str] = set()  # files whose hash was compared
         if not (self.folder / KEY).is_file():
             raise ValueError(
                 f"teacher.folder={folder}: has no finished targets ({KEY}); `dictlearn targets "
@@ -103,44 +103,44 @@ class StoredTeacher(Teacher):
             hashes = self._tensors(HASHES, ["hashes"])["hashes"].tolist()
         if hash_of(hashes) != key["tokens"]:
             raise ValueError(f"teacher.folder={folder}: {HASHES} is not what {KEY} says; damaged")
-        self._place = {hash_: place for place, hash_ in enumerate(hashes)}
+        self._index = {hash_: index for index, hash_ in enumerate(hashes)}
         self._context, self._shard_windows = key["context"], key["shard_windows"]
         self._load = lru_cache(maxsize=4)(self._load_shard)
 
     def targets(self, tokens_BP: Tensor, valid_BP: Tensor) -> Targets:
-        found = [self._window(hash_) for hash_ in window_hashes(tokens_BP)]
+        windows = [self._window(hash_) for hash_ in window_hashes(tokens_BP)]
         valid_M = valid_BP.flatten().cpu()
-        rows = (torch.cat([w[field] for w in found])[valid_M] for field in range(len(NAMES)))
+        rows = (torch.cat([w[field] for w in windows])[valid_M] for field in range(len(NAMES)))
         device = valid_BP.device
         return _StoredTargets(
             SparseTargets(*(r.to(device) for r in rows)), self.temperature, self.clip
         )
 
     def _window(self, hash_: int) -> SparseTargets:
-        if hash_ not in self._place:
+        if hash_ not in self._index:
             raise ValueError(
                 f"teacher.folder={self.folder}: has no targets for a window of this run's text; want "
                 f"targets made with the same data and data.max_tokens, and with data.context as long "
                 f"as the windows here (source.window_tokens)"
             )
-        number, place = divmod(self._place[hash_], self._shard_windows)
-        rows = slice(place * self._context, (place + 1) * self._context)
+        number, index = divmod(self._index[hash_], self._shard_windows)
+        rows = slice(index * self._context, (index + 1) * self._context)
         return self._load(number).rows(rows)
 
     def _load_shard(self, number: int) -> SparseTargets:
         name = shard_name(number)
         with self._named():
             targets = SparseTargets(**self._tensors(name, NAMES))
-            windows = min(self._shard_windows, len(self._place) - number * self._shard_windows)
+            windows = min(self._shard_windows, len(self._index) - number * self._shard_windows)
             lengths = {len(tensor) for tensor in targets}
             if lengths != {windows * self._context}:
                 raise ValueError(f"{name} has targets of {lengths} tokens, not {windows} windows")
-            if reason := what_is_odd(targets, self._vocabulary):
+            if reason := defect(targets, self._vocabulary):
                 raise ValueError(f"{name} is damaged: {reason}")
         return targets
 
     def _tensors(self, name: str, wanted: Sequence[str]) -> dict[str, Tensor]:
-        """A file's tensors, the file hashed when it is read for the first time."""
+        """The tensors of a file. Its hash is compared when the file is read for the first time."""
         if name not in self._files:
             raise ValueError(f"{name} is missing from {MANIFEST}")
         if name not in self._checked:
@@ -155,7 +155,7 @@ class StoredTeacher(Teacher):
         return tensors
 
     def _key(self) -> dict[str, Any]:
-        """What targets.json says, its form checked."""
+        """The content of targets.json, after a check of its form."""
         if KEY not in self._files:
             raise ValueError(f"{KEY} is missing from {MANIFEST}")
         check_content(self.folder / KEY, self._files[KEY])
@@ -173,7 +173,7 @@ class StoredTeacher(Teacher):
 
     @contextmanager
     def _named(self) -> Iterator[None]:
-        """Adds to a sentence about a file whose it is and what to do."""
+        """Adds the folder and the remedy to a sentence about one of its files."""
         try:
             yield
         except ValueError as error:
@@ -203,13 +203,13 @@ class _StoredTargets:
 
 
 def window_hashes(tokens_BP: Tensor) -> list[int]:
-    """One number a window, of its token ids: 63 bits of a SHA-256."""
+    """63 bits of a SHA-256 of each window's token ids."""
     rows = tokens_BP.cpu().to(torch.int64).numpy()
     return [int.from_bytes(hashlib.sha256(row.tobytes()).digest()[:8], "big") >> 1 for row in rows]
 
 
-def what_is_odd(targets: SparseTargets, vocabulary: int) -> str | None:
-    """What no target can be; None where all is well."""
+def defect(targets: SparseTargets, vocabulary: int) -> str | None:
+    """A sentence on the first value that no target can have; None if all are valid."""
     for name, tensor in targets._asdict().items():
         if "_ids_" in name:
             if tensor.dtype != torch.int32 or tensor.ndim != 2:

@@ -1,6 +1,6 @@
 """The fixed model whose next-token distributions are the target: KL(teacher || patched).
 
-Fixed: the target depends neither on the dictionary nor on the token that happens to come next.
+"Fixed" means that the target depends neither on the dictionary nor on the next token of the text.
 """
 
 from __future__ import annotations
@@ -20,31 +20,31 @@ from dictlearn.ranges import Positive
 
 
 class Targets(Protocol):
-    """What a teacher says of one batch's N valid tokens, in reading order."""
+    """A teacher's distributions for a batch's N valid tokens, in reading order."""
 
     def kl(self, rows: slice, logits_NV: Tensor) -> Tensor:
-        """KL(teacher || patched) [n] of some rows from the patched model's logits, in nats.
+        """KL(teacher || patched) [n] of the rows `rows`, in nats, from the patched model's logits.
 
-        Its gradient in the logits is that of the KL, or without bias an estimate of it.
+        Its gradient in the logits is that of the KL, or an unbiased estimate of it.
         """
         ...
 
     def total(self, states_ND: Tensor, readout: Readout, chunk: int) -> Tensor:
-        """The sum of `kl` over all rows, whose logits are `readout`'s of these states.
+        """The sum of `kl` over all rows; `readout` turns `states_ND` into their logits.
 
-        `chunk`: rows whose logits exist at once, where any do.
+        `chunk` is the number of rows whose logits exist at once, if any do.
         """
         ...
 
     def figures(self) -> dict[str, float]:
-        """After all rows: what else is worth a line in the record, means over tokens."""
+        """Further figures to record, once all rows are done: means over tokens."""
         ...
 
 
 def total_of_chunks(
     targets: Targets, states_ND: Tensor, readout: Readout, chunk: int, reason: str
 ) -> Tensor:
-    """`Targets.total` by the logits of a chunk of rows at a time, for a reason that people are told."""
+    """`Targets.total` from the logits of one chunk at a time; the list of kernels shows `reason`."""
     choose("kl_of_states", states_ND, reason)
 
     def nats(rows: slice, states: Tensor) -> Tensor:
@@ -54,7 +54,7 @@ def total_of_chunks(
 
 
 class Teacher(ABC):
-    """Abstract. Built by the `teacher` group with the model that the dictionary is put into."""
+    """Abstract. The `teacher` group builds it with the model that the dictionary is put into."""
 
     def __init__(self, lm: LanguageModel, temperature: Positive = 1.0):
         if not has_head(lm):
@@ -71,7 +71,7 @@ class Teacher(ABC):
 
     @abstractmethod
     def targets(self, tokens_BP: Tensor, valid_BP: Tensor) -> Targets:
-        """The teacher's word on a batch. Runs what it must without a graph."""
+        """The targets of a batch. Models run without a graph."""
 
 
 @final
