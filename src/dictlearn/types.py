@@ -237,7 +237,7 @@ class DecoderLike(Protocol):
 class DictionaryLike(Protocol):
     """What evals see of a dictionary: sizes, encoding and decoding, as a whole and layer by layer.
 
-    `dicts.Dictionary` is one; evals import only this.
+    `dicts.Dictionary` is one. Evals use only this, except `geometry`, which reads encoder weights.
     """
 
     @property

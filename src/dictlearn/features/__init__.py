@@ -1,6 +1,6 @@
-"""What held-out text and the weights say of every feature: one pass, in bounded memory.
+"""Gathers statistics, examples and effects of every feature in one pass, in bounded memory.
 
-`dictlearn.features(run)` gives what was found: see dictlearn.api.features and docs/python.md.
+`dictlearn.features(run)` reads them: see dictlearn.api.features and docs/python.md.
 """
 
 import sys

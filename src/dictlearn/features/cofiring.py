@@ -1,10 +1,10 @@
 """Features that fire on the same tokens.
 
-The measure is Jaccard's: of the tokens of the sample on which either fires, the share on which both
-do. Of a feature's firings at most FIRINGS, evenly spread, are looked at: what fires beside those
-estimates |A and B| in proportion; where it has no more, the count is exact. Pairs that were seen
-together fewer than TOGETHER times are left out: two features that fired once each, and that together,
-have the highest measure and mean nothing.
+The measure is the Jaccard index: the number of sampled tokens on which both features fire, over the
+number on which either does. At most FIRINGS evenly spread firings of a feature are used: |A and B| is
+estimated from them in proportion, and is exact for features without more firings. Pairs with fewer
+than TOGETHER common firings are left out: two features that fire once, on the same token, have the
+highest index by chance.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ PAIRS_AT_ONCE = 1 << 22
 
 @final
 class Cofiring:
-    """Built once of the sample; `of` a block of features at a time.
+    """Built once from the sample; `of` gives the results for a block of features.
 
-    Memory is the sample, once by feature and once by token, and PAIRS_AT_ONCE pairs.
+    It holds the sample twice, by feature and by token, and PAIRS_AT_ONCE pairs.
     """
 
     def __init__(self, sampled: Sampled, n_columns: int):
@@ -43,7 +43,7 @@ class Cofiring:
     def of(self, first: int, n: int, k: int) -> tuple[Tensor, Tensor]:
         """(columns int64 [n, k], measures float32 [n, k]) of columns first to first + n - 1."""
         columns, measures = torch.full((n, k), NOTHING), torch.zeros(n, k)
-        row, token = self._looked_at(first, n)
+        row, token = self._spread(first, n)
         length = self.token_starts.diff()[token]
         low = 0
         ends = length.cumsum(0)
@@ -55,8 +55,8 @@ class Cofiring:
             low = high
         return columns, measures
 
-    def _looked_at(self, first: int, n: int) -> tuple[Tensor, Tensor]:
-        """(feature within the block, index of token) of at most FIRINGS firings of each."""
+    def _spread(self, first: int, n: int) -> tuple[Tensor, Tensor]:
+        """(feature within the block, index of token) for at most FIRINGS firings of each feature."""
         low, high = self.starts[first : first + n], self.starts[first + 1 : first + n + 1]
         taken = (high - low).clamp_max(FIRINGS)
         row = torch.repeat_interleave(torch.arange(n), taken)
@@ -67,12 +67,12 @@ class Cofiring:
     def _count(
         self, row: Tensor, token: Tensor, first: int, columns: Tensor, measures: Tensor
     ) -> None:
-        """Writes the k strongest of the features in `row` into columns and measures."""
+        """Writes the k strongest partners of the features in `row` into columns and measures."""
         length = self.token_starts.diff()[token]
-        of_pair = torch.repeat_interleave(torch.arange(len(row)), length)
-        within = torch.arange(len(of_pair)) - (length.cumsum(0) - length)[of_pair]
-        other = self.by_token[self.token_starts[token[of_pair]] + within]
-        pair, together = (row[of_pair] * self.n_columns + other).unique(return_counts=True)
+        entry = torch.repeat_interleave(torch.arange(len(row)), length)
+        within = torch.arange(len(entry)) - (length.cumsum(0) - length)[entry]
+        other = self.by_token[self.token_starts[token[entry]] + within]
+        pair, together = (row[entry] * self.n_columns + other).unique(return_counts=True)
         row, other = pair // self.n_columns, pair % self.n_columns
         often = (together >= TOGETHER) & (other != row + first)
         row, other, together = row[often], other[often], together[often]

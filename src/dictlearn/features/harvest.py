@@ -1,4 +1,4 @@
-"""From a dictionary and text to a store: the pass, then what the weights say, block by block."""
+"""Makes a feature store: a pass over text, then the features' effects from the weights."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ from dictlearn.store.windows import StoredWindows
 from dictlearn.store.writer import INTERVAL_OF_TOP, NOTHING, Block, write_store
 from dictlearn.types import NamedProgress
 
-PROBE_TOKENS = 256  # to fit norms on
-DEVIATION_TOKENS = 2048  # to measure how far activations spread
-PARTIAL = "partial"  # in <run>/features: states of a pass that is under way
+PROBE_TOKENS = 256  # norms are fitted on them
+DEVIATION_TOKENS = 2048  # targets' standard deviations are measured on them
+PARTIAL = "partial"  # in <run>/features: states of an unfinished pass
 
 
 @final
@@ -50,11 +50,11 @@ class Harvest:
     data: Mapping[str, Any]
 
     def read(self, rank: int, processes: int, progress: NamedProgress = lambda *_: None) -> Reading:
-        """Reads a share of the text, going on where a process before it was killed."""
-        what = fingerprint(self.dictionary, self.lm, self.text, self.settings)
+        """Reads a share of the text, from where a killed process stopped."""
+        key = fingerprint(self.dictionary, self.lm, self.text, self.settings)
         share = self.folder / PARTIAL / f"{rank}-of-{processes}"
         reading = Reading(
-            self.dictionary, self.lm, self.text, self.settings, share, what, rank, processes
+            self.dictionary, self.lm, self.text, self.settings, share, key, rank, processes
         )
         reading.run(lambda done, total: progress("reading", done, total))
         return reading
@@ -66,7 +66,7 @@ class Harvest:
         progress: NamedProgress = lambda *_: None,
         overwrite: bool | None = None,
     ) -> None:
-        """Merges what all processes have read, adds what the weights say, commits the store."""
+        """Merges the readings of all processes, adds the effects from the weights, commits the store."""
         tokens = sum(reading.tokens for reading in readings)
         if tokens == 0:
             raise ValueError(
@@ -84,7 +84,7 @@ class Harvest:
         write_store(self.folder, info, windows, cofiring.sample, blocks, overwrite)
         for reading in readings:
             reading.forget()
-        with suppress(OSError):  # where it holds more than ours
+        with suppress(OSError):  # the folder may hold other files
             (self.folder / PARTIAL).rmdir()
 
     def _blocks(
@@ -110,10 +110,10 @@ class Harvest:
             for reading in readings[1:]:
                 state.merge(reading.block(number, n))
             tensors = of_state(state, self.settings)
-            found = neighbours.nearest(source, rows, self.settings.neighbours)
-            tensors |= {"neighbours": found[0], "neighbour_cosines": found[1]}
-            found = cofiring.of(column, n, self.settings.cofiring)
-            tensors |= {"cofiring": found[0], "cofiring_jaccard": found[1]}
+            columns, cosines = neighbours.nearest(source, rows, self.settings.neighbours)
+            tensors |= {"neighbours": columns, "neighbour_cosines": cosines}
+            columns, jaccard = cofiring.of(column, n, self.settings.cofiring)
+            tensors |= {"cofiring": columns, "cofiring_jaccard": jaccard}
             if decoder.writes_directions:
                 reaches = info.reaches[source]
                 tensors["norms"] = norms(dictionary, source, reaches, rows, deviation_T)
@@ -126,7 +126,7 @@ class Harvest:
             progress("writing", number + 1, len(blocks))
 
     def _probe(self, tokens: int = PROBE_TOKENS) -> Tensor:
-        """A little of the text."""
+        """About `tokens` tokens of the text, int64 [B, P]."""
         windows = self.text.windows
         n = min(-(-tokens // windows.context), len(self.text))
         return windows.window_batch(self.text.numbers(range(n)))
@@ -183,14 +183,14 @@ class Harvest:
 
 
 def reaches(dictionary: Dictionary) -> tuple[tuple[int, ...], ...]:
-    """By row of the code: the targets that its features write to."""
+    """The targets that the features of each row of the code write to."""
     return tuple(tuple(dictionary.decoder.reaches(s)) for s in range(dictionary.code_sources))
 
 
 def norms(
     dictionary: Dictionary, source: int, reaches: Sequence[int], rows: slice, deviation_T: Tensor
 ) -> Tensor:
-    """Of what features `rows` write to each target, in its standard deviations: float32 [n, R]."""
+    """Norms of features' vectors at each target, in its standard deviations: float32 [n, R]."""
     norms_R = [
         dictionary.decoder.written(t, source, rows).norm(dim=-1).cpu() / float(deviation_T[t])
         for t in reaches
@@ -199,15 +199,15 @@ def norms(
 
 
 def of_state(state: State, settings: Settings) -> dict[str, Tensor]:
-    """The tensors of a block that the pass alone gives."""
+    """The tensors of a block that come from the pass alone."""
     counted = state.histogram, state.octave, state.maximum
     slots, intervals = _examples(state, settings)
-    every = {
+    both = {
         name: torch.cat([vars(state.top)[name], vars(state.drawn)[name]], 1)
         for name in ("place", "scale", "shares")
     }
     n, e = slots.shape
-    place = every["place"].gather(1, slots).masked_fill_(intervals < INTERVAL_OF_TOP, NOTHING)
+    place = both["place"].gather(1, slots).masked_fill_(intervals < INTERVAL_OF_TOP, NOTHING)
     shape = (n, e, settings.length)
     return {
         "count": state.count,
@@ -217,28 +217,29 @@ def of_state(state: State, settings: Settings) -> dict[str, Tensor]:
         "histogram": histogram.equal_bins(*counted, settings.bins),
         "examples": place,
         "example_intervals": intervals.clamp_min(INTERVAL_OF_TOP).to(torch.int8),
-        "example_scales": every["scale"].gather(1, slots),
-        "example_activations": every["shares"].gather(1, slots[..., None].expand(shape)),
+        "example_scales": both["scale"].gather(1, slots),
+        "example_activations": both["shares"].gather(1, slots[..., None].expand(shape)),
     }
 
 
 def _examples(state: State, settings: Settings) -> tuple[Tensor, Tensor]:
-    """(which slot of top and drawn, in order, its interval): each [n, K + R]; -2 for an empty one.
+    """(slots in top and drawn together, their intervals): each [n, K + R]; interval -2 if empty.
 
-    Those drawn that are not among the strongest, from the weakest up, fall into intervals that hold
-    equally many. Drawn uniformly, they are a fair sample of that part of the activations.
+    Drawn firings that are not among the strongest are sorted from the weakest up and divided into
+    intervals of equal size. As they were drawn uniformly, each interval is a fair sample of that part
+    of the activations.
     """
     top, drawn = state.top, state.drawn
     n, k = top.place.shape
     again = (drawn.place[:, :, None] == top.place[:, None]).any(2)
-    there = (drawn.place >= 0) & ~again
-    strength = torch.where(there, drawn.value, torch.inf)
+    used = (drawn.place >= 0) & ~again
+    strength = torch.where(used, drawn.value, torch.inf)
     order = drawn.place.argsort(dim=1, stable=True)
     order = order.gather(1, strength.gather(1, order).argsort(dim=1, stable=True))
-    total_n1 = there.sum(1, keepdim=True)
+    total_n1 = used.sum(1, keepdim=True)
     number = torch.arange(drawn.place.shape[1]).expand(n, -1)
     interval = number * settings.intervals // total_n1.clamp_min(1)
     interval = torch.where(number < total_n1, interval, INTERVAL_OF_TOP - 1)
-    of_top = torch.where(top.place >= 0, INTERVAL_OF_TOP, INTERVAL_OF_TOP - 1)
+    top_interval = torch.where(top.place >= 0, INTERVAL_OF_TOP, INTERVAL_OF_TOP - 1)
     slots = torch.cat([torch.arange(k).expand(n, -1), k + order], 1)
-    return slots, torch.cat([of_top, interval], 1)
+    return slots, torch.cat([top_interval, interval], 1)

@@ -1,8 +1,8 @@
-"""Histograms whose range is unknown until the pass is over.
+"""Histograms of activations whose range is unknown until the pass is over.
 
 A value's bin is the exponent of its float32 and the first MANTISSA bits of its mantissa: 32 bins of
-equal width in each octave, a relative width of 2 to 3 %. A feature keeps the OCTAVES octaves below
-(and with) that of its largest value so far; what is smaller counts in bin 0. When a larger value
+equal width in each octave, a relative width of 2 to 3 %. A feature has bins for OCTAVES octaves, the
+highest of which holds its largest value so far; smaller values count in bin 0. When a larger value
 comes, bins move down, and those that leave the range are added to bin 0. So the counts depend on the
 values alone, not on their order: parts of a pass add up exactly.
 """
@@ -24,14 +24,14 @@ def octave_of(values: Tensor) -> Tensor:
 
 
 def rebased(counts_nB: Tensor, octave_n: Tensor, to_n: Tensor) -> Tensor:
-    """Counts [n, N_BINS] below octave `octave_n` as counts below `to_n`, which is no lower."""
+    """Moves counts [n, N_BINS] from top octave `octave_n` to top octave `to_n`, which is no lower."""
     down_n1 = ((to_n - octave_n).clamp(0, OCTAVES) * PER_OCTAVE)[:, None]
     moved_nB = torch.arange(N_BINS) - down_n1
     return torch.zeros_like(counts_nB).scatter_add_(1, moved_nB.clamp_min(0).long(), counts_nB)
 
 
 def counted(row: Tensor, values: Tensor, octave_n: Tensor) -> Tensor:
-    """Counts int32 [n, N_BINS] of values, each of a row, below the octaves of their rows."""
+    """Counts int32 [n, N_BINS] of values by their rows, with top octaves `octave_n`."""
     code = values.view(torch.int32) >> (23 - MANTISSA)
     bins = code - ((octave_n[row] + 1 - OCTAVES) << MANTISSA) + 1
     flat = row * N_BINS + bins.clamp_min(0)
@@ -40,7 +40,7 @@ def counted(row: Tensor, values: Tensor, octave_n: Tensor) -> Tensor:
 
 
 def edges(octave_n: Tensor) -> Tensor:
-    """Where bins begin and the last one ends: float64 [n, N_BINS + 1]; bin 0 begins at 0."""
+    """Edges of the bins: float64 [n, N_BINS + 1]; bin 0 begins at 0."""
     first_n1 = (octave_n + 1 - OCTAVES)[:, None].double() - 127
     step = torch.arange(N_BINS)
     octave, part = step // PER_OCTAVE, step % PER_OCTAVE
@@ -49,7 +49,7 @@ def edges(octave_n: Tensor) -> Tensor:
 
 
 def cumulative(counts_nB: Tensor, octave_n: Tensor, maximum_n: Tensor, at_nE: Tensor) -> Tensor:
-    """How many values are up to each of `at_nE`, ascending: float64 [n, E], linear within bins."""
+    """Number of values up to each of the ascending `at_nE`: float64 [n, E], linear within bins."""
     edges_nB = edges(octave_n).minimum(maximum_n[:, None].double())
     below_nB = torch.nn.functional.pad(counts_nB.double().cumsum(1), (1, 0))
     bin_nE = (torch.searchsorted(edges_nB, at_nE.double(), right=True) - 1).clamp(0, N_BINS - 1)
@@ -61,7 +61,7 @@ def cumulative(counts_nB: Tensor, octave_n: Tensor, maximum_n: Tensor, at_nE: Te
 
 
 def equal_bins(counts_nB: Tensor, octave_n: Tensor, maximum_n: Tensor, n: int) -> Tensor:
-    """Counts in n equal bins of [0, maximum]: int32 [rows, n] that add up to all the values."""
+    """Counts in n equal bins of [0, maximum]: int32 [rows, n]; they add up to all values."""
     at_nE = maximum_n[:, None].double() * torch.arange(n + 1) / n
     up_to = cumulative(counts_nB, octave_n, maximum_n, at_nE).round()
     up_to[:, 0], up_to[:, -1] = 0, counts_nB.sum(1)
@@ -78,5 +78,5 @@ def quantiles(counts_nB: Tensor, octave_n: Tensor, maximum_n: Tensor, levels: Te
     count_nQ = counts_nB.double().gather(1, bin_nQ)
     share = (want_nQ - (up_to_nB.gather(1, bin_nQ) - count_nQ)) / count_nQ.clamp_min(1)
     low, high = edges_nB.gather(1, bin_nQ), edges_nB.gather(1, bin_nQ + 1)
-    found = low + share.clamp(0, 1) * (high - low)
-    return torch.where(total_n1 > 0, found, 0.0).float()
+    quantile_nQ = low + share.clamp(0, 1) * (high - low)
+    return torch.where(total_n1 > 0, quantile_nQ, 0.0).float()

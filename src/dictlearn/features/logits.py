@@ -1,10 +1,10 @@
-"""Which tokens a feature promotes and suppresses: its direct path through the unembedding.
+"""The tokens that a feature promotes and suppresses by its direct path through the unembedding.
 
 A vector v that a feature writes to the residual stream changes the logits, for a fixed scale of the
-final norm, by W_U diag(w) v (a LayerNorm also takes the mean from v). Less its mean over the
-vocabulary, which no probability sees, that is the effect given here, for one unit of activation and
-a residual of root mean square 1. The norm's weights w are fitted to what the model computes and
-checked there, so they need no name; where no norm fits (none, or one more between), w is 1.
+final norm, by W_U diag(w) v (a LayerNorm also takes the mean from v). The effect given here is this
+less its mean over the vocabulary, which no probability depends on, for one unit of activation and a
+residual of root mean square 1. The norm's weights w are fitted to the model's activations and checked
+on them, so no module has to be named; where no norm fits (there is none, or another one), w is 1.
 """
 
 from __future__ import annotations
@@ -31,14 +31,17 @@ AT_ONCE = 1 << 24  # logits in memory
 @final
 @dataclass(frozen=True, eq=False)
 class Unembedding:
-    """What a direction in the residual stream does to the logits, less their mean."""
+    """The map from the residual stream to the logits less their mean."""
 
     W_VD: Tensor  # norm folded, centred
     described: str
 
     @classmethod
     def of(cls, lm: LanguageModel, tokens_BP: Tensor) -> Self | None:
-        """None where the model has no head, or one that is no matrix. `tokens_BP`: some text."""
+        """The model's unembedding; None without a head or if that is no matrix.
+
+        `tokens_BP` is some text, on which the final norm is fitted.
+        """
         if not has_head(lm):
             return None
         readout = Readout(lm, tokens_BP)
@@ -57,19 +60,21 @@ class Unembedding:
         return cls(W_VD, described)
 
     def extremes(self, vectors_nD: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(ids int32, effects) most promoted, and the same most suppressed: each [n, k]."""
+        """(promoted ids int32, effects, suppressed ids, effects), the strongest first: each [n, k]."""
         k = min(k, len(self.W_VD))
         parts = []
-        for some in vectors_nD.split(max(1, AT_ONCE // len(self.W_VD))):
-            logits_nV = some.to(self.W_VD) @ self.W_VD.T
+        for part_nD in vectors_nD.split(max(1, AT_ONCE // len(self.W_VD))):
+            logits_nV = part_nD.to(self.W_VD) @ self.W_VD.T
             most, least = logits_nV.topk(k), logits_nV.topk(k, largest=False)
             parts.append((most.indices.int(), most.values, least.indices.int(), least.values))
-        found = [torch.cat(column).cpu() for column in zip(*parts, strict=True)]
-        return found[0], found[1], found[2], found[3]
+        promoted, raised, suppressed, lowered = (
+            torch.cat(column).cpu() for column in zip(*parts, strict=True)
+        )
+        return promoted, raised, suppressed, lowered
 
 
 def final_norm(lm: LanguageModel, readout: Readout, tokens_BP: Tensor) -> Norm | None:
-    """Between the last block and the head."""
+    """The norm between the last block and the head, if one fits."""
     last = f"resid_post.{lm.info.n_layers - 1}"
     with torch.no_grad():
         x_ND = capture(lm, tokens_BP, (last,))[last].flatten(0, 1)
@@ -84,7 +89,7 @@ def effects(
     rows: slice,
     k: int,
 ) -> dict[str, Tensor]:
-    """The tensors `promoted`, `suppressed` and their effects of a block; none without a head.
+    """The tensors `promoted` and `suppressed` of a block, with effects; none without a head.
 
     A target that is not in this model's residual stream has empty slots.
     """
@@ -97,8 +102,8 @@ def effects(
             parts.append(unembedding.extremes(vectors_nD, k))
         else:
             shape = (len(vectors_nD), min(k, len(unembedding.W_VD)))
-            ids, none = torch.full(shape, NOTHING, dtype=torch.int32), torch.zeros(shape)
-            parts.append((ids, none, ids, none))
+            ids, zeros = torch.full(shape, NOTHING, dtype=torch.int32), torch.zeros(shape)
+            parts.append((ids, zeros, ids, zeros))
     names = ("promoted", "promoted_effects", "suppressed", "suppressed_effects")
     columns = [torch.stack(column, 1) for column in zip(*parts, strict=True)]
     return dict(zip(names, columns, strict=True))

@@ -1,7 +1,7 @@
-"""Which features a direction in the model's activations is made of, or made by.
+"""Finds the features that read or write a direction in the model's activations.
 
-A concept vector v at a site is compared with the encoder row of each feature that reads the site (does
-the feature detect v?) and with the vector that each feature writes there (does it write v?), by cosine.
+A concept vector at a site is compared, by cosine, with the encoder row of each feature that reads the
+site and with the decoder vector of each feature that writes to it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ENCODER, DECODER = "encoder", "decoder"
 
 @dataclass(frozen=True)
 class Match:
-    """A feature and how far one side of it points along a concept vector."""
+    """A feature, and the cosine of its encoder or decoder vector with a concept vector."""
 
     source: int
     index: int
@@ -35,7 +35,7 @@ class Match:
 
 
 def matches(dictionary: Dictionary, vector_D: Tensor, site: str, k: int) -> list[Match]:
-    """The k features of largest cosine, positive or negative, on each side that touches the site.
+    """The k features with the largest |cosine|, for each side, encoder or decoder, at the site.
 
     Raises:
         ValueError: the dictionary neither reads nor writes the site, or the vector doesn't fit.
@@ -50,16 +50,16 @@ def matches(dictionary: Dictionary, vector_D: Tensor, site: str, k: int) -> list
     if not bool(vector_D.isfinite().all()) or not bool(vector_D.any()):
         raise ValueError("vector: want finite numbers, not all of them zero")
     unit_D = torch.nn.functional.normalize(vector_D.float(), dim=0)
-    found = [
+    strongest = [
         Match(*divmod(column, dictionary.n_features), side, cosine)
         for side in (ENCODER, DECODER)
         for column, cosine in _strongest(_cosines(dictionary, unit_D, site, side), k)
     ]
-    return sorted(found, key=lambda match: -abs(match.cosine))
+    return sorted(strongest, key=lambda match: -abs(match.cosine))
 
 
 def _cosines(dictionary: Dictionary, unit_D: Tensor, site: str, side: str) -> Tensor:
-    """[S * F], zeros where a feature doesn't touch the site on this side."""
+    """Cosines [S * F]; 0 for features that don't read (encoder) or write (decoder) the site."""
     n, width = dictionary.n_features, dictionary.width
     cosines = torch.zeros(dictionary.code_sources, n)
     unit_D = unit_D.to(dictionary.decoder.b_dec)
@@ -77,19 +77,19 @@ def _cosines(dictionary: Dictionary, unit_D: Tensor, site: str, side: str) -> Te
 
 
 def _read(dictionary: Dictionary, s: int, rows: slice, site: str, width: int) -> Tensor | None:
-    """Encoder rows; of a code that sites share, the part that reads this one."""
+    """Encoder rows [n, D], for a shared code only the part that reads this site; None if none does."""
     if site not in dictionary.sources:
         return None
-    place = dictionary.sources.index(site)
+    source = dictionary.sources.index(site)
     shared = dictionary.code_sources < len(dictionary.sources)
-    if not shared and place != s:
+    if not shared and source != s:
         return None
-    columns = slice(place * width, (place + 1) * width) if shared else slice(0, width)
+    columns = slice(source * width, (source + 1) * width) if shared else slice(0, width)
     return dictionary.encoder.W_enc[s, rows, columns]
 
 
 def _written(dictionary: Dictionary, s: int, rows: slice, site: str) -> Tensor | None:
-    """What features write to the site; a transform writes no fixed direction."""
+    """Decoder vectors [n, D] at the site; None where features write no fixed direction there."""
     if site not in dictionary.targets or not dictionary.decoder.writes_directions:
         return None
     target = dictionary.targets.index(site)
@@ -104,15 +104,15 @@ def _strongest(cosines: Tensor, k: int) -> list[tuple[int, float]]:
 
 
 def vector_from(path: Path) -> Tensor:
-    """The one vector of a .safetensors or .npy file. Raises ValueError."""
+    """The vector in a .safetensors or .npy file. Raises ValueError for another file or content."""
     if path.suffix == ".npy":
-        try:  # mapped: a header that says more than the file holds makes nothing
+        try:  # mapped: a header that claims more than the file holds allocates nothing
             array = np.load(path, mmap_mode="r", allow_pickle=False)
-            found = torch.from_numpy(np.array(array))
+            tensor = torch.from_numpy(np.array(array))
         except Exception as error:  # numpy reads the header as Python's tokens
             reason = " ".join(str(error).split())
             raise ValueError(f"vector={path}: is not a readable .npy file: {reason}") from None
-        tensors = {"its array": found}
+        tensors = {"its array": tensor}
     elif path.suffix == ".safetensors":
         tensors = read_tensors(path)
     else:
@@ -128,8 +128,8 @@ def difference_of_means(
 ) -> Tensor:
     """Mean activation at the site over the tokens of `pos`, less that of `neg`: [D].
 
-    Each text stands behind BOS, where the model has one; special tokens don't count. Every token
-    of all texts counts the same.
+    Each text is preceded by BOS, if the model has one; special tokens don't count. All other tokens
+    of all texts have the same weight.
     """
     means = []
     for key, texts in (("pos", pos), ("neg", neg)):

@@ -1,4 +1,4 @@
-"""The few best of each row, kept as slots, without a loop over rows."""
+"""Keeps the few best firings of each row in slots, without a loop over rows."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from dictlearn.features.settings import Settings
 from dictlearn.store.writer import NOTHING, scaled
 
-EMPTY = 1 << 31  # the rank of an empty slot: behind all others
+EMPTY = 1 << 31  # rank of an empty slot, after all others
 CONTEXTS_AT_ONCE = 1 << 15
 
 
@@ -19,7 +19,7 @@ CONTEXTS_AT_ONCE = 1 << 15
 class Firings:
     """Firings of a block of n features, ordered by feature, then by place.
 
-    A place is row of window * P + position. Windows are whole: all of a window's firings are here.
+    A place is row of window * P + position. All firings of a window are present.
     """
 
     row: Tensor  # int64 [m], the feature within the block
@@ -28,7 +28,7 @@ class Firings:
 
 
 class Columns(NamedTuple):
-    """The columns of Slots, for single firings."""
+    """The fields of Slots, for single firings."""
 
     rank: Tensor
     place: Tensor
@@ -40,9 +40,9 @@ class Columns(NamedTuple):
 @final
 @dataclass(frozen=True, eq=False)
 class Slots:
-    """The K best firings of each of n features, best first: of equal rank, the first in the text."""
+    """The K best firings of each of n features, best first; ties go to the first in the text."""
 
-    rank: Tensor  # int64 [n, K], the smaller the better; EMPTY where there is none
+    rank: Tensor  # int64 [n, K], smaller is better; EMPTY in an empty slot
     place: Tensor  # int64 [n, K]
     value: Tensor  # float32 [n, K]
     scale: Tensor  # float32 [n, K] and
@@ -66,12 +66,12 @@ class Slots:
         context: int,
         settings: Settings,
     ) -> Slots:
-        """With those of the firings seen (of `among`, where given) that belong to the K best."""
+        """The K best of these slots and of the firings seen, or of those marked by `among`."""
         n, k = self.rank.shape
         if k == 0:
             return self
-        hopeful = ranks <= self.rank[:, -1][seen.row]
-        index = (hopeful if among is None else hopeful & among).nonzero()[:, 0]
+        better = ranks <= self.rank[:, -1][seen.row]
+        index = (better if among is None else better & among).nonzero()[:, 0]
         index = index[best(seen.row[index], ranks[index], seen.place[index], n, k)]
         contexts = contexts_of(seen, index, context, settings)
         scale, shares = scaled(contexts)
@@ -87,13 +87,15 @@ class Slots:
         )
 
     def _joined(self, rows: Tensor, new: Columns) -> Slots:
-        """The K best of these slots and of new firings, each of a row."""
+        """The K best of these slots and of new firings, whose features are `rows`."""
         n, k = self.rank.shape
         own_rows = torch.arange(n).repeat_interleave(k)
         row = torch.cat([own_rows, rows])
         rank = torch.cat([self.rank.flatten(), new.rank])
         place = torch.cat([self.place.flatten(), new.place])
-        kept = best(row, rank, place, n, k)  # exactly k of each row: empty slots are entries too
+        kept = best(
+            row, rank, place, n, k
+        )  # exactly k for each row, as empty slots are entries too
         columns = [
             torch.cat([mine.flatten(0, 1), theirs])[kept].view_as(mine)
             for mine, theirs in zip(vars(self).values(), new, strict=True)
@@ -102,17 +104,17 @@ class Slots:
 
 
 def best(row: Tensor, rank: Tensor, place: Tensor, n: int, k: int) -> Tensor:
-    """Indices of the k entries of lowest (rank, place) of each of n rows, by row and in that order."""
+    """Indices of the k entries with the lowest (rank, place) in each of n rows, sorted by row, rank."""
     order = place.argsort()
     order = order[((row << 32) | rank)[order].argsort(stable=True)]
     return order[_number_within(row[order]) < k]
 
 
 def contexts_of(seen: Firings, index: Tensor, context: int, settings: Settings) -> Tensor:
-    """The activations of a firing's feature around it: float32 [len(index), L], 0 outside its window.
+    """The feature's activations around each firing: float32 [len(index), L], 0 outside its window.
 
-    Firings of one feature ascend by place, so those around firing i are among those that stand up to
-    `before` and `after` entries from it.
+    Firings of a feature are sorted by place, so those around firing i are within `before` entries
+    before it and `after` entries after it.
     """
     contexts = torch.zeros(len(index), settings.length)
     offset = torch.arange(-settings.before, settings.after + 1)
@@ -125,7 +127,7 @@ def contexts_of(seen: Firings, index: Tensor, context: int, settings: Settings) 
         same &= (distance >= 0) & (distance < settings.length)
         value = torch.where(same, seen.value[near], 0.0)
         where = torch.where(same, distance, 0)
-        # An entry met twice, by clamping, is the same number: a maximum adds nothing.
+        # Clamping repeats entries with equal values, so a maximum changes nothing.
         contexts[low : low + len(own)].scatter_reduce_(1, where, value, "amax")
     return contexts
 

@@ -1,9 +1,9 @@
-"""The pass over text: activations, firings, and states on disk that a killed pass goes on from.
+"""The pass over text: it collects firings and saves its state, from which a killed pass resumes.
 
-Firings are gathered in a buffer. When it is full, or some minutes have gone by, it is sorted by
-feature and the states of all features are read, updated and written anew, one block at a time, into
-a folder that is committed whole: so what is in memory is the buffer and one block, and what is on
-disk is at every moment the state after some whole batches of windows.
+Firings are collected in a buffer. When it is full, or after some minutes, it is sorted by feature,
+and the states of all features are read, updated and written again, one block at a time, into a
+folder that is committed whole. So memory holds the buffer and one block, and the disk always holds
+the state after a number of whole batches of windows.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class Reading:
     """One process's share of the pass: batches `rank`, `rank` + `processes`, ...
 
     Args:
-        folder: its own; the state is in `folder`/state.
-        what: fingerprint of all that the state depends on; a state of something else is dropped.
+        folder: the process's own; its state is in `folder`/state.
+        key: fingerprint of all that the state depends on; a state with another key is dropped.
     """
 
     dictionary: Dictionary
@@ -51,7 +51,7 @@ class Reading:
     text: Text
     settings: Settings
     folder: Path
-    what: str
+    key: str
     rank: int = 0
     processes: int = 1
 
@@ -62,10 +62,10 @@ class Reading:
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
         self.buffered = 0
-        self.done, self.tokens, self.sampled = self._found()
+        self.done, self.tokens, self.sampled = self._saved()
 
     def run(self, progress: Progress = lambda done, total: None) -> None:
-        """Reads what is left. The state on disk is then that of the whole share."""
+        """Reads the rest of the share and saves the state after it."""
         last = time.monotonic()
         for number in range(self.done, len(self.batches)):
             self._read(self.batches[number])
@@ -97,7 +97,7 @@ class Reading:
             self.buffered += len(column)
 
     def _flush(self) -> None:
-        """Takes the buffer into the state and commits it."""
+        """Adds the buffer to the state and commits it."""
         keys, order = torch.cat([torch.zeros(0, dtype=torch.int64), *self.keys]).sort()
         values = torch.cat([torch.zeros(0), *self.values])[order]
         self.keys, self.values, self.buffered = [], [], 0
@@ -115,7 +115,7 @@ class Reading:
             write_tensors(temporary / "sample.safetensors", sample)
 
         details = {
-            "what": self.what,
+            "what": self.key,
             "done": self.done,
             "tokens": self.tokens,
             "stride": self.sampled.stride,
@@ -123,7 +123,7 @@ class Reading:
         commit.commit(self._state, write, sort="a pass under way", details=details)
 
     def blocks(self) -> Iterator[tuple[int, int, int]]:
-        """(number, first column, features) of every block; none spans two sources."""
+        """Yields (number, first column, features) of every block; a block has one source."""
         number, n_features = 0, self.dictionary.n_features
         for source in range(self.dictionary.code_sources):
             for first in range(0, n_features, self.settings.block):
@@ -132,11 +132,11 @@ class Reading:
                 number += 1
 
     def block(self, number: int, n: int) -> State:
-        """A block's state after what is on disk."""
+        """A block's state on disk."""
         return self._block(self._state, number, n)
 
     def forget(self) -> None:
-        """Deletes the state, which has done its work; what else lies there stays."""
+        """Deletes the state; other files in the folder stay."""
         if self._state.is_dir():
             commit.delete(self._state)
         with suppress(OSError):
@@ -157,8 +157,8 @@ class Reading:
     def _state(self) -> Path:
         return self.folder / "state"
 
-    def _found(self) -> tuple[int, int, Sampled]:
-        """(batches done, tokens seen, firings sampled) of the state on disk, or of none."""
+    def _saved(self) -> tuple[int, int, Sampled]:
+        """(batches done, tokens seen, firings sampled) of the state on disk, or of an empty one."""
         commit.collect_garbage(self.folder)
         windows = max(1, self.settings.sample_tokens // self.text.context)
         stride = -(-len(self.text) // windows)
@@ -167,16 +167,16 @@ class Reading:
         if not self._state.is_dir():
             return 0, 0, sampled
         try:
-            found = commit.verify(self._state)
-        except ValueError:  # damaged: read again
-            found = {}
-        if found.get("what") != self.what:
+            details = commit.verify(self._state)
+        except ValueError:  # damaged: the share is read again
+            details = {}
+        if details.get("what") != self.key:
             commit.delete(self._state)
             return 0, 0, sampled
-        sampled.stride = int(found["stride"])
+        sampled.stride = int(details["stride"])
         tensors = read_tensors(self._state / "sample.safetensors")
         sampled.keys, sampled.values = tensors["keys"], tensors["values"]
-        return int(found["done"]), int(found["tokens"]), sampled
+        return int(details["done"]), int(details["tokens"]), sampled
 
 
 def block_file(number: int) -> str:
@@ -184,7 +184,7 @@ def block_file(number: int) -> str:
 
 
 def fingerprint(dictionary: Dictionary, lm: LanguageModel, text: Text, settings: Settings) -> str:
-    """Of what the state depends on: weights, model, the very tokens, and what is kept of them."""
+    """Hash of all that the state depends on: weights, model, token ids, and settings of the pass."""
     tokens = hashlib.sha256()
     for batch in range(text.n_batches):
         ids = text.windows.window_batch(text.numbers(text.rows(batch)))

@@ -1,8 +1,8 @@
-"""All firings in some of the windows: enough to see which features fire together.
+"""All firings in some of the windows, which show the features that fire together.
 
-Windows whose row is a multiple of 2^h * stride are kept. When they hold more firings than memory is
-given for, h grows by one and half of them go. The last h is the smallest that fits, whatever the
-order in which windows were read: so what processes kept apart adds up to what one would have kept.
+Windows whose row is a multiple of 2^h * stride are kept. When they hold more firings than the limit,
+h grows by one and half of them are dropped. The final h is the smallest that fits, in whatever order
+windows were read, so the merged samples of several processes equal the sample of one.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from torch import Tensor
 @dataclass(eq=False)
 class Sampled:
     stride: int
-    most: int  # firings
+    most: int  # firings that are kept
     keys: Tensor  # int64: feature * places + place
     values: Tensor  # float32
     context: int
-    places: int  # in all
+    places: int  # number of places: windows * P
 
     @classmethod
     def empty(cls, stride: int, most: int, context: int, places: int) -> Self:
-        nothing = torch.zeros(0, dtype=torch.int64)
-        return cls(stride, most, nothing, torch.zeros(0), context, places)
+        keys = torch.zeros(0, dtype=torch.int64)
+        return cls(stride, most, keys, torch.zeros(0), context, places)
 
     def update(self, keys: Tensor, values: Tensor) -> None:
         kept = self._keeps(keys)
@@ -45,7 +45,7 @@ class Sampled:
         self.update(other.keys, other.values)
 
     def rows(self) -> Tensor:
-        """The windows that are kept."""
+        """Rows of the windows that are kept, ascending."""
         return torch.arange(0, self.places // self.context, self.stride)
 
     def _keeps(self, keys: Tensor) -> Tensor:

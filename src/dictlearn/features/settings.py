@@ -1,4 +1,4 @@
-"""What a harvest keeps, and how much memory it may take."""
+"""Settings of a harvest: what it keeps, and how much memory it may use."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ AT_LEAST_ZERO = (
 
 @dataclass(frozen=True)
 class Settings:
-    """The keys of conf/features.yaml that say what is kept. ValueError for a senseless one.
+    """The keys of conf/features.yaml that set what is kept. Raises ValueError for a bad value.
 
-    Memory is bounded by `buffer` (about 50 bytes for each of its firings), `block` (features that
-    are in memory at a time), `sample_firings` (about 40 bytes each) and a batch of windows.
+    Memory is bounded by `buffer` (about 50 bytes for each of its firings), `block` (features in
+    memory at a time), `sample_firings` (about 40 bytes each) and a batch of windows.
     """
 
     tokens: int
@@ -68,7 +68,7 @@ class Settings:
 
     @property
     def drawn(self) -> int:
-        """Firings kept of each feature beside the strongest: a uniform sample of them all."""
+        """Firings kept of each feature beside the strongest, a uniform sample of all."""
         return self.intervals * self.per_interval
 
     @property
@@ -77,7 +77,7 @@ class Settings:
         return self.before + 1 + self.after
 
     def of_the_pass(self) -> dict[str, Any]:
-        """Those that a pass depends on: with others, its state on disk is of no use."""
-        of_the_end = ("quantiles", "bins", "promoted", "neighbours", "cofiring", "directions")
-        free = (*of_the_end, "buffer", "checkpoint_minutes")
+        """The settings that a pass depends on; if they change, its state on disk is dropped."""
+        later = ("quantiles", "bins", "promoted", "neighbours", "cofiring", "directions")
+        free = (*later, "buffer", "checkpoint_minutes")
         return {key: value for key, value in asdict(self).items() if key not in free}

@@ -1,8 +1,8 @@
-"""What a pass knows of a block of features so far: updated firing by firing, merged exactly.
+"""The state of a pass for a block of features: updated by firings and merged exactly.
 
-Every part is a function of the set of firings alone: counts, the strongest ones, and those whose
-hash is smallest, which are a uniform sample without replacement. So neither the order of the text
-nor how it was shared out among processes shows in the result.
+Every part is a function of the set of firings alone: counts, the strongest ones, and those with the
+smallest hashes, which are a uniform sample without replacement. So the result depends neither on the
+order of the text nor on its division among processes.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class State:
     maximum: Tensor  # float32 [n]
     octave: Tensor  # int32 [n]
     histogram: Tensor  # int32 [n, N_BINS]
-    top: Slots  # at most one of a window, strongest first
-    drawn: Slots  # by hash
+    top: Slots  # at most one per window, strongest first
+    drawn: Slots  # with the smallest hashes
 
     @classmethod
     def empty(cls, n: int, settings: Settings) -> Self:
@@ -50,7 +50,7 @@ class State:
         return len(self.count)
 
     def update(self, seen: Firings, first: int, context: int, settings: Settings) -> None:
-        """Takes in firings. `first` is the number of the block's first feature, `context` is P."""
+        """Adds firings. `first` is the number of the block's first feature, `context` is P."""
         if len(seen.row) == 0:
             return
         n = len(self)
@@ -68,7 +68,7 @@ class State:
         self.drawn = self.drawn.with_best(seen, ranks, None, context, settings)
 
     def merge(self, other: State) -> None:
-        """Takes in what was seen in other windows."""
+        """Adds the state of other windows."""
         self.count += other.count
         self.total += other.total
         self.maximum = self.maximum.maximum(other.maximum)
@@ -80,10 +80,10 @@ class State:
         self.drawn = self.drawn.merged(other.drawn)
 
     def tensors(self) -> dict[str, Tensor]:
-        found = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in SLOTS}
+        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in SLOTS}
         for name, slots in (("top", self.top), ("drawn", self.drawn)):
-            found |= {f"{name}.{key}": value for key, value in vars(slots).items()}
-        return found
+            tensors |= {f"{name}.{key}": value for key, value in vars(slots).items()}
+        return tensors
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Self:
@@ -95,12 +95,12 @@ class State:
 
 
 def strength_rank(values: Tensor) -> Tensor:
-    """int64, the smaller the stronger: the order of positive floats is that of their bits."""
+    """Ranks int64, smaller for stronger firings: positive floats are ordered as their bits are."""
     return EMPTY - 1 - values.view(torch.int32).long()
 
 
 def hash_rank(feature: Tensor, place: Tensor) -> Tensor:
-    """int64 in 0..2^31-1, as good as random: splitmix64 (Steele et al. 2014) of both numbers."""
+    """Pseudo-random ranks int64 in 0..2^31-1: splitmix64 (Steele et al. 2014) of both numbers."""
     z = feature * -7046029254386353131 + place * -3335678366873096957
     for shift, factor in ((30, -4658895280553007687), (27, -7723592293110705685)):
         z = (z ^ ((z >> shift) & ((1 << (64 - shift)) - 1))) * factor
@@ -108,7 +108,7 @@ def hash_rank(feature: Tensor, place: Tensor) -> Tensor:
 
 
 def _first_of_windows(seen: Firings, ranks: Tensor, context: int) -> Tensor:
-    """bool [m]: the best-ranked firing of each feature in each window; of equal ones the first."""
+    """bool [m]: marks the best-ranked firing of each feature in each window, the first of equals."""
     window = seen.place // context
     new = torch.ones_like(window, dtype=torch.bool)
     new[1:] = (window[1:] != window[:-1]) | (seen.row[1:] != seen.row[:-1])

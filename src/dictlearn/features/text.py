@@ -1,4 +1,4 @@
-"""Which held-out windows a harvest reads, and how processes share them."""
+"""The held-out windows that a harvest reads, in batches that processes share."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from dictlearn.store.windows import StoredWindows
 class Text:
     """Windows evenly spread over the held-out split, numbered from 0 as rows.
 
-    Evenly, because neighbouring windows come from the same documents. A batch of windows goes through
-    the model together and is never split: so its activations don't depend on who reads it.
+    They are spread because neighbouring windows come from the same documents. A batch of windows goes
+    through the model together and is never split, so its activations are the same in every process.
     """
 
     windows: TokenWindows
@@ -44,11 +44,11 @@ class Text:
         return range(batch * size, min((batch + 1) * size, len(self)))
 
     def numbers(self, rows: range) -> list[int]:
-        """Which of the split's windows they are."""
+        """Numbers of the rows' windows in the split."""
         return [row * len(self.windows) // len(self) for row in rows]
 
     def stored(self) -> StoredWindows:
-        """All of it."""
+        """All windows of the text, as a store keeps them."""
         numbers = self.numbers(range(len(self)))
         return StoredWindows(
             self.windows.window_batch(numbers).to(torch.int32),

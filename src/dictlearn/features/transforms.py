@@ -1,9 +1,9 @@
-"""What the maps of a MOLT read and write, by their leading singular directions.
+"""Tokens that the maps of a MOLT read and write, by their leading singular directions.
 
-A transform maps x to sum_i sigma_i l_i (r_i . x). Its right directions r are read through the token
-embeddings, passed through the norm before the site as the model would pass them if the residual held
-nothing else; its left ones l through the unembedding, as any feature's vector is. A pair (l, r) is
-also (-l, -r): the sign is that in which the token of largest size is read positively.
+A transform maps x to sum_i sigma_i l_i (r_i . x). Its right directions r are compared with the token
+embeddings, after the norm before the site, as if the residual held nothing else; its left ones l go
+through the unembedding, as any feature's vector does. The pairs (l, r) and (-l, -r) are the same
+direction: the sign is chosen so that the token with the largest |product| is read positively.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Directions:
     @classmethod
     @torch.no_grad()
     def of(cls, maps: Sequence[tuple[Tensor, Tensor]], m: int) -> Self:
-        """From QR of both factors and an SVD of what is between: never a D x D matrix.
+        """Computes them by QR of both factors and an SVD of the product of the R: never a D x D matrix.
 
         `maps` are those of `Decoder.maps`.
         """
@@ -55,17 +55,20 @@ class Directions:
 
 @torch.no_grad()
 def read_tokens(lm: LanguageModel, site: str, tokens_BP: Tensor) -> Tensor:
-    """What each token of the vocabulary looks like at `site`, were it alone in the residual: [V, D]."""
+    """Each token's activation at `site`, if its embedding were alone in the residual: [V, D]."""
     table = lm.model.get_input_embeddings()
     assert isinstance(table, nn.Embedding), "a language model embeds tokens"
     embedding = table.weight.detach().float()
     name, _, layer = site.partition(".")
     norm = None
     if name == "mlp_in":
-        before = (f"resid_mid.{layer}", f"resid_pre.{layer}")  # the second where MLPs run beside
+        before = (
+            f"resid_mid.{layer}",
+            f"resid_pre.{layer}",
+        )  # the second where MLPs run in parallel with attention
         acts = capture(lm, tokens_BP, (site, *before))
-        found = (fitted(acts[b].flatten(0, 1), acts[site].flatten(0, 1)) for b in before)
-        norm = next((one for one in found if one is not None), None)
+        norms = (fitted(acts[b].flatten(0, 1), acts[site].flatten(0, 1)) for b in before)
+        norm = next((norm for norm in norms if norm is not None), None)
     if norm is None:
         norm = Norm(torch.ones_like(embedding[0]), centred=False)
     return norm.unit(embedding)
@@ -90,8 +93,8 @@ def described(
     if unembedding is not None and IN_RESIDUAL.fullmatch(target):
         names.append(("writes", "writes_opposite", unembedding, left_RD))
     for name, opposite, through, vectors_RD in names:
-        found = through.extremes(vectors_RD * sign_R1.to(vectors_RD.device), k)
-        ids, effects, low_ids, low_effects = (one.view(*strength_nM.shape, -1) for one in found)
+        extremes = through.extremes(vectors_RD * sign_R1.to(vectors_RD.device), k)
+        ids, effects, low_ids, low_effects = (e.view(*strength_nM.shape, -1) for e in extremes)
         tensors |= {name: ids, f"{name}_effects": effects}
         tensors |= {opposite: low_ids, f"{opposite}_effects": low_effects}
     return tensors

@@ -1,1 +1,1 @@
-"""What is known of a dictionary's features, on disk: written by `dictlearn features`, read by all."""
+"""The feature store on disk, which `dictlearn features` writes."""

@@ -1,7 +1,7 @@
-"""features/explanations.jsonl: what is said of each feature, and how far it can be trusted.
+"""Reads and writes features/explanations.jsonl, descriptions of features with their scores.
 
-One JSON object a line; a later line of the same (source, feature) takes the place of an earlier
-one, so that an interrupted run loses nothing:
+Each line is a JSON object; a later line of the same (source, feature) replaces an earlier one, so
+that an interrupted run loses nothing:
 
     {"source": 0, "feature": 17, "text": "the token `self` after `(`", "explainer": "lexical",
      "model": null, "prompt_hash": "...", "scores": {"balanced_accuracy": 0.91, ...},
@@ -29,7 +29,7 @@ FILE = "explanations.jsonl"
 
 @dataclass(frozen=True)
 class Failure:
-    """A context in which the description says one thing and the feature does another."""
+    """A context in which description and feature disagree."""
 
     text: str  # the token in question between << and >>, where the scorer asked for one
     fired: bool
@@ -40,8 +40,8 @@ class Failure:
 class Explanation:
     """A description of one feature and its scores, on documents that the explainer never saw.
 
-    Whoever shows one that isn't `reliable` says so. An empty `text` means that no description was
-    found at all.
+    An explanation that isn't `reliable` must be shown as such. An empty `text` means that no
+    description was found.
     """
 
     source: int  # row of the code
@@ -49,24 +49,22 @@ class Explanation:
     text: str
     explainer: str  # the option of conf/explainer that made it
     model: str | None = None  # the language model that wrote it
-    prompt_hash: str = ""  # of what it was asked; of the settings, for a search
+    prompt_hash: str = ""  # of the prompt; of the settings, for a search
     scores: Mapping[str, float] = field(default_factory=dict)
     baselines: Mapping[str, float] = field(default_factory=dict)
-    n_examples: int = (
-        0  # of a rule the firings it was scored on, of a model the answers to its scorers
-    )
+    n_examples: int = 0  # firings that a rule was scored on, or a model's answers to scorers
     reliable: bool = False
     failing: tuple[Failure, ...] = ()
-    dictionary: str = ""  # `sha256_of` the one whose feature it is; empty: not said
+    dictionary: str = ""  # `sha256_of` the feature's dictionary; empty: unknown
 
 
 def read_explanations(
     folder: Path, dictionary_sha256: str | None = None
 ) -> dict[tuple[int, int], Explanation]:
-    """(source, feature) -> its explanation, of a features/ folder; empty where there is no file.
+    """(source, feature) -> explanation, from a features/ folder; empty where there is no file.
 
-    With `dictionary_sha256` those of other dictionaries, such as the run's before it was made
-    longer, are left out. A last line that a killed process left half written is passed over.
+    With `dictionary_sha256`, lines of other dictionaries are left out, such as the run's before it
+    was trained further. A last line that a killed process left half written is skipped.
 
     Raises:
         ValueError: another line is damaged.
@@ -74,29 +72,29 @@ def read_explanations(
     path = folder / FILE
     if not path.is_file():
         return {}
-    found = {}
+    explanations = {}
     for explanation in _lines(path):
         if dictionary_sha256 and explanation.dictionary not in ("", dictionary_sha256):
             continue
-        found[explanation.source, explanation.feature] = explanation
-    return found
+        explanations[explanation.source, explanation.feature] = explanation
+    return explanations
 
 
 @final
 class ExplanationWriter:
-    """Appends to the file of a features/ folder, and returns once the disk has it.
+    """Appends explanations to the file of a features/ folder and syncs it to the disk.
 
-    What is there already is not replaced by less: a line without a description never takes the
-    place of one with, nor a description that no scorer could score that of one with scores.
+    A line is never replaced by a worse one: neither a description by none, nor a description with
+    scores by one without.
 
     Args:
-        dictionary_sha256: whose features they are, written into each line; lines of another
-            dictionary are no obstacle.
+        dictionary_sha256: hash of the features' dictionary, written into each line; lines of other
+            dictionaries may be replaced.
 
     Attributes:
         path: the file.
         described: features for which a description was written.
-        left: features whose earlier line stays, because the new one says less.
+        left: features whose earlier line stays, because the new one is worse.
 
     Raises:
         ValueError: a line of the file is damaged.
@@ -111,25 +109,26 @@ class ExplanationWriter:
         self._opened = False
 
     def add(self, explanations: Iterable[Explanation]) -> None:
-        """All of them or, where one is refused, none.
+        """Adds all of them or, where one is refused, none.
 
         Raises:
             SaveError: the disk doesn't take them.
             ValueError: a score is not finite: an undefined score is left out of `scores`.
         """
         better = []
-        for one in explanations:
-            feature = one.source, one.feature
-            if _worth(one) < _worth(self._known.get(feature)):
+        for explanation in explanations:
+            feature = explanation.source, explanation.feature
+            if _worth(explanation) < _worth(self._known.get(feature)):
                 self.left.add(feature)
                 continue
             self.left.discard(feature)
-            better.append(replace(one, dictionary=self._dictionary or one.dictionary))
-        text = "".join(_written(one) for one in better)
+            sha256 = self._dictionary or explanation.dictionary
+            better.append(replace(explanation, dictionary=sha256))
+        text = "".join(map(_written, better))
         if text or not self.path.exists():
             self._append(text.encode())
-        self._known |= {(one.source, one.feature): one for one in better}
-        self._described |= {(one.source, one.feature) for one in better if one.text}
+        self._known |= {(e.source, e.feature): e for e in better}
+        self._described |= {(e.source, e.feature) for e in better if e.text}
 
     @property
     def described(self) -> int:
@@ -149,14 +148,14 @@ class ExplanationWriter:
 
 
 def add_explanations(folder: Path, explanations: Iterable[Explanation]) -> Path:
-    """Appends to the file as an `ExplanationWriter` does; returns its path."""
+    """Appends explanations as `ExplanationWriter` does; returns the file's path."""
     writer = ExplanationWriter(folder)
     writer.add(explanations)
     return writer.path
 
 
 def _worth(explanation: Explanation | None) -> int:
-    """0: says nothing; 1: a description; 2: one with scores."""
+    """0 for no description, 1 for a description, 2 for one with scores."""
     if explanation is None or not explanation.text:
         return 0
     return 2 if explanation.scores else 1
@@ -170,7 +169,7 @@ def _lines(path: Path) -> Iterator[Explanation]:
         try:
             yield _read(json.loads(line))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            if number == len(lines):  # nothing ends it: the process was killed while it wrote
+            if number == len(lines):  # no newline ends it: the process was killed while it wrote
                 return
             raise ValueError(f"{path} line {number}: not an explanation ({error})") from error
 
@@ -178,7 +177,7 @@ def _lines(path: Path) -> Iterator[Explanation]:
 def _read(entry: Any) -> Explanation:
     if not isinstance(entry, dict):
         raise TypeError(f"want a JSON object, not {type(entry).__name__}")
-    failing = tuple(Failure(**one) for one in entry.get("failing", []))
+    failing = tuple(Failure(**fields) for fields in entry.get("failing", []))
     read = Explanation(**{**entry, "failing": failing})
     texts = (read.text, read.explainer, read.prompt_hash, read.dictionary)
     numbers = (*read.scores.values(), *read.baselines.values())
@@ -188,7 +187,7 @@ def _read(entry: Any) -> Explanation:
         and isinstance(read.model, str | None)
         and isinstance(read.reliable, bool)
         and all(type(n) in (int, float) and math.isfinite(n) for n in numbers)
-        and all(isinstance(one.text, str) for one in failing)
+        and all(isinstance(failure.text, str) for failure in failing)
     )
     if not right:
         raise TypeError("a value of another type than ours")
@@ -205,5 +204,5 @@ def _written(explanation: Explanation) -> str:
 
 
 def _whole_lines(path: Path) -> int:
-    """Bytes of the file up to its last line's end."""
+    """Number of bytes up to the end of the file's last whole line."""
     return path.read_bytes().rfind(b"\n") + 1

@@ -1,4 +1,4 @@
-"""Reads a feature store: any one feature in a millisecond or so, nothing loaded whole."""
+"""Reads a feature store: a feature takes about a millisecond, and nothing is loaded whole."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ ANEW = "`dictlearn features` makes it anew"
 
 @final
 class FeatureStore:
-    """The features of one dictionary, as `dictlearn features` left them in `<run>/features`.
+    """The features of one dictionary, which `dictlearn features` wrote into `<run>/features`.
 
     Args:
         folder: `<run>/features`, or the run's folder.
 
-    Blocks are mapped into memory when first asked for, and of a block only the rows of one feature
-    are read. What is read is compared with its hash first: raises ValueError where there is no store,
-    or one that was damaged, also later, when the damaged part is first read.
+    Blocks are mapped into memory when first used, and only a few features' rows of a block are read.
+    They are checked against their hash first. Raises ValueError where there is no store or it is
+    damaged; a damaged part is noticed when it is first read.
     """
 
     def __init__(self, folder: str | Path):
-        self.path = found(Path(folder))
+        self.path = store_path(Path(folder))
         self.folder = self.path.parent  # <run>/features
         self._manifest = read_manifest(self.path)
         self._files: dict[str, Any] = self._manifest["files"]
@@ -48,7 +48,7 @@ class FeatureStore:
         self.info: Info = info_from_json(
             read_json(self.path / layout.INFO), str(self.path / layout.INFO)
         )
-        # A store of an earlier version has none: its blocks are hashed whole.
+        # A store of an earlier version has no hashes of rows: its blocks are hashed whole.
         self._hashes = self._opened(hashes.FILE) if hashes.FILE in self._files else None
         self._blocks: dict[tuple[int, int], Any] = {}
         self._group = lru_cache(maxsize=64)(self._read_group)
@@ -57,17 +57,17 @@ class FeatureStore:
         return self.info.code_sources * self.info.n_features
 
     def __iter__(self) -> Iterator[Feature]:
-        """Every feature, in (source, index) order."""
+        """Yields every feature, in (source, index) order."""
         for source in range(self.info.code_sources):
             for index in range(self.info.n_features):
                 yield self.feature(source, index)
 
     def site(self, source: int) -> str:
-        """What row `source` of the code reads."""
+        """The site that row `source` of the code reads."""
         return self.info.code_names[source]
 
     def name(self, source: int, index: int) -> str:
-        """What a feature is called: resid_post.1/266."""
+        """A feature's name, such as resid_post.1/266."""
         return feature_name(self.info.code_names, source, index)
 
     def target_sites(self, source: int) -> tuple[str, ...]:
@@ -75,7 +75,7 @@ class FeatureStore:
         return tuple(self.info.targets[t] for t in self.info.reaches[source])
 
     def feature(self, source: int, index: int) -> Feature:
-        """Raises ValueError for a feature that the dictionary doesn't have."""
+        """The record of one feature. Raises ValueError where the dictionary has no such feature."""
         info = self.info
         try:
             feature_named(f"{source}/{index}", info.code_names, info.n_features)
@@ -118,18 +118,18 @@ class FeatureStore:
 
     @cached_property
     def windows(self) -> StoredWindows:
-        """The held-out text that was read."""
+        """The held-out text that the harvest read."""
         file = self._opened(layout.WINDOWS)
         return StoredWindows(*map(file.get_tensor, ("tokens", "documents", "numbers")))
 
     def sampled_windows(self) -> Tensor:
-        """Rows of `windows` all of whose firings are kept: int64, ascending."""
+        """Rows of `windows` whose firings are all kept: int64, ascending."""
         return self._sample.get_tensor("windows")
 
     def sampled_firings(self, source: int, index: int) -> tuple[Tensor, Tensor]:
-        """(places int64, activations) of a feature in the sampled windows, in reading order.
+        """(places int64, activations) of a feature's firings in the sampled windows, in reading order.
 
-        A place is row * P + position. Where a feature is silent is known nowhere but here.
+        A place is row * P + position. Only in these windows all silent tokens are known too.
         """
         flat = source * self.info.n_features + index
         low, high = self._sample.get_slice("starts")[flat : flat + 2].tolist()
@@ -152,12 +152,12 @@ class FeatureStore:
         return self._blocks[key]
 
     def _row(self, source: int, index: int) -> dict[str, Tensor]:
-        number, place = divmod(index, self.info.rows)
-        group, place = divmod(place, hashes.GROUP)
-        return {name: rows[place] for name, rows in self._group(source, number, group).items()}
+        number, row = divmod(index, self.info.rows)
+        group, row = divmod(row, hashes.GROUP)
+        return {name: rows[row] for name, rows in self._group(source, number, group).items()}
 
     def _read_group(self, source: int, number: int, group: int) -> dict[str, Tensor]:
-        """The rows of a few consecutive features, which have a hash of their own."""
+        """The rows of GROUP consecutive features, which have one hash."""
         rows = slice(group * hashes.GROUP, (group + 1) * hashes.GROUP)
 
         def read(block: Any) -> dict[str, Tensor]:
@@ -179,24 +179,24 @@ class FeatureStore:
         name: str,
         group: int | None = None,
     ) -> dict[str, Tensor]:
-        """What `read` takes from a block, if it has the hash of that name."""
+        """The tensors that `read` takes from a block, after a check against the hash `name`."""
         block = self._block(source, number)
         try:
-            found = read(block)
+            tensors = read(block)
             if self._hashes is None:
-                return found
+                return tensors
             expected = self._hashes.get_tensor(name)
             expected = expected if group is None else expected[group]
-            intact = hashes.digest(found) == bytes(expected.tolist())
+            intact = hashes.digest(tensors) == bytes(expected.tolist())
         except (SafetensorError, RuntimeError, ValueError, TypeError, LookupError):
-            intact, found = False, {}
+            intact, tensors = False, {}
         if not intact:
             path = self.path / layout.block_name(source, number)
             raise self._trouble(f"{path} is damaged (its sha256 differs)")
-        return found
+        return tensors
 
     def _opened(self, name: str, whole: bool = True) -> Any:
-        """A file, mapped for as long as the store lives; `whole`: hashed first."""
+        """A file, mapped for as long as the store lives; with `whole` it is hashed first."""
         if whole:
             self._check(name)
         try:
@@ -216,9 +216,9 @@ class FeatureStore:
             raise self._trouble(str(error)) from None
 
     def _trouble(self, sentence: str) -> ValueError:
-        """What to do about a part that can't be read: files are opened when they are asked for."""
+        """The error for an unreadable part; the store may also have been replaced since it was opened."""
         with suppress(ValueError):
-            if read_manifest(found(self.path)) != self._manifest:
+            if read_manifest(store_path(self.path)) != self._manifest:
                 return ValueError(f"{self.path}: was made anew while it was read; run this again")
         return ValueError(f"{sentence}; {ANEW}")
 
@@ -236,10 +236,10 @@ class FeatureStore:
     def _shown(
         self, row: Mapping[str, Tensor], kept: Tensor, intervals: list[int]
     ) -> Iterator[Example]:
-        """The examples in slots `kept`, cut off where their windows begin and end."""
+        """Yields the examples in slots `kept`; their contexts end with their windows."""
         context, before = self.info.context, self.info.before
-        place = row["examples"][kept]
-        window, position = place // context, place % context
+        places = row["examples"][kept]
+        window, position = places // context, places % context
         offset = torch.arange(-before, self.info.after + 1)
         near = (position[:, None] + offset).clamp(0, context - 1)
         values = row["example_activations"][kept].float() * row["example_scales"][kept, None]
@@ -275,20 +275,18 @@ class FeatureStore:
     ) -> dict[str, TokenScores]:
         if name not in row:
             return {}
-        found = zip(self.target_sites(source), row[name], row[f"{name}_effects"], strict=True)
-        by_target = {site: _scores(ids, effects) for site, ids, effects in found}
+        columns = zip(self.target_sites(source), row[name], row[f"{name}_effects"], strict=True)
+        by_target = {site: _scores(ids, effects) for site, ids, effects in columns}
         return {site: scores for site, scores in by_target.items() if scores}
 
     def _transform(self, index: int, row: Mapping[str, Tensor]) -> Transform | None:
         if "strengths" not in row:
             return None
         directions = []
-        for place, strength in enumerate(row["strengths"].tolist()):
+        for i, strength in enumerate(row["strengths"].tolist()):
             if strength > 0:
                 tokens = [
-                    _scores(row[f"{name}"][place], row[f"{name}_effects"][place])
-                    if name in row
-                    else ()
+                    _scores(row[name][i], row[f"{name}_effects"][i]) if name in row else ()
                     for name in ("reads", "reads_opposite", "writes", "writes_opposite")
                 ]
                 directions.append(Direction(strength, *tokens))
@@ -296,10 +294,10 @@ class FeatureStore:
 
 
 def open_store(folder: str | Path, dictionary_sha256: str | None = None) -> FeatureStore:
-    """The features in a run's folder, if they are those of the dictionary that is there now.
+    """The features in a run's folder, checked to be those of its present dictionary.
 
     Args:
-        dictionary_sha256: of the dictionary in question, `sha256_of`; None: of the one in the folder.
+        dictionary_sha256: `sha256_of` the expected dictionary; None: of the one in the folder.
 
     Raises:
         ValueError: there is no store, it is damaged, or it is of another dictionary.
@@ -314,9 +312,9 @@ def open_store(folder: str | Path, dictionary_sha256: str | None = None) -> Feat
     return store
 
 
-def found(folder: Path) -> Path:
-    """The folder of the store itself. ValueError where there is none."""
-    path = _look_for(folder)
+def store_path(folder: Path) -> Path:
+    """The store's own folder below `folder`. Raises ValueError where there is none."""
+    path = _find(folder)
     if path is None:
         raise ValueError(
             f"{folder}: no features are stored here; `dictlearn features run=<run>` makes them"
@@ -325,17 +323,17 @@ def found(folder: Path) -> Path:
 
 
 def has_store(folder: str | Path) -> bool:
-    """Whether there is one to open, in whatever state."""
-    return _look_for(Path(folder)) is not None
+    """Whether a folder has a store, damaged or not."""
+    return _find(Path(folder)) is not None
 
 
-def _look_for(folder: Path) -> Path | None:
+def _find(folder: Path) -> Path | None:
     candidates = (folder, folder / layout.FOLDER, folder / "features" / layout.FOLDER)
     return next((p for p in map(present, candidates) if (p / layout.INFO).is_file()), None)
 
 
 def _scores(ids: Tensor, effects: Tensor) -> TokenScores:
-    """Nothing of empty slots: a target outside the residual stream moves no token's logit."""
+    """(token, effect) pairs without empty slots, which targets outside the residual stream have."""
     pairs = zip(ids.tolist(), effects.tolist(), strict=True)
     return tuple((token, effect) for token, effect in pairs if token >= 0)
 

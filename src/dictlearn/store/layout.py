@@ -1,17 +1,17 @@
-"""How features lie on disk: names of files and tensors, and what describes them.
+"""The format of a feature store: names of files and tensors, and their description.
 
     <run>/features/store/
-        store.json               what `Info` holds
+        store.json               the fields of `Info`
         windows.safetensors      tokens, documents int32 [W, P], numbers int64 [W]
         block-<s>-<n>.safetensors   features n * rows to (n + 1) * rows - 1 of source s
         sample.safetensors       all firings in some of the windows, by feature
-        hashes.safetensors       of a few features at a time (see hashes.py)
+        hashes.safetensors       hashes of a few features at a time (see hashes.py)
         manifest.json            sizes and SHA-256 of all of these
 
-A row of a block is a feature, an entry of an example is a slot. Examples name a place in
-windows.safetensors: row * P + position of their peak, -1 in an empty slot. Their activations are
-float16 shares of the largest one in the context, which is `example_scales`: no overflow, and 11
-bits of precision.
+A row of a block is a feature, an entry of an example is a slot. An example's place is row * P +
+position of its peak in windows.safetensors, -1 in an empty slot. Its activations are float16 shares
+of the largest one in the context, which is in `example_scales`: they don't overflow and have 11 bits
+of precision.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from typing import Any
 from dictlearn.names import code_names
 
 FORMAT = 1
-FOLDER = "store"  # in <run>/features, beside what others derive from it
+FOLDER = "store"  # in <run>/features
 INFO, WINDOWS, SAMPLE = "store.json", "windows.safetensors", "sample.safetensors"
 
 
 @dataclass(frozen=True)
 class Info:
-    """What a store is about; plain JSON on disk."""
+    """The description of a store; plain JSON on disk."""
 
     kind: str  # of the dictionary
     sources: tuple[str, ...]  # site names
@@ -42,12 +42,12 @@ class Info:
     revision: str | None
     data: Mapping[str, Any]  # the settings that its held-out text came from
     dictionary_sha256: str
-    windows: int  # read
+    windows: int  # number of windows read
     context: int  # P, tokens per window
-    documents: int  # whose tokens were seen
-    tokens: int  # valid ones that were seen: neither special nor padding
-    sampled_tokens: int  # of these, in the windows all of whose firings are kept
-    examples: int  # the strongest kept of each feature
+    documents: int  # number of documents read
+    tokens: int  # valid tokens read: neither special nor padding
+    sampled_tokens: int  # valid tokens in the windows whose firings are all kept
+    examples: int  # strongest examples kept of each feature
     intervals: int
     per_interval: int
     before: int  # tokens of context before an example's peak
@@ -57,17 +57,15 @@ class Info:
     promoted: int  # tokens kept of each feature's effect on the logits
     unembedding: str  # how effects on logits were computed, or why there are none
     neighbours: int
-    cofiring: str  # the measure: what the numbers beside co-firing features are
+    cofiring: str  # the measure of co-firing
     directions: int  # singular directions kept of each transform
     rows: int  # features in a block
     versions: Mapping[str, str]
-    signature: str | None = (
-        None  # of who gathered it: the model's folder is read on their word alone
-    )
+    signature: str | None = None  # of the user who gathered it; see store/tokenizer.py
 
     @property
     def code_names(self) -> tuple[str, ...]:
-        """What to call each row of the code: its site, or that all share it."""
+        """Name of each row of the code: its site, or one name where all sites share it."""
         return code_names(self.sources, self.code_sources)
 
     def to_json(self) -> dict[str, Any]:
@@ -75,7 +73,7 @@ class Info:
 
 
 def info_from_json(description: Any, where: str) -> Info:
-    """ValueError, one sentence, where it is not what `to_json` gave."""
+    """`Info` from the output of `to_json`. Raises ValueError for anything else."""
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise ValueError(f"{where}: want a dictlearn feature store of format {FORMAT}")
     names = {field.name for field in fields(Info)}

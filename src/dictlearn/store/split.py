@@ -1,4 +1,4 @@
-"""Which documents explainers see, and which are kept to score what they say."""
+"""Splits documents into those that explainers see and those that score descriptions."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ from typing import Literal
 
 
 def split_of(document: int) -> Literal["explain", "score"]:
-    """Half and half, by a hash of the document's number: the same in every process and version."""
+    """The document's half, by a hash of its number: the same in every process and version."""
     digest = hashlib.sha256(f"document {document}".encode()).digest()
     return "explain" if digest[0] % 2 == 0 else "score"

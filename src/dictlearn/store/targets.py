@@ -1,12 +1,14 @@
-"""Writes what `objectives.stored_teacher` reads: a teacher's targets for every window of a text."""
+"""Writes a teacher's targets for every window of a text, for `objectives.stored_teacher`."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from dictlearn.lm.fingerprint import vocabulary_hash
 from dictlearn.lm.language_model import LanguageModel
@@ -41,48 +43,38 @@ def store_targets(
     chunk_tokens: int = 512,
     seed: int = 0,
 ) -> int:
-    """Fills an empty folder with the targets of every position of every window; returns their bytes.
+    """Fills an empty folder with the targets at every position of every window.
 
-    The folder can be read once it has been committed: its manifest says what the files were. Raises
-    ValueError for settings that don't fit, and for a teacher whose probabilities are not finite.
+    The folder can be read after its commit, which adds a manifest of the files.
+
+    Returns:
+        The number of bytes of the targets.
+
+    Raises:
+        ValueError: a setting doesn't fit, or the teacher's probabilities are not finite.
     """
-    vocabulary = lm.info.vocab_size
-    if not has_head(lm):
-        raise ValueError(f"model.path={lm.info.name}: predicts no next token; want a causal model")
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype={dtype}: want {' or '.join(DTYPES)}")
-    if not 1 <= head <= vocabulary:
-        raise ValueError(f"head={head}: want 1 to the vocabulary's {vocabulary}")
-    for key, value in {"samples": samples, "shard_windows": shard_windows}.items():
-        if value < 1:
-            raise ValueError(f"{key}={value}: want at least 1")
-    if temperature <= 0:
-        raise ValueError(f"temperature={temperature}: want a positive number")
+    _check(lm, head, samples, temperature, dtype, shard_windows)
     generator = torch.Generator(lm.device).manual_seed(seed)
     readout = Readout(lm, windows.window_batch([0]))
     hashes: list[int] = []
     written = 0
+
+    def drawn(tokens_BP: Tensor) -> Iterator[SparseTargets]:
+        states_ND = readout.states(tokens_BP.to(lm.device)).flatten(0, 1)
+        for rows in states_ND.split(chunk_tokens):
+            log_p_NV = (readout.logits(rows) / temperature).log_softmax(-1)
+            if log_p_NV.isnan().any():
+                raise ValueError(f"model.path={lm.info.name}: gives logits that are not finite")
+            yield draw_targets(log_p_NV, head, samples, generator)
+
     for number, start in enumerate(range(0, len(windows), shard_windows)):
         stop = min(start + shard_windows, len(windows))
         parts: list[SparseTargets] = []
         for first in range(start, stop, batch_windows):
             tokens_BP = windows.window_batch(range(first, min(first + batch_windows, stop)))
             hashes += window_hashes(tokens_BP)
-            states_ND = readout.states(tokens_BP.to(lm.device)).flatten(0, 1)
-            for rows in states_ND.split(chunk_tokens):
-                log_p_NV = (readout.logits(rows) / temperature).log_softmax(-1)
-                if log_p_NV.isnan().any():
-                    raise ValueError(f"model.path={lm.info.name}: gives logits that are not finite")
-                parts.append(draw_targets(log_p_NV, head, samples, generator))
-        tensors = {
-            name: torch.cat([part[field] for part in parts]).cpu().contiguous()
-            for field, name in enumerate(NAMES)
-        }
-        tensors = {
-            n: v if v.dtype == torch.int32 else v.to(DTYPES[dtype]) for n, v in tensors.items()
-        }
-        if reason := what_is_odd(SparseTargets(**tensors), vocabulary):
-            raise ValueError(f"model.path={lm.info.name}: no targets can be stored: {reason}")
+            parts += drawn(tokens_BP)
+        tensors = _shard(parts, lm, DTYPES[dtype])
         save_file(tensors, folder / shard_name(number))
         written += sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     save_file({"hashes": torch.tensor(hashes, dtype=torch.int64)}, folder / HASHES)
@@ -91,7 +83,7 @@ def store_targets(
         "teacher": lm.info.name,
         "revision": lm.info.revision,
         "tokenizer": vocabulary_hash(lm.tokenizer),
-        "vocabulary": vocabulary,
+        "vocabulary": lm.info.vocab_size,
         "temperature": temperature,
         "dtype": dtype,
         "context": windows.context,
@@ -100,3 +92,33 @@ def store_targets(
     }
     (folder / KEY).write_text(json.dumps(key, indent=1) + "\n")
     return written
+
+
+def _check(
+    lm: LanguageModel, head: int, samples: int, temperature: float, dtype: str, shard_windows: int
+) -> None:
+    if not has_head(lm):
+        raise ValueError(f"model.path={lm.info.name}: predicts no next token; want a causal model")
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype={dtype}: want {' or '.join(DTYPES)}")
+    if not 1 <= head <= lm.info.vocab_size:
+        raise ValueError(f"head={head}: want 1 to the vocabulary's {lm.info.vocab_size}")
+    for key, value in {"samples": samples, "shard_windows": shard_windows}.items():
+        if value < 1:
+            raise ValueError(f"{key}={value}: want at least 1")
+    if temperature <= 0:
+        raise ValueError(f"temperature={temperature}: want a positive number")
+
+
+def _shard(
+    parts: Sequence[SparseTargets], lm: LanguageModel, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """The tensors of one shard: token ids as int32, all others as `dtype`."""
+    tensors = {
+        name: torch.cat([part[field] for part in parts]).cpu().contiguous()
+        for field, name in enumerate(NAMES)
+    }
+    tensors = {n: v if v.dtype == torch.int32 else v.to(dtype) for n, v in tensors.items()}
+    if reason := what_is_odd(SparseTargets(**tensors), lm.info.vocab_size):
+        raise ValueError(f"model.path={lm.info.name}: no targets can be stored: {reason}")
+    return tensors

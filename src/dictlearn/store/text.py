@@ -21,10 +21,10 @@ def without_surrogates(text: str) -> str:
 
 
 def token_text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
-    r"""One piece of text for each id; put together they are the text.
+    r"""One piece of text for each id; concatenated they are the text.
 
-    A character that is cut in two by its tokens can be shown by neither: of such a token the bytes
-    are given, as \xNN. An id that the vocabulary doesn't have is shown as <id>.
+    Tokens that split a character are shown as its bytes, \xNN. An id that is not in the vocabulary is
+    shown as <id>.
     """
     names: list[str | None] = tokenizer.convert_ids_to_tokens(list(ids))  # type: ignore[assignment]
     added = tokenizer.added_tokens_decoder
@@ -55,8 +55,8 @@ def _from_bytes(name: str) -> str:
 
 
 def _from_pieces(name: str) -> str:
-    if found := _BYTE.fullmatch(name):
-        return bytes([int(found[1], 16)]).decode("utf-8", "backslashreplace")
+    if match := _BYTE.fullmatch(name):
+        return bytes([int(match[1], 16)]).decode("utf-8", "backslashreplace")
     return name.replace("▁", " ")
 
 
@@ -67,4 +67,4 @@ def _alphabet() -> dict[str, int]:
     printing += range(ord("®"), ord("ÿ") + 1)
     table = {chr(byte): byte for byte in printing}
     others = [byte for byte in range(256) if byte not in printing]
-    return table | {chr(256 + place): byte for place, byte in enumerate(others)}
+    return table | {chr(256 + i): byte for i, byte in enumerate(others)}

@@ -1,4 +1,4 @@
-"""The tokenizer that shows a store's text."""
+"""Loads the tokenizer of a store's text."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from dictlearn.store.layout import Info
 
 
 def signature_of(model: str, revision: str | None) -> str | None:
-    """By which `tokenizer_of` knows a store that this user gathered."""
+    """This user's signature of a store, which `tokenizer_of` recognises."""
     return signed({"model": model, "revision": revision}).get(SIGNATURE)
 
 
 def tokenizer_of(info: Info) -> PreTrainedTokenizerBase | None:
-    """That of the model which the store names: pico, a hub id or, in a store of one's own, a folder.
+    """The tokenizer of the store's model: pico, a hub id or, in the user's own store, a folder.
 
     Raises:
-        ValueError: somebody else's file names a folder of this machine.
+        ValueError: another user's store names a folder of this machine.
     """
-    said = {"model": info.model, "revision": info.revision, SIGNATURE: info.signature}
-    if info.model != "pico" and not is_own(said) and Path(info.model).expanduser().exists():
+    origin = {"model": info.model, "revision": info.revision, SIGNATURE: info.signature}
+    if info.model != "pico" and not is_own(origin) and Path(info.model).expanduser().exists():
         raise ValueError(
             f"the features say that their model lies in the folder {info.model}, and those that were "
             f"not gathered by your own `dictlearn features` choose no folder to read here; gather "

@@ -1,4 +1,4 @@
-"""The text that a harvest read, stored once: examples are places in it."""
+"""The text that a harvest read, stored once; examples refer to positions in it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class StoredWindows:
 
     tokens: Tensor  # int32 [W, P]
     documents: Tensor  # int32 [W, P]: number of each token's document in the held-out stream
-    numbers: Tensor  # int64 [W]: which of the split's windows each row is
+    numbers: Tensor  # int64 [W]: number of each row's window in the split
 
     def __len__(self) -> int:
         return len(self.numbers)

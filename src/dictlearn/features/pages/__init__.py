@@ -1,4 +1,4 @@
-"""A site to browse a feature store with: plain files that a browser opens from the disk."""
+"""A site for browsing a feature store, of plain files that a browser opens from the disk."""
 
 from dictlearn.features.pages.write import check_pages_replaceable, write_pages
 

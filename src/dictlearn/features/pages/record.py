@@ -1,7 +1,7 @@
-"""What the page of a feature shows, as the JSON that its script reads.
+"""The JSON from which the site's script makes the page of a feature.
 
-Token ids become text here, so that no vocabulary travels with the site, and tokens on which the
-feature is silent are put together: most of a context costs no more than its letters.
+Token ids become text here, so that the site needs no vocabulary, and consecutive silent tokens are
+joined, so that most of a context takes no more bytes than its letters.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ WHITESPACE = {"\n": "↵", "\r": "␍", "\t": "⇥", " ": "·"}  # as in site/do
 
 
 class Pieces:
-    """Token ids as text, each looked up once. Without a tokenizer the ids themselves."""
+    """Texts of token ids, each looked up once; without a tokenizer the ids themselves."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase | None):
         self._tokenizer = tokenizer
         self._known: dict[int, str] = {}
 
     def of(self, tokens: Iterable[int]) -> dict[int, str]:
-        """Text by id, of these tokens and of others."""
+        """Texts by id, of these tokens and of all earlier ones."""
         if missing := list(set(tokens).difference(self._known)):
             if self._tokenizer is None:
                 texts = [f"<{token}>" for token in missing]
@@ -44,7 +44,7 @@ class Pieces:
 def page_of(
     feature: Feature, explanation: Explanation | None, pieces: Pieces, n_features: int
 ) -> dict[str, Any]:
-    """The record that features-*.js holds of one feature; feature.js says how it is shown."""
+    """A feature's record in features-*.js, which feature.js renders."""
 
     def row(source: int, index: int) -> int:
         return source * n_features + index
@@ -76,16 +76,16 @@ def page_of(
         if feature.transform is None
         else {
             "rank": feature.transform.rank,
-            "directions": [_direction(one, pieces) for one in feature.transform.directions],
+            "directions": [_direction(d, pieces) for d in feature.transform.directions],
         },
         "explanation": None if explanation is None else _explanation(explanation),
     }
 
 
 def spread(feature: Feature, targets: Sequence[str]) -> tuple[int, float, float] | None:
-    """(the target it writes most to, its share of the norms, the mean target weighted by them).
+    """(number of the strongest target, its share of the norms, mean target number weighted by norms).
 
-    Targets by their numbers. None where there is one alone, or nothing is written.
+    None for a single target, a dead feature, or norms of 0.
     """
     norms = {targets.index(site): norm for site, norm in feature.norms.items()}
     total = sum(norms.values())
@@ -96,36 +96,36 @@ def spread(feature: Feature, targets: Sequence[str]) -> tuple[int, float, float]
 
 
 def main_score(explanation: Explanation) -> tuple[str, float] | None:
-    """The score that a description goes by: the first that its scorer names."""
+    """The description's main score: the first that its scorer gives."""
     return next(iter(explanation.scores.items()), None)
 
 
 def summary(feature: Feature, pieces: Pieces) -> str:
-    """The tokens that it was strongest on, most frequent first: what a list shows of a feature."""
-    ids = [one.tokens[one.peak] for one in feature.top]
+    """The tokens with the strongest firings, the most frequent first, for the list of features."""
+    ids = [example.tokens[example.peak] for example in feature.top]
     text = pieces.of(ids)
     peaks = Counter(_visible(text[token]) for token in ids)
     return "  ".join(text for text, _ in peaks.most_common(SUMMARY_TOKENS))
 
 
 def short(value: float, digits: int = 3) -> float:
-    """As many digits as a page shows, and half the bytes."""
+    """Rounds to the digits that a page shows, which halves the bytes."""
     return float(f"{value:.{digits}g}")
 
 
 def _example(example: Example, pieces: Pieces) -> list[Any]:
-    """[document, window, position, place of the peak, pieces]: silent text, or [text, activation]."""
+    """[document, window, position, index of the peak, parts]; a part is text or [text, activation]."""
     tokens, text = example.tokens, pieces.of(example.tokens)
-    apart = [i for i, value in enumerate(example.activations) if value > 0 or i == example.peak]
+    active = [i for i, value in enumerate(example.activations) if value > 0 or i == example.peak]
     parts: list[Any] = []
     peak = end = 0
-    for place in apart:
-        if place > end:
-            parts.append("".join(map(text.__getitem__, tokens[end:place])))
-        if place == example.peak:
+    for i in active:
+        if i > end:
+            parts.append("".join(map(text.__getitem__, tokens[end:i])))
+        if i == example.peak:
             peak = len(parts)
-        parts.append([text[tokens[place]], short(example.activations[place])])
-        end = place + 1
+        parts.append([text[tokens[i]], short(example.activations[i])])
+        end = i + 1
     if end < len(tokens):
         parts.append("".join(map(text.__getitem__, tokens[end:])))
     return [example.document, example.window, example.start + example.peak, peak, parts]
@@ -136,9 +136,10 @@ def _tokens(scores: TokenScores, pieces: Pieces) -> list[list[Any]]:
     return [[text[token], short(value)] for token, value in scores]
 
 
-def _direction(one: Direction, pieces: Pieces) -> list[Any]:
-    sides = (one.reads, one.reads_opposite, one.promotes, one.suppresses)
-    return [short(one.strength), *(_tokens(side, pieces) for side in sides)]
+def _direction(direction: Direction, pieces: Pieces) -> list[Any]:
+    d = direction
+    sides = (d.reads, d.reads_opposite, d.promotes, d.suppresses)
+    return [short(d.strength), *(_tokens(side, pieces) for side in sides)]
 
 
 def _explanation(explanation: Explanation) -> dict[str, Any]:
@@ -163,12 +164,12 @@ def _explanation(explanation: Explanation) -> dict[str, Any]:
 
 
 def _pairs(scores: Mapping[str, float]) -> list[list[Any]]:
-    """Not an object: names come from a file, and a script's object takes some of them for its own."""
+    """Scores as pairs; names come from a file, and some would have a meaning in a script's object."""
     return [[name, short(value)] for name, value in scores.items()]
 
 
 def _visible(text: str) -> str:
-    """A token in a list: without the space before it, and cut; whitespace alone as signs."""
+    """A token for the list: stripped and cut; pure whitespace is shown as signs."""
     if bare := text.strip():
         return bare[:SUMMARY_LETTERS]
     return "".join(WHITESPACE.get(letter, letter) for letter in text[:SUMMARY_SPACES])

@@ -1,14 +1,14 @@
-"""Writes the site: index.html, and beside it a folder of scripts, some of which are the data.
+"""Writes the site: index.html, and a folder of scripts and of data in the form of scripts.
 
     <run>/features/index.html, summary.json (digest.py)
-    <run>/features/pages/*.js, style.css     site/ of this package, as it is
-                         info.js             what the store is about
-                         index-*.js          columns over all features: what search and sort read
-                         features-*.js       all of some consecutive features, about CHUNK_BYTES
+    <run>/features/pages/*.js, style.css     copies of site/ of this package
+                         info.js             description of the store
+                         index-*.js          columns over all features, for search and sorting
+                         features-*.js       records of consecutive features, about CHUNK_BYTES
 
-A browser lets a page that it opened from a disk read no files, but run scripts that lie beside it:
-so data are calls of a function with JSON. Features are read one by one and no more than a file of
-them is in memory.
+A page that a browser opened from a disk may read no files, but may run scripts beside it: so data
+are calls of a function with JSON. Features are read one by one, and at most one file of them is in
+memory.
 """
 
 from __future__ import annotations
@@ -32,13 +32,18 @@ from dictlearn.store.explanations import Explanation
 from dictlearn.store.features import FeatureStore
 
 PAGE, FOLDER = "index.html", "pages"
-REPORT = "report.html"  # in the run's folder: the site links to it where it is there already
+REPORT = "report.html"  # in the run's folder; the site links to it if it exists
 SORT = "a site of features"
-OURS = b'src="pages/main.js"'  # in index.html, and in no other's
+OURS = b'src="pages/main.js"'  # only in our index.html
 CHUNK_BYTES = 192 << 10  # a browser reads and parses it in a few milliseconds
 INDEX_ROWS = 16384
 NONE, RELIABLE, UNRELIABLE = 0, 1, 2  # as in site/data.js
-KINDS = {"sae": "SAE", "plt": "PLT", "clt": "CLT", "molt": "MOLT"}  # others are words
+KINDS = {
+    "sae": "SAE",
+    "plt": "PLT",
+    "clt": "CLT",
+    "molt": "MOLT",
+}  # other kinds are shown as they are
 
 Explanations = Mapping[tuple[int, int], Explanation]
 
@@ -53,9 +58,9 @@ def write_pages(
 ) -> Path:
     """Writes index.html and pages/ into `folder`, usually `store.folder`; returns the page.
 
-    What was there before stays until the new site is whole. `explanations` are by (source, index);
-    `progress` is told (features done, of how many). SaveError where another's files would be lost:
-    see `check_pages_replaceable`.
+    An earlier site stays until the new one is whole. `explanations` are by (source, index);
+    `progress` is called with (features done, total). Raises SaveError where other files would be
+    lost: see `check_pages_replaceable`.
     """
     check_pages_replaceable(folder, overwrite)
 
@@ -77,7 +82,7 @@ def write_pages(
 
 
 def check_pages_replaceable(folder: Path, overwrite: bool | None) -> None:
-    """SaveError where index.html, summary.json or pages/ is not ours; `overwrite` lets them go."""
+    """Raises SaveError where index.html, summary.json or pages/ is not ours, unless `overwrite`."""
     check_file_replaceable(folder / PAGE, lambda data: OURS in data, overwrite)
     check_file_replaceable(folder / SUMMARY, is_summary, overwrite)
     check_replaceable(folder / FOLDER, SORT, overwrite)
@@ -112,10 +117,10 @@ def _write_data(
 
 
 class _Index:
-    """Columns over all features, INDEX_ROWS of them a file."""
+    """Writes columns over all features, INDEX_ROWS features per file."""
 
     def __init__(self, folder: Path, several: bool):
-        """`several`: there are targets to tell apart."""
+        """With `several` targets there are columns for them."""
         self.files = 0
         self._several = several
         self._folder = folder
@@ -129,13 +134,13 @@ class _Index:
         explanation: Explanation | None,
         spread: tuple[int, float, float] | None,
     ) -> None:
-        said = status(explanation)
-        score = main_score(explanation) if explanation is not None and said != NONE else None
+        reliability = status(explanation)
+        score = main_score(explanation) if explanation is not None and reliability != NONE else None
         row = {
             "density": page["density"],
             "maximum": page["maximum"],
             "score": None if score is None else short(score[1]),
-            "status": said,
+            "status": reliability,
             "text": "" if explanation is None else explanation.text,
             "tokens": tokens,
         }
@@ -162,7 +167,7 @@ class _Index:
 
 
 class _Chunks:
-    """Whole records, CHUNK_BYTES of them a file, or one that is larger."""
+    """Writes whole records, up to CHUNK_BYTES per file unless one record is larger."""
 
     def __init__(self, folder: Path):
         self.first_rows: list[int] = []  # of each file
@@ -188,7 +193,7 @@ class _Chunks:
 
 
 def status(explanation: Explanation | None) -> int:
-    """An explanation without text is a search that found nothing."""
+    """NONE also for an explanation without text, whose search found no description."""
     if explanation is None or not explanation.text:
         return NONE
     return RELIABLE if explanation.reliable else UNRELIABLE
@@ -196,7 +201,7 @@ def status(explanation: Explanation | None) -> int:
 
 def _about(store: FeatureStore, explanations: Explanations) -> dict[str, Any]:
     info = store.info
-    scores = [main_score(one) for one in explanations.values() if one.text]
+    scores = [main_score(e) for e in explanations.values() if e.text]
     names = {score[0].replace("_", " ") for score in scores if score is not None}
     where = f"{_path(info.sources, info.targets)} of {info.model}"
     return {
@@ -224,15 +229,15 @@ def _about(store: FeatureStore, explanations: Explanations) -> dict[str, Any]:
 
 def _means(explanations: Explanations) -> list[list[Any]]:
     """(name, mean) of each baseline, over the explanations that have it."""
-    found: defaultdict[str, list[float]] = defaultdict(list)
+    by_name: defaultdict[str, list[float]] = defaultdict(list)
     for explanation in explanations.values():
         for name, value in explanation.baselines.items():
-            found[name].append(value)
-    return [[name, short(sum(values) / len(values))] for name, values in found.items()]
+            by_name[name].append(value)
+    return [[name, short(sum(values) / len(values))] for name, values in by_name.items()]
 
 
 def _path(sources: tuple[str, ...], targets: tuple[str, ...]) -> str:
-    """What is read and what is written; one name where they are the same."""
+    """Sources and targets in words, as one name where they are the same."""
     read, written = (
         ", ".join(names) if len(names) <= 2 else f"{names[0]} to {names[-1]}"
         for names in (sources, targets)
