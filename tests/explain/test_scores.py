@@ -22,5 +22,5 @@ def test_nobody_keeps_their_own(n):
 
 
 def test_shares_and_quantiles():
-    assert share([0.8, 0.79, 0.9], 0.8, of=4) == 0.5 and share([], 0.8, of=0) == 0
+    assert share([0.8, 0.79, 0.9], 0.8, total=4) == 0.5 and share([], 0.8, total=0) == 0
     assert distribution([1.0, 3.0])["p50"] == 2 and distribution([]) == {}

@@ -1,1 +1,1 @@
-"""Descriptions of features and what they are worth: found by search, or written by a language model."""
+"""Describes features, by search or by a language model, and scores the descriptions."""

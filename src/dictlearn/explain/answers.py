@@ -1,4 +1,4 @@
-"""What an answer says, without the thoughts and the Markdown around it."""
+"""Parses a language model's answers: drops thoughts and Markdown."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import json
 import re
 
 MARK = "DESCRIPTION:"
-LONGEST = 2000  # characters of a description: more is no sentence
+LONGEST = 2000  # characters of a description; longer ones are cut
 
-_TAGS = "think|thinking|thought|thoughts|reasoning"  # in code quotes they are text, and stay
+_TAGS = "think|thinking|thought|thoughts|reasoning"  # in code quotes they are text and stay
 _OPENED = re.compile(rf"(?<!`)(?:<(?:{_TAGS})>|\[THINK\]|◁think▷)(?!`)", re.IGNORECASE)
 _CLOSED = re.compile(rf"(?<!`)(?:</(?:{_TAGS})>|\[/THINK\]|◁/think▷)(?!`)", re.IGNORECASE)
-_CHANNEL = "<|channel|>"  # of gpt-oss: "<|channel|>final<|message|>" begins what it says
+_CHANNEL = "<|channel|>"  # gpt-oss begins its answer with "<|channel|>final<|message|>"
 _FINAL = re.compile(r"<\|channel\|>final[^<]{0,100}<\|message\|>")
 
 _MARKED = re.compile(  # as a line of plain text, a heading, an item, or emphasised
@@ -24,10 +24,10 @@ _LIST = re.compile(r"\[[^\[\]]*\]")
 
 
 def spoken(text: str) -> str:
-    """The text without what a model that reasons thought before it answered.
+    """The answer without a reasoning model's thoughts.
 
-    Thoughts end at the last closing tag, whether or not their opening tag is there: some chat
-    templates write it into the prompt. Where no tag closes them, the answer was cut while it thought.
+    Thoughts end at the last closing tag, with or without an opening tag: some chat templates write
+    that into the prompt. Without a closing tag, the answer was cut during its thoughts.
     """
     if _CHANNEL in text:
         parts = _FINAL.split(text)
@@ -40,18 +40,18 @@ def spoken(text: str) -> str:
 
 
 def description(answer: str, whole: bool = True) -> str:
-    """What follows the last DESCRIPTION: in an answer, one line; else the answer's last line.
+    """The line after the last "DESCRIPTION:" of an answer; without one, the answer's last line.
 
     Args:
-        whole: False for an answer that was cut: its last line may be a thought, and is not taken.
+        whole: False for an answer that was cut; its last line may be a thought and is not taken.
     """
     if marked := list(_MARKED.finditer(answer)):
-        told = answer[marked[-1].end() :].lstrip()
+        rest = answer[marked[-1].end() :].lstrip()
         sign = "" if marked[-1]["end"] else marked[-1]["sign"]  # emphasis that is still open
-        if told.startswith(sign):
-            lines = _lines(told.removeprefix(sign))
+        if rest.startswith(sign):
+            lines = _lines(rest.removeprefix(sign))
         else:
-            first, _, rest = told.partition("\n")
+            first, _, rest = rest.partition("\n")
             lines = _lines(f"{first.rstrip().removesuffix(sign)}\n{rest}")
         line = next(iter(lines), "")
     elif not whole:
@@ -67,16 +67,16 @@ def numbers(text: str, n: int, low: float, high: float, whole: bool = True) -> l
     """The last JSON list of exactly `n` numbers from `low` to `high` in an answer, else None.
 
     Args:
-        whole: False for an answer that was cut: then only a list that it begins with counts, since
-            any other may be a thought.
+        whole: False for an answer that was cut; then only a list at its beginning counts, since any
+            other may be a thought.
     """
-    found = _LIST.findall(text)
+    lists = _LIST.findall(text)
     if not whole:
-        begins = _LIST.match(text.lstrip())
-        found = [begins.group()] if begins else []
-    for one in reversed(found):
+        first = _LIST.match(text.lstrip())
+        lists = [first.group()] if first else []
+    for candidate in reversed(lists):
         try:
-            values = json.loads(one)
+            values = json.loads(candidate)
         except ValueError:
             continue
         plain = all(type(v) in (int, float) and low <= v <= high for v in values)
@@ -86,13 +86,13 @@ def numbers(text: str, n: int, low: float, high: float, whole: bool = True) -> l
 
 
 def _lines(text: str) -> list[str]:
-    """The lines with anything on them, as plain text."""
+    """The lines that are not empty, as plain text."""
     lines = [_plain(line) for line in text.splitlines() if not _FENCE.match(line)]
     return [line for line in lines if line]
 
 
 def _plain(line: str) -> str:
-    """A line without a bullet, and without emphasis or quotes around all of it; code quotes stay."""
+    """A line without its bullet, and without emphasis or quotes around it; code quotes stay."""
     line = line.strip()
     if bullet := _BULLET.match(line):
         line = line[bullet.end() :].strip()

@@ -1,4 +1,4 @@
-"""Answers on the disk, so that each is paid for once: one JSON line an answer, synced as it comes."""
+"""Caches answers on disk, so that each is paid for once: a JSON line per answer, synced at once."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TYPES = {"text": str, "whole": bool, "tokens_in": int, "tokens_out": int}  # fie
 
 @final
 class Cache:
-    """Fields of answers by the hash of what was asked. `folder` None keeps them in memory alone."""
+    """Fields of answers by the hash of their prompts; with `folder` None they are only in memory."""
 
     def __init__(self, folder: Path | None):
         self._path = None if folder is None else folder / FILE
@@ -27,17 +27,17 @@ class Cache:
         return self._known.get(key)
 
     def add(self, key: str, answer: dict[str, Any]) -> None:
-        """Raises SaveError where the disk doesn't take it."""
+        """Stores an answer. Raises SaveError if it can't be written."""
         self._known[key] = answer
         if self._path is not None:
             _append(self._path, {"key": key, **answer})
 
 
 def _read(path: Path) -> dict[str, dict[str, Any]]:
-    """Lines that are no answers are passed over, such as one that a kill left half written."""
+    """The answers in a file; other lines are skipped, such as one that a kill left half written."""
     if not path.is_file():
         return {}
-    found = {}
+    answers = {}
     for line in path.read_bytes().split(b"\n"):
         try:
             entry = json.loads(line)
@@ -46,8 +46,8 @@ def _read(path: Path) -> dict[str, dict[str, Any]]:
         if not isinstance(entry, dict) or not isinstance(key := entry.pop("key", None), str):
             continue
         if {name: type(value) for name, value in entry.items()} == TYPES:
-            found[key] = {**entry, "text": without_surrogates(entry["text"])}
-    return found
+            answers[key] = {**entry, "text": without_surrogates(entry["text"])}
+    return answers
 
 
 def _append(path: Path, entry: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Language models that answer prompts, and what a run asked of one."""
+"""Clients of language models, and the prompts that a run sent."""
 
 from __future__ import annotations
 
@@ -13,62 +13,62 @@ from dictlearn.explain.answers import spoken
 from dictlearn.explain.cache import Cache
 from dictlearn.explain.prompt import Messages
 
-CHARACTERS_PER_TOKEN = 3.5  # where a tokenizer is not at hand
-DESCRIPTION_TOKENS = 60  # of a usual answer, thoughts not counted
+CHARACTERS_PER_TOKEN = 3.5  # for estimates without a tokenizer
+DESCRIPTION_TOKENS = 60  # tokens of a usual answer without thoughts
 STAND_IN = (
     "a description about as long as those that language models write of what a feature is for"
 )
 
 
 class NoAnswer(OSError):
-    """A prompt that got no answer: after every retry, or because the server refuses this one."""
+    """A prompt got no answer: all retries failed, or the server refuses this prompt."""
 
 
 @dataclass(frozen=True)
 class Answer:
     text: str
-    whole: bool  # False: it was cut at its limit of tokens
-    tokens_in: int  # 0 where the server doesn't say
+    whole: bool  # False: the answer was cut at its limit of tokens
+    tokens_in: int  # 0 if the server gives no count
     tokens_out: int
 
 
 class Client(ABC):
-    """A language model somewhere."""
+    """A language model, local or remote."""
 
     model: str
-    temperature: float | None  # None: the server's own
+    temperature: float | None  # None: the server's default
 
     @abstractmethod
     async def complete(self, messages: Messages, max_tokens: int) -> Answer:
-        """Raises NoAnswer where there is none, ValueError where no prompt would get one."""
+        """The model's answer. Raises NoAnswer if there is none, ValueError if no prompt can get one."""
 
     def remark(self) -> str:
-        """What a user should know of how prompts were put, if anything."""
+        """A note for the user on changes to the requests, or ""."""
         return ""
 
     async def close(self) -> None:
-        """Gives back what it holds."""
+        """Releases connections and memory."""
         return
 
 
 @dataclass
 class Tally:
-    """What a run asked for and what it cost."""
+    """Counts of a run's prompts, answers and tokens."""
 
     prompts: int = 0
-    cached: int = 0  # answered from the disk
-    failed: int = 0  # no answer after every retry, or refused
-    cut: int = 0  # at the limit of tokens
-    malformed: int = 0  # answers in another form than asked for: left out of scores
+    cached: int = 0  # answered from the cache
+    failed: int = 0  # refused, or without an answer after all retries
+    cut: int = 0  # answers cut at the limit of tokens
+    malformed: int = 0  # answers in another form than asked for, left out of scores
     tokens_in: int = 0
     tokens_out: int = 0
 
     def cost(self, price_in: float, price_out: float) -> float:
-        """In the unit of the prices, which are per million tokens."""
+        """The cost in the unit of the prices, which are per million tokens."""
         return (self.tokens_in * price_in + self.tokens_out * price_out) / 1e6
 
     def add(self, other: Tally, times: float = 1.0) -> None:
-        """Adds what another asked for, as often."""
+        """Adds another tally, multiplied by `times`."""
         for name, value in vars(other).items():
             setattr(self, name, getattr(self, name) + round(times * value))
 
@@ -80,11 +80,11 @@ class Tally:
 
 
 class Asker(ABC):
-    """Asks a client. A prompt whose answer is in the cache is not asked again.
+    """Sends prompts to a client, unless their answers are in the cache.
 
     Args:
-        max_tokens: of a description, thoughts included.
-        score_tokens: of an answer to a scorer; None: `max_tokens`, or what its numbers need.
+        max_tokens: limit of a description, thoughts included.
+        score_tokens: limit of an answer to a scorer; None: `max_tokens`, or more for many numbers.
     """
 
     def __init__(self, client: Client, cache: Cache, max_tokens: int, score_tokens: int | None):
@@ -92,11 +92,11 @@ class Asker(ABC):
         self.max_tokens, self.score_tokens = max_tokens, score_tokens
 
     async def describe(self, messages: Messages, number: int = 0) -> Answer | None:
-        """None where no answer came. `number` tells apart several answers to one prompt."""
+        """An answer, or None if none came; `number` distinguishes several answers to one prompt."""
         return await self._ask(messages, self.max_tokens, DESCRIPTION_TOKENS, number)
 
     async def score(self, messages: Messages, n: int) -> Answer | None:
-        """Of a prompt that asks for a list of `n` numbers; None where no answer came."""
+        """The answer to a prompt that asks for a list of `n` numbers, or None if none came."""
         limit = self.score_tokens or max(8 * n + 16, self.max_tokens)
         return await self._ask(messages, limit, 3 * n)
 
@@ -104,11 +104,10 @@ class Asker(ABC):
         self, messages: Messages, limit: int, usual: int, number: int = 0
     ) -> Answer | None:
         self.tally.prompts += 1
-        asked = [self.client.model, self.client.temperature, messages, limit, number]
-        key = prompt_hash(asked)
-        if (known := self.cache.get(key)) is not None:
+        key = prompt_hash([self.client.model, self.client.temperature, messages, limit, number])
+        if (cached := self.cache.get(key)) is not None:
             self.tally.cached += 1
-            answer = Answer(**known)
+            answer = Answer(**cached)
         else:
             answer = await self._fresh(key, messages, limit, usual)
             if answer is None:
@@ -126,14 +125,14 @@ class Asker(ABC):
 
 @final
 class Sender(Asker):
-    """Sends what the cache can't answer, and keeps each answer there as it comes.
+    """Sends prompts that are not in the cache, and caches each answer as it comes.
 
     Args:
-        concurrency: prompts under way at a time.
-        patience: prompts in a row without an answer before the run ends.
+        concurrency: prompts sent at a time.
+        patience: consecutive prompts without an answer that end the run.
 
     Raises:
-        NoAnswer: from what asks, when patience is at its end.
+        NoAnswer: `patience` prompts in a row had no answer; from `describe` and `score`.
     """
 
     def __init__(
@@ -149,8 +148,8 @@ class Sender(Asker):
         self.last_failure = ""
         self.patience = patience
         self._slots = asyncio.Semaphore(concurrency)
-        self._sent = self._judged = 0  # prompts, in the order in which they were sent
-        self._failed: dict[int, bool] = {}  # of those not judged yet
+        self._sent = self._judged = 0  # numbers of prompts, in the order in which they were sent
+        self._failed: dict[int, bool] = {}  # results of prompts not judged yet
         self._failed_in_a_row = 0
 
     async def _fresh(self, key: str, messages: Messages, limit: int, usual: int) -> Answer | None:
@@ -168,10 +167,9 @@ class Sender(Asker):
         return answer
 
     def _judge(self, number: int, failed: bool) -> None:
-        """Raises when too many in a row have failed, in the order in which they were sent.
+        """Raises NoAnswer when `patience` prompts in a row have failed, in the order they were sent.
 
-        Refusals come at once and answers take their time: in the order in which they come, a few
-        refusals would seem to be all there is.
+        In the order of replies a few refusals, which come at once, would precede all answers.
         """
         self._failed[number] = failed
         while self._judged in self._failed:
@@ -187,7 +185,7 @@ class Sender(Asker):
 
 @final
 class Estimator(Asker):
-    """Sends nothing: counts what would be sent."""
+    """Counts the prompts that would be sent, and sends nothing."""
 
     async def _fresh(self, key: str, messages: Messages, limit: int, usual: int) -> Answer:
         characters = sum(len(message["content"]) for message in messages)
@@ -195,5 +193,5 @@ class Estimator(Asker):
         return Answer(text, True, round(characters / CHARACTERS_PER_TOKEN), min(usual, limit))
 
 
-def prompt_hash(asked: Any) -> str:
-    return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:32]
+def prompt_hash(prompt: Any) -> str:
+    return hashlib.sha256(json.dumps(prompt).encode()).hexdigest()[:32]

@@ -1,6 +1,6 @@
-"""Stretches of text in which a feature fires or is silent, drawn for prompts.
+"""Draws contexts for prompts, in which a feature fires or is silent.
 
-A context never leaves its document, so that none of the other half's text is in it.
+A context stays within its document, so that it holds no text of the other half.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from dictlearn.explain.sample import Firings, Index, Sample
 
-BEFORE, AFTER = 24, 8  # tokens around the one that a context was picked for
+BEFORE, AFTER = 24, 8  # tokens around a context's peak
 INTERVALS = 5
 
 
@@ -23,7 +23,7 @@ INTERVALS = 5
 class Context:
     pieces: tuple[str, ...]
     activations: tuple[float, ...]  # 0 where silent
-    peak: int  # index in pieces of the token it was picked for
+    peak: int  # index in pieces of the token that the context was drawn for
     document: int
 
     @property
@@ -34,23 +34,23 @@ class Context:
     def text(self) -> str:
         return "".join(self.pieces)
 
-    def marked(self, places: Sequence[int] | None = None) -> str:
-        """The text with tokens between << and >>: those that fire, or these."""
+    def marked(self, indices: Sequence[int] | None = None) -> str:
+        """The text with << and >> around the tokens at `indices`; None: around those that fire."""
         chosen = (
             {i for i, value in enumerate(self.activations) if value > 0}
-            if places is None
-            else set(places)
+            if indices is None
+            else set(indices)
         )
         return "".join(f"<<{p}>>" if i in chosen else p for i, p in enumerate(self.pieces))
 
 
 @final
 class Contexts:
-    """Draws contexts of one feature from documents of one half. The same seed draws the same.
+    """Draws contexts of one feature from documents of one half, reproducibly by the seed.
 
     Args:
-        part: of the "explain" half, "shown" or "chosen" for its two thirds and its third; None all.
-        neighbours: features often taken for this one, nearest first: near misses come from them too.
+        part: "shown" for two thirds of the "explain" half, "chosen" for the rest; None for all.
+        neighbours: features like this one, nearest first; half of the near misses are theirs.
     """
 
     def __init__(
@@ -70,45 +70,47 @@ class Contexts:
         tokens, values = firings.of(*feature)
         self._activation = np.zeros(sample.tokens_WP.size, np.float32)
         self._activation[sample.places_N[tokens]] = values
-        wanted: NDArray[np.bool_] = sample.to_score_N == (half == "score")
+        used_N: NDArray[np.bool_] = sample.to_score_N == (half == "score")
         if part is not None:
             units = np.unique(sample.units_N)
             belongs = units[[part_of(int(unit)) == part for unit in units]]
-            wanted = wanted & np.isin(sample.units_N, belongs)
-        self._wanted_N, self._places = wanted, sample.places_N[wanted]
+            used_N = used_N & np.isin(sample.units_N, belongs)
+        self._used_N, self._places = used_N, sample.places_N[used_N]
 
     def strongest(self, n: int) -> list[Context]:
         return self._contexts(self._ordered()[::-1], n)
 
     def by_interval(self, n: int) -> list[Context]:
-        """About `n` where it fires, as many from each fifth of its firings by strength, weakest
-        first."""
-        found: list[Context] = []
+        """About `n` contexts of firings, equally many from each fifth by strength, weakest first."""
+        contexts: list[Context] = []
         for part in np.array_split(self._ordered(), INTERVALS):
-            found += self._contexts(self._random.permutation(part), -(-n // INTERVALS))
-        return found
+            contexts += self._contexts(self._random.permutation(part), -(-n // INTERVALS))
+        return contexts
 
     def near_misses(self, n: int) -> list[Context]:
-        """Silent contexts, fewer where there are fewer: up to half of them of firings of its
-        neighbours, one each, the others of tokens that it fires on elsewhere."""
-        found: list[Context] = []
+        """Up to `n` silent contexts that are easily confused with firings.
+
+        Up to half of them show firings of neighbours, one each; the others have tokens on which the
+        feature fires elsewhere.
+        """
+        contexts: list[Context] = []
         for neighbour in self._neighbours:
-            if len(found) == n // 2:
+            if len(contexts) == n // 2:
                 break
             tokens, _ = self._firings.of(*neighbour)
-            places = self.sample.places_N[tokens[self._wanted_N[tokens]]]
-            found += [c for c in self._silent(places, 1) if c not in found]
+            places = self.sample.places_N[tokens[self._used_N[tokens]]]
+            contexts += [c for c in self._silent(places, 1) if c not in contexts]
         ids = self.sample.tokens_WP.ravel()
         fired = np.unique(ids[self._ordered()])
         alike = self._places[np.isin(ids[self._places], fired)]
-        return found + self._silent(alike, n - len(found))
+        return contexts + self._silent(alike, n - len(contexts))
 
     def silent(self, n: int) -> list[Context]:
-        """Any contexts in which it never fires."""
+        """Up to `n` random contexts in which the feature never fires."""
         return self._silent(self._places, n)
 
-    def some_places(self, context: Context, n: int) -> list[int]:
-        """`n` of its silent tokens, or as many as it has."""
+    def silent_indices(self, context: Context, n: int) -> list[int]:
+        """Random indices of up to `n` silent tokens of a context."""
         silent = [i for i, value in enumerate(context.activations) if value == 0]
         return self._random.permutation(silent)[:n].tolist()
 
@@ -120,17 +122,17 @@ class Contexts:
         return fired[np.argsort(self._activation[fired], kind="stable")]
 
     def _silent(self, places: Index, n: int) -> list[Context]:
-        found: list[Context] = []
+        contexts: list[Context] = []
         for place in self._random.permutation(places)[: 20 * n]:
             context = self._context(int(place))
             if not context.fires:
-                found.append(context)
-            if len(found) == n:
+                contexts.append(context)
+            if len(contexts) == n:
                 break
-        return found
+        return contexts
 
     def _contexts(self, places: Index | NDArray[np.int64], n: int) -> list[Context]:
-        """Of the first `n` places whose contexts don't overlap."""
+        """Contexts of the first `n` places whose contexts don't overlap."""
         taken: list[int] = []
         for place in places.tolist():
             if all(abs(place - other) > AFTER for other in taken):
@@ -156,6 +158,6 @@ class Contexts:
 
 
 def part_of(document: int) -> str:
-    """Of a document to explain from: "shown" to the explainer, or kept to choose among answers."""
+    """A document's part of the "explain" half: "shown", or "chosen" for choosing among answers."""
     digest = hashlib.sha256(f"part of document {document}".encode()).digest()
     return "chosen" if digest[0] % 3 == 0 else "shown"

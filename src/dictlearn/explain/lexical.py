@@ -1,14 +1,14 @@
 """explainer=lexical: the shortest rule over token and left context that predicts a feature's firing.
 
-Needs no language model. A rule is found on the "explain" documents and scored on every token of the
-"score" documents: nothing is balanced or left out, so that precision is what a reader would meet.
+It needs no language model. A rule is searched on the "explain" documents and scored on every token of
+the "score" documents: nothing is balanced or left out, so that precision is that on plain text.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import final
 
@@ -25,12 +25,12 @@ from dictlearn.ranges import Count, NonNegative
 from dictlearn.store.explanations import Explanation, Failure
 from dictlearn.types import NamedProgress
 
-FAILURES = 3  # shown of each sort
+FAILURES = 3  # shown of each kind
 
 
 @final
 class Lexical(Explainer):
-    """Args: see `rules.Search`, how far the search goes and what a rule's length costs."""
+    """Searches for a rule per feature; the arguments are those of `rules.Search`."""
 
     name = "lexical"
 
@@ -62,72 +62,76 @@ class Lexical(Explainer):
     ) -> Explained:
         sample = material.sample
         progress("reading the text", 0, 1)
-        known = predicates(sample.tokens_WP, sample.starts_WP, sample.kept_WP, material.pieces)
-        finder = RuleFinder(known, np.flatnonzero(~sample.to_score_N), self.search)
-        scorer = _Scorer(known, np.flatnonzero(sample.to_score_N))
+        vocabulary = predicates(sample.tokens_WP, sample.starts_WP, sample.kept_WP, material.pieces)
+        finder = RuleFinder(vocabulary, np.flatnonzero(~sample.to_score_N), self.search)
+        scorer = _Scorer(vocabulary, np.flatnonzero(sample.to_score_N))
 
-        def rules_of(what: str, firings: Firings, some: Sequence[Feature]) -> list[Rule]:
-            found = []
-            for done, feature in enumerate(some):
-                progress(what, done, len(some))
-                found.append(finder.find(firings.of(*feature)[0]))
-            return found
+        def search(what: str, firings: Firings, features: Sequence[Feature]) -> list[Rule]:
+            rules = []
+            for done, feature in enumerate(features):
+                progress(what, done, len(features))
+                rules.append(finder.find(firings.of(*feature)[0]))
+            return rules
 
-        rules = rules_of("searching for rules", material.firings, features)
-        said = [scorer.said(rule) for rule in rules]
-        own = [
-            scorer.confusion(s, material.firings.of(*f)[0])
-            for s, f in zip(said, features, strict=True)
-        ]
-        swapped = [
-            scorer.confusion(said[other], material.firings.of(*feature)[0]).balanced_accuracy
+        rules = search("searching for rules", material.firings, features)
+        predictions = [scorer.predicted(rule) for rule in rules]
+        shuffled = [
+            scorer.confusion(predictions[other], material.firings.of(*feature)[0])
             for feature, other in zip(
                 features, derangement(len(features), material.seed), strict=True
             )
             if len(features) > 1
         ]
         untrained = self._untrained(material)
-        random_rules = rules_of("rules for a random dictionary", material.untrained, untrained)
+        random_rules = search("rules for a random dictionary", material.untrained, untrained)
         random = [
-            scorer.confusion(
-                scorer.said(rule), material.untrained.of(*feature)[0]
-            ).balanced_accuracy
+            scorer.confusion(scorer.predicted(rule), material.untrained.of(*feature)[0])
             for rule, feature in zip(random_rules, untrained, strict=True)
         ]
-        baselines = {"shuffled": swapped, "random_dictionary": random}
+        baselines = {
+            "shuffled": [counts.balanced_accuracy for counts in shuffled],
+            "random_dictionary": [counts.balanced_accuracy for counts in random],
+        }
         means = {name: round(float(np.mean(b)), 4) for name, b in baselines.items() if b}
-        settings = self._fingerprint()
-        explanations = []
-        for feature, rule, predicted, counts in zip(features, rules, said, own, strict=True):
-            good = (
-                counts.balanced_accuracy >= material.threshold
-                and counts.precision >= material.precision
-            )
-            explanations.append(
-                Explanation(
-                    *feature,
-                    text=sentence(rule, known),
-                    explainer=self.name,
-                    prompt_hash=settings,
-                    scores=rounded(counts.figures()),
-                    baselines=means,
-                    n_examples=counts.tp + counts.fn,
-                    reliable=bool(rule) and good,
-                    failing=_failing(material, scorer, predicted, feature),
-                )
-            )
-        figures = {"predicates": len(known), "lengths": _lengths(rules)}
+        explanations = [
+            self._explanation(material, scorer, feature, rule, predicted, means)
+            for feature, rule, predicted in zip(features, rules, predictions, strict=True)
+        ]
+        figures = {"predicates": len(vocabulary), "lengths": _lengths(rules)}
         return Explained(explanations, baselines, figures)
+
+    def _explanation(
+        self,
+        material: Material,
+        scorer: _Scorer,
+        feature: Feature,
+        rule: Rule,
+        predicted: NDArray[np.uint8],
+        baselines: Mapping[str, float],
+    ) -> Explanation:
+        counts = scorer.confusion(predicted, material.firings.of(*feature)[0])
+        accurate = counts.balanced_accuracy >= material.threshold
+        return Explanation(
+            *feature,
+            text=sentence(rule, scorer.predicates),
+            explainer=self.name,
+            prompt_hash=self._fingerprint(),
+            scores=rounded(counts.figures()),
+            baselines=baselines,
+            n_examples=counts.tp + counts.fn,
+            reliable=bool(rule) and accurate and counts.precision >= material.precision,
+            failing=_failing(material, scorer, predicted, feature),
+        )
 
     def estimate(self, material: Material, features: Sequence[Feature]) -> str:
         return f"{len(features):,} features: no language model is asked, nothing to pay"
 
     def _untrained(self, material: Material) -> list[Feature]:
         firings = material.untrained
-        everything = [divmod(i, firings.n_features) for i in range(len(firings.starts) - 1)]
-        drawn = np.random.default_rng(material.seed).permutation(len(everything))
-        some = [everything[i] for i in drawn[: 4 * material.baseline_features]]
-        return material.explainable(some, firings)[: material.baseline_features]
+        features = [divmod(i, firings.n_features) for i in range(len(firings.starts) - 1)]
+        order = np.random.default_rng(material.seed).permutation(len(features))
+        drawn = [features[i] for i in order[: 4 * material.baseline_features]]
+        return material.explainable(drawn, firings)[: material.baseline_features]
 
     def _fingerprint(self) -> str:
         return hashlib.sha256(json.dumps(asdict(self.search)).encode()).hexdigest()[:16]
@@ -136,49 +140,53 @@ class Lexical(Explainer):
 class _Scorer:
     """Compares rules with firings on the "score" tokens."""
 
-    def __init__(self, known: Predicates, tokens: Index):
-        self.known, self.tokens = known, tokens
-        self._place = np.full(len(known.table_NC), -1)
-        self._place[tokens] = np.arange(len(tokens))
+    def __init__(self, predicates: Predicates, tokens: Index):
+        self.predicates, self.tokens = predicates, tokens
+        self._index = np.full(len(predicates.table_NC), -1)
+        self._index[tokens] = np.arange(len(tokens))
 
-    def said(self, rule: Rule) -> NDArray[np.uint8]:
-        """On which tokens the feature fires by the rule, as bits."""
-        return np.packbits(holds(self.known, rule, self.tokens))
+    def predicted(self, rule: Rule) -> NDArray[np.uint8]:
+        """Marks the tokens on which the rule holds, as bits."""
+        return np.packbits(holds(self.predicates, rule, self.tokens))
 
-    def unpacked(self, said: NDArray[np.uint8]) -> NDArray[np.bool_]:
-        return np.unpackbits(said, count=len(self.tokens)).view(bool)
+    def unpacked(self, predicted: NDArray[np.uint8]) -> NDArray[np.bool_]:
+        return np.unpackbits(predicted, count=len(self.tokens)).view(bool)
+
+    def indices(self, tokens: Index) -> Index:
+        """Indices of tokens among the scored ones; -1 for others."""
+        return self._index[tokens]
 
     def fired(self, tokens: Index) -> NDArray[np.bool_]:
-        places = self._place[tokens]
-        found = np.zeros(len(self.tokens), bool)
-        found[places[places >= 0]] = True
-        return found
+        indices = self.indices(tokens)
+        fired = np.zeros(len(self.tokens), bool)
+        fired[indices[indices >= 0]] = True
+        return fired
 
-    def confusion(self, said: NDArray[np.uint8], tokens: Index) -> Confusion:
-        predicted, fired = self.unpacked(said), self.fired(tokens)
+    def confusion(self, bits: NDArray[np.uint8], tokens: Index) -> Confusion:
+        predicted, fired = self.unpacked(bits), self.fired(tokens)
         tp = int((predicted & fired).sum())
         fp, fn = int(predicted.sum()) - tp, int(fired.sum()) - tp
         return Confusion(tp, fp, fn, len(fired) - tp - fp - fn)
 
 
 def _failing(
-    material: Material, scorer: _Scorer, said: NDArray[np.uint8], feature: Feature
+    material: Material, scorer: _Scorer, bits: NDArray[np.uint8], feature: Feature
 ) -> tuple[Failure, ...]:
-    """The strongest firings that the rule misses, and silent tokens that it names, spread evenly."""
+    """The strongest firings that the rule misses, and evenly spread silent tokens on which it holds."""
     tokens, values = material.firings.of(*feature)
-    predicted = scorer.unpacked(said)
+    predicted = scorer.unpacked(bits)
     fired = scorer.fired(tokens)
     strength = np.zeros(len(fired))
-    places = scorer._place[tokens]
-    strength[places[places >= 0]] = values[places >= 0]
+    indices = scorer.indices(tokens)
+    strength[indices[indices >= 0]] = values[indices >= 0]
     missed = np.flatnonzero(fired & ~predicted)
     missed = missed[np.argsort(-strength[missed], kind="stable")][:FAILURES]
     wrong = np.flatnonzero(predicted & ~fired)
     wrong = wrong[:: -(-len(wrong) // FAILURES) or 1][:FAILURES]
-    failures = [(place, True) for place in missed] + [(place, False) for place in wrong]
+    failures = [(i, True) for i in missed] + [(i, False) for i in wrong]
     return tuple(
-        Failure(_context(material, int(scorer.tokens[place])), fired=yes, predicted=not yes)
-        for place, yes in failures
+        Failure(_context(material, int(scorer.tokens[i])), fired=fires, predicted=not fires)
+        for i, fires in failures
     )
 
 
@@ -191,7 +199,7 @@ def _context(material: Material, token: int) -> str:
 
 
 def _lengths(rules: Sequence[Rule]) -> dict[str, float]:
-    """How long rules are: mean numbers of terms and literals."""
+    """Mean numbers of terms and literals of the rules."""
     terms = [len(rule) for rule in rules] or [0]
     literals = [sum(map(len, rule)) for rule in rules] or [0]
     return {"terms": float(np.mean(terms)), "literals": float(np.mean(literals))}

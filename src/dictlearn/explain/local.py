@@ -29,14 +29,14 @@ def local_explainer(
     score_tokens: Count | None = None,
     best_of: Count = 1,
 ) -> Written:
-    """See conf/explainer/local.yaml for what they are."""
+    """The arguments are explained in conf/explainer/local.yaml."""
     client = Local(path, device, temperature)
     return Written("local", client, prompt, scorers, 1, max_tokens, score_tokens, best_of)
 
 
 @final
 class Local(Client):
-    """A causal language model, loaded when it is first asked. One prompt at a time."""
+    """A causal language model, loaded at its first prompt; it answers one prompt at a time."""
 
     def __init__(self, path: str, device: str = "auto", temperature: float = 0.0):
         if temperature is None or temperature < 0:
@@ -56,7 +56,7 @@ class Local(Client):
         text = self._prompted(tokenizer, messages)
         ids_1P = tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"]
         ids_1P = ids_1P.to(lm.device)  # type: ignore[union-attr]
-        if length := lm.info.context_length:  # some models state none
+        if length := lm.info.context_length:  # some configs have none
             room = length - max_tokens
             if room < 1:
                 raise ValueError(
@@ -79,13 +79,13 @@ class Local(Client):
         return Answer(str(answer), len(new_P) < max_tokens, ids_1P.shape[1], len(new_P))
 
     def _prompted(self, tokenizer: PreTrainedTokenizerBase, messages: Messages) -> str:
-        """The text of a prompt, by the model's chat template if it has one."""
+        """A prompt as text, by the model's chat template if it has one."""
         if tokenizer.chat_template is None:
             return "\n\n".join(message["content"] for message in messages) + "\n"
         try:
             return _templated(tokenizer, messages)
         except TemplateError:
-            pass  # some templates raise where a system speaks
+            pass  # some templates raise at a system message
         try:
             return _templated(tokenizer, without_system(messages))
         except TemplateError as error:

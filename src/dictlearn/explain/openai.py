@@ -22,8 +22,8 @@ from dictlearn.explain.written import Written
 from dictlearn.ranges import Count, Natural, NonNegative, Positive
 
 LONGEST_WAIT = 60.0  # seconds between two tries, unless the server names a time
-OF_ONE_PROMPT = (400, 403, 413, 422, 451)  # statuses with which servers refuse a prompt
-SECRET = 8  # characters from which on a key is one; shorter ones are dummies, such as EMPTY
+REFUSES_PROMPT = (400, 403, 413, 422, 451)  # statuses with which servers refuse one prompt
+SECRET = 8  # characters; shorter keys are dummies, such as EMPTY
 
 
 def openai_explainer(
@@ -43,7 +43,7 @@ def openai_explainer(
     price_in: NonNegative = 0.0,
     price_out: NonNegative = 0.0,
 ) -> Written:
-    """See conf/explainer/openai.yaml for what they are."""
+    """The arguments are explained in conf/explainer/openai.yaml."""
     client = OpenAI(base_url, model, key_env, requests_per_minute, retries, timeout, temperature)
     return Written(
         "openai",
@@ -61,25 +61,25 @@ def openai_explainer(
 
 @dataclass(frozen=True)
 class _Form:
-    """How a request is put, since servers of one protocol want different things."""
+    """The form of a request, in which servers of this protocol differ."""
 
     temperature: float | None
     limit: str = "max_tokens"
     system: bool = True
 
     def body(self, model: str, messages: Messages, max_tokens: int) -> dict[str, Any]:
-        asked = messages if self.system else without_system(messages)
-        body = {"model": model, "messages": asked, self.limit: max_tokens}
+        sent = messages if self.system else without_system(messages)
+        body = {"model": model, "messages": sent, self.limit: max_tokens}
         return body if self.temperature is None else body | {"temperature": self.temperature}
 
-    def corrected(self, said: str) -> _Form:
-        """Without what a refusal names; the same where it names nothing of it."""
-        said = said.lower()
-        if self.limit == "max_tokens" and "max_completion_tokens" in said:
+    def corrected(self, refusal: str) -> _Form:
+        """The form without the parameter that a refusal names; the same if it names none."""
+        refusal = refusal.lower()
+        if self.limit == "max_tokens" and "max_completion_tokens" in refusal:
             return replace(self, limit="max_completion_tokens")
-        if self.temperature is not None and "temperature" in said:
+        if self.temperature is not None and "temperature" in refusal:
             return replace(self, temperature=None)
-        if self.system and re.search(r"system\b.{0,40}\brole|roles must alternate", said):
+        if self.system and re.search(r"system\b.{0,40}\brole|roles must alternate", refusal):
             return replace(self, system=False)
         return self
 
@@ -100,13 +100,12 @@ class _Reply:
 class OpenAI(Client):
     """One model of one server.
 
-    Tries again, with longer and longer waits or after the time that Retry-After names (`timeout` at
-    most), on 408, 429, any 5xx, a connection that fails, an answer that isn't whole within `timeout`
-    seconds, and one that can't be read. A request that is refused for how it is put is put in
-    another way and sent again once.
+    It retries on 408, 429, any 5xx, a failed connection, an answer that isn't whole within `timeout`
+    seconds, and one that can't be read. Waits double, or follow Retry-After, up to `timeout`. A
+    request whose form is refused is sent again once in each corrected form.
 
     Raises:
-        ValueError: a setting that makes no sense, or a key that no header can hold.
+        ValueError: a setting is out of range, or no header can hold the key.
     """
 
     def __init__(
@@ -146,14 +145,14 @@ class OpenAI(Client):
                 reason = f"no whole answer within explainer.timeout={self._timeout:g} seconds"
             except TooLong as error:
                 reason = str(error)
-            except httpx.RequestError as error:  # some have no words but their name
+            except httpx.RequestError as error:  # some have only their name
                 reason = f"{type(error).__name__} {error}".strip()
             else:
                 answer = answer_in(reply.body) if reply.status == 200 else None
                 if answer is not None:
                     return replace(answer, text=self._hidden(answer.text))
-                reason = f"status {reply.status}: {self._said(reply)[:200]}"
-                if reply.status in OF_ONE_PROMPT:
+                reason = f"status {reply.status}: {self._complaint(reply)[:200]}"
+                if reply.status in REFUSES_PROMPT:
                     raise NoAnswer(f"{self._shown} refused the prompt, {reason}")
                 if not reply.passing:
                     raise ValueError(self._refusal(reply.status, reason))
@@ -165,12 +164,16 @@ class OpenAI(Client):
         )
 
     def remark(self) -> str:
-        left = []
+        changes = []
         if self._form.temperature != self.temperature:
-            left.append("explainer.temperature was left out")
+            changes.append("explainer.temperature was left out")
         if not self._form.system:
-            left.append("the system's text went in front of the user's")
-        return f"the server refuses requests as they were put: {' and '.join(left)}" if left else ""
+            changes.append("the system's text went in front of the user's")
+        return (
+            f"the server refuses requests as they were put: {' and '.join(changes)}"
+            if changes
+            else ""
+        )
 
     async def close(self) -> None:
         if self._http is not None:
@@ -178,15 +181,15 @@ class OpenAI(Client):
             self._http = None
 
     async def _sent(self, messages: Messages, max_tokens: int) -> _Reply:
-        """The reply to the request, put as this server takes it: what helped once is kept."""
+        """The reply to the request, in a form that this server takes; that form is kept."""
         form = self._form
         reply = await self._posted(form.body(self.model, messages, max_tokens))
         refused = reply
         while refused.status in (400, 422):
-            other = form.corrected(self._said(refused))
-            if other == form:
+            corrected = form.corrected(self._complaint(refused))
+            if corrected == form:
                 return reply
-            form = other
+            form = corrected
             refused = await self._posted(form.body(self.model, messages, max_tokens))
         if refused.status == 200:
             self._form = form
@@ -211,7 +214,7 @@ class OpenAI(Client):
                 self._http = httpx.AsyncClient(
                     timeout=self._timeout, headers=headers, limits=limits
                 )
-            except (ImportError, ValueError) as error:  # a kind of proxy that is not known here
+            except (ImportError, ValueError) as error:  # an unsupported kind of proxy
                 raise ValueError(
                     f"explainer: the environment's proxy can't be used ({error})"
                 ) from error
@@ -223,11 +226,11 @@ class OpenAI(Client):
         self._next = max(self._next + self._spacing, now)
         await asyncio.sleep(self._next - now)
 
-    def _said(self, reply: _Reply) -> str:
+    def _complaint(self, reply: _Reply) -> str:
         return self._hidden(complaint(reply.body))
 
     def _hidden(self, text: str) -> str:
-        """The text without the key, which a server may echo."""
+        """The text with the key replaced, which a server may echo."""
         return text.replace(self._key, "[key]") if len(self._key) >= SECRET else text
 
     def _refusal(self, status: int, reason: str) -> str:
@@ -239,18 +242,18 @@ class OpenAI(Client):
 
 
 def _url(base_url: str) -> httpx.URL:
-    wanted = f"explainer.base_url={base_url}: want http://... or https://..."
+    message = f"explainer.base_url={base_url}: want http://... or https://..."
     try:
         url = httpx.URL(base_url.rstrip("/") + "/chat/completions")
     except (httpx.InvalidURL, ValueError) as error:
-        raise ValueError(f"{wanted} ({error})") from error
+        raise ValueError(f"{message} ({error})") from error
     if url.scheme not in ("http", "https") or not url.host:
-        raise ValueError(wanted)
+        raise ValueError(message)
     return url
 
 
 def _key(name: str) -> str:
-    """The server's key from the environment, without the white space around it."""
+    """The server's key from the environment, stripped of white space."""
     key = os.environ.get(name, "").strip()
     if not all(" " <= letter <= "~" for letter in key):
         raise ValueError(

@@ -1,8 +1,8 @@
-"""What can be said of a token from itself and the text before it: the words that rules are made of.
+"""Predicates of a token and the text before it, of which rules are made.
 
-A slot is one thing to say ("the token", "the line's first word"), its values what it can be. Each
-token has at most one value in a slot; "recent" alone has as many as it looks back. A causal model
-sees nothing of the text after a token, so no slot does either.
+A slot is an attribute ("the token", "the line's first word") with a set of values. Each token has at
+most one value in a slot; only "recent" has up to LOOKS_BACK. As a causal model sees nothing of the
+text after a token, no slot depends on it.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from dictlearn.explain.scanner import Surroundings, surroundings
 
 Ids = NDArray[np.int32]
 
-LOOKS_BACK = 8  # tokens, of the slot "recent"
+LOOKS_BACK = 8  # tokens in the slot "recent"
 STARTS = (1, 2, 4, 8, 16, 32, 64, 128)  # "among the first n tokens"
 
 
 class Slot(NamedTuple):
-    """How a slot is spoken of. `{}` stands for its value, or for several joined by "or"."""
+    """An attribute and its wording; `{}` stands for a value, or several joined by "or"."""
 
     name: str
-    role: str  # head: what the token is; which: more of it; where: what is around it
+    role: str  # head: the token itself; which: its properties; where: its surroundings
     phrase: str
     quoted: bool = False  # values are text, shown as code
     most: int = 3  # values that one literal may name
@@ -73,17 +73,17 @@ SLOTS = (
 
 @dataclass(frozen=True, eq=False)
 class Predicates:
-    """N tokens and what is true of them. Id 0 says nothing; a slot's ids lie side by side."""
+    """The predicates that hold for N tokens. Id 0 is none; a slot's ids are consecutive."""
 
     table_NC: Ids  # predicate ids, C columns
-    slots: NDArray[np.int16]  # of each predicate, its place in SLOTS; -1 of id 0
-    values: tuple[str, ...]  # of each predicate, as written in a sentence without quotes
+    slots: NDArray[np.int16]  # index in SLOTS of each predicate; -1 for id 0
+    values: tuple[str, ...]  # value of each predicate, as in a sentence without quotes
 
     def __len__(self) -> int:
         return len(self.values)
 
     def columns(self, slot: int) -> slice:
-        """Where in the table the slot's ids stand."""
+        """The table's columns for a slot."""
         recent = _INDEX["recent"]
         if slot < recent:
             return slice(slot, slot + 1)
@@ -92,7 +92,7 @@ class Predicates:
         return slice(slot + LOOKS_BACK - 1, slot + LOOKS_BACK)
 
 
-_INDEX = {slot.name: place for place, slot in enumerate(SLOTS)}
+_INDEX = {slot.name: index for index, slot in enumerate(SLOTS)}
 
 
 def predicates(
@@ -102,38 +102,38 @@ def predicates(
     pieces: Sequence[str],
     at_least: int = 8,
 ) -> Predicates:
-    """Of the kept positions of some windows, in reading order.
+    """The predicates of the kept positions of some windows, in reading order.
 
     Args:
         tokens_WP: token ids.
-        starts_WP: the first tokens of documents, special ones not counted.
-        kept_WP: positions that a dictionary sees.
+        starts_WP: marks the first tokens of documents, special ones not counted.
+        kept_WP: marks the positions that a dictionary sees.
         pieces: text of every token id.
-        at_least: values that fewer tokens have are not spoken of.
+        at_least: values that fewer tokens have get no predicate.
     """
     n_windows, n_positions = tokens_WP.shape
-    seen = [
-        one
+    around = [
+        token
         for tokens, starts in zip(tokens_WP, starts_WP, strict=True)
-        for one in surroundings([pieces[int(i)] for i in tokens], starts.tolist())
+        for token in surroundings([pieces[int(i)] for i in tokens], starts.tolist())
     ]
     kept_N = kept_WP.reshape(-1)
     by_slot: dict[str, tuple[Ids, list[str]]] = {}
     by_slot |= _of_tokens(tokens_WP, pieces)
-    by_slot |= _of_surroundings(seen)
-    by_slot |= _of_places(tokens_WP, starts_WP)
+    by_slot |= _of_surroundings(around)
+    by_slot |= _of_positions(tokens_WP, starts_WP)
 
     columns, slots, values = [], [np.array([-1], np.int16)], [""]
-    for place, slot in enumerate(SLOTS):
+    for index, slot in enumerate(SLOTS):
         codes, names = by_slot[slot.name]
         codes = codes.reshape(n_windows * n_positions, -1)[kept_N]
         counts = np.bincount(codes[codes >= 0], minlength=len(names))
-        said = np.array([name != "" for name in names], bool)  # special tokens have no text
-        common = np.flatnonzero((counts >= at_least) & said)
-        ids = np.zeros(len(names) + 1, np.int32)  # the last one: of code -1
+        has_text = np.array([name != "" for name in names], bool)  # special tokens have none
+        common = np.flatnonzero((counts >= at_least) & has_text)
+        ids = np.zeros(len(names) + 1, np.int32)  # the last one is for code -1
         ids[common] = len(values) + np.arange(len(common))
         columns.append(ids[codes])
-        slots.append(np.full(len(common), place, np.int16))
+        slots.append(np.full(len(common), index, np.int16))
         values += [names[i] for i in common]
     return Predicates(np.concatenate(columns, 1), np.concatenate(slots), tuple(values))
 
@@ -145,20 +145,20 @@ def _of_tokens(
     tokens_WP: NDArray[np.int64], pieces: Sequence[str]
 ) -> dict[str, tuple[Ids, list[str]]]:
     tokens = tokens_WP.astype(np.int32)
-    found: dict[str, tuple[Ids, list[str]]] = {"token": (tokens, list(pieces))}
-    for name, of_piece in _OF_PIECE.items():
-        codes, names = _coded([of_piece(piece) for piece in pieces])
-        found[name] = codes[tokens_WP], names
-    found["previous"] = _shifted(tokens, 1), list(pieces)
-    found["second"] = _shifted(tokens, 2), list(pieces)
-    kinds, names = found["kind"]
-    found["previous_kind"] = _shifted(kinds, 1), names
+    slots: dict[str, tuple[Ids, list[str]]] = {"token": (tokens, list(pieces))}
+    for name, value in _OF_PIECE.items():
+        codes, names = _coded([value(piece) for piece in pieces])
+        slots[name] = codes[tokens_WP], names
+    slots["previous"] = _shifted(tokens, 1), list(pieces)
+    slots["second"] = _shifted(tokens, 2), list(pieces)
+    kinds, names = slots["kind"]
+    slots["previous_kind"] = _shifted(kinds, 1), names
     recent = np.stack([_shifted(tokens, back) for back in range(1, LOOKS_BACK + 1)], -1)
-    for back in range(1, LOOKS_BACK):  # what stands there twice counts once
+    for back in range(1, LOOKS_BACK):  # repeated tokens count once
         same = (recent[..., :back] == recent[..., back, None]).any(-1)
         recent[..., back][same] = -1
-    found["recent"] = recent, list(pieces)
-    return found
+    slots["recent"] = recent, list(pieces)
+    return slots
 
 
 def _shifted(codes_WP: Ids, back: int) -> Ids:
@@ -168,7 +168,7 @@ def _shifted(codes_WP: Ids, back: int) -> Ids:
 
 
 def kind(piece: str) -> str:
-    """What sort of token, as a sentence names it."""
+    """The kind of a token, as a sentence names it."""
     text = piece.strip()
     if not text:
         return "a line break" if "\n" in piece else "white space"
@@ -216,15 +216,17 @@ _OF_PIECE: Mapping[str, Callable[[str], str]] = {
 }
 
 
-# --- what surrounds it ----------------------------------------------------------------------------
+# --- its surroundings -----------------------------------------------------------------------------
 
 
-def _of_surroundings(seen: Sequence[Surroundings]) -> dict[str, tuple[Ids, list[str]]]:
-    return {name: _coded([of(one) for one in seen]) for name, of in _OF_SURROUNDINGS.items()}
+def _of_surroundings(around: Sequence[Surroundings]) -> dict[str, tuple[Ids, list[str]]]:
+    return {
+        name: _coded([value(token) for token in around]) for name, value in _OF_SURROUNDINGS.items()
+    }
 
 
-def _form(one: Surroundings) -> str:
-    word = one.word
+def _form(token: Surroundings) -> str:
+    word = token.word
     if not word:
         return ""
     if word.startswith("__"):
@@ -242,41 +244,41 @@ def _form(one: Surroundings) -> str:
     return "in lower case" if word.islower() else "in mixed case"
 
 
-def _piece(one: Surroundings) -> str:
-    if not one.word:
+def _piece(token: Surroundings) -> str:
+    if not token.word:
         return ""
     return ("that begins a word", "that is the second piece of a word", "deep inside a word")[
-        min(one.pieces, 2)
+        min(token.pieces, 2)
     ]
 
 
-def _on_line(one: Surroundings) -> str:
+def _on_line(token: Surroundings) -> str:
     names = ("first on its line", "second on its line", "third on its line")
-    if one.on_line < 3:
-        return names[one.on_line]
-    if one.on_line < 6:
+    if token.on_line < 3:
+        return names[token.on_line]
+    if token.on_line < 6:
         return "fourth to sixth on its line"
-    return "seventh to twelfth on its line" if one.on_line < 12 else "late on a long line"
+    return "seventh to twelfth on its line" if token.on_line < 12 else "late on a long line"
 
 
-def _indent(one: Surroundings) -> str:
-    if one.indent == 0:
+def _indent(token: Surroundings) -> str:
+    if token.indent == 0:
         return "not indented"
-    steps = -(-one.indent // 4)
+    steps = -(-token.indent // 4)
     return f"indented by {steps} step{'s' * (steps > 1)}" if steps < 5 else "indented deeply"
 
 
-def _depth(one: Surroundings) -> str:
+def _depth(token: Surroundings) -> str:
     names = ("outside brackets", "inside brackets", "inside two brackets")
-    return names[one.depth] if one.depth < 3 else "inside three or more brackets"
+    return names[token.depth] if token.depth < 3 else "inside three or more brackets"
 
 
-def _commas(one: Surroundings) -> str:
-    if not one.bracket:
+def _commas(token: Surroundings) -> str:
+    if not token.bracket:
         return ""
     return (
-        ("before the first comma", "after the first comma")[one.commas]
-        if one.commas < 2
+        ("before the first comma", "after the first comma")[token.commas]
+        if token.commas < 2
         else ("after the second comma")
     )
 
@@ -289,65 +291,67 @@ _INSIDE = {
 }
 
 _OF_SURROUNDINGS: Mapping[str, Callable[[Surroundings], str]] = {
-    "word": lambda one: one.word,
+    "word": lambda token: token.word,
     "form": _form,
     "piece": _piece,
-    "before": lambda one: one.before,
-    "between": lambda one: one.between,
-    "first": lambda one: one.first,
-    "above": lambda one: one.above,
-    "blank_above": lambda one: "below an empty line" if one.blank_above else "below a filled line",
+    "before": lambda token: token.before,
+    "between": lambda token: token.between,
+    "first": lambda token: token.first,
+    "above": lambda token: token.above,
+    "blank_above": lambda token: (
+        "below an empty line" if token.blank_above else "below a filled line"
+    ),
     "on_line": _on_line,
     "indent": _indent,
-    "inside": lambda one: _INSIDE[one.inside],
-    "bracket": lambda one: f"inside `{one.bracket}`" if one.bracket else "",
+    "inside": lambda token: _INSIDE[token.inside],
+    "bracket": lambda token: f"inside `{token.bracket}`" if token.bracket else "",
     "depth": _depth,
-    "called": lambda one: one.called,
+    "called": lambda token: token.called,
     "commas": _commas,
 }
 
 
-# --- where it stands in what the model sees -------------------------------------------------------
+# --- its position in the model's context ----------------------------------------------------------
 
 
-def _of_places(
+def _of_positions(
     tokens_WP: NDArray[np.int64], starts_WP: NDArray[np.bool_]
 ) -> dict[str, tuple[Ids, list[str]]]:
     n_windows, n_positions = tokens_WP.shape
     position_WP = np.broadcast_to(np.arange(n_positions), tokens_WP.shape)
     last_start_WP = np.maximum.accumulate(np.where(starts_WP, position_WP, -n_positions), 1)
-    since_WP = position_WP - last_start_WP  # large where the start is not seen
-    found = {}
+    since_WP = position_WP - last_start_WP  # large where the start is not in the window
+    slots = {}
     for n in STARTS:
-        for name, place_WP, whole in (
+        for name, index_WP, whole in (
             (f"window_{n}", position_WP, "of what the model sees"),
             (f"document_{n}", since_WP, "of a document"),
         ):
             first = f"the first {n} tokens" if n > 1 else "the first token"
             names = [f"among {first} {whole}", f"not among {first} {whole}"]
-            found[name] = (place_WP >= n).astype(np.int32), names
+            slots[name] = (index_WP >= n).astype(np.int32), names
     pair_WP = tokens_WP.copy()
     pair_WP[:, 1:] += tokens_WP[:, :-1] * (1 + tokens_WP.max())
     names = ["new in what the model has seen", "seen before by the model"]
-    found["repeated"] = _repeated(tokens_WP), names
+    slots["repeated"] = _repeated(tokens_WP), names
     names = ["after another token than ever before", "repeating a pair of tokens from further up"]
-    found["pair_repeated"] = _repeated(pair_WP), names
-    return found
+    slots["pair_repeated"] = _repeated(pair_WP), names
+    return slots
 
 
 def _repeated(values_WP: NDArray[np.int64]) -> Ids:
-    """1 where the same value stands earlier in the window, else 0."""
+    """1 where the same value occurs earlier in the window, else 0."""
     order_WP = values_WP.argsort(1, kind="stable")
     sorted_WP = np.take_along_axis(values_WP, order_WP, 1)
     again_WP = np.zeros(values_WP.shape, np.int32)
     again_WP[:, 1:] = sorted_WP[:, 1:] == sorted_WP[:, :-1]
-    found_WP = np.empty_like(again_WP)
-    np.put_along_axis(found_WP, order_WP, again_WP, 1)
-    return found_WP
+    repeated_WP = np.empty_like(again_WP)
+    np.put_along_axis(repeated_WP, order_WP, again_WP, 1)
+    return repeated_WP
 
 
 def _coded(texts: Sequence[str]) -> tuple[Ids, list[str]]:
-    """A number for each different text, -1 for an empty one; and the texts by number."""
+    """(a number for each distinct text, -1 for an empty one; the texts by number)."""
     names: dict[str, int] = {}
     codes = [names.setdefault(text, len(names)) if text else -1 for text in texts]
     return np.array(codes, np.int32), list(names)

@@ -1,4 +1,4 @@
-"""A prompt: what a yaml of conf/prompt holds, and how its fields are filled."""
+"""Prompts: templates from conf/prompt with fields to fill."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Prompt:
     """Two templates in which $name stands for a field.
 
     Args:
-        system: who answers, and in which form.
+        system: the model's role, and the form of its answers.
         user: the question.
     """
 
@@ -22,7 +22,7 @@ class Prompt:
         self.system, self.user = Template(system), Template(user)
 
     def check(self, fields: Iterable[str]) -> None:
-        """Raises ValueError where a template has a field that nobody fills."""
+        """Raises ValueError if a template has a field other than `fields`."""
         known = sorted(fields)
         for template in (self.system, self.user):
             if not template.is_valid():
@@ -39,7 +39,7 @@ class Prompt:
 
 
 def without_system(messages: Messages) -> Messages:
-    """The system's text in front of the user's, for models that know no system role."""
+    """Puts the system's text before the user's, for models without a system role."""
     first, *others = messages
     if first["role"] != "system" or not others:
         return messages

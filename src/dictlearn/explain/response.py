@@ -1,4 +1,4 @@
-"""What a server answered: read within limits, believed about nothing."""
+"""Reads a server's answers, which may be too long, malformed or hostile."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import httpx
 from dictlearn.explain.client import Answer, NoAnswer
 from dictlearn.store.text import without_surrogates
 
-MOST_BYTES = 4 * 2**20  # of an answer, unpacked: many times the longest that a model writes
-MOST_TOKENS = 10**9  # that a server can have counted for one prompt
+MOST_BYTES = 4 * 2**20  # of an unpacked answer: many times the longest that a model writes
+MOST_TOKENS = 10**9  # larger counts of a server are taken for 0
 
 
 class TooLong(ValueError):
@@ -21,11 +21,11 @@ class TooLong(ValueError):
 
 
 async def read_body(response: httpx.Response) -> bytes:
-    """The body, unpacked. Never holds more than the limit, whatever the server sends.
+    """The unpacked body. Memory stays within the limit, whatever the server sends.
 
     Raises:
-        TooLong: it has more than MOST_BYTES, packed or unpacked.
-        httpx.DecodingError: it can't be unpacked.
+        TooLong: the body has more than MOST_BYTES, packed or unpacked.
+        httpx.DecodingError: the body can't be unpacked.
     """
     packing = response.headers.get("Content-Encoding", "identity").strip().lower()
     packed = bytearray()
@@ -47,7 +47,7 @@ async def read_body(response: httpx.Response) -> bytes:
 
 
 def answer_in(body: bytes) -> Answer | None:
-    """None where the body is not what the protocol says.
+    """The answer in a body; None if the body doesn't follow the protocol.
 
     Raises:
         NoAnswer: the server's content filter stopped the answer.
@@ -75,23 +75,26 @@ def answer_in(body: bytes) -> Answer | None:
 
 
 def complaint(body: bytes) -> str:
-    """What a server says of an error, as one short line that no terminal interprets."""
+    """A server's error message, as one short line without control characters."""
     text = body.decode("utf-8", "replace")
     try:
         reply = json.loads(body)
     except (ValueError, RecursionError):
         reply = None
     match reply:
-        case {"error": {"message": str(said)}} | {"message": str(said)} | {"error": str(said)}:
-            text = said
-        case {"detail": str(said)}:
-            text = said
+        case (
+            {"error": {"message": str(message)}}
+            | {"message": str(message)}
+            | {"error": str(message)}
+            | {"detail": str(message)}
+        ):
+            text = message
     shown = "".join(letter if letter.isprintable() else " " for letter in text[:2000])
     return " ".join(shown.split())
 
 
 def seconds_named(response: httpx.Response) -> float | None:
-    """The time that Retry-After names, at least 0 and maybe endless; None where it names none."""
+    """The seconds in Retry-After, at least 0 and maybe infinite; None without a number."""
     try:
         seconds = float(response.headers["Retry-After"])
     except (KeyError, ValueError):  # the header may also be a date
@@ -104,10 +107,10 @@ def _text(content: Any) -> str | None:
     match content:
         case str(text):
             return text
-        case None:  # it only thought
+        case None:  # the model only thought
             return ""
         case [*parts]:
-            texts = [one.get("text") for one in parts if _is_text(one)]
+            texts = [part.get("text") for part in parts if _is_text(part)]
             return "".join(text for text in texts if isinstance(text, str))
     return None
 
@@ -117,7 +120,7 @@ def _is_text(part: Any) -> bool:
 
 
 def _count(usage: Any, name: str) -> int:
-    """Of tokens; 0 where the server doesn't give a number of them."""
+    """A count of tokens; 0 if the server gives none."""
     value = usage.get(name) if isinstance(usage, dict) else None
     if isinstance(value, bool) or not isinstance(value, int | float):
         return 0

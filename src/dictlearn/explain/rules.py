@@ -1,10 +1,10 @@
-"""The shortest rule that says where a feature fires: a search over conjunctions of predicates.
+"""Searches for the shortest rule that predicts a feature's firing.
 
 A rule is a few terms joined by "or"; a term is a few literals joined by "and"; a literal says that a
-slot has one of some values. Terms are found one after another, each on what the ones before leave
-over (sequential covering, Fuernkranz 1999), each by a beam search that adds one literal at a time.
-The values of a literal are those with the highest rate of firing: for a given number of values no
-other choice separates better the text that it is made on (Breiman et al. 1984, section 4.2).
+slot has one of some values. Terms are found one after another, each on the tokens that earlier ones
+leave (sequential covering, Fuernkranz 1999), by a beam search that adds one literal at a time. The
+values of a literal are those with the highest rate of firing: for a given number of values no other
+choice separates the training text better (Breiman et al. 1984, section 4.2).
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ _MOST = np.array([slot.most for slot in SLOTS])
 class Literal:
     """The slot has one of these values."""
 
-    slot: int  # place in predicates.SLOTS
-    ids: tuple[int, ...]  # predicates of that slot, those with the highest rate of firing first
+    slot: int  # index in predicates.SLOTS
+    ids: tuple[int, ...]  # predicates of the slot, by descending rate of firing
 
 
 Term = tuple[Literal, ...]
@@ -39,22 +39,22 @@ Rule = tuple[Term, ...]
 
 @dataclass(frozen=True)
 class Search:
-    """How far the search goes and what a rule's length costs, in units of utility."""
+    """The extent of the search, and the costs of a rule's length in units of utility."""
 
     terms: int = 3
-    literals: int = 3  # in a term
+    literals: int = 3  # per term
     beam: int = 3
-    at_least: int = 4  # firings that have a value before it is spoken of,
-    share: float = 0.03  # and of the feature's firings
-    f1_weight: float = 0.5  # utility is balanced accuracy + this * F1 - costs
+    at_least: int = 4  # firings with a value that it needs to be used
+    share: float = 0.03  # share of the feature's firings that a value needs to be used
+    f1_weight: float = 0.5  # utility is balanced accuracy + f1_weight * F1 - costs
     term_cost: float = 0.03
     literal_cost: float = 0.02
-    value_cost: float = 0.005  # of every value after a literal's first
-    counted: int = 8192  # tokens that a count is made on where there are more
+    value_cost: float = 0.005  # for every value after a literal's first
+    counted: int = 8192  # most tokens that are counted; counts of more are estimated
 
 
 class _Grown(NamedTuple):
-    """A term under construction, and the tokens that it holds for."""
+    """A term during the search, and the tokens for which it holds."""
 
     utility: float
     cost: float
@@ -68,26 +68,26 @@ class RuleFinder:
     """Finds rules for many features over the same tokens.
 
     Args:
-        predicates: of N tokens.
-        tokens: indices of those to learn from.
+        predicates: predicates of N tokens.
+        tokens: indices of the tokens to learn from.
     """
 
     def __init__(self, predicates: Predicates, tokens: Index, search: Search):
         self.predicates, self.tokens, self.search = predicates, tokens, search
-        self._may = np.zeros(len(predicates.table_NC), bool)
-        self._may[tokens] = True
+        self._learned_N = np.zeros(len(predicates.table_NC), bool)
+        self._learned_N[tokens] = True
         everywhere = np.bincount(predicates.table_NC[tokens].ravel(), minlength=len(predicates))
         self._everywhere_V = everywhere.astype(float)
 
     def find(self, fired: Index) -> Rule:
-        """The best rule for a feature that fires on these tokens; () where none is worth its length.
+        """The best rule for a feature that fires on `fired`; () where none is worth its length.
 
-        Tokens that are not to be learned from are left out.
+        Tokens that are not in `self.tokens` are left out.
         """
-        fired = fired[self._may[fired]]
-        is_fired = np.zeros(len(self._may), bool)
+        fired = fired[self._learned_N[fired]]
+        is_fired = np.zeros(len(self._learned_N), bool)
         is_fired[fired] = True
-        silent = np.flatnonzero(self._may & ~is_fired)
+        silent = np.flatnonzero(self._learned_N & ~is_fired)
         if len(fired) < self.search.at_least or not len(silent):
             return ()
         rule = self._covering(fired, silent)
@@ -98,19 +98,19 @@ class RuleFinder:
         goal = _Goal(len(fired), len(silent), 0.0, 0.0, self.search.f1_weight)
         rule: Rule = ()
         for _ in range(self.search.terms):
-            found = self._best_term(fired, silent, silent_V, goal)
+            best = self._best_term(fired, silent, silent_V, goal)
             cost = self.search.term_cost if rule else 0.0
-            if found is None or found.utility - cost <= goal.now:
+            if best is None or best.utility - cost <= goal.now:
                 break
-            rule = (*rule, found.term)
-            goal = goal.after(len(found.fired), len(found.silent))
-            silent_V = silent_V - self._count(found.silent)
-            fired = np.setdiff1d(fired, found.fired, assume_unique=True)
-            silent = np.setdiff1d(silent, found.silent, assume_unique=True)
+            rule = (*rule, best.term)
+            goal = goal.after(len(best.fired), len(best.silent))
+            silent_V = silent_V - self._count(best.silent)
+            fired = np.setdiff1d(fired, best.fired, assume_unique=True)
+            silent = np.setdiff1d(silent, best.silent, assume_unique=True)
         return rule
 
     def _pruned(self, rule: Rule, fired_E: NDArray[np.bool_]) -> Rule:
-        """Without the terms and literals that later ones have made unnecessary."""
+        """The rule without terms and literals that later ones make unnecessary."""
         n_fired = int(fired_E.sum())
         start = _Goal(n_fired, len(fired_E) - n_fired, 0.0, 0.0, self.search.f1_weight)
 
@@ -121,10 +121,10 @@ class RuleFinder:
 
         best = worth(rule)
         while True:
-            shorter = [(worth(one), one) for one in _shortened(rule)]
-            if not shorter or (found := max(shorter, key=lambda pair: pair[0]))[0] < best:
+            shorter = [(worth(candidate), candidate) for candidate in _shortened(rule)]
+            if not shorter or (better := max(shorter, key=lambda pair: pair[0]))[0] < best:
                 return rule
-            best, rule = found
+            best, rule = better
 
     def _cost(self, rule: Rule) -> float:
         search, literals = self.search, [literal for term in rule for literal in term]
@@ -143,44 +143,44 @@ class RuleFinder:
         for _ in range(self.search.literals):
             grown = [
                 longer
-                for one in beam
-                for longer in self._grow(one, goal, None if one.term else silent_V)
+                for start in beam
+                for longer in self._grow(start, goal, None if start.term else silent_V)
             ]
-            beam = sorted(grown, key=lambda one: -one.utility)[: self.search.beam]
+            beam = sorted(grown, key=lambda term: -term.utility)[: self.search.beam]
             if not beam or (best is not None and beam[0].utility <= best.utility):
                 break
             best = beam[0]
         return best
 
-    def _grow(self, one: _Grown, goal: _Goal, silent_V: Counts | None) -> Iterator[_Grown]:
-        """The term with each of the few most useful literals more, of different slots."""
+    def _grow(self, start: _Grown, goal: _Goal, silent_V: Counts | None) -> Iterator[_Grown]:
+        """Yields the term with each of the few most useful literals added, of different slots."""
         least = max(self.search.at_least, self.search.share * goal.n_fired)
-        if len(one.fired) < least:
+        if len(start.fired) < least:
             return
-        fired_V = self._count(one.fired)
-        silent_V = self._count(one.silent) if silent_V is None else silent_V
+        fired_V = self._count(start.fired)
+        silent_V = self._count(start.silent) if silent_V is None else silent_V
         options = _options(fired_V, silent_V, self.predicates.slots, least)
-        cost = one.cost + self.search.literal_cost + self.search.value_cost * options.rank
+        cost = start.cost + self.search.literal_cost + self.search.value_cost * options.rank
         utility = goal.reached(options.fired, options.silent) - cost
-        used = {literal.slot for literal in one.term}
-        for place in np.argsort(-utility, kind="stable"):  # a tie goes to the plainer slot
-            slot = int(options.slot[place])
+        used = {literal.slot for literal in start.term}
+        for i in np.argsort(-utility, kind="stable"):  # a tie goes to the earlier slot
+            slot = int(options.slot[i])
             if slot in used:
                 continue
             used.add(slot)
-            literal = Literal(slot, options.ids_up_to(int(place)))
+            literal = Literal(slot, options.ids_up_to(int(i)))
             yield _Grown(
-                float(utility[place]),
-                float(cost[place]),
-                (*one.term, literal),
-                one.fired[_holds(self.predicates, literal, one.fired)],
-                one.silent[_holds(self.predicates, literal, one.silent)],
+                float(utility[i]),
+                float(cost[i]),
+                (*start.term, literal),
+                start.fired[_holds(self.predicates, literal, start.fired)],
+                start.silent[_holds(self.predicates, literal, start.silent)],
             )
-            if len(used) == len(one.term) + self.search.beam:
+            if len(used) == len(start.term) + self.search.beam:
                 return
 
     def _count(self, tokens: Index) -> Counts:
-        """How many of the tokens have each predicate; an estimate where there are many."""
+        """Number of the tokens with each predicate; estimated if they are more than `search.counted`."""
         step = -(-len(tokens) // self.search.counted) or 1
         table_MC = self.predicates.table_NC[tokens[::step]]
         counts_V = np.bincount(table_MC.ravel(), minlength=len(self.predicates))
@@ -189,7 +189,7 @@ class RuleFinder:
 
 @dataclass(frozen=True)
 class _Goal:
-    """What a rule is measured by, and what its terms so far hold for."""
+    """The measure of a rule, and the counts of the tokens that its terms hold for so far."""
 
     n_fired: int
     n_silent: int
@@ -198,7 +198,7 @@ class _Goal:
     f1_weight: float
 
     def reached(self, fired: Counts, silent: Counts) -> Counts:
-        """The utility with so many more firings and silent tokens covered, costs not counted."""
+        """The utility, without costs, if `fired` firings and `silent` silent tokens more are covered."""
         tp, fp = self.tp + fired, self.fp + silent
         balanced = (tp / self.n_fired + 1 - fp / self.n_silent) / 2
         f1 = 2 * tp / (tp + fp + self.n_fired)
@@ -213,7 +213,7 @@ class _Goal:
 
 
 class _Options(NamedTuple):
-    """Every literal worth a look: entry i has the values of entries i - rank[i] to i."""
+    """The candidate literals: entry i has the values of entries i - rank[i] to i."""
 
     slot: NDArray[np.int16]
     id: Index
@@ -221,8 +221,8 @@ class _Options(NamedTuple):
     fired: Counts
     silent: Counts
 
-    def ids_up_to(self, place: int) -> tuple[int, ...]:
-        return tuple(self.id[place - self.rank[place] : place + 1].tolist())
+    def ids_up_to(self, i: int) -> tuple[int, ...]:
+        return tuple(self.id[i - self.rank[i] : i + 1].tolist())
 
 
 def _options(
@@ -248,28 +248,28 @@ def _options(
 
 
 def _shortened(rule: Rule) -> Iterator[Rule]:
-    """The rule without one of its terms, and without one literal of a term."""
-    for place, term in enumerate(rule):
-        others = rule[:place], rule[place + 1 :]
+    """Yields the rule without each of its terms, and without each literal of a term."""
+    for i, term in enumerate(rule):
+        before, after = rule[:i], rule[i + 1 :]
         if len(rule) > 1:
-            yield (*others[0], *others[1])
-        for gone in range(len(term) if len(term) > 1 else 0):
-            yield (*others[0], term[:gone] + term[gone + 1 :], *others[1])
+            yield (*before, *after)
+        for j in range(len(term) if len(term) > 1 else 0):
+            yield (*before, term[:j] + term[j + 1 :], *after)
 
 
 def _holds(predicates: Predicates, literal: Literal, tokens: Index) -> NDArray[np.bool_]:
-    wanted_V = np.zeros(len(predicates), bool)
-    wanted_V[list(literal.ids)] = True
+    named_V = np.zeros(len(predicates), bool)
+    named_V[list(literal.ids)] = True
     columns = predicates.columns(literal.slot)
-    return np.asarray(wanted_V[predicates.table_NC[tokens, columns]].any(1))
+    return np.asarray(named_V[predicates.table_NC[tokens, columns]].any(1))
 
 
 def holds(predicates: Predicates, rule: Rule, tokens: Index) -> NDArray[np.bool_]:
-    """Which of the tokens the rule says the feature fires on."""
-    found = np.zeros(len(tokens), bool)
+    """Marks the tokens for which the rule holds."""
+    held = np.zeros(len(tokens), bool)
     for term in rule:
         left = np.arange(len(tokens))
         for literal in term:
             left = left[_holds(predicates, literal, tokens[left])]
-        found[left] = True
-    return found
+        held[left] = True
+    return held

@@ -1,4 +1,4 @@
-"""The text that descriptions come from and are scored on, and where each feature fires in it."""
+"""The text on which features are explained and scored, and their firings in it."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class DocumentWindows(TextWindows, Protocol):
 @final
 @dataclass(frozen=True, eq=False)
 class Firings:
-    """Where each feature fires, among the N tokens of a sample: compressed columns."""
+    """The firings of each feature on the N tokens of a sample, as compressed columns."""
 
     n_features: int  # F, per source
     starts: Index  # [S*F + 1]
-    tokens: NDArray[np.int32]  # of each firing, ascending within a feature
+    tokens: NDArray[np.int32]  # token of each firing, ascending within a feature
     values: NDArray[np.float32]
 
     def of(self, source: int, feature: int) -> tuple[Index, NDArray[np.float32]]:
@@ -50,20 +50,20 @@ class Firings:
 class Sample:
     """W windows of P held-out tokens, N of which a dictionary sees.
 
-    Documents of the "explain" half are what explainers may look at, those of the "score" half are
-    what scores come from; no document is in both. Where documents are so few that one half has none
-    (a single file of text), windows are halved instead: no token is in both.
+    Explainers see documents of the "explain" half, and scores come from the "score" half; no document
+    is in both. Where documents are so few that one half has none (a single file of text), windows
+    are halved instead; no token is in both.
     """
 
     tokens_WP: NDArray[np.int64]
     kept_WP: NDArray[np.bool_]  # N true: neither special nor padding
     starts_WP: NDArray[np.bool_]  # first tokens of documents
     documents_WP: Index
-    windows: tuple[int, ...]  # which of the split's windows each row is
+    windows: tuple[int, ...]  # number of each row's window in the split
 
     @cached_property
     def places_N(self) -> Index:
-        """Of each token seen, window row * P + position."""
+        """Row * P + position of each token that a dictionary sees."""
         return np.flatnonzero(self.kept_WP)
 
     @cached_property
@@ -72,7 +72,7 @@ class Sample:
 
     @cached_property
     def units_N(self) -> Index:
-        """What each token is kept or put aside together with: its document, or else its window."""
+        """The document of each token, or its window where windows are halved: units of the split."""
         if self.halved_by_document:
             return self.documents_N
         return np.array(self.windows)[self.places_N // self.kept_WP.shape[1]]
@@ -84,7 +84,7 @@ class Sample:
 
     @cached_property
     def to_score_N(self) -> NDArray[np.bool_]:
-        """Tokens of the "score" half."""
+        """bool: marks the tokens of the "score" half."""
         return _scored(self.units_N)
 
 
@@ -102,21 +102,21 @@ def take_sample(
     batch_windows: int = 8,
     progress: Progress | None = None,
 ) -> tuple[Sample, dict[str, Firings]]:
-    """Reads about `n_tokens` positions, windows spread evenly over the split, once for all.
+    """Reads about `n_tokens` positions, of evenly spread windows, for all dictionaries at once.
 
     Args:
-        dictionaries: by name, all of the same sources; on the model's device.
+        dictionaries: dictionaries by name, with the same sources, on the model's device.
 
     Raises:
         ValueError: the text holds no token that a dictionary sees.
     """
     sources = next(iter(dictionaries.values())).sources
     context = windows.context
-    wanted = min(-(-n_tokens // context), len(windows))
-    chosen = [i * len(windows) // wanted for i in range(wanted)]
+    n_windows = min(-(-n_tokens // context), len(windows))
+    chosen = [i * len(windows) // n_windows for i in range(n_windows)]
     parts: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {name: [] for name in dictionaries}
     tokens, kept, documents, n_kept = [], [], [], 0
-    for start in range(0, wanted, batch_windows):
+    for start in range(0, n_windows, batch_windows):
         indices = chosen[start : start + batch_windows]
         tokens_BP = windows.window_batch(indices)
         kept_BP = windows.valid(tokens_BP)
@@ -128,7 +128,7 @@ def take_sample(
         documents.append(windows.documents(indices))
         n_kept += int(kept_BP.sum())
         if progress is not None:
-            progress(min(start + batch_windows, wanted) * context, wanted * context)
+            progress(min(start + batch_windows, n_windows) * context, n_windows * context)
     if n_kept == 0:
         raise ValueError("data: the held-out split has no tokens to explain features on")
     kept_WP, documents_WP = torch.cat(kept).numpy(), torch.cat(documents).numpy()
@@ -139,15 +139,15 @@ def take_sample(
         documents_WP,
         tuple(chosen),
     )
-    return sample, {name: _columns(parts[name], one) for name, one in dictionaries.items()}
+    return sample, {name: _columns(parts[name], d) for name, d in dictionaries.items()}
 
 
 @torch.no_grad()
 def random_like(dictionary: Dictionary, x_NSD: Tensor, seed: int = 0) -> Dictionary:
-    """An untrained dictionary of the same shape: random directions, as many active on a token.
+    """An untrained dictionary of the same shape, with random directions.
 
-    It is centred on the mean of `x_NSD`, so that what it finds is in how tokens differ; its L0 is
-    what `dictionary` has there, by TopK.
+    It is centred on the mean of `x_NSD`, so that its features respond to differences of tokens. TopK
+    gives it the L0 that `dictionary` has on `x_NSD`.
     """
     l0 = float(dictionary.encode(x_NSD).l0_NS.double().mean())
     shape = replace(dictionary.shape, k=float(max(1, round(l0))), prefixes=())
@@ -164,7 +164,7 @@ def random_like(dictionary: Dictionary, x_NSD: Tensor, seed: int = 0) -> Diction
 
 
 def _entries(code: Code, first: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(column, token, value) of a code whose first token has this number."""
+    """(column, token, value) of a code's entries; `first` is the number of its first token."""
     return (
         code.pattern.columns.int().cpu(),
         (code.rows // code.n_sources + first).int().cpu(),
@@ -173,7 +173,7 @@ def _entries(code: Code, first: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _columns(parts: Iterable[tuple[Tensor, Tensor, Tensor]], dictionary: Dictionary) -> Firings:
-    column, token, value = (torch.cat(one).numpy() for one in zip(*parts, strict=True))
+    column, token, value = (torch.cat(part).numpy() for part in zip(*parts, strict=True))
     order = column.argsort(kind="stable")
     n_columns = dictionary.code_sources * dictionary.n_features
     starts = np.searchsorted(column[order], np.arange(n_columns + 1))
@@ -183,7 +183,7 @@ def _columns(parts: Iterable[tuple[Tensor, Tensor, Tensor]], dictionary: Diction
 def _document_starts(
     windows: DocumentWindows, chosen: Sequence[int], documents_WP: Index, kept_WP: NDArray[np.bool_]
 ) -> NDArray[np.bool_]:
-    """Where a document begins, the special token in front of it not counted."""
+    """bool [W, P]: marks the first token of each document, after any special token before it."""
     before = [int(windows.documents([i - 1])[0, -1]) if i else -1 for i in chosen]
     previous_WP = np.concatenate([np.array(before)[:, None], documents_WP[:, :-1]], 1)
     new_WP = documents_WP != previous_WP

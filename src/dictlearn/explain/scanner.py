@@ -1,8 +1,7 @@
-"""What surrounds each token: line, word, brackets, strings and comments, from the text before it.
+"""Finds the surroundings of each token: line, word, brackets, strings and comments before it.
 
-It reads any text the same way, so that code gets its structure and prose its words. A quote right
-behind a letter is an apostrophe, unless it closes a string that is open; a string of one quote ends
-with its line.
+All text is read the same way, code or prose. A quote right after a letter is an apostrophe, unless
+it closes an open string; a string of one quote ends with its line.
 """
 
 from __future__ import annotations
@@ -14,13 +13,13 @@ from typing import NamedTuple
 
 OPENING, CLOSING = "([{", ")]}"
 WORD = re.compile(r"\w+")
-PREFIXES = frozenset(["r", "b", "f", "u", "rb", "br", "fr", "rf"])  # of Python's strings
+PREFIXES = frozenset(["r", "b", "f", "u", "rb", "br", "fr", "rf"])  # prefixes of Python's strings
 
 
 class Surroundings(NamedTuple):
-    """One token's, at its first character that is no white space; `word` holds its own letters.
+    """Surroundings of one token at its first character that is no white space.
 
-    Of a token that is nothing else: at its start.
+    A token of white space alone has those at its start. `word` includes the token's own letters.
     """
 
     inside: str = "code"  # code, string, docstring (three quotes) or comment
@@ -30,18 +29,18 @@ class Surroundings(NamedTuple):
     commas: int = 0  # since that bracket
     indent: int = 0  # spaces before the line's first character
     on_line: int = 0  # tokens before this one on its line, white space not counted
-    first: str = ""  # the line's first word or sign, of what stands before the token
-    above: str = ""  # first word or sign of the line before with anything on it
-    blank_above: bool = False  # an empty line right before this one
-    word: str = ""  # of the word that the token belongs to, all up to the token's end
+    first: str = ""  # the line's first word or sign, if it is before the token
+    above: str = ""  # first word or sign of the last line above that isn't empty
+    blank_above: bool = False  # whether the line above is empty
+    word: str = ""  # the token's word, up to the token's end
     pieces: int = 0  # tokens of that word before this one
-    before: str = ""  # the last whole word before that
-    between: str = ""  # up to four characters that stand between the two
+    before: str = ""  # the last whole word before that word
+    between: str = ""  # up to four characters between the two words
 
 
 @dataclass(slots=True)
 class _State:
-    quote: str = ""  # what would close the string that is open
+    quote: str = ""  # quote that closes the open string; "" outside strings
     escaped: bool = False
     comment: bool = False
     brackets: list[tuple[str, str, int]] = field(default_factory=list)  # sign, called, commas
@@ -51,17 +50,17 @@ class _State:
     above: str = ""
     blank_above: bool = False
     word: str = ""
-    pieces: int = 0  # tokens that the word consists of so far
+    pieces: int = 0  # tokens of the word so far
     before: str = ""
     between: str = ""
 
 
 def surroundings(pieces: Sequence[str], starts: Sequence[bool]) -> list[Surroundings]:
-    """Of every token of a window, whose texts are `pieces`.
+    """Surroundings of every token of a window, whose texts are `pieces`.
 
-    `starts` marks the first tokens of documents: all that came before is forgotten there.
+    `starts` marks the first tokens of documents, at which the state is reset.
     """
-    state, found = _State(), []
+    state, tokens = _State(), []
     for piece, start in zip(pieces, starts, strict=True):
         if start:
             state = _State()
@@ -69,17 +68,17 @@ def surroundings(pieces: Sequence[str], starts: Sequence[bool]) -> list[Surround
         if body:
             _read(state, piece[: len(piece) - len(body)])
         own = WORD.match(body)
-        seen = _seen(state, own.group() if own else "")
-        found.append(seen)
+        token = _token(state, own.group() if own else "")
+        tokens.append(token)
         state.on_line += bool(body)
         _read(state, body or piece)
-        state.pieces = (state.pieces + 1 if state.word == seen.word else 1) if state.word else 0
-    return found
+        state.pieces = (state.pieces + 1 if state.word == token.word else 1) if state.word else 0
+    return tokens
 
 
-def _seen(state: _State, own: str) -> Surroundings:
-    """What stands around a token whose own letters, up to its first other sign, are `own`."""
-    behind_word = state.word and not own
+def _token(state: _State, own: str) -> Surroundings:
+    """Surroundings of a token that begins with the letters `own`."""
+    after_word = state.word and not own
     sign, called, commas = state.brackets[-1] if state.brackets else ("", "", 0)
     string = "docstring" if len(state.quote) == 3 else "string"
     return Surroundings(
@@ -95,8 +94,8 @@ def _seen(state: _State, own: str) -> Surroundings:
         blank_above=state.blank_above,
         word=state.word + own if own else "",
         pieces=state.pieces if own else 0,
-        before=state.word if behind_word else state.before,
-        between="" if behind_word else state.between,
+        before=state.word if after_word else state.before,
+        between="" if after_word else state.between,
     )
 
 
@@ -141,7 +140,7 @@ def _read_sign(state: _State, char: str) -> None:
         elif (state.line + char).endswith(state.quote):
             state.quote = ""
     elif char in "'\"":
-        if state.line.endswith(char * 2):  # an empty string, it seemed: a third quote opens one
+        if state.line.endswith(char * 2):  # a third quote opens a docstring
             state.quote = char * 3
         elif not state.word or state.word.lower() in PREFIXES:
             state.quote = char
@@ -160,5 +159,5 @@ def _read_sign(state: _State, char: str) -> None:
 def _first(line: str) -> str:
     """The line's first word, or its first sign."""
     stripped = line.lstrip()
-    found = WORD.match(stripped)
-    return found.group() if found else stripped[:1]
+    word = WORD.match(stripped)
+    return word.group() if word else stripped[:1]

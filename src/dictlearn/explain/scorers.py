@@ -1,7 +1,7 @@
-"""How well a description tells where its feature fires, by asking a model that reads it.
+"""Scores descriptions by asking a language model where the described feature fires.
 
-Detection and fuzzing as in Paulo et al. 2024 (arXiv 2410.13928), simulation as in Bills et al. 2023.
-An answer in another form than asked for is no score: it is counted, and its examples are left out.
+Detection and fuzzing follow Paulo et al. 2024 (arXiv 2410.13928), simulation Bills et al. 2023. A
+malformed answer gives no score: it is counted, and its examples are left out.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from dictlearn.explain.prompt import Prompt
 from dictlearn.explain.scores import Confusion
 from dictlearn.store.explanations import Failure
 
-SHOWN_FAILURES = 3  # of each sort
+SHOWN_FAILURES = 3  # of each kind
 
 
 @dataclass(frozen=True)
 class Score:
-    """`value` is None where no answer could be read."""
+    """A score; `value` is None where no answer could be read."""
 
     value: float | None
-    n: int  # examples answered for
+    n: int  # examples with an answer
     failing: tuple[Failure, ...] = field(default=())
 
 
 class Scorer(ABC):
-    """A yaml of conf/scorer. `balanced` says that its value is a balanced accuracy."""
+    """A scorer with a yaml in conf/scorer. If `balanced`, its value is a balanced accuracy."""
 
     balanced: bool
 
@@ -44,7 +44,7 @@ class Scorer(ABC):
 
 @dataclass(frozen=True)
 class _Item:
-    """A text to be answered with 1 or 0."""
+    """A text, and whether its right answer is 1."""
 
     text: str
     fires: bool
@@ -52,8 +52,7 @@ class _Item:
 
 @final
 class Detection(Scorer):
-    """Does the feature fire anywhere in this text? Half of the texts are silent, and half of those
-    are near misses."""
+    """Asks if the feature fires in a text; half of the texts are silent, half of these near misses."""
 
     balanced = True
 
@@ -72,7 +71,7 @@ class Detection(Scorer):
 
 @final
 class Fuzzing(Scorer):
-    """Are the marked tokens those that the feature fires on? In half of the texts others are."""
+    """Asks whether the feature fires on the marked tokens; in half of the texts others are marked."""
 
     balanced = True
 
@@ -85,7 +84,7 @@ class Fuzzing(Scorer):
         for number, context in enumerate(contexts.by_interval(self.examples)[: self.examples]):
             right = number % 2 == 0
             count = sum(value > 0 for value in context.activations)
-            wrong = contexts.some_places(context, count)
+            wrong = contexts.silent_indices(context, count)
             if right or wrong:
                 items.append(_Item(context.marked(None if right else wrong), right))
         return await _answered(self.prompt, description, items, contexts, asker, self.per_prompt)
@@ -93,8 +92,7 @@ class Fuzzing(Scorer):
 
 @final
 class Simulation(Scorer):
-    """How strongly does it fire on each token, 0 to 10? The score is the correlation with what it
-    does, over all tokens together."""
+    """Asks for the activation on each token, 0 to 10; the score is the correlation over all tokens."""
 
     balanced = False
 
@@ -105,7 +103,7 @@ class Simulation(Scorer):
     async def score(self, description: str, contexts: Contexts, asker: Asker) -> Score:
         drawn = contexts.by_interval(self.examples)[: self.examples - 1] + contexts.silent(1)
         answered = 0
-        told: list[float] = []
+        simulated: list[float] = []
         true: list[float] = []
         for context in drawn:
             tokens = "\n".join(json.dumps(p, ensure_ascii=False) for p in context.pieces)
@@ -118,12 +116,13 @@ class Simulation(Scorer):
                 asker.tally.malformed += 1
                 continue
             answered += 1
-            told += values
+            simulated += values
             true += context.activations
-        if len(told) < 2 or np.std(true) == 0:
+        if len(simulated) < 2 or np.std(true) == 0:
             return Score(None, 0)
-        correlation = 0.0 if np.std(told) == 0 else float(np.corrcoef(told, true)[0, 1])
-        return Score(correlation, answered)
+        if np.std(simulated) == 0:
+            return Score(0.0, answered)
+        return Score(float(np.corrcoef(simulated, true)[0, 1]), answered)
 
 
 async def _answered(
@@ -136,10 +135,10 @@ async def _answered(
 ) -> Score:
     """Balanced accuracy over the prompts whose answers can be read."""
     order = contexts.shuffled(len(items))
-    seen: list[tuple[_Item, bool]] = []
+    answers: list[tuple[_Item, bool]] = []
     for start in range(0, len(order), per_prompt):
         batch = [items[i] for i in order[start : start + per_prompt]]
-        texts = "\n\n".join(f"Example {n}:\n{one.text}" for n, one in enumerate(batch, start=1))
+        texts = "\n\n".join(f"Example {n}:\n{item.text}" for n, item in enumerate(batch, start=1))
         messages = prompt.filled(description=description, examples=texts, n=str(len(batch)))
         answer = await asker.score(messages, len(batch))
         if answer is None:
@@ -148,19 +147,19 @@ async def _answered(
         if values is None or not {0, 1} >= set(values):
             asker.tally.malformed += 1
             continue
-        seen += [(one, value == 1) for one, value in zip(batch, values, strict=True)]
+        answers += [(item, value == 1) for item, value in zip(batch, values, strict=True)]
     counts = Confusion(
-        tp=sum(one.fires and said for one, said in seen),
-        fp=sum(not one.fires and said for one, said in seen),
-        fn=sum(one.fires and not said for one, said in seen),
-        tn=sum(not one.fires and not said for one, said in seen),
+        tp=sum(item.fires and yes for item, yes in answers),
+        fp=sum(not item.fires and yes for item, yes in answers),
+        fn=sum(item.fires and not yes for item, yes in answers),
+        tn=sum(not item.fires and not yes for item, yes in answers),
     )
     if not (counts.tp + counts.fn and counts.fp + counts.tn):
-        return Score(None, len(seen))
-    wrong = [Failure(one.text, one.fires, said) for one, said in seen if one.fires != said]
+        return Score(None, len(answers))
+    wrong = [Failure(item.text, item.fires, yes) for item, yes in answers if item.fires != yes]
     shown = [f for f in wrong if f.fired][:SHOWN_FAILURES]
     shown += [f for f in wrong if not f.fired][:SHOWN_FAILURES]
-    return Score(counts.balanced_accuracy, len(seen), tuple(shown))
+    return Score(counts.balanced_accuracy, len(answers), tuple(shown))
 
 
 def _check(prompt: Prompt, examples: int, per_prompt: int, name: str) -> None:

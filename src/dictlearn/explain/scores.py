@@ -1,4 +1,4 @@
-"""How often a description is right about where its feature fires."""
+"""Scores of descriptions from counts, and their distribution over features."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Confusion:
-    """Counts of tokens, or of contexts, by what the description says and what the feature does."""
+    """Counts of tokens or contexts, by the description's prediction and the feature's firing."""
 
     tp: int
     fp: int
@@ -19,7 +19,7 @@ class Confusion:
 
     @property
     def balanced_accuracy(self) -> float:
-        """Mean of the rates of firings and of silences that are right: 0.5 says nothing.
+        """Mean of the true positive and the true negative rate; 0.5 is chance.
 
         NaN where the feature always or never fires.
         """
@@ -27,7 +27,7 @@ class Confusion:
 
     @property
     def precision(self) -> float:
-        """Of what is said to fire, the share that does; 0 where nothing is said to."""
+        """Share of predicted firings that are firings; 0 without predictions."""
         return self.tp / max(self.tp + self.fp, 1)
 
     @property
@@ -47,7 +47,7 @@ def _ratio(part: int, whole: int) -> float:
 
 
 def distribution(values: Sequence[float]) -> dict[str, float]:
-    """Mean and quantiles, for a table; nothing where there are no values."""
+    """Mean and quantiles for a table; empty without values."""
     if not len(values):
         return {}
     levels = {"p05": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95}
@@ -56,16 +56,16 @@ def distribution(values: Sequence[float]) -> dict[str, float]:
 
 
 def derangement(n: int, seed: int) -> list[int]:
-    """A permutation of 0..n-1 that leaves nothing in its place (n > 1): whose description to take."""
+    """A random permutation of 0..n-1 without fixed points, for n > 1."""
     shuffled = np.random.default_rng(seed).permutation(n)
     other = np.empty(n, int)
     other[shuffled] = np.roll(shuffled, 1)
     return other.tolist()
 
 
-def share(values: Sequence[float], least: float, of: int) -> float:
-    """How many of `of` reach `least`."""
-    return sum(value >= least for value in values) / of if of else 0.0
+def share(values: Sequence[float], least: float, total: int) -> float:
+    """The number of values of at least `least`, as a share of `total`."""
+    return sum(value >= least for value in values) / total if total else 0.0
 
 
 def rounded(figures: Mapping[str, float]) -> dict[str, float]:

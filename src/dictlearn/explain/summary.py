@@ -1,4 +1,4 @@
-"""features/explanations.json: how many features a run describes, and how well, beside baselines."""
+"""Writes features/explanations.json: the number of features described, their scores, and baselines."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 from dictlearn.disk.whole import write_json
 from dictlearn.explain.protocol import Explained, Feature, Material
+from dictlearn.explain.sample import Sample
 from dictlearn.explain.scores import distribution, share
 
 FILE = "explanations.json"
@@ -23,8 +24,11 @@ def summarised(
     live: Sequence[Feature],
     explained: Explained,
 ) -> dict[str, Any]:
-    """Plain JSON. Shares are of `live`, the features asked for that fire at all in the sample: one
-    that fires too rarely to be scored counts as not described."""
+    """The summary as plain JSON.
+
+    Shares are of `live`, the requested features that fire in the sample. A feature that fires too
+    rarely to be scored counts as not described.
+    """
     ours = explained.explanations
     scores = {name: _column(ours, name) for name in sorted({n for e in ours for n in e.scores})}
     accuracy = [e.scores.get("balanced_accuracy", 0.0) for e in ours]
@@ -54,14 +58,7 @@ def summarised(
             "explain": int((~sample.to_score_N).sum()),
             "score": int(sample.to_score_N.sum()),
         },
-        "documents": dict(
-            Counter(
-                "score" if to_score else "explain"
-                for to_score in dict(
-                    zip(sample.units_N.tolist(), sample.to_score_N.tolist(), strict=True)
-                ).values()
-            )
-        ),
+        "documents": _documents(sample),
         "reliable": sum(e.reliable for e in ours),
         "reliable_means": f"balanced accuracy >= {material.threshold:g} and precision >= "
         f"{material.precision:g} on documents that the explainer never saw",
@@ -77,9 +74,15 @@ def summarised(
 
 
 def write_summary(folder: Path, summary: Mapping[str, Any]) -> Path:
-    """Whole or not at all."""
+    """Writes the summary whole or not at all; returns its path."""
     write_json(folder / FILE, summary)
     return folder / FILE
+
+
+def _documents(sample: Sample) -> dict[str, int]:
+    """The number of documents, or windows, in each half."""
+    scored = dict(zip(sample.units_N.tolist(), sample.to_score_N.tolist(), strict=True))
+    return dict(Counter("score" if to_score else "explain" for to_score in scored.values()))
 
 
 def _column(explanations: Sequence[Any], name: str) -> list[float]:

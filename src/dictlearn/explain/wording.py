@@ -1,4 +1,4 @@
-"""Rules as sentences that a person would write, and tokens in their context."""
+"""Writes rules as sentences, and tokens in their contexts."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from dictlearn.explain.rules import Literal, Rule, Term
 
 
 def sentence(rule: Rule, predicates: Predicates) -> str:
-    """`the token "self", right after "("`, in Markdown's code quotes; "" for no rule."""
+    """The rule in words, with tokens in Markdown's code quotes; "" for no rule."""
     return "; or ".join(_term(term, predicates) for term in rule)
 
 
 def _term(term: Term, predicates: Predicates) -> str:
-    spoken: dict[str, list[str]] = {"head": [], "which": [], "where": []}
+    phrases: dict[str, list[str]] = {"head": [], "which": [], "where": []}
     for literal in sorted(term, key=lambda literal: literal.slot):
-        spoken[SLOTS[literal.slot].role].append(_phrase(literal, predicates))
-    head = " that is ".join(spoken["head"]) or "any token"
-    what = " ".join([head, " and ".join(spoken["which"])]).strip()
-    return ", ".join([what, *spoken["where"]])
+        phrases[SLOTS[literal.slot].role].append(_phrase(literal, predicates))
+    head = " that is ".join(phrases["head"]) or "any token"
+    token = " ".join([head, " and ".join(phrases["which"])]).strip()
+    return ", ".join([token, *phrases["where"]])
 
 
 def _phrase(literal: Literal, predicates: Predicates) -> str:
@@ -29,12 +29,12 @@ def _phrase(literal: Literal, predicates: Predicates) -> str:
 
 
 def either(names: Sequence[str]) -> str:
-    """`a`, `a or b`, `a, b or c`."""
+    """The names joined as in "a, b or c"."""
     return " or ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
 def quoted(text: str) -> str:
-    """A token as Markdown's code; white space, which code quotes would hide, in words."""
+    """A token as Markdown's code; white space, which code quotes would hide, is put in words."""
     if text and not text.strip():
         return _white_space(text)
     shown = text.replace("\n", "\\n").replace("\t", "\\t").replace("\r", "\\r")
@@ -52,8 +52,8 @@ def _white_space(text: str) -> str:
     return " and ".join(parts)
 
 
-def in_context(pieces: Sequence[str], place: int, before: int = 16, after: int = 6) -> str:
-    """The pieces around one of them, which stands between << and >>."""
-    first = max(0, place - before)
-    left, right = pieces[first:place], pieces[place + 1 : place + 1 + after]
-    return "".join([*left, "<<", pieces[place], ">>", *right])
+def in_context(pieces: Sequence[str], index: int, before: int = 16, after: int = 6) -> str:
+    """The pieces around one of them, which is put between << and >>."""
+    first = max(0, index - before)
+    left, right = pieces[first:index], pieces[index + 1 : index + 1 + after]
+    return "".join([*left, "<<", pieces[index], ">>", *right])

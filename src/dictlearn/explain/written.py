@@ -1,8 +1,8 @@
-"""Descriptions that a language model writes, and their scores by scorers that ask it back.
+"""Descriptions written by a language model, and scored by asking it where features fire.
 
-With best_of=n it writes n; the one that scores best on a third of the "explain" documents, which
-were kept from it, is taken. What is reported comes from the "score" documents alone, so choosing
-doesn't flatter it.
+With best_of=n it writes n descriptions; the one that scores best on an unseen third of the "explain"
+documents is taken. Reported scores come from the "score" documents alone, so the choice doesn't bias
+them.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ from dictlearn.types import NamedProgress
 FIELDS = ("strongest", "by_interval", "near_misses", "promoted", "suppressed")
 UNKNOWN = "(not known)"
 STRONGEST, BY_INTERVAL, NEAR_MISSES = 10, 10, 6
-ESTIMATED = 64  # features whose prompts are made for an estimate, which speaks for all
+ESTIMATED = 64  # features whose prompts are made for an estimate
 
 
 @final
 class Written(Explainer):
-    """See conf/explainer/openai.yaml for the arguments."""
+    """The arguments are explained in conf/explainer/openai.yaml."""
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class Written(Explainer):
         self.best_of, self.price_in, self.price_out = best_of, price_in, price_out
 
     def estimate(self, material: Material, features: Sequence[Feature]) -> str:
-        """The prompts of some features are made, counted for all, and none is sent."""
+        """A sentence on prompts, tokens and cost, extrapolated from some features; sends nothing."""
         tally = asyncio.run(self._estimate(material, features))
         cached = f" ({tally.cached:,} of them answered in the cache)" if tally.cached else ""
         cost = tally.cost(self.price_in, self.price_out)
@@ -90,10 +90,10 @@ class Written(Explainer):
     async def _estimate(self, material: Material, features: Sequence[Feature]) -> Tally:
         asker = Estimator(self.client, Cache(material.folder), self.max_tokens, self.score_tokens)
 
-        async def one(firings: Firings, feature: Feature) -> None:
-            await self._one(material, firings, feature, asker)
+        async def explain(firings: Firings, feature: Feature) -> None:
+            await self._explanation(material, firings, feature, asker)
 
-        async def swapped(pair: tuple[Feature, Feature]) -> None:
+        async def score_swapped(pair: tuple[Feature, Feature]) -> None:
             feature, other = pair
             before = replace(asker.tally)
             _, text = await self._described(material, material.firings, other, asker)
@@ -101,23 +101,23 @@ class Written(Explainer):
             await self._scores(text or STAND_IN, material, material.firings, feature, asker)
 
         stages = (
-            (features, partial(one, material.firings)),
-            (self._swapped(features, material), swapped),
-            (self._untrained(material, len(features)), partial(one, material.untrained)),
+            (features, partial(explain, material.firings)),
+            (self._swapped(features, material), score_swapped),
+            (self._untrained(material, len(features)), partial(explain, material.untrained)),
         )
         total = Tally()
         for work, ask in stages:
-            some = [work[i] for i in range(0, len(work), -(-len(work) // ESTIMATED) or 1)]
+            sampled = [work[i] for i in range(0, len(work), -(-len(work) // ESTIMATED) or 1)]
             asker.tally = Tally()
-            for item in some:
+            for item in sampled:
                 await ask(item)  # type: ignore[arg-type]
-            total.add(asker.tally, len(work) / max(len(some), 1))
+            total.add(asker.tally, len(work) / max(len(sampled), 1))
         return total
 
     def explain(
         self, material: Material, features: Sequence[Feature], progress: NamedProgress, keep: Keep
     ) -> Explained:
-        """Raises NoAnswer where nothing was answered, or nothing more is."""
+        """Explains features. Raises NoAnswer if no prompt is answered, or none any more."""
 
         async def run() -> Explained:
             cache = Cache(material.folder)
@@ -138,15 +138,15 @@ class Written(Explainer):
         asker: Sender,
     ) -> Explained:
         async def kept(feature: Feature) -> Explanation:
-            one = await self._one(material, material.firings, feature, asker)
-            if one.text:
-                keep(one)
-            return one
+            explanation = await self._explanation(material, material.firings, feature, asker)
+            if explanation.text:
+                keep(explanation)
+            return explanation
 
-        found = await self._all(
+        explained = await self._all(
             [partial(kept, feature) for feature in features], "explaining and scoring", progress
         )
-        text = {(one.source, one.feature): one.text for one in found}
+        text = {(e.source, e.feature): e.text for e in explained}
         swapped = await self._all(
             [
                 partial(self._scores, text[other], material, material.firings, feature, asker)
@@ -158,11 +158,11 @@ class Written(Explainer):
         )
         drawn = self._untrained(material, len(features))
         random = await self._all(
-            [partial(self._one, material, material.untrained, f, asker) for f in drawn],
+            [partial(self._explanation, material, material.untrained, f, asker) for f in drawn],
             "a random dictionary",
             progress,
         )
-        _refuse_nothing(found, asker, keep)
+        _check_described(explained, asker, keep)
         baselines = {
             "shuffled": [v for v in map(self._accuracy, swapped) if v is not None],
             "random_dictionary": [
@@ -170,11 +170,11 @@ class Written(Explainer):
             ],
         }
         means = {name: round(float(np.mean(b)), 4) for name, b in baselines.items() if b}
-        explanations = [replace(one, baselines=means) for one in found]
+        explanations = [replace(e, baselines=means) for e in explained]
         figures: dict[str, Any] = {
             "model": self.client.model,
             "best_of": self.best_of,
-            "unscored": sum("balanced_accuracy" not in e.scores for e in found),
+            "unscored": sum("balanced_accuracy" not in e.scores for e in explained),
             "asked": vars(asker.tally),
             "cost": round(asker.tally.cost(self.price_in, self.price_out), 4),
         }
@@ -196,10 +196,10 @@ class Written(Explainer):
     async def _all(
         self, work: Sequence[Callable[[], Awaitable[Any]]], what: str, progress: NamedProgress
     ) -> list[Any]:
-        """As many at a time as there may be prompts; the results in order."""
+        """Results of the tasks in order; `concurrency` of them run at a time."""
         slots, done = asyncio.Semaphore(self.concurrency), 0
 
-        async def one(task: Callable[[], Awaitable[Any]]) -> Any:
+        async def run(task: Callable[[], Awaitable[Any]]) -> Any:
             nonlocal done
             async with slots:
                 result = await task()
@@ -209,18 +209,18 @@ class Written(Explainer):
 
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(one(task)) for task in work]
+                tasks = [group.create_task(run(task)) for task in work]
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from errors  # the first stopped the others
         return [task.result() for task in tasks]
 
-    async def _one(
+    async def _explanation(
         self, material: Material, firings: Firings, feature: Feature, asker: Asker
     ) -> Explanation:
         messages, text = await self._described(material, firings, feature, asker)
         scores = await self._scores(text, material, firings, feature, asker) if text else {}
         accuracy = self._accuracy(scores)
-        values = {name: one.value for name, one in scores.items() if one.value is not None}
+        values = {name: score.value for name, score in scores.items() if score.value is not None}
         if accuracy is not None:
             values = {"balanced_accuracy": accuracy, **values}
         return Explanation(
@@ -230,15 +230,15 @@ class Written(Explainer):
             model=self.client.model,
             prompt_hash=prompt_hash(messages),
             scores=rounded(values),
-            n_examples=sum(one.n for one in scores.values()),
+            n_examples=sum(score.n for score in scores.values()),
             reliable=accuracy is not None and accuracy >= material.threshold,
-            failing=tuple(failure for one in scores.values() for failure in one.failing),
+            failing=tuple(failure for score in scores.values() for failure in score.failing),
         )
 
     async def _described(
         self, material: Material, firings: Firings, feature: Feature, asker: Asker
     ) -> tuple[Messages, str]:
-        """What was asked, and the description; "" where none came."""
+        """(the prompt, the description); the description is "" where none came."""
         part = "shown" if self.best_of > 1 else None
         shown = _contexts(material, firings, feature, "explain", part)
         messages = self._messages(shown, material, feature if firings is material.firings else None)
@@ -256,7 +256,7 @@ class Written(Explainer):
         feature: Feature,
         asker: Asker,
     ) -> str:
-        """The text that scores best on documents kept for choosing; of one text, that one."""
+        """The text with the best score on the documents for choosing; a single text is not scored."""
         different = [text for text in dict.fromkeys(texts) if text]
         if len(different) < 2:
             return different[0] if different else ""
@@ -276,18 +276,18 @@ class Written(Explainer):
         choosing: bool = False,
     ) -> dict[str, Score]:
         half, part = ("explain", "chosen") if choosing else ("score", None)
-        found = {}
+        scores = {}
         for name, scorer in self.scorers.items():
             contexts = _contexts(material, firings, feature, half, part)
-            found[name] = await scorer.score(text, contexts, asker)
-        return found
+            scores[name] = await scorer.score(text, contexts, asker)
+        return scores
 
     def _accuracy(self, scores: Mapping[str, Score]) -> float | None:
-        """The mean over the scorers that give a balanced accuracy; None where none could."""
+        """Mean of the balanced accuracies; None where no scorer has one."""
         values = [
-            one.value
-            for name, one in scores.items()
-            if self.scorers[name].balanced and one.value is not None
+            score.value
+            for name, score in scores.items()
+            if self.scorers[name].balanced and score.value is not None
         ]
         return float(np.mean(values)) if values else None
 
@@ -296,9 +296,9 @@ class Written(Explainer):
     ) -> Messages:
         promoted = suppressed = UNKNOWN
         if feature is not None and material.store is not None:
-            known = material.store.feature(*feature)
-            promoted = _tokens(known.promoted, material.pieces)
-            suppressed = _tokens(known.suppressed, material.pieces)
+            record = material.store.feature(*feature)
+            promoted = _tokens(record.promoted, material.pieces)
+            suppressed = _tokens(record.suppressed, material.pieces)
         listed = {
             "strongest": [c.marked() for c in contexts.strongest(STRONGEST)],
             "by_interval": [c.marked() for c in contexts.by_interval(BY_INTERVAL)],
@@ -310,40 +310,40 @@ class Written(Explainer):
     def _swapped(
         self, features: Sequence[Feature], material: Material
     ) -> list[tuple[Feature, Feature]]:
-        """Of the shuffled baseline: a feature to score on, and the one whose description is taken."""
+        """Pairs for the shuffled baseline: a feature, and another one whose description it gets."""
         if len(features) < 2:
             return []
         other = derangement(len(features), material.seed)
-        some = range(min(len(features), material.baseline_features))
-        return [(features[i], features[other[i]]) for i in some]
+        n = min(len(features), material.baseline_features)
+        return [(features[i], features[other[i]]) for i in range(n)]
 
     def _untrained(self, material: Material, most: int) -> list[Feature]:
         firings = material.untrained
-        everything = [divmod(i, firings.n_features) for i in range(len(firings.starts) - 1)]
-        drawn = np.random.default_rng(material.seed).permutation(len(everything))
+        features = [divmod(i, firings.n_features) for i in range(len(firings.starts) - 1)]
+        order = np.random.default_rng(material.seed).permutation(len(features))
         n = min(most, material.baseline_features)
-        some = [everything[i] for i in drawn[: 4 * n]]
-        return material.explainable(some, firings)[:n]
+        drawn = [features[i] for i in order[: 4 * n]]
+        return material.explainable(drawn, firings)[:n]
 
 
 def _contexts(
     material: Material, firings: Firings, feature: Feature, half: str, part: str | None
 ) -> Contexts:
-    """Of a random dictionary no neighbours are known."""
-    known = material.neighbours(*feature) if firings is material.firings else []
+    """The contexts of a feature; one of the random dictionary has no known neighbours."""
+    neighbours = material.neighbours(*feature) if firings is material.firings else []
     sample, pieces = material.sample, material.pieces
-    return Contexts(sample, firings, feature, pieces, half, part, material.seed, known)
+    return Contexts(sample, firings, feature, pieces, half, part, material.seed, neighbours)
 
 
-def _refuse_nothing(found: Sequence[Explanation], asker: Sender, keep: Keep) -> None:
-    """Raises NoAnswer where a run has nothing to show for what it asked."""
+def _check_described(explained: Sequence[Explanation], asker: Sender, keep: Keep) -> None:
+    """Raises NoAnswer if a run asked for descriptions and has none."""
     tally = asker.tally
-    if not found or any(one.text for one in found):
+    if not explained or any(e.text for e in explained):
         return
     if tally.failed == tally.prompts:
         raise NoAnswer(f"explainer: nothing was answered ({tally}); the last: {asker.last_failure}")
-    for one in found:
-        keep(one)  # that there is none was paid for, too
+    for explanation in explained:
+        keep(explanation)  # a missing description was paid for, too
     more = "; a higher explainer.max_tokens leaves room behind thoughts" if tally.cut else ""
     raise NoAnswer(f"explainer: no answer holds a description ({tally}){more}")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -78,12 +79,7 @@ def store_targets(
         save_file(tensors, folder / shard_name(number))
         written += sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     save_file({"hashes": torch.tensor(hashes, dtype=torch.int64)}, folder / HASHES)
-    key = {
-        "format": FORMAT,
-        "teacher": lm.info.name,
-        "revision": lm.info.revision,
-        "tokenizer": vocabulary_hash(lm.tokenizer),
-        "vocabulary": lm.info.vocab_size,
+    key = _teacher(lm) | {
         "temperature": temperature,
         "dtype": dtype,
         "context": windows.context,
@@ -108,6 +104,16 @@ def _check(
             raise ValueError(f"{key}={value}: want at least 1")
     if temperature <= 0:
         raise ValueError(f"temperature={temperature}: want a positive number")
+
+
+def _teacher(lm: LanguageModel) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "teacher": lm.info.name,
+        "revision": lm.info.revision,
+        "tokenizer": vocabulary_hash(lm.tokenizer),
+        "vocabulary": lm.info.vocab_size,
+    }
 
 
 def _shard(

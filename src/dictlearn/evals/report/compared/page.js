@@ -1,4 +1,4 @@
-// Sorts the table by the column whose head is pressed, and shows which point a row is.
+// Sorts the table by a column when its head is pressed, and highlights a row's point.
 "use strict";
 
 const table = document.querySelector("table.runs");
@@ -12,7 +12,7 @@ function sortBy(column) {
   const value = (row) => row.children[column].dataset.value ?? row.children[column].textContent;
   const order = (a, b) => {
     const [x, y] = [value(a), value(b)];
-    if (x === "" || y === "") return (x === "") - (y === ""); // what was not measured comes last
+    if (x === "" || y === "") return (x === "") - (y === ""); // missing values come last
     const sign = down ? -1 : 1;
     return sign * (isNaN(x) || isNaN(y) ? x.localeCompare(y, "en", { numeric: true }) : x - y);
   };

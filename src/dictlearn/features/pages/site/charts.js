@@ -1,11 +1,11 @@
-// Small charts, drawn as SVG in the page's colours. Each says in words what it shows.
+// Small charts, drawn as SVG in the page's colours, each with a description in words.
 "use strict";
 
 const CHART = { widest: 640, height: 200, left: 40, right: 22, top: 22, bottom: 40 };
 
 const MARK_LINE = 15; // px
 
-// Bars over [0, bars.length]; `ticks` are [place, label] on that scale, `label(i)` a bar's words.
+// Bars over [0, bars.length]; `ticks` are [place, label] on that scale, `label(i)` describes a bar.
 // With `log`, heights are logarithmic from 1: activations have long tails. `marks` are {place, label}.
 function barChart({ bars, ticks, xLabel, label, says, log = false, marks = [] }) {
   const { widest, left, right, bottom } = CHART;
@@ -26,7 +26,7 @@ function barChart({ bars, ticks, xLabel, label, says, log = false, marks = [] })
     const [from, to] = [x(i), x(i + 1)];
     const gap = Math.min(2, 0.15 * (to - from));
     chart.append(svg("rect", { class: "bar", x: from, width: to - from - gap, y: y(value), height: y(0) - y(value) }));
-    // The whole column can be hovered, the bar may be a pixel high.
+    // The whole column can be hovered, as the bar may be a pixel high.
     chart.append(svg("rect", { class: "column", x: from, width: to - from, y: top, height: height - top - bottom, "data-tip": label(i) }));
   });
   chart.append(svg("line", { class: "axis", x1: left, x2: width - right, y1: y(0), y2: y(0) }));
@@ -60,7 +60,7 @@ function compact(value) {
   return value >= 1000 ? `${short(value / 1000)}k` : String(value);
 }
 
-// A line of a bar list: what, a bar from 0 to `most`, the value. Negative ones grow in another colour.
+// A line of a bar list: name, a bar from 0 to `most`, value. Negative bars have another colour.
 function barLine(what, value, most, shown, kind = "") {
   const bar = el("span", { class: `bar ${value < 0 ? "down" : ""} ${kind}` });
   bar.style.width = `${(100 * Math.min(1, Math.abs(value) / (most || 1))).toFixed(1)}%`;

@@ -1,8 +1,8 @@
-// What the files beside this one hold. A page opened from a disk may not fetch, so data are scripts
-// that hand themselves over: info.js, then index-*.js (a few columns of every feature), and one of
-// features-*.js when a feature of it is opened.
+// Loads the data. A page opened from a disk may not fetch, so data are scripts that call a function:
+// info.js, then index-*.js (a few columns of every feature), and one of features-*.js when one of its
+// features is opened.
 //
-// A feature's row is source * n_features + index: its place in every column.
+// A feature's row is source * n_features + index: its index in every column.
 "use strict";
 
 const data = { info: null, rows: 0, chunks: new Map() };
@@ -18,7 +18,7 @@ const dictlearn = {
     data.maximum = new Float64Array(rows);
     data.score = new Float64Array(rows).fill(NaN);
     data.status = new Uint8Array(rows); // NONE, RELIABLE or UNRELIABLE
-    data.target = new Uint16Array(rows); // of several: the one it writes most to
+    data.target = new Uint16Array(rows); // of several targets, the one it writes most to
     data.part = new Float64Array(rows).fill(NaN); // its share of the norms
     data.centre = new Float64Array(rows).fill(NaN); // mean number of its targets, weighted by their norms
     data.text = new Array(rows).fill("");
@@ -71,7 +71,7 @@ async function loadIndex() {
   await Promise.all(parts);
 }
 
-// The whole record of one feature. Throws where the files no longer belong together.
+// The whole record of one feature. Throws if the files don't belong together.
 async function loadFeature(row) {
   const firsts = data.info.chunk_rows;
   let low = 0, high = firsts.length - 1; // the last chunk that starts at or before row
@@ -101,12 +101,12 @@ function rowOf(source, index) {
   return source * data.info.n_features + index;
 }
 
-// What a feature is called, here and in everything that dictlearn prints: resid_post.1/266.
+// A feature's name, as dictlearn prints it: resid_post.1/266.
 function nameOf(row) {
   return `${data.info.sites[sourceOf(row)]}/${indexOf(row)}`;
 }
 
-// The row of such a name, of 0/266 by the number of its source, or of 266 where there is one source; or null.
+// The row of a name, of source number and index (0/266), or of an index if there is one source; else null.
 function rowNamed(name) {
   const slash = name.lastIndexOf("/");
   const [site, number] = [name.slice(0, slash), name.slice(slash + 1)];

@@ -1,4 +1,4 @@
-// A feature's description beside the figures that say how far to trust it.
+// A feature's description, with its scores.
 "use strict";
 
 function descriptionOf(explanation) {
@@ -16,7 +16,7 @@ function descriptionOf(explanation) {
     failing.length ? failures(explanation) : null);
 }
 
-// Where the scores come from: a rule is held against every token, a model answers for some examples.
+// The basis of the scores: a rule is tested on every token, a model answers for some examples.
 function judged({ model, n_examples: n }) {
   if (model) return `by ${whole(n)} ${n === 1 ? "answer about an example" : "answers about examples"} of other documents`;
   return `on other documents, where the feature fires ${whole(n)} ${n === 1 ? "time" : "times"}`;

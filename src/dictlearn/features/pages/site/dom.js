@@ -1,5 +1,4 @@
-// Elements and numbers. Text from data goes in as text, never as markup: nothing here or elsewhere
-// on this site parses HTML.
+// Makes elements and formats numbers. Text from data is never markup: nothing on this site parses HTML.
 "use strict";
 
 // el("a", {class: "plain", href: "#/0/1"}, "text", node, ...); null children are left out.
@@ -23,10 +22,10 @@ function byId(id) {
   return document.getElementById(id);
 }
 
-// Whitespace as signs, so that a token that is nothing else can be seen.
+// Whitespace as signs, so that a token of whitespace alone is visible.
 const SIGNS = { "\n": "↵", "\r": "␍", "\t": "⇥", " ": "·" };
 
-// A token on its own: its whitespace as muted signs.
+// A token by itself, with its whitespace as muted signs.
 function token(text) {
   const parts = text.split(/([\n\r\t ])/).filter((part) => part !== "");
   return el("code", { class: "token" }, ...parts.map((p) => (p in SIGNS ? sign(SIGNS[p]) : p)));
@@ -52,7 +51,7 @@ function prose(text) {
   return [...parts, pieces.slice(start).join("")].filter((part) => part !== "");
 }
 
-// Longer marks stand apart from what they hold.
+// Marks of several backticks are separated from their content by a space.
 function inside(marks, code) {
   return marks.length > 1 && code.length > 2 && code.startsWith(" ") && code.endsWith(" ") ? code.slice(1, -1) : code;
 }
@@ -65,8 +64,8 @@ function whole(number) {
   return number.toLocaleString("en-US");
 }
 
-// Numbers of one quantity, `largest` the largest of them: all have as many decimals as gives that one
-// three digits, and stand below one another.
+// Formats numbers of one quantity so that they align: all have as many decimals as give the
+// largest, `largest`, three digits.
 function alike(largest) {
   const size = Math.abs(largest);
   if (size !== 0 && (size < 0.001 || size >= 1e6)) return (number) => (number === 0 ? "0" : number.toExponential(1));

@@ -1,8 +1,8 @@
-// Examples as a concordance: one line each, the token that was picked in one column, so that what
-// they share is seen at a glance. Opened, a line shows its whole context with its line breaks.
+// Examples as a concordance: one line each, with the peaks in one column, so that common patterns are
+// visible. An opened line shows its whole context with its line breaks.
 //
 // An example is [document, window, position, peak, pieces]; a piece is silent text, or [text,
-// activation] for a token on which the feature fires; `peak` is the place of the picked one.
+// activation] for a token on which the feature fires; `peak` is the index of the peak's piece.
 "use strict";
 
 const LEVELS = 10; // shades of a mark, as in style.css
@@ -47,7 +47,7 @@ function piece(content, maximum, shown, picked = false) {
     shown(text, true));
 }
 
-// On one line: breaks as signs and indentation dropped, but for tokens that fire on it.
+// The text on one line: breaks are signs, and indentation is dropped unless the feature fires on it.
 function flat(text, marked) {
   const parts = marked ? text.split(/([\n\r\t]| (?= )|^ +$)/) : text.replace(/[^\S\n]*\n\s*/g, "\n").replace(/[^\S\n]+/g, " ").split(/(\n)/);
   return parts.filter((part) => part !== "").map((part) => {
@@ -56,7 +56,7 @@ function flat(text, marked) {
   });
 }
 
-// As it was written; a break that fires shows its sign before it breaks.
+// The text with its line breaks; a break on which the feature fires also shows its sign.
 function broken(text, marked) {
   if (!marked) return [text];
   return text.split(/([\n\t])/).filter((part) => part !== "").flatMap((part) => (part in SIGNS ? [sign(SIGNS[part]), part] : [part]));

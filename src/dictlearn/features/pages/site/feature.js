@@ -1,7 +1,7 @@
 // The page of one feature.
 "use strict";
 
-const SHOWN_TOP = 12, SHOWN_DRAWN = 4; // examples before the rest is asked for
+const SHOWN_TOP = 12, SHOWN_DRAWN = 4; // examples shown at first
 
 function featureView(feature, href) {
   const { row } = feature;
@@ -11,7 +11,7 @@ function featureView(feature, href) {
       el("h1", {}, nameOf(row),
         feature.dead ? el("span", { class: "badge" }, "dead") : null),
       data.info.paths[sourceOf(row)] === data.info.sites[sourceOf(row)]
-        ? null // its name has said so
+        ? null // the name shows it already
         : el("p", { class: "site" }, data.info.paths[sourceOf(row)])),
     descriptionOf(feature.explanation),
     feature.dead

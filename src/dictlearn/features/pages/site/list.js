@@ -1,10 +1,10 @@
-// The list of features: only the rows in sight are in the document, so 50,000 cost what 20 do.
+// The list of features. Only visible rows are in the document, so 50,000 features cost no more than 20.
 "use strict";
 
 const ROW_HEIGHT = 58; // px, as in style.css
 const SPARE = 6; // rows kept above and below
 
-// `places` and `drawn` are by row: where it stands, and its element where it is in the document.
+// By row: `places` is its index in the list, `drawn` its element if it is in the document.
 const list = { rows: [], places: new Map(), drawn: new Map(), open: null, href: null };
 
 // `href(row)` is where a row leads.
@@ -14,7 +14,7 @@ function makeList(href) {
   new ResizeObserver(drawList).observe(byId("list"));
 }
 
-// What the list holds from the next time it is drawn, at its beginning.
+// Sets the rows of the list and scrolls to its beginning; drawList shows them.
 function fillList(rows) {
   list.rows = rows;
   list.places = new Map(rows.map((row, place) => [row, place]));
@@ -23,7 +23,7 @@ function fillList(rows) {
   byId("list").scrollTop = 0;
 }
 
-// Marks `row` as the one that is open, and scrolls to it where it is out of sight.
+// Marks `row` as open, and scrolls to it if it is out of sight.
 function markOpen(row) {
   list.open = row;
   const place = list.places.get(row);
@@ -73,7 +73,7 @@ function listRow(row) {
   return el("div", { class: "row", role: "listitem" }, link);
 }
 
-// What depends on the search and on what is open.
+// Sets the attributes that depend on the search and on the open feature.
 function mark(item, row, place) {
   item.style.top = `${place * ROW_HEIGHT}px`;
   item.setAttribute("aria-setsize", list.rows.length);
@@ -84,7 +84,7 @@ function mark(item, row, place) {
   else link.removeAttribute("aria-current");
 }
 
-// A description, struck as unreliable where it is; else the tokens that the feature fires on.
+// A description, marked if it is unreliable; without one, the tokens with the strongest firings.
 function summaryOf(row) {
   if (data.text[row]) {
     return el("span", { class: data.status[row] === UNRELIABLE && "doubtful" }, prose(data.text[row]));

@@ -1,4 +1,4 @@
-// The address says it all: #<source>/<feature>?q=...&sort=...&show=...&site=...&target=..., such as
+// The address holds the whole state: #<source>/<feature>?q=...&sort=...&show=...&site=...&target=..., such as
 // #resid_post.1/266, so that a feature or a search can be linked to and the browser's back button works.
 "use strict";
 
@@ -38,7 +38,7 @@ function address(row) {
 
 const wanted = { list: null, row: undefined }; // what is on the screen
 
-// Makes the screen show what `state` says.
+// Shows `state` on the screen.
 async function show() {
   const { query, sort, show, site, target, row } = state;
   const asked = JSON.stringify([query, sort, show, site, target]);
@@ -52,7 +52,7 @@ async function show() {
   if (row === wanted.row) keepSearch(row); else await showView(row);
 }
 
-// Another search beside the same feature: what it is stays, and how far it was read; links keep the search.
+// A new search leaves the open feature and its scroll position; links keep the search.
 function keepSearch(row) {
   const view = byId("view");
   for (const link of view.querySelectorAll("a[data-row]")) link.href = address(Number(link.dataset.row));
@@ -68,7 +68,7 @@ async function showView(row) {
   } catch (error) {
     content = [el("p", { class: "warning" }, `${error.message}.`)];
   }
-  if (wanted.row !== row) return; // another was asked for while this one was loading
+  if (wanted.row !== row) return; // another feature was opened while this one was loading
   hideTip();
   view.replaceChildren(...content);
   view.scrollTop = 0;
@@ -147,7 +147,7 @@ function walk(item, step) {
   byId("rows").querySelector(`[aria-posinset="${place + 1}"] a`)?.focus({ preventScroll: true });
 }
 
-// What an element says of itself in data-tip, beside the pointer.
+// Shows an element's data-tip beside the pointer.
 function onPointer(event) {
   const target = event.target.closest("[data-tip]");
   if (!target) { hideTip(); return; }

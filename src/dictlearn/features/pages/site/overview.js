@@ -1,4 +1,4 @@
-// What the dictionary's features are, all together: the page before one is opened.
+// The overview of all features, shown until one is opened.
 "use strict";
 
 function overviewView() {
@@ -29,7 +29,7 @@ function lede(info) {
   return `${info.what}: ${whole(data.rows)} features, seen on ${whole(info.tokens)} tokens of ${whole(info.documents)} held-out documents.`;
 }
 
-// To the run's report, where the pages lie in its folder.
+// The link to the run's report, if the pages are in its folder.
 function reportLink(label = "Report") {
   return data.info.report ? el("a", { class: "report", href: data.info.report }, label) : null;
 }

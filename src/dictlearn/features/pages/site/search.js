@@ -1,5 +1,5 @@
-// Which features are listed, in which order. Orders of all rows are kept, so that a keystroke costs
-// one pass over strings and no sorting.
+// Filters and sorts the list of features. Sorted orders of all rows are kept, so that a keystroke costs
+// one pass over strings.
 "use strict";
 
 const SORTS = {
