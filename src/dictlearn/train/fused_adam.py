@@ -15,13 +15,13 @@ from torch import Tensor
 
 from dictlearn.ranges import Fraction, NonNegative, Positive
 
-# Below so many numbers a CPU keeps gradients in its cache, and summing rows twice, once for the norm
-# that clips, costs more than a buffer of them does (scripts/bench.py).
+# A CPU keeps gradients of fewer numbers than this in its cache. Then a buffer costs less than summing
+# the rows twice, once for the norm and once for the step (scripts/bench.py).
 SMALLEST = 2**23
 
 
 def pays(numbers: int, on_gpu: bool) -> bool:
-    """Whether gradients of so many numbers in rows are better kept in factors than made."""
+    """Whether row gradients of this many numbers are faster kept as factors than stored as tensors."""
     return on_gpu or numbers >= SMALLEST
 
 
@@ -30,11 +30,11 @@ Moments = Literal["float32", "bfloat16", "8bit"]
 
 @dataclass
 class _Rows:
-    """Rows that make features, and what is known of their gradient in this step."""
+    """Rows that form features, and the state of their gradient in this step."""
 
     features: Features
-    along_N: Tensor | None = None  # what the projection takes out, from `measure`
-    scale: float = 1.0  # by which clipping multiplies it
+    along_N: Tensor | None = None  # the component that the projection removes, from `measure`
+    scale: float = 1.0  # the factor of clipping
 
     def forget(self) -> None:
         self.along_N, self.scale = None, 1.0
@@ -44,10 +44,10 @@ class _Rows:
 class FusedAdam(torch.optim.Optimizer):
     """Adam (Kingma & Ba 2015) without weight decay: the numbers of torch.optim.Adam.
 
-    On `.grad` it works as any optimiser. Where `attach` has given it the feature rows of
-    dictionaries, their gradients stay in factors from the backward pass on (`collect`); `measure`
-    gives the norm of each dictionary's, and `step` projects, clips, updates and normalises row by
-    row. That is for one process: gradients that are averaged over several have to exist.
+    On `.grad` it works as any optimiser. If `attach` has given it the feature rows of dictionaries,
+    their gradients stay in factors from the backward pass on (`collect`); `measure` gives the norm
+    of each dictionary's gradient, and `step` projects, clips, updates and normalises row by row.
+    That is for one process: gradients that are averaged over several processes must be tensors.
     `train.gradients` calls these in their order.
 
     Args:
@@ -78,13 +78,14 @@ class FusedAdam(torch.optim.Optimizer):
     # --- gradients in factors -----------------------------------------------------------------
 
     def attach(self, features: Mapping[str, list[Features]]) -> bool:
-        """Takes the rows of named dictionaries from now on, if that pays; whether it does."""
-        rows = {id(p): p for several in features.values() for one in several for p, _ in one.parts}
-        numbers = sum(p.numel() for p in rows.values())
-        if not pays(numbers, any(p.is_cuda for p in rows.values())):
+        """Takes over the rows of named dictionaries, if that is faster. Returns whether it did."""
+        parts = [part for several in features.values() for rows in several for part in rows.parts]
+        parameters = {id(p): p for p, _ in parts}
+        numbers = sum(p.numel() for p in parameters.values())
+        if not pays(numbers, any(p.is_cuda for p in parameters.values())):
             return False
         self._rows = {name: list(map(_Rows, several)) for name, several in features.items()}
-        self._collector = Collector(rows.values())
+        self._collector = Collector(parameters.values())
         return True
 
     def collects(self, parameter: Tensor) -> bool:
@@ -92,14 +93,14 @@ class FusedAdam(torch.optim.Optimizer):
         return self._collector.has(parameter)
 
     def collect(self) -> None:
-        """From here to `stop`, backward passes leave the gradients of rows in factors."""
+        """Until `stop`, backward passes leave the gradients of rows in factors."""
         self._collector.start()
 
     def stop(self) -> None:
         self._collector.stop()
 
     def drop(self) -> None:
-        """Forgets what was collected."""
+        """Discards the collected gradients."""
         self._collector.clear()
         self._made.clear()
         for rows in self._all_rows():
@@ -161,7 +162,7 @@ class FusedAdam(torch.optim.Optimizer):
             rounded.settle(features.parts[0][0])
 
     def _begin(self, p: Tensor, group: Mapping[str, Any], index: int) -> Step:
-        """Makes a parameter's state where there is none, and counts the step."""
+        """Makes a parameter's state if there is none, and counts the step."""
         state = self.state[p]
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32)
@@ -177,13 +178,13 @@ class FusedAdam(torch.optim.Optimizer):
         return [self._gradient(p) for p, _ in features.parts]
 
     def _gradient(self, p: Tensor) -> RowGradient | None:
-        """One object for both passes of a step."""
+        """A parameter's gradient: the same object for both passes of a step."""
         if id(p) not in self._made:
             self._made[id(p)] = self._collector.gradient(p)
         return self._made[id(p)]
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As torch's, which makes every stored number the parameter's dtype: these keep their own."""
+        """Loads as torch does, then restores the dtypes of moments, which torch makes the parameter's."""
         super().load_state_dict(state_dict)
         for p, state in self.state.items():
             if p.ndim > 2:

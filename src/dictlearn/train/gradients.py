@@ -16,7 +16,7 @@ from dictlearn.train.trainee import Trainee
 class Gradients:
     """The gradients of several dictionaries, from the backward passes of a step to its end.
 
-    Those of feature rows stay in factors where a `FusedAdam` takes them (`attach` says whether):
+    The gradients of feature rows stay in factors if a `FusedAdam` takes them (`attach` says whether):
     it then projects, clips and normalises these rows itself. All others are tensors in `.grad`.
     Each dictionary has a norm and is clipped on its own, so that it trains as it would alone.
     """
@@ -36,7 +36,7 @@ class Gradients:
         return self._fused is not None
 
     def collect(self) -> None:
-        """Before the forward pass: from here to `stop`, rows' gradients stay in factors."""
+        """Keeps rows' gradients in factors from here to `stop`; called before the forward pass."""
         if self._fused is not None:
             self._fused.collect()
 
@@ -45,7 +45,7 @@ class Gradients:
             self._fused.stop()
 
     def measure(self) -> list[Tensor]:
-        """The norm of each dictionary's gradient, less what would only change a feature's norm."""
+        """The norm of each dictionary's gradient, without the part that only changes a feature's norm."""
         self.stop()
         return [self._norm(name, trainee) for name, trainee in self.trainees.items()]
 
@@ -58,7 +58,7 @@ class Gradients:
         return torch.hypot(whole.double(), self._fused.measure(name))
 
     def clip(self, name: str, norm: Tensor, size: float, most: float) -> None:
-        """Brings a gradient whose norm is `norm`, as a number `size`, to the norm `most`."""
+        """Scales a gradient of norm `norm` down to the norm `most`; `size` is `norm` as a number."""
         if size <= most:
             return
         scale = most / norm
@@ -68,14 +68,14 @@ class Gradients:
             self._fused.clip(name, most / size)
 
     def drop(self) -> None:
-        """Forgets all of them: an optimiser leaves parameters without a gradient as they are."""
+        """Discards all gradients: an optimiser leaves parameters without a gradient as they are."""
         for trainee in self.trainees.values():
             trainee.zero_grad(set_to_none=True)
         if self._fused is not None:
             self._fused.drop()
 
     def restore(self) -> None:
-        """After the optimiser's step: puts constrained parameters back where they must be."""
+        """Restores the constraints of parameters after the optimiser's step."""
         for trainee in self.trainees.values():
             if self._in_rows(trainee):
                 trainee.dictionary.sparsity.after_step()

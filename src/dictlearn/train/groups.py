@@ -1,4 +1,4 @@
-"""What an optimiser is given: the parameters in groups."""
+"""The parameters in groups, as optimisers take them."""
 
 from __future__ import annotations
 

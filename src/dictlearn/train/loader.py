@@ -1,4 +1,4 @@
-"""What Lightning iterates over: a source, cut to the length of the run."""
+"""The loader that Lightning iterates over: a source, cut to the length of the run."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from dictlearn.types import Batch
 class SourceLoader:
     """`steps` batches of a source. Lightning saves its state, and a run resumes between batches.
 
-    Lightning also counts the batches of a pass, across a resume too, so the source's place is all
-    the state there is.
+    Lightning also counts the batches of a pass, across a resume too, so the state is only the
+    source's position.
 
     It is no DataLoader and has a length on purpose. Lightning starts a DataLoader's epoch over after
     a resume, and reads one batch ahead of iterables without a length, which is then lost.
 
-    Where several processes train, each has its own share of the stream, and the state holds all of
-    theirs: Lightning saves that of rank 0 only.
+    If several processes train, each has its own share of the stream, and the state holds those of
+    all processes, because Lightning saves only the state of rank 0.
     """
 
     def __init__(self, source: Source, steps: int):
@@ -40,7 +40,7 @@ class SourceLoader:
             yield self.source.next_batch()
 
     def state_dict(self) -> dict[str, Any]:
-        """To be called by all ranks at once."""
+        """The states of all ranks' sources; all ranks must call this together."""
         return {"sources": _gather(self.source.state())}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -59,14 +59,14 @@ class SourceLoader:
 
 
 def _rank() -> tuple[int, int]:
-    """(this process's number, how many there are)."""
+    """(this process's number, the number of processes)."""
     if not torch.distributed.is_initialized():
         return 0, 1
     return torch.distributed.get_rank(), torch.distributed.get_world_size()
 
 
 def _refuse_other_counts(saved: Any, now: dict[str, int]) -> None:
-    """A source's state is whole numbers by name, none below 0."""
+    """Raises ValueError unless the state has the names of `now`, with whole numbers of at least 0."""
     keys = saved.keys() if isinstance(saved, dict) else set()
     for key in sorted({*keys, *now}):
         value = saved.get(key) if isinstance(saved, dict) else None

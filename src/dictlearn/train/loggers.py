@@ -1,4 +1,4 @@
-"""Loggers that never end a run: what they raise is counted, said once, and tried again."""
+"""Loggers that never end a run: their errors are counted, reported once, and the call is tried again."""
 
 from __future__ import annotations
 
@@ -34,9 +34,7 @@ def wandb_logger(
     log_dictionary: bool = False,
     **options: Any,
 ) -> WandbLogger:
-    """Lightning's, to which `options` go too. `log_dictionary` is for `guarded`, which knows when one
-    is saved.
-    """
+    """Lightning's WandbLogger, which also receives `options`. Only `guarded` reads `log_dictionary`."""
     del log_dictionary
     return WandbLogger(
         name, save_dir, offline=offline, project=project, group=group, tags=list(tags), **options
@@ -45,15 +43,15 @@ def wandb_logger(
 
 @final
 class Guarded(Logger):
-    """A logger of any kind, under the key that the user gave it, whose failures the run survives.
+    """A logger of any kind, under the user's key for it. The run survives its failures.
 
-    `start` is the exception: what fails before any work is the user's to mend.
+    `start` is the exception: the user can mend a failure before any work is done.
     """
 
     def __init__(self, key: str, inner: Logger, log_dictionary: bool = False):
         super().__init__()
         self.key, self.inner, self.log_dictionary = key, inner, log_dictionary
-        self.lost = 0  # rows
+        self.lost = 0  # rows that could not be written
         self.failure: str | None = None  # the last call's
         self._said = False
 
@@ -71,7 +69,7 @@ class Guarded(Logger):
 
     @rank_zero_only
     def start(self, config: Mapping[str, Any]) -> None:
-        """Opens what is behind the logger, and gives it the configuration.
+        """Opens the logger's connection or file, and gives it the configuration.
 
         Raises:
             ValueError: whatever is wrong, such as a server that cannot be reached.
@@ -105,8 +103,9 @@ class Guarded(Logger):
 
     @rank_zero_only
     def finish(self, figures: Mapping[str, float | None], step: int, dictionary: Path) -> None:
-        """Tells others than the run's own files of the held-out figures; W&B, where `log_dictionary`
-        asks for it, of the dictionary too.
+        """Logs the held-out figures, except to the run's own files, which have them.
+
+        W&B also receives the dictionary, if `log_dictionary` asks for it.
         """
         if isinstance(self.inner, KeepsRows):
             return
@@ -118,14 +117,14 @@ class Guarded(Logger):
 
     @rank_zero_only
     def close(self, failed: bool) -> None:
-        """The next run of this process begins a record of its own."""
+        """Ends W&B's record, so that the next run in this process begins another."""
         if isinstance(self.inner, WandbLogger) and self.inner._experiment is not None:
             run = self.inner.experiment
             self._try(lambda: run.finish(exit_code=int(failed)))
 
     @property
     def summary(self) -> str | None:
-        """What is missing from the record, None where nothing is."""
+        """A sentence on the rows that are missing from the record; None if none are."""
         lost = self.inner.unwritten if isinstance(self.inner, KeepsRows) else self.lost
         if not lost and self.failure is None:
             return None
@@ -147,27 +146,27 @@ class Guarded(Logger):
 
 @contextmanager
 def guarded(loggers: Mapping[str, Logger], config: Mapping[str, Any]) -> Iterator[list[Guarded]]:
-    """The loggers of `logger.<name>`, started; says at the end what none of them could keep.
+    """The loggers of `logger.<name>`, started. At the end it reports the rows that each could not write.
 
     Raises:
-        ValueError: from the start, where one cannot start.
+        ValueError: before work starts, if a logger cannot start.
     """
     keys = config.get("logger") or {}
-    several = [
-        Guarded(f"logger.{name}", one, bool((keys.get(name) or {}).get("log_dictionary")))
-        for name, one in loggers.items()
+    guards = [
+        Guarded(f"logger.{name}", logger, bool((keys.get(name) or {}).get("log_dictionary")))
+        for name, logger in loggers.items()
     ]
     failed = True
     try:
-        for one in several:
-            one.start(config)
-        yield several
+        for guard in guards:
+            guard.start(config)
+        yield guards
         failed = False
     finally:
-        for one in several:
-            one.close(failed)
-            if rank_zero_only.rank == 0 and one.summary:  # type: ignore[attr-defined]
-                escape.say(one.summary)
+        for guard in guards:
+            guard.close(failed)
+            if rank_zero_only.rank == 0 and guard.summary:  # type: ignore[attr-defined]
+                escape.say(guard.summary)
 
 
 def _upload(run: Any, dictionary: Path) -> None:
@@ -179,5 +178,5 @@ def _upload(run: Any, dictionary: Path) -> None:
 
 
 def _line(error: BaseException) -> str:
-    """The first line of what went wrong, or its kind."""
+    """The first line of an error, or its class if it has no text."""
     return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -1,4 +1,4 @@
-"""The LightningModule: one, final, for every kind, sparsity and objective."""
+"""The one LightningModule, for every kind, sparsity and objective."""
 
 from __future__ import annotations
 
@@ -60,14 +60,16 @@ class DictionaryTraining(lightning.LightningModule):
         self.clip_norm, self.max_refused = clip_norm, max_refused
         self.register_buffer("refused_in_a_row", torch.zeros((), dtype=torch.int64))
         self.register_buffer("refused", torch.zeros((), dtype=torch.int64))
-        self.spikes = nn.ModuleDict()  # none where there is no policy
+        self.spikes = nn.ModuleDict()  # empty without a policy
         if spike_sigma is not None:
             self.spikes = nn.ModuleDict({name: Spikes(spike_sigma) for name in trainees})
         self.metrics: dict[str, float] = {}  # of the latest logged step, for callbacks
         self._accepted = True
-        self._losses: list[Tensor] = []  # [dictionaries] of each batch of a step, for the policy
-        self._known: dict[str, tuple[float, float]] = {}  # (loss, norm) of this step, likewise
-        self._stage = 0  # whether windows come beside
+        self._losses: list[Tensor] = []  # [dictionaries] for each batch of a step, for the policy
+        self._measured: dict[
+            str, tuple[float, float]
+        ] = {}  # (loss, norm) in this step, for the policy
+        self._stage = 0  # 1 while batches have windows beside them
         self._gradients: Gradients | None = None  # once there is an optimiser
         self._logged_at: tuple[int, float] | None = None  # (step, seconds)
 
@@ -90,7 +92,7 @@ class DictionaryTraining(lightning.LightningModule):
         )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses what this run could not have written, before anything is loaded."""
+        """Refuses a checkpoint that this run could not have written, before anything is loaded."""
 
         def build(groups: list[dict[str, Any]]) -> Any:
             optimiser = self.optimiser(groups)
@@ -102,11 +104,11 @@ class DictionaryTraining(lightning.LightningModule):
         note_entries(checkpoint)
 
     def _alone(self) -> bool:
-        """Whether gradients stay in this process, as they are: not averaged, not scaled."""
+        """Whether gradients are neither averaged over processes nor scaled."""
         return self.trainer.world_size == 1 and self.trainer.precision != "16-mixed"
 
     def on_train_start(self) -> None:
-        topk_encode.forget()  # what was counted outside of this run
+        topk_encode.forget()  # counts from outside of this run
         optimiser = self.optimizers(use_pl_optimizer=False)
         if isinstance(optimiser, Signum):
             optimiser.train()
@@ -156,7 +158,7 @@ class DictionaryTraining(lightning.LightningModule):
         self.metrics["refused_steps"] = float(self.refused)
         flagged, rows = topk_encode.flagged()
         topk_encode.forget()
-        if rows:  # of selection in low precision, since the step that was logged before
+        if rows:  # selected in low precision since the last logged step
             self.metrics["recomputed"] = flagged / rows
         now = time.perf_counter()
         if self._logged_at is not None:
@@ -186,17 +188,17 @@ class DictionaryTraining(lightning.LightningModule):
             losses /= ranks.count()
         names = [name for name, _ in self.named_trainees()]
         pairs = zip(losses.tolist(), norms, strict=True)
-        self._known = dict(zip(names, pairs, strict=True))
-        if not all(math.isfinite(loss) for loss, _ in self._known.values()):
+        self._measured = dict(zip(names, pairs, strict=True))
+        if not all(math.isfinite(loss) for loss, _ in self._measured.values()):
             return True
-        return any(self._policy(n).found(*self._known[n], self._stage) for n in names)
+        return any(self._policy(n).is_spike(*self._measured[n], self._stage) for n in names)
 
     def _policy(self, name: str) -> Spikes:
         return self.spikes[name]  # type: ignore[return-value]
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
-        # Lightning keeps gradients until after the next forward pass, which can make others as large.
+        # Lightning would keep gradients through the next forward pass, when memory is needed for others.
         self.gradients.drop()
         if self._accepted:
             self.gradients.restore()
@@ -205,8 +207,8 @@ class DictionaryTraining(lightning.LightningModule):
         self._losses.clear()
         if self._accepted:
             self.refused_in_a_row.zero_()
-            for name, known in self._known.items():
-                self._policy(name).accept(*known, self._stage)
+            for name, loss_and_norm in self._measured.items():
+                self._policy(name).accept(*loss_and_norm, self._stage)
             return
         self.refused += 1
         self.refused_in_a_row += 1

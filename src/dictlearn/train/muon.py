@@ -12,11 +12,12 @@ from dictlearn.ranges import Count, Fraction, NonNegative
 
 @final
 class Muon(torch.optim.Optimizer):
-    """Orthogonalised momentum (Jordan et al. 2024), which is torch.optim.Muon, for stacks of matrices.
+    """Orthogonalised momentum (Jordan et al. 2024): torch.optim.Muon for stacks of matrices.
 
-    W_enc, W_dec and a MOLT's U and V are stacks: of sources, targets or transforms. Each matrix [rows,
-    width] of one is updated by itself. The size of an update is that of Adam's (`match_rms_adamw`, Liu
-    et al. 2025), so `lr` means what it does there. Biases and thresholds have Adam with the same rate.
+    W_enc, W_dec and a MOLT's U and V are stacks over sources, targets or transforms. Each matrix [rows,
+    width] of a stack is updated by itself. The size of an update is that of Adam's (`match_rms_adamw`,
+    Liu et al. 2025), so `lr` means what it does there. Biases and thresholds have Adam with the same
+    rate.
     """
 
     def __init__(
@@ -29,10 +30,10 @@ class Muon(torch.optim.Optimizer):
         betas: tuple[Fraction, Fraction] = (0.9, 0.999),
     ):
         super().__init__(params, {"lr": lr})
-        every = [p for group in self.param_groups for p in group["params"]]
-        # Views: what torch's optimiser writes into them is written into the parameters.
-        self._stacks = [(p, list(p.detach().unbind())) for p in every if p.ndim > 2]
-        self._vectors = [p for p in every if p.ndim <= 2]
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        # These are views: torch's optimiser writes through them into the parameters.
+        self._stacks = [(p, list(p.detach().unbind())) for p in parameters if p.ndim > 2]
+        self._vectors = [p for p in parameters if p.ndim <= 2]
         matrices = [matrix for _, stack in self._stacks for matrix in stack]
         self.inner: dict[str, torch.optim.Optimizer] = {}
         if matrices:
@@ -53,16 +54,16 @@ class Muon(torch.optim.Optimizer):
         for p, stack in self._stacks:
             for i, matrix in enumerate(stack):
                 matrix.grad = None if p.grad is None else p.grad[i]
-        for one in self.inner.values():
-            one.param_groups[0]["lr"] = self.param_groups[0]["lr"]
-            one.step()
+        for optimiser in self.inner.values():
+            optimiser.param_groups[0]["lr"] = self.param_groups[0]["lr"]
+            optimiser.step()
         return loss
 
     def state_dict(self) -> dict[str, Any]:
-        inner = {name: one.state_dict() for name, one in self.inner.items()}
+        inner = {name: optimiser.state_dict() for name, optimiser in self.inner.items()}
         return {**super().state_dict(), "inner": inner}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict({k: state_dict[k] for k in ("state", "param_groups")})
-        for name, one in self.inner.items():
-            one.load_state_dict(state_dict["inner"][name])
+        for name, optimiser in self.inner.items():
+            optimiser.load_state_dict(state_dict["inner"][name])

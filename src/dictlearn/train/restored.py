@@ -1,7 +1,7 @@
-"""Whether a checkpoint is one that this run could have written: looked at before any of it is loaded.
+"""Refuses checkpoints that this run could not have written, before any of them is loaded.
 
-A manifest says that files are what was saved, not that they were saved by a run like this one. Lightning
-and torch load what fits by name, moments of any shape included, and go on from step 0 where the count of
+A manifest says that files are unchanged, not that a run like this one saved them. Lightning and torch
+load every entry whose name fits, moments of any shape included, and go on from step 0 if the count of
 steps is missing.
 """
 
@@ -26,11 +26,11 @@ Optimiser = Callable[
     [list[dict[str, Any]]], tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]
 ]
 
-ENTRIES_OF_OPTIMISER = "optimizer_entries"  # beside its states, how many there are
-# Sizes of a stand-in for a parameter, by which a state's dimensions are told apart.
+ENTRIES_OF_OPTIMISER = "optimizer_entries"  # the number of the optimiser's states
+# The sizes of a stand-in for a parameter. They differ, so that a state's dimensions can be told apart.
 SIZES = (2, 3, 5, 7)
 
-# What Lightning writes of every run, and CheckpointCallback beside it.
+# Entries that Lightning and CheckpointCallback write for every run.
 ENTRIES = {
     "state_dict": dict,
     "loops": dict,
@@ -41,7 +41,7 @@ ENTRIES = {
     "rng": list,
     ENTRIES_OF_OPTIMISER: int,
 }
-# What it writes beside that where the weights are averaged.
+# Further entries that it writes if the weights are averaged.
 AVERAGING = {"current_model_state": dict, "averaging_state": dict}
 
 
@@ -57,7 +57,7 @@ class _Unfit(ValueError):
 
 
 def note_entries(checkpoint: dict[str, Any]) -> None:
-    """For a checkpoint that is about to be saved: a parameter's moments that are not there are missed."""
+    """Adds the number of optimiser states to a checkpoint, so that missing moments are noticed."""
     checkpoint[ENTRIES_OF_OPTIMISER] = sum(map(_entries, checkpoint["optimizer_states"]))
 
 
@@ -83,7 +83,7 @@ def refuse_unfit(
 
 
 def _check(checkpoint: Mapping[str, Any], module: Any, build: Optimiser) -> None:
-    averaged = any(isinstance(one, WeightAveraging) for one in module.trainer.callbacks)
+    averaged = any(isinstance(c, WeightAveraging) for c in module.trainer.callbacks)
     for name, kind in (ENTRIES | (AVERAGING if averaged else {})).items():
         if not isinstance(checkpoint.get(name), kind):
             raise _Unfit(f"{name} is {_shown(checkpoint.get(name))}, want a {kind.__name__}")
@@ -136,19 +136,19 @@ def _same_tensors(path: Path, saved: Any, wanted: Mapping[str, Any]) -> None:
             _same_form((*path, name), saved[name], tensor)
 
 
-def _same_tensor(path: Path, saved: Any, wanted: Tensor, of: str = "") -> None:
+def _same_tensor(path: Path, saved: Any, wanted: Tensor, owner: str = "") -> None:
     if not isinstance(saved, Tensor):
-        raise _Unfit(f"{path_text(path)}{of} is {_shown(saved)}, want a tensor")
+        raise _Unfit(f"{path_text(path)}{owner} is {_shown(saved)}, want a tensor")
     for what, there, here in (
         ("shape", list(saved.shape), list(wanted.shape)),
         ("dtype", saved.dtype, wanted.dtype),
     ):
         if there != here:
-            raise _Unfit(f"{path_text(path)}{of} has the {what} {there}, want {here}")
+            raise _Unfit(f"{path_text(path)}{owner} has the {what} {there}, want {here}")
 
 
 def _same_form(path: Path, saved: Any, wanted: Any) -> None:
-    """The same keys and lengths all the way down, and plain values of the same types; no int below 0."""
+    """Compares keys, lengths and types at every depth; ints must be at least 0."""
     if isinstance(wanted, dict):
         _same_keys(path, saved, wanted)
         for key, value in wanted.items():
@@ -184,14 +184,14 @@ def _same_length(path: Path, saved: Any, wanted: int) -> None:
 
 
 def _check_progress(checkpoint: Mapping[str, Any], trainer: Any) -> None:
-    """Counts of steps. A loader checks its own state, which lies among them, when it is given it."""
+    """Compares the counts of steps. A loader checks its own state, which lies among them, on loading."""
     path = ("loops", "fit_loop")
     saved = checkpoint["loops"].get("fit_loop")
     wanted = trainer.fit_loop.state_dict()
     _same_keys(path, saved, wanted)
-    of_loader = saved["state_dict"]
-    _same_keys((*path, "state_dict"), of_loader, {"combined_loader": None})
-    _same_length((*path, "state_dict", "combined_loader"), of_loader["combined_loader"], 1)
+    loader = saved["state_dict"]
+    _same_keys((*path, "state_dict"), loader, {"combined_loader": None})
+    _same_length((*path, "state_dict", "combined_loader"), loader["combined_loader"], 1)
     counts = wanted.keys() - {"state_dict"}
     _same_form(path, {k: saved[k] for k in counts}, {k: wanted[k] for k in counts})
     progress = saved["epoch_loop.automatic_optimization.optim_progress"]
@@ -201,7 +201,7 @@ def _check_progress(checkpoint: Mapping[str, Any], trainer: Any) -> None:
 
 
 def _entries(state: Mapping[str, Any]) -> int:
-    """How many parameters an optimiser's state tells of, those of what it is made of included."""
+    """The number of parameters in an optimiser's state and in those of its inner optimisers."""
     inner = state.get("inner")
     inner = inner if isinstance(inner, dict) else {}
     own = state.get("state")
@@ -209,10 +209,10 @@ def _entries(state: Mapping[str, Any]) -> int:
 
 
 class _Expected:
-    """What an optimiser's state is, learnt from one step of another one over small stand-ins.
+    """The form of an optimiser's state, read from one step of another one over small stand-ins.
 
-    So any optimiser is known, also a library's: the names and dtypes of what it stores of a parameter,
-    and which of the parameter's dimensions that has.
+    So this works for any optimiser, also a library's: the step shows the names and dtypes of the
+    tensors that it stores for a parameter, and which of the parameter's dimensions they have.
     """
 
     def __init__(
@@ -249,45 +249,44 @@ class _Expected:
         groups = saved["param_groups"]
         _same_length((*path, "param_groups"), groups, len(after["param_groups"]))
         for index, (there, here) in enumerate(zip(groups, after["param_groups"], strict=True)):
-            place = (*path, "param_groups", index)
-            _same_form(place, there, here)
+            entry = (*path, "param_groups", index)
+            _same_form(entry, there, here)
             for key, value in before["param_groups"][index].items():
-                if (
-                    key != "lr" and value == here[key]
-                ):  # what no step changes is the configuration's
-                    _same_value((*place, key), there[key], value)
+                # Values that no step changes come from the configuration.
+                if key != "lr" and value == here[key]:
+                    _same_value((*entry, key), there[key], value)
         if not isinstance(saved["state"], dict):
             raise _Unfit(f"{path_text((*path, 'state'))} is {_shown(saved['state'])}, want a dict")
         parameters, stand_ins = map(_parameters, (real, trial))
         for index, state in saved["state"].items():
-            place = (*path, "state", index)
+            entry = (*path, "state", index)
             if type(index) is not int or index not in after["state"]:
-                raise _Unfit(f"{path_text(place)} belongs to none of {len(parameters)} parameters")
-            self._state(place, state, after["state"][index], parameters[index], stand_ins[index])
+                raise _Unfit(f"{path_text(entry)} belongs to none of {len(parameters)} parameters")
+            self._state(entry, state, after["state"][index], parameters[index], stand_ins[index])
         if isinstance(real, Composed) and isinstance(trial, Composed):
             _same_keys((*path, "inner"), saved["inner"], real.inner)
-            for name, one in real.inner.items():
-                place = (*path, "inner", name)
+            for name, optimiser in real.inner.items():
+                entry = (*path, "inner", name)
                 inner = before["inner"][name]
-                self._optimiser(place, saved["inner"][name], one, trial.inner[name], inner)
+                self._optimiser(entry, saved["inner"][name], optimiser, trial.inner[name], inner)
 
     def _state(
         self, path: Path, saved: Any, wanted: Mapping[str, Any], parameter: Tensor, small: Tensor
     ) -> None:
         _same_keys(path, saved, wanted)
-        of = f", of {self._names[id(parameter)]}," if id(parameter) in self._names else ""
+        owner = f", of {self._names[id(parameter)]}," if id(parameter) in self._names else ""
         for name, value in wanted.items():
             if not isinstance(value, Tensor):
                 _same_form((*path, name), saved[name], value)
                 continue
-            known = dict(zip(small.shape, parameter.shape, strict=True))
-            shape = [known.get(size, size) for size in value.shape]
+            sizes = dict(zip(small.shape, parameter.shape, strict=True))
+            shape = [sizes.get(size, size) for size in value.shape]
             form = torch.empty(shape, dtype=value.dtype, device="meta")
-            _same_tensor((*path, name), saved[name], form, of)
+            _same_tensor((*path, name), saved[name], form, owner)
 
 
 def _stand_in(parameter: Tensor) -> nn.Parameter:
-    """As many matrices, where it is a stack of them, which an optimiser may take apart."""
+    """A small parameter. A stack keeps its number of matrices, as optimisers may take it apart."""
     stacked = parameter.shape[: max(0, parameter.ndim - 2)]
     sizes = [size for size in SIZES if size not in stacked][: parameter.ndim - len(stacked)]
     return nn.Parameter(torch.ones(*stacked, *sizes, dtype=parameter.dtype))

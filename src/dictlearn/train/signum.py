@@ -1,4 +1,4 @@
-"""Schedule-free signum: steps along the gradient's sign, and an average of where they led."""
+"""Schedule-free signum: steps along the gradient's sign, and an average of the iterates."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from dictlearn.ranges import Fraction, NonNegative
 class Signum(torch.optim.Optimizer):
     """Sign descent (Bernstein et al. 2018) under schedule-free averaging (Defazio et al. 2024).
 
-    Both are pytorch_optimizer's. Every number moves by `lr` a step, and what counts is the average of
-    where they led: `lr` is a few times Adam's (docs/performance.md). It wants no decay
+    Both are pytorch_optimizer's. Every number moves by `lr` a step, and the result is the average of
+    the iterates: `lr` is a few times Adam's (docs/performance.md). It wants no decay
     (`schedule.decay=0`, as conf/optim/signum.yaml has it). Training reads
     the weights at y, between the steps' own z and their average x; `eval` puts x in their place, `train`
     puts y there again. Checkpoints hold y and z. One tensor of state a parameter.
@@ -32,7 +32,7 @@ class Signum(torch.optim.Optimizer):
         self._share()
 
     def _share(self) -> None:
-        """One set of groups and of state, this one's: a resume puts others in their place."""
+        """Gives the wrapper this optimiser's groups and state, which a resume replaces."""
         self._inner.optimizer.param_groups = self.param_groups
         self._inner.state = self.state
 
@@ -46,7 +46,7 @@ class Signum(torch.optim.Optimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
-        self._inner.train_mode = True  # checkpoints are written in training, and hold y
+        self._inner.train_mode = True  # checkpoints are written during training, and hold y
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         loss = closure() if closure is not None else None

@@ -7,16 +7,16 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-WINDOW = 128  # accepted steps to compare with; before there are so many, nothing is a spike
+WINDOW = 128  # accepted steps to compare with; with fewer, nothing is a spike
 
 
 @final
 class Spikes(nn.Module):
     """Says whether a loss or a gradient's norm is above mean + `sigma` standard deviations.
 
-    Of the last WINDOW accepted steps of one dictionary. What it remembers is in buffers, and so in every
-    checkpoint. `stage` is any number that changes where the loss becomes another one, such as when terms
-    begin that read windows: comparison begins anew there.
+    Both are those of the last WINDOW accepted steps of one dictionary. They are in buffers, and so in
+    every checkpoint. `stage` is a number that changes when the loss gets other terms, such as those that
+    read windows: comparison begins anew there.
     """
 
     recent_2W: Tensor  # float64: loss, norm; the oldest is overwritten
@@ -32,17 +32,17 @@ class Spikes(nn.Module):
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
         self.register_buffer("stage", torch.zeros((), dtype=torch.int64))
 
-    def found(self, loss: float, norm: float, stage: int = 0) -> bool:
+    def is_spike(self, loss: float, norm: float, stage: int = 0) -> bool:
         if int(self.count) < WINDOW or stage != int(self.stage):
             return False
         limits_2 = self.recent_2W.mean(1) + self.sigma * self.recent_2W.std(1)
         return bool((limits_2.new_tensor([loss, norm]) > limits_2).any())
 
     def accept(self, loss: float, norm: float, stage: int = 0) -> None:
-        """Remembers a step that was taken."""
+        """Records a step that was taken."""
         if stage != int(self.stage):
             self.count.zero_()
             self.stage.fill_(stage)
-        place = int(self.count) % WINDOW
-        self.recent_2W[:, place] = self.recent_2W.new_tensor([loss, norm])
+        index = int(self.count) % WINDOW
+        self.recent_2W[:, index] = self.recent_2W.new_tensor([loss, norm])
         self.count += 1

@@ -1,4 +1,4 @@
-"""One dictionary in training: what it learns from a batch and what is known of its features."""
+"""One dictionary in training: its loss on a batch, and how long its features have been silent."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ class Outcome(NamedTuple):
 class Trainee(nn.Module):
     """A dictionary with its normaliser, objective and count of tokens since each feature fired.
 
-    Several can learn from one stream of batches; nothing here knows of the others.
+    Several can train on one stream of batches, independently.
     """
 
     tokens_since_fired_SF: Tensor  # int64
     loss_scale: Tensor
-    start_fvu: Tensor  # of the run's first step, float64; 0 where that was refused
+    start_fvu: Tensor  # FVU of the run's first step, float64; 0 if that was refused
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class Trainee(nn.Module):
         self.register_buffer("loss_scale", torch.ones((), dtype=torch.float64))
         self.register_buffer("start_fvu", torch.zeros((), dtype=torch.float64))
         self._first_fvu: Tensor | None = None
-        # The number itself, once it is known: to ask a GPU in every step is to wait for it.
+        # The same as a number: reading the buffer in every step would synchronise with the GPU.
         self._loss_scale: float | None = None
         self.register_load_state_dict_post_hook(lambda *_: self._forget_loss_scale())
         self._fired_SF = torch.zeros_like(silent_SF, dtype=torch.bool)
@@ -76,7 +76,7 @@ class Trainee(nn.Module):
     def begin(self, batch: Batch, start: Dictionary | None = None) -> None:
         """Measures scales and sets the biases, from activations that the run will train on.
 
-        `start` is a dictionary in inference form whose parameters to begin with instead.
+        `start` is a dictionary in inference form; training begins with its parameters instead.
         """
         self.normaliser.fit(batch)
         x_NSD, y_NTD = self.normaliser(batch)
@@ -91,7 +91,7 @@ class Trainee(nn.Module):
         self._loss_scale = None
 
     def _unfolded(self, start: Dictionary) -> Dictionary:
-        """In the units of this training: folding with the inverse scales undoes folding."""
+        """`start` in the units of this training: folding with the inverse scales undoes folding."""
         return start.folded(1 / self.normaliser.input_scale_S, 1 / self.normaliser.output_scale_T)
 
     @property
@@ -109,16 +109,16 @@ class Trainee(nn.Module):
 
     @property
     def rounds_to(self) -> torch.dtype | None:
-        """What selection has W_enc rounded to in every step; None where it hasn't, or not on a GPU."""
+        """The dtype that selection rounds W_enc to in every step; None if it does not, or off a GPU."""
         W_enc = self.dictionary.encoder.W_enc
         dtype = self.selection or ON_A_GPU
         rounds = W_enc.is_cuda and W_enc.dtype == torch.float32 and dtype in rounded.LOW
         return dtype if rounds else None
 
     def _matmul_dtype(self, device: str) -> torch.dtype | None:
-        """What was asked for; None, where the encoder knows what is fastest. Else the model's."""
-        known = device == "cuda" or (device == "cpu" and fixed_point.available())
-        if self.selection is not None or known or not torch.is_autocast_enabled(device):
+        """The dtype that `selection` sets; None if the encoder knows the fastest. Else autocast's."""
+        encoder_knows = device == "cuda" or (device == "cpu" and fixed_point.available())
+        if self.selection is not None or encoder_knows or not torch.is_autocast_enabled(device):
             return self.selection
         return torch.get_autocast_dtype(device)
 
@@ -158,7 +158,7 @@ class Trainee(nn.Module):
         self._tokens += n_tokens
 
     def after_step(self, accepted: bool) -> None:
-        """Once an optimiser step, not once a batch: counts silence.
+        """Counts silent tokens; called once an optimiser step, not once a batch.
 
         A step that was refused (a gradient that isn't finite) leaves every counter as it was.
         """
@@ -175,12 +175,12 @@ class Trainee(nn.Module):
 
     @torch.no_grad()
     def note_start(self, outcome: Outcome) -> None:
-        """Keeps a batch's FVU, once its step is taken: what divergence is measured by."""
+        """Keeps a batch's FVU until its step is taken; divergence is measured against it."""
         self._first_fvu = _fvu(outcome.forward)
 
     @torch.no_grad()
     def metrics(self, outcome: Outcome) -> dict[str, float]:
-        """Training metrics of one batch, in normalised units: they cost a few passes over it.
+        """Training metrics of one batch, in normalised units. They cost a few passes over the batch.
 
         l0 counts all sources' features, as the final figures do.
         """
@@ -210,7 +210,7 @@ def _fvu(forward: Forward) -> Tensor:
 
 
 def _any_rank(flags: Tensor) -> Tensor:
-    """True where any rank's flag is."""
+    """The flags of all ranks, combined with "or"."""
     if not ranks.several():
         return flags
     counts = flags.int()

@@ -21,13 +21,13 @@ class CheckpointCallback(Checkpoint):
     """Saves the run to `folder`/step-N after optimiser steps, never between accumulated batches.
 
     Every `every_steps` steps, every `every_minutes` of wall clock, at the last step, and before
-    the trainer stops early (`trainer.should_stop`). Keeps the newest `keep`, and for good each
-    `pin_every`-th step and whatever holds a file named PINNED. A save that the disk refuses leaves
+    the trainer stops early (`trainer.should_stop`). It keeps the newest `keep`, and for good each
+    `pin_every`-th step and every folder with a file named PINNED. A save that the disk refuses leaves
     the old checkpoints alone; with `on_error="warn"` training goes on and the metric
     checkpoint/failed counts it.
 
     Lightning runs callbacks of its class `Checkpoint` after all others, but before the module's
-    own `on_train_batch_end`: what that hook changes would not be in the checkpoint.
+    own `on_train_batch_end`: changes by that hook would not be in the checkpoint.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class CheckpointCallback(Checkpoint):
         self.pin_every = pin_every
         self.on_error = on_error
         self.failures = 0
-        self._seen_step = 0  # the last optimiser step that was looked at
+        self._seen_step = 0  # the last optimiser step that was handled
         self._saved_step: int | None = None
         self._saved_at = time.monotonic()
         self._rng_to_restore: dict[str, Any] | None = None
@@ -88,7 +88,7 @@ class CheckpointCallback(Checkpoint):
                 f"trainer.devices: the checkpoint was written by {len(states)} processes and this "
                 f"run has {trainer.world_size}: an exact resume needs the same number"
             )
-        # Set later: building loaders and normalisers until the first batch draws numbers too.
+        # They are set later, since building loaders and normalisers draws random numbers too.
         self._rng_to_restore = states[trainer.global_rank]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -1,4 +1,4 @@
-"""metrics.jsonl and metrics.csv: the run's own record of itself, whatever else listens."""
+"""metrics.jsonl and metrics.csv: the run's own record, independent of other loggers."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from lightning.pytorch.utilities import rank_zero_only
 from dictlearn.disk.folders import made
 from dictlearn.disk.whole import replacing
 
-OFTEN = 1.05  # how much longer the record is when its table is written again
+GROWTH = 1.05  # the table is written again when the record is longer by this factor
 
 
 @final
 class RunLogger(Logger):
     """One JSON object a logged step in `folder`/metrics.jsonl, and the same rows in metrics.csv.
 
-    A resumed run drops the rows past the step that it resumes from, so that the file tells of one
-    run, as if it had never stopped. A half-written last line (a crash, a full disk) is dropped too.
-    Rows that the disk refuses are kept, and written as soon as it takes them.
+    A resumed run drops the rows past the step that it resumes from, so that the file is that of a
+    run that never stopped. A half-written last line (a crash, a full disk) is dropped too.
+    Rows that could not be written are kept and tried again with the next row.
 
     Raises:
         OSError: from log_metrics, save and finalize, when the disk refuses.
@@ -33,9 +33,9 @@ class RunLogger(Logger):
         super().__init__()
         self.folder = Path(folder)
         self._rows: list[dict[str, Any]] | None = None
-        self._written = 0  # of the rows, those in metrics.jsonl
-        self._size = 0  # bytes that they take there
-        self._in_table = 0  # of the rows, those in metrics.csv
+        self._written = 0  # rows in metrics.jsonl
+        self._size = 0  # their bytes there
+        self._in_table = 0  # rows in metrics.csv
 
     @property
     def name(self) -> str:
@@ -51,7 +51,7 @@ class RunLogger(Logger):
 
     @property
     def unwritten(self) -> int:
-        """Rows that the disk has not taken yet."""
+        """The number of rows that are not in metrics.jsonl yet."""
         return len(self._rows or []) - self._written
 
     @rank_zero_only
@@ -70,8 +70,8 @@ class RunLogger(Logger):
 
     @rank_zero_only
     def save(self) -> None:
-        """Writes the table again where it has become too old; called with each row."""
-        if len(self._rows or []) >= OFTEN * self._in_table:
+        """Writes the table again if it is too old; called with each row."""
+        if len(self._rows or []) >= GROWTH * self._in_table:
             self._write_table()
 
     @rank_zero_only
@@ -81,7 +81,7 @@ class RunLogger(Logger):
         self._write_table()
 
     def _write(self) -> None:
-        """Appends what is not there yet, after the last whole line that is."""
+        """Appends the rows that are not in the file yet, after its last whole line."""
         assert self._rows is not None
         path = self.folder / "metrics.jsonl"
         if not path.exists():  # somebody has moved the folder
@@ -118,7 +118,7 @@ class RunLogger(Logger):
                 row = json.loads(line)
                 earlier = row["step"] < step
             except (ValueError, KeyError, TypeError, RecursionError):
-                break  # not a line of ours: the record goes on from what can be read
+                break  # not a line that we wrote: the record goes on from the readable ones
             if not earlier:
                 break
             rows.append(row)

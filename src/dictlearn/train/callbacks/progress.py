@@ -22,8 +22,8 @@ class TrainingBar(Callback):
 
     The figures are those of the latest logged step, so that drawing costs nothing; the speed is the
     average since the first step, which compiles. Without a terminal a line is written every
-    `line_seconds` seconds. With `kernels` it says after the first step, once, which implementation
-    every kernel has run as, and which had no fast one.
+    `line_seconds` seconds. With `kernels` it prints once, after the first step, which implementation
+    of every kernel has run, and which kernels had no fast one.
     """
 
     def __init__(self, line_seconds: NonNegative = 30.0, kernels: bool = False):
@@ -81,7 +81,7 @@ class TrainingBar(Callback):
             )
 
     def _steps_per_second(self, step: int, now: float) -> float | None:
-        """Since the first step; None before there is a second one."""
+        """The average speed since the first step; None before the second step."""
         if self._first is None or step <= self._first[0] or now <= self._first[1]:
             return None
         return (step - self._first[0]) / (now - self._first[1])
@@ -103,14 +103,14 @@ class TrainingBar(Callback):
 
 
 def _figures(metrics: dict[str, float], steps_per_second: float | None) -> str:
-    """The few that say how a run goes, of the first dictionary where there are several."""
+    """Speed, FVU, L0 and dead fraction; of several dictionaries, those of the first."""
     formats = {"fvu": "FVU {:.4f}", "l0": "L0 {:.1f} per token", "dead": "dead {:.1%}"}
-    found = []
+    parts = []
     if steps_per_second is not None and metrics.get("step"):
         tokens = metrics["tokens"] / metrics["step"]
-        found.append(f"{steps_per_second * tokens:,.0f} tokens/s")
+        parts.append(f"{steps_per_second * tokens:,.0f} tokens/s")
     for key, form in formats.items():
         value = next((v for name, v in metrics.items() if name.split("/")[-1] == key), None)
         if value is not None:
-            found.append(form.format(value))
-    return "  ".join(found)
+            parts.append(form.format(value))
+    return "  ".join(parts)

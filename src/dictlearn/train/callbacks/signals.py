@@ -16,8 +16,8 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 class Interrupted(SystemExit):
     """Comes out of `trainer.fit` after a signal, once the checkpoint is on the disk.
 
-    Its `code` is the shell's for that signal, 143 for SIGTERM and 130 for SIGINT: a program that
-    doesn't catch it exits with the right one.
+    Its `code` is the shell's for that signal, 143 for SIGTERM and 130 for SIGINT. A program that
+    doesn't catch the exception exits with this code.
     """
 
     def __init__(self, signum: int):
@@ -29,8 +29,8 @@ class Interrupted(SystemExit):
 class SignalsCallback(Callback):
     """The first signal stops the run after its step; the second ends the process at once.
 
-    The handler only takes a note, so a signal may come at any time, also during a save. A second
-    one leaves the process mid-whatever: the checkpoints are safe, since they are whole or absent.
+    The handler only sets a flag, so a signal may come at any time, also during a save. A second
+    one ends the process wherever it is: checkpoints are safe, since they are whole or absent.
 
     Lightning's own handlers are replaced while training lasts: its SIGTERM stops between
     accumulated batches, and its Ctrl-C ends with exit code 1 and saves nothing.
