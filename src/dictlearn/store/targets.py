@@ -21,9 +21,9 @@ from dictlearn.objectives.stored_teacher import (
     HASHES,
     KEY,
     NAMES,
+    defect,
     hash_of,
     shard_name,
-    what_is_odd,
     window_hashes,
 )
 from dictlearn.types import TextWindows
@@ -125,6 +125,6 @@ def _shard(
         for field, name in enumerate(NAMES)
     }
     tensors = {n: v if v.dtype == torch.int32 else v.to(dtype) for n, v in tensors.items()}
-    if reason := what_is_odd(SparseTargets(**tensors), lm.info.vocab_size):
+    if reason := defect(SparseTargets(**tensors), lm.info.vocab_size):
         raise ValueError(f"model.path={lm.info.name}: no targets can be stored: {reason}")
     return tensors
