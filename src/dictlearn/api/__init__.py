@@ -1,7 +1,7 @@
 """dictlearn from Python: the functions of `import dictlearn`.
 
-Whoever calls them gets objects and exceptions: a mistake is a ValueError of one sentence, never an
-exit of the process. docs/python.md shows them at work.
+They return objects and raise exceptions: a user's mistake is a ValueError of one sentence, and never
+ends the process. docs/python.md shows examples.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def load(path: str | Path | Run, revision: str | None = None) -> Dictionary:
     """The dictionary that a run saved, in inference form: raw activations in, raw activations out.
 
     `path` is a run's folder, its `dictionary/`, a folder that another tool wrote, or a hub id
-    (owner/name, or owner/name/folder) with, if you like, a `revision`. Printed, it says what it is;
-    its `figures` are those of the run's last evaluation, empty where there is none.
+    (owner/name, or owner/name/folder) with, if you like, a `revision`. Printing it describes it;
+    its `figures` are those of the run's last evaluation, empty if there is none.
 
     Raises:
         ValueError: `path` is none of these, or is damaged.
@@ -51,7 +51,7 @@ def load(path: str | Path | Run, revision: str | None = None) -> Dictionary:
 
 
 def features(run: str | Path | Run) -> Features:
-    """What `dictlearn features` found of every feature of a run, with the descriptions there are.
+    """The results of `dictlearn features` for every feature of a run, with any descriptions.
 
     Raises:
         ValueError: the run has no features yet, or they are damaged.
@@ -60,7 +60,7 @@ def features(run: str | Path | Run) -> Features:
 
 
 def train(*overrides: str | list[str], **keys: Any) -> Run:
-    """What `dictlearn train <overrides>` does: trains, evaluates, saves.
+    """Trains, evaluates and saves, as `dictlearn train <overrides>` does.
 
     Overrides are strings as on the command line, or keywords: `dict="transcoder"` chooses an option
     of a group, `steps=100` sets a key, and `optim={"lr": 3e-4}` sets keys inside a group.
@@ -80,7 +80,7 @@ def train(*overrides: str | list[str], **keys: Any) -> Run:
 
 
 def evaluate(dictionary: str | Path | Run, *overrides: str | list[str], **keys: Any) -> Evaluation:
-    """What `dictlearn evaluate` does: a saved dictionary's figures on held-out text.
+    """A saved dictionary's figures on held-out text, as `dictlearn evaluate` computes them.
 
     `dictionary` is a run, its folder, a dictionary's folder or a hub id; the report goes where the
     command would write it.
@@ -90,8 +90,8 @@ def evaluate(dictionary: str | Path | Run, *overrides: str | list[str], **keys: 
     """
     path = place_of("evaluate", dictionary)
     is_run = (Path(path) / "dictionary").is_dir()
-    given = as_key("run" if is_run else "dictionary", str(path))
-    cfg = composed("evaluate", [given, *overrides], keys)
+    source = as_key("run" if is_run else "dictionary", str(path))
+    cfg = composed("evaluate", [source, *overrides], keys)
     folder = destination(cfg).resolve()
     called("evaluate", cfg)
     return Evaluation(folder, path)
@@ -100,7 +100,7 @@ def evaluate(dictionary: str | Path | Run, *overrides: str | list[str], **keys: 
 def open_model(model: str | Path = "pico", **keys: Any) -> OpenModel:
     """A language model to read activations from: a preset, a folder in the hub's layout, a hub id.
 
-    Keys are those of conf/model: `revision`, `dtype`, `device`, `attn`, `other`.
+    The keys are those of conf/model: `revision`, `dtype`, `device`, `attn`, `other`.
 
     Raises:
         ValueError: there is no such model, or it can't be read.

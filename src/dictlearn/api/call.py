@@ -35,10 +35,10 @@ def called(verb: str, cfg: DictConfig, to_go_on: str = "") -> None:
 
     Raises:
         ValueError: one sentence, as on the command line.
-        KeyboardInterrupt, SystemExit: Ctrl-C, SIGTERM. What was to be saved is saved.
-        RuntimeError: it ended with another status than 0, and has said why.
+        KeyboardInterrupt, SystemExit: after Ctrl-C or SIGTERM; the run is saved.
+        RuntimeError: the verb ended with another status than 0, and has printed why.
     """
-    arguments, sys.argv = sys.argv, ["dictlearn", verb]  # what a stopped run prints goes on by
+    arguments, sys.argv = sys.argv, ["dictlearn", verb]  # a stopped run prints a command with these
     try:
         with one_sentence(), warnings.catch_warnings():
             run = import_module(f"dictlearn.verbs.{verb}").main
@@ -56,7 +56,7 @@ def called(verb: str, cfg: DictConfig, to_go_on: str = "") -> None:
 
 @contextmanager
 def one_sentence() -> Iterator[None]:
-    """Hydra's and OmegaConf's exceptions as the command line says them."""
+    """Turns Hydra's and OmegaConf's exceptions into the command line's sentence."""
     try:
         yield
     except (HydraException, OmegaConfBaseException) as error:
@@ -64,18 +64,18 @@ def one_sentence() -> Iterator[None]:
 
 
 def _strings(overrides: Sequence[Any]) -> Iterator[str]:
-    for one in overrides:
-        if isinstance(one, str):
-            yield one
-        elif isinstance(one, list | tuple) and all(isinstance(text, str) for text in one):
-            yield from one
+    for override in overrides:
+        if isinstance(override, str):
+            yield override
+        elif isinstance(override, list | tuple) and all(isinstance(o, str) for o in override):
+            yield from override
         else:
-            raise ValueError(f"{one!r}: want overrides as strings, such as 'dict.k=16'")
+            raise ValueError(f"{override!r}: want overrides as strings, such as 'dict.k=16'")
 
 
 def _keywords(verb: str, keys: Mapping[str, Any]) -> Iterator[str]:
     groups = config.groups(verb)
-    # Groups first: a key inside one goes to the option that was chosen.
+    # Groups come first: a key inside a group belongs to the chosen option.
     for key, value in sorted(keys.items(), key=lambda item: isinstance(item[1], Mapping)):
         if isinstance(value, Mapping):
             yield from _inside(key, value)

@@ -27,7 +27,7 @@ SHOWN = 20  # rows of a printed table
 class Features(Sequence[FeatureRecord]):
     """Every feature of a run, dead ones included, each read from the disk when it is asked for.
 
-    `features[3]`, `features["resid_post.1/266"]`, `features[0:10]`; it can be gone through in order.
+    `features[3]`, `features["resid_post.1/266"]`, `features[0:10]`; iteration goes through them in order.
 
     Args:
         run: the run's folder, or its features/.
@@ -47,7 +47,7 @@ class Features(Sequence[FeatureRecord]):
     def __getitem__(self, key: slice) -> list[FeatureRecord]: ...
     def __getitem__(self, key: int | str | slice) -> FeatureRecord | list[FeatureRecord]:
         if isinstance(key, slice):
-            return [self._record(*self._place(number)) for number in range(len(self))[key]]
+            return [self._record(*self._split(number)) for number in range(len(self))[key]]
         if isinstance(key, str):
             return self._record(*feature_named(key, self.store.info.code_names, self._n))
         try:
@@ -59,37 +59,37 @@ class Features(Sequence[FeatureRecord]):
             ) from None
         if not -len(self) <= number < len(self):
             raise IndexError(f"feature {number}: there are {len(self)}")
-        return self._record(*self._place(number % len(self)))
+        return self._record(*self._split(number % len(self)))
 
     def __iter__(self) -> Iterator[FeatureRecord]:
         return (self[number] for number in range(len(self)))
 
     def search(self, words: str) -> list[FeatureRecord]:
-        """Those whose description holds `words`, in any case."""
+        """The features whose description contains `words`, in upper or lower case."""
         if not isinstance(words, str):
             raise ValueError(f"search: want words as text, not {words!r}")
-        found = sorted(place for place, e in self._explanations.items() if _said(words, e.text))
-        return [self._record(*place) for place in found]
+        keys = sorted(k for k, e in self._explanations.items() if _contains(words, e.text))
+        return [self._record(*key) for key in keys]
 
     def rows(self, examples: int = 1) -> list[dict[str, Any]]:
         """A plain dictionary for each feature, with this many of its strongest examples in `text`.
 
-        Without examples nothing but statistics is read: a hundred thousand features in a second.
+        Without examples it reads only statistics: a hundred thousand features take a second.
         """
         if type(examples) is not int or examples < 0:
             raise ValueError(f"examples={examples!r}: want a whole number of at least 0")
         statistics = {name: t.flatten().tolist() for name, t in self.store.statistics.items()}
         rows = []
         for number in range(len(self)):
-            source, index = self._place(number)
-            said = self._explanations.get((source, index))
+            source, index = self._split(number)
+            explanation = self._explanations.get((source, index))
             row: dict[str, Any] = {"feature": self.name(source, index)}
             row |= {"site": self.store.site(source), "index": index}
             row |= {name: values[number] for name, values in statistics.items()}
             row |= {
-                "description": said.text if said else "",
-                "reliable": bool(said and said.reliable),
-                "score": said.scores.get("balanced_accuracy") if said else None,
+                "description": explanation.text if explanation else "",
+                "reliable": bool(explanation and explanation.reliable),
+                "score": explanation.scores.get("balanced_accuracy") if explanation else None,
             }
             if examples:
                 top = self.store.feature(source, index).top[:examples]
@@ -98,10 +98,10 @@ class Features(Sequence[FeatureRecord]):
         return rows
 
     def to_pandas(self, examples: int = 1) -> Any:
-        """`rows` as a pandas.DataFrame, by the feature's name.
+        """`rows` as a pandas.DataFrame, indexed by the feature's name.
 
         Raises:
-            ImportError: pandas, which dictlearn does not ask for, is not installed.
+            ImportError: pandas is not installed; dictlearn does not require it.
         """
         try:
             pandas = import_module("pandas")
@@ -113,7 +113,7 @@ class Features(Sequence[FeatureRecord]):
         return pandas.DataFrame(self.rows(examples)).set_index("feature")
 
     def name(self, source: int, index: int) -> str:
-        """What the pages and the other commands call it: resid_post.1/266."""
+        """The feature's name on the pages and in other commands: resid_post.1/266."""
         ends = {"source": (source, self.store.info.code_sources), "index": (index, self._n)}
         for what, (number, end) in ends.items():
             if type(number) is not int or not 0 <= number < end:
@@ -129,7 +129,7 @@ class Features(Sequence[FeatureRecord]):
         )
 
     def _repr_html_(self) -> str:
-        """The first of them, as a table."""
+        """The first `SHOWN` features, as a table."""
         return html.table(repr(self), self[:SHOWN])
 
     @cached_property
@@ -139,13 +139,14 @@ class Features(Sequence[FeatureRecord]):
             raise ValueError(f"{self.store.info.model}: has no tokenizer to show text with")
         return tokenizer
 
-    def _place(self, number: int) -> tuple[int, int]:
+    def _split(self, number: int) -> tuple[int, int]:
+        """(source, index) of a feature that is counted over all sources."""
         return divmod(number, self._n)
 
     def _record(self, source: int, index: int) -> FeatureRecord:
-        found = self.store.feature(source, index)
-        said = self._explanations.get((source, index))
-        return self._made(found, said or Explanation(source, index, "", "none"))
+        feature = self.store.feature(source, index)
+        explanation = self._explanations.get((source, index))
+        return self._made(feature, explanation or Explanation(source, index, "", "none"))
 
     def _made(self, found: Feature, said: Explanation) -> FeatureRecord:
         return FeatureRecord(
@@ -177,5 +178,5 @@ class Features(Sequence[FeatureRecord]):
         return tuple(zip(words, (score for _, score in scores), strict=True))
 
 
-def _said(words: str, text: str) -> bool:
+def _contains(words: str, text: str) -> bool:
     return bool(text) and words.casefold() in text.casefold()

@@ -1,4 +1,4 @@
-"""What a notebook shows of features. All text is escaped: it comes from data and from models."""
+"""Features as a notebook shows them. All text is escaped: it comes from data and from models."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from dictlearn.evals.table import share
 if TYPE_CHECKING:
     from dictlearn.api.record import FeatureRecord
 
-EXAMPLES = 8  # shown of a feature
-WORDS = 10  # of the tokens that it promotes
+EXAMPLES = 8  # shown for each feature
+WORDS = 10  # promoted tokens that are shown
 INVISIBLE = {"\n": "⏎", "\r": "", "\t": "→"}
 
 
 def feature(record: FeatureRecord) -> str:
-    """Description, figures, examples with the feature's strength as a shade, tokens it promotes."""
+    """Description, figures, examples shaded by activation, and promoted and suppressed tokens."""
     parts = [
         f"<b>{escape(record.name)}</b>: {record.said(marks.html)}",
         f"<small>{escape(record.fires())}</small>",
@@ -35,7 +35,7 @@ def feature(record: FeatureRecord) -> str:
 
 
 def example(pieces: Sequence[str], activations: Sequence[float]) -> str:
-    """Pieces of text, each shaded by how strongly the feature fires on it."""
+    """Pieces of text, each shaded by the feature's activation."""
     largest = max(activations, default=0.0)
     return "".join(
         _piece(piece, activation / largest if largest > 0 else 0.0, activation)
@@ -44,7 +44,7 @@ def example(pieces: Sequence[str], activations: Sequence[float]) -> str:
 
 
 def table(caption: str, records: Iterable[FeatureRecord]) -> str:
-    """A row a feature: name, description, density, its strongest example."""
+    """One row per feature: name, description, density, strongest example."""
     rows = "".join(
         f"<tr><td>{escape(r.name)}</td><td>{r.said(marks.html)}</td><td>{escape(share(r.density))}</td>"
         f"<td><code>{example(r.examples[0].pieces, r.examples[0].activations)}</code></td></tr>"

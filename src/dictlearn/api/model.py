@@ -18,7 +18,7 @@ INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 @final
 class OpenModel:
-    """A model that never trains, and its tokenizer. `lm` is what the rest of dictlearn works with."""
+    """A model that never trains, and its tokenizer. The rest of dictlearn works with `lm`."""
 
     def __init__(self, lm: LanguageModel):
         self.lm = lm
@@ -29,7 +29,7 @@ class OpenModel:
         return self.lm.info
 
     def tokens(self, text: str) -> Tensor:
-        """Ids of the text behind the token that a document starts with, int64 [positions]."""
+        """Ids of the text after the start-of-document token, int64 [positions]."""
         if not isinstance(text, str):
             raise ValueError(f"tokens: want a text, not a {type(text).__name__}")
         if self.lm.tokenizer is None:
@@ -45,18 +45,18 @@ class OpenModel:
         return token_text(self.lm.tokenizer, self._ids(tokens).flatten().tolist())
 
     def special(self, tokens: Tensor | Sequence[int]) -> Tensor:
-        """Which of these a dictionary never sees, in training or evaluation: bool, as `tokens`."""
+        """True for tokens that a dictionary never sees, in training or evaluation; bool, as `tokens`."""
         tokens = self._ids(tokens)
         ids = torch.tensor(sorted(self.lm.special_ids), dtype=tokens.dtype)
         return torch.isin(tokens, ids.to(tokens.device))
 
     def activations(self, text: str | Tensor | Sequence[int], sites: str | Sequence[str]) -> Tensor:
-        """What the model holds at one site, or at several, such as a dictionary's `sources`.
+        """The model's activations at one site, or at several, such as a dictionary's `sources`.
 
         Args:
             text: a text, or ids as [positions] or [batch, positions], all of them real tokens.
             sites: a name gives [positions, width], a sequence [positions, sites, width], each with
-                the batch in front where ids have one.
+                the batch in front if the ids have one.
 
         Raises:
             ValueError: there is no such site, or more positions than the model reads.
@@ -74,13 +74,13 @@ class OpenModel:
             raise ValueError(
                 f"{tokens.shape[-1]} tokens: {self.info.name} reads at most {most} at once"
             )
-        found = capture(self.lm, tokens.reshape(-1, tokens.shape[-1]), names)
-        values = torch.stack([found[name] for name in names], dim=2)  # B P sites D
+        captured = capture(self.lm, tokens.reshape(-1, tokens.shape[-1]), names)
+        values = torch.stack([captured[name] for name in names], dim=2)  # B P sites D
         values = values if tokens.ndim == 2 else values[0]
         return values.squeeze(-2) if isinstance(sites, str) else values
 
     def _ids(self, given: Tensor | Sequence[int]) -> Tensor:
-        """Token ids as a tensor. Raises ValueError where they are none of this model's."""
+        """Token ids as a tensor. Raises ValueError if they are not ids of this model."""
         wanted = "want whole numbers, [positions] or [batch, positions]"
         try:
             tokens = torch.as_tensor(given)

@@ -1,4 +1,4 @@
-"""What `dictlearn.train` and `dictlearn.evaluate` give back."""
+"""The objects that `dictlearn.train` and `dictlearn.evaluate` return."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WIDTH = 90  # columns of a printed table
 
 @final
 class Run:
-    """A finished run: its folder, and what lies there."""
+    """A finished run: its folder and the results in it."""
 
     def __init__(self, path: Path):
         self.path = path  # absolute
@@ -35,19 +35,19 @@ class Run:
 
     @cached_property
     def dictionary(self) -> Dictionary:
-        """In inference form, as `dictlearn.load` gives it."""
+        """The dictionary in inference form, as `dictlearn.load` returns it."""
         dictionary = load_dictionary(self.path)
         dictionary.figures = figures_of(self.path, dictionary)
         return dictionary
 
     @property
     def figures(self) -> dict[str, float]:
-        """On held-out text, by the names of figures.json: fvu, l0, dead, ce_increase, kl, ..."""
+        """Figures on held-out text, by the names of figures.json: fvu, l0, dead, ce_increase, kl, ..."""
         return numbers(read_record(self.path).get("figures"))
 
     @property
     def features(self) -> Features:
-        """Once `dictlearn features run=...` has read them. Raises ValueError before."""
+        """The features that `dictlearn features run=...` stored. Raises ValueError before that."""
         return Features(self.path)
 
     def __repr__(self) -> str:
@@ -69,17 +69,17 @@ class Evaluation:
 
     @property
     def figures(self) -> dict[str, float]:
-        """fvu, l0, dead, ce_increase, kl, ...; one that is undefined is left out."""
+        """fvu, l0, dead, ce_increase, kl, ...; undefined figures are left out."""
         return numbers(self.record["figures"])
 
     @property
     def baselines(self) -> dict[str, dict[str, float]]:
-        """The same of PCA, mean ablation and zero ablation."""
+        """The same figures for PCA, mean ablation and zero ablation."""
         return {name: numbers(row) for name, row in self.record["baselines"].items()}
 
     @property
     def tokens(self) -> int:
-        """That were read."""
+        """The number of tokens that were read."""
         return self.record["text"]["tokens"]
 
     @cached_property
@@ -96,25 +96,25 @@ class Evaluation:
         return console.file.getvalue().strip("\n")
 
 
-def place_of(function: str, given: Any) -> str | Path:
-    """Where a run or a dictionary is that a function was given: a Run, a folder or a hub id.
+def place_of(function: str, value: Any) -> str | Path:
+    """The folder or hub id of a run or dictionary, the argument `value` of `function`.
 
     Raises:
         ValueError: it is of another type, or empty.
     """
-    if isinstance(given, Run):
-        return given.path
-    if isinstance(given, str | Path) and str(given).strip():
-        return given
-    what = repr(given) if given is None or isinstance(given, str) else f"a {type(given).__name__}"
-    saved = "; save it first" if isinstance(given, Dictionary) else ""
+    if isinstance(value, Run):
+        return value.path
+    if isinstance(value, str | Path) and str(value).strip():
+        return value
+    what = repr(value) if value is None or isinstance(value, str) else f"a {type(value).__name__}"
+    saved = "; save it first" if isinstance(value, Dictionary) else ""
     raise ValueError(f"{function}: want a run, a folder or a hub id, not {what}{saved}")
 
 
 def figures_of(path: Path, dictionary: Dictionary) -> dict[str, float]:
-    """Held-out figures in the folder of a run, or of its dictionary; empty where there are none.
+    """Held-out figures in the folder of a run, or of its dictionary; empty if there are none.
 
-    A figures.json of another dictionary, or one that is damaged, counts as none.
+    A figures.json of another dictionary, or a damaged one, counts as none.
     """
     for folder in (path, path.parent):
         if folder == path.parent and path.name != "dictionary":
