@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import tempfile
 
 import pytest
 import torch
@@ -29,6 +30,18 @@ def test_a_file_is_replaced_and_its_folder_made(tmp_path):
         write_json(path, value)
     assert path.read_text() == '{\n "x": [\n  2,\n  "\\u2603"\n ]\n}\n'
     assert os.listdir(path.parent) == ["figures.json"]
+
+
+@pytest.mark.skipif(not os.path.isdir("/dev/shm"), reason="this system has none")
+def test_a_disk_in_memory_is_a_disk_though_it_lies_among_devices():
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        path = os.path.join(folder, "a", "said")
+        write_text(path, "old")
+        with pytest.raises(SaveError), replacing(path) as place:
+            place.write_text("half")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        with open(path) as file:
+            assert file.read() == "old"
 
 
 def test_a_full_disk_leaves_the_old_file_and_is_named(tmp_path, small_disk):

@@ -108,8 +108,8 @@ def as_os_error(error: OSError | SafetensorError) -> OSError:
 
 
 def _is_stream(path: Path) -> bool:
-    if path.is_absolute() and path.parts[1:2] == ("dev",):  # also where the shell sent it to a file
-        return True
+    if path.is_absolute() and path.parts[1:2] == ("dev",) and path.parts[2:3] != ("shm",):
+        return True  # also where the shell sent it to a file; /dev/shm is a disk in memory
     try:
         mode = path.stat().st_mode
     except (OSError, ValueError):
