@@ -118,8 +118,10 @@ def test_a_misspelt_verb_names_the_nearest(
     [
         (ValueError("dict.k=9: want less"), 2, "dict.k=9: want less\n"),
         (OSError("the disk is full"), 2, "the disk is full\n"),
+        (FileNotFoundError(2, "No such file", "a/b.txt"), 2, "a/b.txt: it is not there\n"),
+        (OSError(5, "Input/output error", "a"), 2, "a: input/output error\n"),
     ],
-    ids=["mistake", "disk"],
+    ids=["mistake", "disk", "absent", "broken"],
 )
 def test_what_a_verb_raises(
     error: BaseException,

@@ -18,6 +18,7 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from dictlearn import schema
+from dictlearn.disk.amiss import told
 from dictlearn.disk.leftovers import LONGEST_NAME
 
 # Groups that a folder or hub id can be given to, and the option that takes it.
@@ -228,10 +229,13 @@ def sentence(error: Exception) -> str:
     """What an error says, on one line; of one inside an instantiation, that alone."""
     cause = error.__cause__
     if isinstance(error, InstantiationException) and isinstance(cause, ValueError | OSError):
-        return str(cause)
+        return sentence(cause)
     if missing := re.search(r"Missing mandatory value: ([\w.]+)", str(error)):
         return f"{missing[1]}: no value was given; pass {missing[1]}=<value>"
-    return " ".join(str(error).split())
+    said = told(error)
+    if isinstance(error, OSError) and error.filename and said != str(error):
+        said = f"{error.filename}: {said}"
+    return " ".join(said.split())
 
 
 def quoted(value: str, always: bool = False, mark: str = "'") -> str:

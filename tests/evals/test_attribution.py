@@ -69,7 +69,10 @@ def test_the_page_has_it_where_the_file_is(tmp_path):
     assert "f(&lt;x&gt;)" in page and "f(<x>)" not in page
 
 
-@pytest.mark.parametrize("content", ['{"format": 2}', "[]", json.dumps(TRACED)])
+NO_PROMPTS = '{"format": 1, "dictionaries": {"clt": {"prompts": []}}}'
+
+
+@pytest.mark.parametrize("content", ['{"format": 2}', "[]", json.dumps(TRACED), NO_PROMPTS])
 def test_another_file_is_refused(content, tmp_path):
     (tmp_path / "attribution.json").write_text(content)
     with pytest.raises(ValueError, match="attribution.json"):

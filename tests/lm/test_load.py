@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import textwrap
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -349,6 +350,10 @@ def _foreign_tokenizer(folder: Path) -> None:
     (folder / "tokenizer.json").write_text('{"version": "1.0", "model": {"type": "Nonsense"}}')
 
 
+def _settings_of_generation(folder: Path, said: str) -> None:
+    (folder / "generation_config.json").write_text(said)
+
+
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
@@ -375,6 +380,14 @@ def _foreign_tokenizer(folder: Path) -> None:
         (_tokenizer_elsewhere, r"tokenizer_config\.json says vocab_file='\.\./secret\.txt'"),
         (_broken_tokenizer, "tokenizer.json is not valid JSON"),
         (_foreign_tokenizer, "its tokenizer cannot be read: "),
+        (
+            partial(_settings_of_generation, said="7"),
+            "generation_config.json holds no JSON object",
+        ),
+        (
+            partial(_settings_of_generation, said='{"suppress_tokens": 5}'),
+            "cannot be loaded: .*not iterable",
+        ),
     ],
 )
 def test_a_damaged_folder_gets_one_sentence(folder, damage, says, monkeypatch):

@@ -58,8 +58,9 @@ def test_a_damaged_line_further_up_is_an_error(tmp_path, damage):
     add_explanations(tmp_path, [one(1)])
     path = tmp_path / FILE
     path.write_text(damage + "\n" + path.read_text())
-    with pytest.raises(ValueError, match="line 1: not an explanation"):
+    with pytest.raises(ValueError, match="line 1: not an explanation") as caught:
         read_explanations(tmp_path)
+    assert "__init__" not in str(caught.value)  # Python's words are about code
 
 
 def test_an_undefined_score_is_refused_and_nothing_is_written(tmp_path):

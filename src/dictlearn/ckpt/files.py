@@ -14,6 +14,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from dictlearn.disk.amiss import amiss, told
+
 JSON_BYTES = 256 << 20
 HEADER_BYTES = 8 << 20  # of a safetensors file: names and shapes of some 50,000 tensors
 WEIGHTS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)  # what one may be
@@ -79,7 +81,7 @@ def read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
             return {name: (s.get_dtype(), tuple(s.get_shape())) for name, s in slices.items()}
     except UNREADABLE as error:
-        raise ValueError(f"{path} is not a readable safetensors file: {error}") from None
+        raise ValueError(f"{path} is not a readable safetensors file: {told(error)}") from None
 
 
 def check_numbers(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -107,7 +109,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             # clone: the file is mapped at whatever offset it has, and sums depend on alignment
             return {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except UNREADABLE as error:
-        raise ValueError(f"{path} is not a readable safetensors file: {error}") from None
+        raise ValueError(f"{path} is not a readable safetensors file: {told(error)}") from None
 
 
 def _check_header(path: Path) -> None:
@@ -129,10 +131,10 @@ def read_json(path: Path, most: int = JSON_BYTES) -> Any:
         return json.loads(
             path.read_bytes(), object_pairs_hook=_unique, parse_constant=_refuse_constant
         )
-    except RecursionError:
-        raise ValueError(f"{path} is not readable: nested too deeply") from None
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"{path} is not readable: {amiss(error)}") from None
     except (ValueError, OSError) as error:
-        raise ValueError(f"{path} is not readable: {error}") from None
+        raise ValueError(f"{path} is not readable: {told(error)}") from None
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dictlearn.ckpt.files import read_json
+from dictlearn.disk.amiss import MISFITS, amiss
 from dictlearn.evals.table import Column, cell
 
 FILE = "attribution.json"
@@ -35,12 +36,14 @@ def read_attribution(run: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     traced = read_json(path)
+    if not isinstance(traced, dict) or traced.get("format") != FORMAT:
+        raise ValueError(f"{path}: want format {FORMAT}; trace again")
     try:
-        if traced["format"] != FORMAT:
-            raise ValueError(f"{path}: want format {FORMAT}; trace again")
         list(rows(traced))
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: not what attribution_scores.py writes ({error})") from error
+    except MISFITS as error:
+        raise ValueError(
+            f"{path}: not what attribution_scores.py writes ({amiss(error)})"
+        ) from error
     return traced
 
 

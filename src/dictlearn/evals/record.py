@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dictlearn import __version__
+from dictlearn.disk.amiss import amiss
 from dictlearn.disk.replace import check_file_replaceable, check_replaceable, is_run
 from dictlearn.disk.whole import write_json
 
@@ -122,14 +123,14 @@ def check_record_replaceable(folder: Path, overwrite: bool) -> None:
 def read_record(folder: Path) -> dict[str, Any]:
     """The content of figures.json. Raises ValueError where there is none, or one of another form."""
     path = folder / FILE
+    if path.is_file() and path.stat().st_size > MOST_BYTES:
+        raise ValueError(f"{path}: too large for what dictlearn evaluate writes")
     try:
-        if path.stat().st_size > MOST_BYTES:
-            raise ValueError(f"{path}: too large for what dictlearn evaluate writes")
         record = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ValueError(f"{path}: no figures here; dictlearn evaluate writes them") from error
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{path}: not a JSON file ({error}); evaluate again") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not a JSON file ({amiss(error)}); evaluate again") from error
     if not isinstance(record, dict) or not isinstance(record.get("figures"), dict):
         raise ValueError(f"{path}: holds no figures; dictlearn evaluate writes them")
     return record

@@ -19,6 +19,8 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from dictlearn.disk.amiss import amiss
+
 PICO_PATH = Path(__file__).parent / "pico"
 SHAPES = Path(__file__).parent / "shapes"  # config.json of the presets' models: sizes, no weights
 
@@ -68,8 +70,8 @@ def read_json(path: str, folder: Path, name: str) -> dict[str, object]:
         )
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-    except RecursionError:
-        raise ValueError(f"model.path={path}: {file} is nested too deeply") from None
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"model.path={path}: {file} is not valid JSON: {amiss(error)}") from None
     except ValueError as error:
         raise ValueError(f"model.path={path}: {file} is not valid JSON: {error}") from error
     if not isinstance(found, dict):

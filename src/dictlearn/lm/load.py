@@ -11,7 +11,6 @@ from typing import Any, Literal, cast
 
 import torch
 import transformers
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -48,6 +47,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # No names of hub kernels here: those are code that comes with a download.
 ATTENTIONS = ("auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3")
 SIZES = ("num_hidden_layers", "hidden_size", "vocab_size", "max_position_embeddings")
+GENERATION = "generation_config.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
 
@@ -91,6 +91,8 @@ def load_model(
     config = _read_config(path, folder)
     files = weight_files(path, folder)  # refuses what transformers would unpickle
     check_sizes(path, files, config, _loader(config))
+    if (folder / GENERATION).is_file():
+        read_json(path, folder, GENERATION)  # transformers goes on without one that it can't read
     tokenizer = _load_tokenizer(path, folder)
     auto_dtype = torch.bfloat16 if on.type == "cuda" else torch.float32
     model = _load_weights(where, folder, config, DTYPES.get(dtype, auto_dtype), attn)
@@ -196,7 +198,7 @@ def _load_tokenizer(path: str, folder: Path) -> PreTrainedTokenizerBase | None:
     check_tokenizer(path, folder)
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (ValueError, KeyError, TypeError, OSError, ImportError) as error:
+    except Exception as error:  # its parts check theirs in their own ways
         raise ValueError(
             f"model.path={path}: its tokenizer cannot be read: {_first_line(error)}"
         ) from error
@@ -218,7 +220,7 @@ def _load_weights(
                 trust_remote_code=False,
                 output_loading_info=True,
             )
-    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+    except Exception as error:  # and so does what reads weights and settings of generation
         raise ValueError(f"{where}: cannot be loaded: {_first_line(error)}") from error
     model, report = cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)
     # transformers would go on with random numbers in their place. A pooler is behind every site.

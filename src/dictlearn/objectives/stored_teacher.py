@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from dictlearn.disk.amiss import amiss, told
 from dictlearn.disk.leftovers import present
 from dictlearn.disk.manifest import MANIFEST, check_content, check_size, read_manifest
 from dictlearn.lm.fingerprint import vocabulary_hash
@@ -149,7 +150,7 @@ class StoredTeacher(Teacher):
         try:
             tensors = load_file(self.folder / name)
         except (OSError, SafetensorError) as error:
-            raise ValueError(f"{name} is not a readable safetensors file: {error}") from None
+            raise ValueError(f"{name} is not a readable safetensors file: {told(error)}") from None
         if set(tensors) != set(wanted):
             raise ValueError(f"{name} holds {sorted(tensors)}, not {sorted(wanted)}")
         return tensors
@@ -162,7 +163,7 @@ class StoredTeacher(Teacher):
         try:
             key = json.loads((self.folder / KEY).read_bytes())
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{KEY} is not readable: {error}") from None
+            raise ValueError(f"{KEY} is not readable: {amiss(error)}") from None
         for name, types in KEY_TYPES.items():
             value = key.get(name) if isinstance(key, dict) else None
             if type(value) not in types or (name in SIZES and not value):

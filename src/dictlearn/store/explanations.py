@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, final
 
+from dictlearn.disk.amiss import MISFITS, amiss
 from dictlearn.disk.folders import made
 from dictlearn.disk.whole import SaveError
 from dictlearn.store.text import without_surrogates
@@ -168,10 +169,12 @@ def _lines(path: Path) -> Iterator[Explanation]:
             continue
         try:
             yield _read(json.loads(line))
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except MISFITS as error:
             if number == len(lines):  # no newline ends it: the process was killed while it wrote
                 return
-            raise ValueError(f"{path} line {number}: not an explanation ({error})") from error
+            raise ValueError(
+                f"{path} line {number}: not an explanation ({amiss(error)})"
+            ) from error
 
 
 def _read(entry: Any) -> Explanation:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dictlearn.ckpt.dictionary import saved_sha256
 from dictlearn.ckpt.files import read_json
+from dictlearn.disk.amiss import told
 from dictlearn.disk.leftovers import present
 from dictlearn.disk.manifest import check_content, check_size, read_manifest
 from dictlearn.names import feature_name, feature_named
@@ -202,7 +203,7 @@ class FeatureStore:
         try:
             return safe_open(self.path / name, framework="pt").__enter__()
         except (OSError, SafetensorError) as error:
-            sentence = f"{self.path / name} is not a readable safetensors file: {error}"
+            sentence = f"{self.path / name} is not a readable safetensors file: {told(error)}"
             raise self._trouble(sentence) from None
 
     def _check(

@@ -19,6 +19,7 @@ from dictlearn.dicts.diagonal import Diagonal
 from dictlearn.dicts.dictionary import Dictionary
 from dictlearn.dicts.linked import Lower
 from dictlearn.dicts.shape import Shape
+from dictlearn.disk.amiss import amiss, told
 from dictlearn.sparsity.jumprelu import JumpReLU
 from dictlearn.sparsity.relu import ReLU
 from dictlearn.sparsity.topk import TopK
@@ -64,8 +65,10 @@ def read(folder: Path) -> Dictionary:
 def read_config(path: Path) -> dict[str, Any]:
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-        reason = " ".join(str(error).split())
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"{path} is not readable as yaml: {amiss(error)}") from None
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        reason = " ".join(told(error).split())
         raise ValueError(f"{path} is not readable as yaml: {reason}") from None
     if not isinstance(found, dict):
         raise ValueError(f"{path}: want keys and values, as circuit-tracer writes")

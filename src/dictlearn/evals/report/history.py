@@ -18,12 +18,12 @@ def read_history(path: Path) -> list[dict[str, float]]:
     if not path.is_file():
         return []
     by_step: dict[float, dict[str, float]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_bytes().split(b"\n"):
         try:
             entry = json.loads(line)
-        except (json.JSONDecodeError, RecursionError):
+        except (ValueError, RecursionError):
             continue
-        if isinstance(entry, dict) and isinstance(entry.get("step"), int | float):
+        if isinstance(entry, dict) and _is_finite_number(entry.get("step")):
             numbers = {key: value for key, value in entry.items() if _is_finite_number(value)}
             by_step.setdefault(entry["step"], {}).update(numbers)
     return [by_step[step] for step in sorted(by_step)]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dictlearn.ckpt.dictionary import saved_sha256
+from dictlearn.disk.amiss import MISFITS, amiss
 
 Section = Callable[[Mapping[str, Any]], str]
 
@@ -26,8 +27,10 @@ def section_of(run: Path, file: str, section: Section, title: str, verb: str, wr
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
         return _stale(title, verb) if _is_stale(summary, run) else section(summary)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{path}: not what `dictlearn {writer}` writes ({error!r})") from error
+    except MISFITS as error:
+        raise ValueError(
+            f"{path}: not what `dictlearn {writer}` writes ({amiss(error)})"
+        ) from error
 
 
 def _is_stale(summary: Mapping[str, Any], run: Path) -> bool:

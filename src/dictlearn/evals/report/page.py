@@ -8,6 +8,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from dictlearn.disk.amiss import MISFITS, amiss
 from dictlearn.disk.whole import write_bytes, write_text
 from dictlearn.escape import html as escape
 from dictlearn.evals import attribution, layers, table
@@ -27,6 +28,8 @@ BY_LAYER = (
 )
 
 
+History = list[dict[str, float]]
+Traced = Mapping[str, Any] | None
 PARTS = ("dictionary", "model", "text", "baselines", "series", "versions", "date")
 
 
@@ -43,11 +46,12 @@ def write_report(folder: Path) -> Path:
             f"{folder / FILE}: has no {absent[0]}: a report shows the figures of a dictionary on a "
             "language model's text, which dictlearn evaluate takes"
         )
+    beside = _beside(folder)
     try:
-        html, plots = _drawn(folder, record)
-    except (KeyError, TypeError, AttributeError, IndexError, ArithmeticError) as error:
+        html, plots = _drawn(folder.resolve().name, record, *beside)
+    except MISFITS as error:
         raise ValueError(
-            f"{folder / FILE}: not what dictlearn evaluate writes ({error!r}); evaluate again"
+            f"{folder / FILE}: not what dictlearn evaluate writes ({amiss(error)}); evaluate again"
         ) from error
     for name, picture in plots.items():
         write_bytes(folder / "figures" / f"{name}.png", picture)
@@ -56,16 +60,27 @@ def write_report(folder: Path) -> Path:
     return path
 
 
-def _drawn(folder: Path, record: Mapping[str, Any]) -> tuple[str, dict[str, bytes]]:
+def _beside(folder: Path) -> tuple[History, str, Traced, str, str]:
+    """What other files say than the one with the figures. Each ValueError names its file."""
+    settings = read_settings(folder / "config.yaml")
+    if settings:
+        summary(settings)  # for what it refuses
+    history, traced = read_history(folder / "metrics.jsonl"), attribution.read_attribution(folder)
+    return history, settings, traced, descriptions(folder), features(folder)
+
+
+def _drawn(
+    name: str,
+    record: Mapping[str, Any],
+    history: History,
+    settings: str,
+    traced: Traced,
+    described: str,
+    stored: str,
+) -> tuple[str, dict[str, bytes]]:
     """The page and its pictures."""
-    history = read_history(folder / "metrics.jsonl")
     training, evaluation = training_plots(history), evaluation_plots(record)
     by_layer = layer_plots(record)
-    name = folder.resolve().name
-    settings = read_settings(folder / "config.yaml")
-    traced = attribution.read_attribution(folder)
-    described = descriptions(folder)
-    stored = features(folder)
     html = page(name, record, settings, training, evaluation, by_layer, traced, described, stored)
     plots = (*training, *by_layer, *evaluation)
     return html, {plot.name: png(plot.draw, plot.title, plot.width) for plot in plots}
@@ -78,7 +93,7 @@ def page(
     training: Iterable[Plot],
     evaluation: Iterable[Plot],
     by_layer: Iterable[Plot] = (),
-    traced: Mapping[str, Any] | None = None,
+    traced: Traced = None,
     described: str = "",
     stored: str = "",
 ) -> str:

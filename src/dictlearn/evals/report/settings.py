@@ -8,6 +8,8 @@ from typing import Any
 
 import yaml
 
+from dictlearn.disk.amiss import amiss
+
 UNNAMED = ("model", "source")  # groups with one target each, whose name is left out
 SKIPPED = ("_target_", "_partial_", "_recursive_", "_convert_")
 
@@ -18,6 +20,9 @@ def read_settings(path: Path) -> str:
         return ""
     try:
         text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not a run's configuration ({amiss(error)})") from error
+    try:
         parsed(text)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
@@ -50,11 +55,11 @@ def summary(settings: str) -> list[tuple[str, str]]:
     Raises:
         ValueError: `settings` is no configuration.
     """
+    config = parsed(settings)
     try:
-        return _groups(parsed(settings))
+        return _groups(config)
     except (ValueError, TypeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"config.yaml is not a run's configuration: {reason}") from None
+        raise ValueError(f"config.yaml is not a run's configuration ({amiss(error)})") from None
 
 
 def _groups(config: Mapping[Any, Any]) -> list[tuple[str, str]]:

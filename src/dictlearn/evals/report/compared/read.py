@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dictlearn.evals.record import FILE, read_record
-from dictlearn.evals.report.settings import parsed
+from dictlearn.evals.report.settings import parsed, read_settings
 from dictlearn.evals.table import MISSING, label_of
 
 # Settings that don't change what is trained, or can't be compared.
@@ -111,12 +111,8 @@ def _described(record: Mapping[str, Any]) -> dict[str, str]:
 
 def _settings(path: Path) -> dict[str, str]:
     """The run's configuration: dotted keys and plain values, as text."""
-    if not path.is_file():
-        return {}
-    try:
-        config = parsed(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+    text = read_settings(path)
+    config = parsed(text) if text else {}
     return dict(_dotted({key: value for key, value in config.items() if key not in SKIPPED}))
 
 
