@@ -59,6 +59,10 @@ def test_a_run_is_exported_calibrated_and_read_back(run, capsys):
     ours = dictlearn.load(run)
     assert torch.equal(again.encoder.W_enc, ours.encoder.W_enc)
     assert again.sparsity.name == "jumprelu" and again.training_figures["model"] == "pico"
+    weights = run / "export/circuit_tracer/layer_1.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")  # another number, and a whole file
+    with pytest.raises(ValueError, match=r"layer_1\.safetensors does not match its manifest"):
+        dictlearn.load(run / "export/circuit_tracer")
 
 
 def test_a_foreign_folder_can_be_exported_too(run):

@@ -57,6 +57,14 @@ def test_a_run_gets_its_features(run: Path, capsys: pytest.CaptureFixture[str]):
     assert written == {"store", "pages", "index.html", "summary.json"}
 
 
+def test_damaged_descriptions_are_refused_before_any_work(run: Path):
+    (run / "features").mkdir()
+    (run / "features/explanations.jsonl").write_text("{}\n")
+    with pytest.raises(ValueError, match="explanations.jsonl line 1: not an explanation"):
+        features.main(compose("features", ["run=runs/a", *SMALL]))
+    assert not (run / "features/store").exists()
+
+
 @pytest.mark.parametrize("site", ["mlp_in.1", "model.layers.1.mlp:input"])
 def test_a_target_outside_the_residual_stream_promotes_nothing(run: Path, site: str):
     """It has pages and descriptions like any other; only the table of tokens is left out."""

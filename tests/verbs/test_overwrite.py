@@ -14,7 +14,9 @@ from dictlearn.config import compose, conf_dir
 from dictlearn.dicts.sae import sae
 from dictlearn.lm.load import read_info
 from dictlearn.sparsity.topk import TopK
+from dictlearn.verbs import explain
 from tests.store.made import RULES, made_store
+from tests.verbs.test_train import dictlearn_train
 
 
 @pytest.fixture(autouse=True)
@@ -95,3 +97,23 @@ def test_every_verb_that_has_output_has_overwrite():
     texts = {path.stem: path.read_text() for path in conf_dir().glob("*.yaml")}
     with_output = {verb for verb, text in texts.items() if "\noutput:" in text}
     assert with_output - {"compare"} == {v for v, text in texts.items() if "\noverwrite:" in text}
+
+
+def test_explain_refuses_at_once_what_its_pages_could_not_replace(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (run / "features/pages").mkdir()
+    (run / "features/pages/thesis.tex").write_text("years of work")
+    monkeypatch.setattr(explain, "open_dictionary", lambda *_: pytest.fail("work had begun"))
+    with pytest.raises(OSError, match=r"cannot save .*pages: it holds thesis\.tex"):
+        explain.main(compose("explain", ["run=runs/a"]))
+
+
+def test_training_refuses_at_once_what_it_could_not_save_at_its_end(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "runs/b/dictionary").mkdir(parents=True)
+    (tmp_path / "runs/b/dictionary/thesis.tex").write_text("years of work")
+    assert dictlearn_train(tmp_path, "name=b") == 2
+    assert "cannot save runs/b/dictionary: it holds thesis.tex" in capsys.readouterr().err
+    assert not (tmp_path / "runs/b/config.yaml").exists()

@@ -235,6 +235,17 @@ def test_a_run_does_not_continue_with_another_model_or_text_behind_its_paths(tmp
     assert dictlearn_train(tmp_path, *longer, "allow_changed=[model]") == 0
 
 
+def test_a_damaged_file_that_the_report_would_show_ends_no_run(tmp_path, capsys):
+    (tmp_path / "runs/a/features").mkdir(parents=True)
+    (tmp_path / "runs/a/features/explanations.json").write_text("{")
+    lean = ["~eval.baselines", "~eval.downstream"]
+    assert dictlearn_train(tmp_path, "name=a", "steps=1", *lean) == 0
+    shown = capsys.readouterr().err
+    assert "explanations.json: not what `dictlearn explain` writes" in shown
+    assert "with that mended, dictlearn report run=runs/a writes the report" in shown
+    assert (tmp_path / "runs/a/figures.json").is_file()
+
+
 def test_a_diverged_run_says_so_and_a_report_on_a_full_disk_ends_none(
     tmp_path, capsys, monkeypatch
 ):

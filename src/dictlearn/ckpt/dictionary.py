@@ -33,6 +33,7 @@ from dictlearn.dicts.identity import sha256_of
 from dictlearn.disk.leftovers import present
 
 FORMAT = 2  # 1 had no sha256
+SORT = "a dictionary"  # in its manifest
 TENSORS, DESCRIPTION = "dictionary.safetensors", "dictionary.json"
 DESCRIPTION_BYTES = 64 << 20  # a MOLT says the rank of each of its features
 ENCODER = "encoder.W_enc"
@@ -43,7 +44,7 @@ def save_dictionary(dictionary: Dictionary, folder: Path, training: dict[str, An
     commit.commit(
         folder,
         lambda temporary: write_dictionary(dictionary, temporary, training),
-        sort="a dictionary",
+        sort=SORT,
     )
 
 
@@ -168,6 +169,8 @@ def _read_foreign(folder: Path) -> Dictionary:
     dictionary = read_foreign(folder)
     if dictionary is None:
         raise ValueError(f"{folder}: {_instead(folder)}")
+    if (folder / commit.MANIFEST).is_file():  # of our own export, as it lay here
+        commit.verify(folder)
     return dictionary
 
 

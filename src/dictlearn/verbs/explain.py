@@ -19,7 +19,7 @@ from dictlearn.dicts.identity import sha256_of
 from dictlearn.explain.protocol import Explainer, Feature, Material
 from dictlearn.explain.sample import random_like, take_sample
 from dictlearn.explain.summary import summarised, write_summary
-from dictlearn.features.pages import write_pages
+from dictlearn.features.pages import check_pages_replaceable, write_pages
 from dictlearn.lm.capture import batch_at
 from dictlearn.names import code_names, feature_named
 from dictlearn.ranges import Count, Fraction, Natural, Seed
@@ -70,6 +70,9 @@ def explain(cfg: DictConfig) -> int:
         if not 0 <= cfg[key] <= 1:
             raise ValueError(f"{key}={cfg[key]}: want 0 to 1")
     explainer: Explainer = instantiate(cfg.explainer)
+    folder = where(cfg, "explain", "explanations")[1] / "features"
+    if has_store(folder):
+        check_pages_replaceable(folder, cfg.overwrite)
     opened = open_dictionary(cfg, "explain", "explanations", check_positive)
     asked = which(cfg, opened)
     with _progress() as progress:
@@ -81,7 +84,6 @@ def explain(cfg: DictConfig) -> int:
         escape.say(f"{explainer.estimate(material, explainable)}")
         if cfg.dry_run:
             return 0
-        folder = opened.folder / "features"
         sha256 = sha256_of(opened.dictionary)
         writer = ExplanationWriter(folder, sha256)
         with _said_what_is_kept(writer):

@@ -27,6 +27,7 @@ from dictlearn.features.settings import Settings
 from dictlearn.features.text import Text
 from dictlearn.ranges import Count, Fraction, Natural, NonNegative
 from dictlearn.sources.synthetic import SITE as SYNTHETIC
+from dictlearn.store.explanations import read_explanations
 from dictlearn.store.features import FeatureStore
 from dictlearn.store.layout import FOLDER as STORE
 from dictlearn.store.writer import SORT
@@ -76,6 +77,7 @@ def main(cfg: DictConfig) -> int:
         check_replaceable(folder / STORE, SORT, cfg.overwrite)
         if cfg.pages:
             check_pages_replaceable(folder, cfg.overwrite)
+            read_explanations(folder)  # which the pages show: refused now, if they are damaged
         return write_features(cfg)
 
 

@@ -13,8 +13,12 @@ def write_report_of(folder: Path) -> None:
 
     Raises:
         OSError: it can't be written; names the command that writes it later, from the same files.
+        ValueError: so does that of a damaged file that it would show.
     """
     try:
         write_report(folder)
     except OSError as error:
         raise OSError(f"{error}; {command('report', run=folder)} writes it") from error
+    except ValueError as error:
+        later = f"with that mended, {command('report', run=folder)} writes the report"
+        raise ValueError(f"{error}; {later}") from error

@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from dictlearn import escape
 from dictlearn.ckpt.checkpoint_io import DictlearnCheckpointIO, read_contents
 from dictlearn.ckpt.commit import collect_garbage
+from dictlearn.ckpt.dictionary import SORT as DICTIONARY
 from dictlearn.ckpt.dictionary import save_dictionary
 from dictlearn.ckpt.diff import refuse_changed_contents
 from dictlearn.ckpt.lock import run_lock, writing
@@ -28,6 +29,7 @@ from dictlearn.ckpt.resume import CHECKPOINTS, Resume, resolve_resume
 from dictlearn.ckpt.signature import SIGNATURE, key_file, signed
 from dictlearn.dicts.dictionary import Dictionary
 from dictlearn.dicts.equivalent import layered
+from dictlearn.disk.replace import check_replaceable
 from dictlearn.disk.whole import write_text
 from dictlearn.evals.ground_truth import mcc, mean_max_cosine
 from dictlearn.evals.record import FORMAT, versions, write_record
@@ -98,6 +100,8 @@ def main(cfg: DictConfig) -> int:
         build.check_source(cfg, skeleton, dictionary)
     with dispatch.using(cfg.kernels), run_lock(run):
         collect_garbage(run)
+        for name, _ in training.named_trainees():  # refused now, not when the training is done
+            check_replaceable(saved_in(run, name), DICTIONARY)
         introduce(cfg, dictionary, info)
         for note in resume.notes:
             escape.say(note)
@@ -237,8 +241,7 @@ def finish(
     finished, origin = {}, provenance(cfg, lm.info)
     for name, trainee in training.named_trainees():
         one = trainee.to(lm.device).inference_form(partial(split, sample, cfg.batch_tokens))
-        folder = run / "dictionary" if name == "dictionary" else run / BESIDE / name
-        save_dictionary(one, folder, origin)
+        save_dictionary(one, saved_in(run, name), origin)
         finished[name] = one
     trained_in.remember(run, origin)
     dictionary = finished.pop("dictionary")
@@ -247,7 +250,7 @@ def finish(
     try:
         with writing(run / "report.html", "train", wait=True):
             write_into(run, record)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # the disk, or a damaged file that a report shows
         escape.say(str(error))
         escape.say(f"dictlearn.load({str(run)!r}) gives the dictionary")
     else:
@@ -255,6 +258,11 @@ def finish(
             f"{run / 'report.html'} shows the run; dictlearn.load({str(run)!r}) gives the dictionary"
         )
     return record["figures"]
+
+
+def saved_in(run: Path, name: str) -> Path:
+    """The folder of a trained dictionary's inference form."""
+    return run / "dictionary" if name == "dictionary" else run / BESIDE / name
 
 
 def finish_without_model(
@@ -267,7 +275,7 @@ def finish_without_model(
     trainee = training.trainee().to(source.device)
     calibration, unseen = ([source.next_batch() for _ in range(8)] for _ in range(2))
     dictionary = trainee.inference_form(lambda: calibration)
-    save_dictionary(dictionary, run / "dictionary", provenance(cfg, source.info))
+    save_dictionary(dictionary, saved_in(run, "dictionary"), provenance(cfg, source.info))
     figures = measured(dictionary, unseen)
     if isinstance(source, KnowsTruth) and layered(dictionary):
         W_dec = dictionary.decoder.written(0, 0, slice(None))
