@@ -40,14 +40,12 @@ from dictlearn.sources import token_cache
 from dictlearn.sources.text_files import text_documents
 from dictlearn.store.explanations import Explanation, add_explanations, read_explanations
 from dictlearn.store.features import FeatureStore
+from tests.damages import DAMAGES, MANIFEST, make_fit
 from tests.export.test_circuit_tracer import built
 from tests.export.test_circuit_tracer import job as set_job
 from tests.export.test_layer_formats import job_of, made
 from tests.objectives.test_stored_teacher import Text, model, stored
 from tests.store.made import made_store
-
-MANIFEST = "manifest.json"
-Damage = Callable[[Path, random.Random], None]
 
 
 @dataclass(frozen=True)
@@ -213,97 +211,6 @@ KINDS: dict[str, Kind] = {
 }
 
 
-# --- what is done to it -----------------------------------------------------------------------
-
-
-def flip(path: Path, rng: random.Random) -> None:
-    data = bytearray(path.read_bytes())
-    for _ in range(rng.choice((1, 1, 8))):
-        if data:
-            data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
-    path.write_bytes(data)
-
-
-def cut(path: Path, rng: random.Random) -> None:
-    data = path.read_bytes()
-    path.write_bytes(data[: rng.randrange(len(data) + 1)])
-
-
-def swap(path: Path, rng: random.Random) -> None:
-    """Another file of the folder under this one's name."""
-    others = [other for other in path.parent.iterdir() if other.is_file()]
-    path.write_bytes(rng.choice(sorted(others)).read_bytes())
-
-
-def scramble(path: Path, rng: random.Random) -> None:
-    """A stretch of it becomes something else, of another length."""
-    data, new = path.read_bytes(), rng.randbytes(rng.randrange(40))
-    start = rng.randrange(len(data) + 1)
-    path.write_bytes(data[:start] + new + data[start + rng.randrange(40) :])
-
-
-def lose(path: Path, rng: random.Random) -> None:
-    path.unlink()
-
-
-ODD = (
-    None,
-    True,
-    -1,
-    0,
-    10**9,
-    10**400,
-    1e308,
-    0.5,
-    "",
-    "x",
-    "\x1b[31m",
-    "../x",
-    [],
-    {},
-    [[1]],
-    {"a": 1},
-)
-
-
-def retype(path: Path, rng: random.Random) -> None:
-    """One value of a JSON file, or of a safetensors file's header, becomes another."""
-    if path.suffix == ".safetensors":
-        data = path.read_bytes()
-        size = int.from_bytes(data[:8], "little")
-        header = json.dumps(_retyped(json.loads(data[8 : 8 + size]), rng)).encode()
-        path.write_bytes(len(header).to_bytes(8, "little") + header + data[8 + size :])
-    elif path.suffix == ".json":
-        path.write_text(json.dumps(_retyped(json.loads(path.read_text()), rng)))
-    elif path.suffix == ".jsonl":
-        lines = path.read_text().splitlines()
-        at = rng.randrange(len(lines))
-        lines[at] = json.dumps(_retyped(json.loads(lines[at]), rng))
-        path.write_text("\n".join(lines))
-    else:
-        flip(path, rng)
-
-
-def nest(path: Path, rng: random.Random) -> None:
-    """Deeper than any parser likes."""
-    path.write_bytes(b"[" * 100_000 if path.suffix in (".json", ".yaml") else path.read_bytes()[1:])
-
-
-def _retyped(value: Any, rng: random.Random) -> Any:
-    if isinstance(value, dict) and value and rng.random() < 0.9:
-        key = rng.choice(sorted(value))
-        if rng.random() < 0.1:
-            return {k: v for k, v in value.items() if k != key}
-        return {**value, key: _retyped(value[key], rng)}
-    if isinstance(value, list) and value and rng.random() < 0.8:
-        at = rng.randrange(len(value))
-        return [*value[:at], _retyped(value[at], rng), *value[at + 1 :]]
-    return rng.choice(ODD)
-
-
-DAMAGES: tuple[Damage, ...] = (flip, flip, cut, swap, scramble, lose, retype, retype, nest)
-
-
 # --- what comes of it -------------------------------------------------------------------------
 
 
@@ -316,7 +223,7 @@ def tried(kind: Kind, whole: Path, expected: str, place: Path, rng: random.Rando
     before = path.read_bytes()
     damage(path, rng)
     if kind.fits and path.name != MANIFEST and path.exists():
-        _make_fit(path)
+        make_fit(path, place)
     what = f"{damage.__name__} of {path.relative_to(place)}"
     try:
         found = fingerprint(kind.read(place))
@@ -351,10 +258,3 @@ def fingerprint(value: Any) -> str:
 
     add(value)
     return digest.hexdigest()
-
-
-def _make_fit(path: Path) -> None:
-    manifest = path.parent / MANIFEST
-    said, data = json.loads(manifest.read_text()), path.read_bytes()
-    said["files"][path.name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    manifest.write_text(json.dumps(said))
