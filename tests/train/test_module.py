@@ -322,15 +322,17 @@ def test_a_loss_spike_is_refused_where_the_policy_is_on():
 def test_the_policy_compares_with_the_last_steps_that_were_taken():
     policy = Spikes(6.0)
     for step in range(WINDOW):
-        assert not policy.found(1e9, 1e9)
+        assert not policy.is_spike(1e9, 1e9)
         policy.accept(1.0 + 0.01 * (step % 2), 2.0)
-    assert policy.found(1.2, 2.0) and policy.found(1.0, 2.1) and not policy.found(1.02, 2.0)
+    assert (
+        policy.is_spike(1.2, 2.0) and policy.is_spike(1.0, 2.1) and not policy.is_spike(1.02, 2.0)
+    )
     again = Spikes(6.0)
     again.load_state_dict(policy.state_dict())  # what a checkpoint holds is all there is
-    assert again.found(1.2, 2.0) and not again.found(1.02, 2.0)
-    assert not policy.found(50.0, 2.0, stage=1)  # another loss begins
+    assert again.is_spike(1.2, 2.0) and not again.is_spike(1.02, 2.0)
+    assert not policy.is_spike(50.0, 2.0, stage=1)  # another loss begins
     policy.accept(50.0, 2.0, stage=1)
-    assert not policy.found(90.0, 2.0, stage=1)
+    assert not policy.is_spike(90.0, 2.0, stage=1)
     with pytest.raises(ValueError, match="spike_sigma=0.0: want a positive number"):
         Spikes(0.0)
 
