@@ -3,7 +3,7 @@
 dictlearn.load(path)            a saved dictionary
 dictlearn.train(...)            a run, as `dictlearn train ...`
 dictlearn.evaluate(path, ...)   figures on held-out text, as `dictlearn evaluate ...`
-dictlearn.features(run)         what is known of a run's features
+dictlearn.features(run)         a run's features: examples, statistics, descriptions
 dictlearn.open_model(name)      a language model to read activations from
 """
 
@@ -22,7 +22,7 @@ __all__ = ["__version__", "evaluate", "features", "load", "open_model", "train"]
 
 def __getattr__(name: str) -> Any:
     """The functions above, from dictlearn.api: importing dictlearn stays instant."""
-    if name in ("train", "features"):  # rooms of that name, which can be called
+    if name in ("train", "features"):  # packages of that name, which can be called
         return import_module(f"dictlearn.{name}")
     if name in __all__:
         return getattr(import_module("dictlearn.api"), name)
@@ -34,10 +34,10 @@ def __dir__() -> list[str]:
 
 
 class CallableRoom(ModuleType):
-    """A room with the name of a function of dictlearn.api: called, it is that function.
+    """A package that can be called: it has the name of a function of dictlearn.api and calls it.
 
-    Python puts a room that is imported in the place of whatever dictlearn has under its name, so
-    there can't be a function of that name apart from it.
+    When Python imports a package, it replaces any function of that name in dictlearn. So the
+    package itself must be the function.
     """
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The command line taken apart into options, which are Hydra's, and overrides; wrong ones are said."""
+"""Splits the command line into Hydra's options and overrides, and refuses wrong ones."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ COMMON = "--help, --cfg job, -m and --config-dir <folder>"
 
 
 class Arguments(NamedTuple):
-    """`options` as they were typed, also as `parsed`; `overrides` in their order, wherever they stood."""
+    """`options` as they were typed, the same `parsed`, and all `overrides` in their order."""
 
     options: list[str]
     parsed: argparse.Namespace
@@ -26,7 +26,7 @@ class Arguments(NamedTuple):
 def taken_apart(args: Sequence[str]) -> Arguments:
     """Raises ValueError, one sentence, for an option that doesn't exist or lacks its value."""
     parser = get_args_parser()
-    parser.error = _refuse  # type: ignore[method-assign]  # argparse's prints its usage, and exits
+    parser.error = _refuse  # type: ignore[method-assign]  # argparse's own prints its usage and exits
     parsed, unknown = parser.parse_known_intermixed_args(args)
     if unknown:
         known = [name for name in parser._option_string_actions if name.startswith("--")]
@@ -43,7 +43,7 @@ def taken_apart(args: Sequence[str]) -> Arguments:
 
 
 def refuse_repeated(overrides: Sequence[str]) -> None:
-    """Raises ValueError where two overrides set one key: it would not be seen which one counts."""
+    """Raises ValueError if two overrides set one key, as nothing would show which one counts."""
     first: dict[str, str] = {}
     for text in overrides:
         for key in {part.partition("=")[0].lstrip("+~") for part in config.translated([text])}:
@@ -56,7 +56,7 @@ def refuse_repeated(overrides: Sequence[str]) -> None:
 
 
 def _refuse(message: str) -> NoReturn:
-    """argparse's sentence with the option in front, as ours have the key."""
+    """Raises argparse's sentence with the option in front, as our sentences begin with the key."""
     raise ValueError(re.sub(r"^argument (--[\w-]+)[^:]*", r"\1", message))
 
 

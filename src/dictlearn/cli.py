@@ -1,6 +1,6 @@
 """The command line: `dictlearn <verb> overrides...`, and `python train.py overrides...`.
 
-Hydra composes; a verb is verbs/<verb>.py, imported when it runs and not before, so that help,
+Hydra composes. A verb is verbs/<verb>.py, which is imported only when it runs, so that help,
 --cfg job and tab completion answer at once. A user's mistake is one sentence on stderr and exit
 status 2; DICTLEARN_DEBUG=1 shows where it was raised.
 """
@@ -11,8 +11,9 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from datetime import datetime
 from importlib import import_module
 from pathlib import Path
@@ -82,70 +83,84 @@ def _launch(verb: str, args: list[str], prefix: list[str]) -> int:
     """Hands a verb's arguments to Hydra; returns the worst status of its jobs."""
     options, parsed, typed = arguments.taken_apart(config.listed(verb, args))
     arguments.refuse_repeated(typed)
-    given = config.translated(typed)
+    texts = config.translated(typed)
     if parsed.help:
         command = f"{Path(sys.argv[0]).name} {' '.join(prefix)}".strip()
-        keys = [text for text in given if text != "all"]
-        sys.stdout.write(help.text(verb, command, keys, keys != given))
+        keys = [text for text in texts if text != "all"]
+        sys.stdout.write(help.text(verb, command, keys, keys != texts))
         return 0
     folder = ["--config-dir", parsed.config_dir] if parsed.config_dir else []
-    args = [*options, *given]  # Hydra's parser takes no override on each side of an option
+    args = [*options, *texts]  # Hydra's parser takes no override on each side of an option
     if not (parsed.cfg or parsed.info or parsed.shell_completion):
-        args = [*options, *overrides.checked(verb, given, parsed.multirun, parsed.config_dir)]
+        args = [*options, *overrides.checked(verb, texts, parsed.multirun, parsed.config_dir)]
     parent = None
     if parsed.multirun and "name" in config.raw(verb):
-        parent = _multirun_name(given)
+        parent = _multirun_name(texts)
         args = [text for text in args if not (parent and text.startswith("name="))]
         args += (
             [f"name={config.quoted(parent)}", f"hydra.sweep.dir=runs/{parent}"] if parent else []
         )
-    shared = {multirun.key(text) for text in given if not overrides.sweeps(text)}
-    statuses, folders = [0], []
+    shared = {multirun.key(text) for text in texts if not overrides.sweeps(text)}
+    jobs = _Jobs(verb, [*prefix, *folder], parent, shared)
+    sys.argv = [sys.argv[0], *args]
+    try:
+        hydra.main(version_base="1.3", config_path=str(config.conf_dir()), config_name=verb)(
+            jobs.run
+        )()
+    except HydraException:
+        overrides.checked(verb, texts, parsed.multirun, parsed.config_dir)
+        raise
+    if parsed.multirun:
+        with _one_sentence(go_on=True):
+            multirun.conclude(jobs.folders, Path("runs", parent) if parent else None)
+    return max(jobs.statuses)
 
-    def task(cfg: DictConfig) -> None:
+
+@dataclass
+class _Jobs:
+    """The jobs of one command: a single one, or those of a multirun, which Hydra runs in turn."""
+
+    verb: str
+    front: Sequence[str]  # arguments in front of a job's overrides
+    parent: str | None  # the multirun's folder in runs/
+    shared: Collection[str]  # keys that are the same in all jobs
+    statuses: list[int] = field(default_factory=lambda: [0])
+    folders: list[Path] = field(default_factory=list)
+
+    def run(self, cfg: DictConfig) -> None:
+        """Runs a job and notes its status. A mistake has status 2; a multirun goes on after it."""
         job = HydraConfig.get()
         several = job.mode == RunMode.MULTIRUN
-        statuses.append(2)
+        self.statuses.append(2)
         with _one_sentence(go_on=several):
             named = any(text.startswith("name=") for text in job.overrides.task)
             if "name" in cfg and not named:
                 _check_one_process()
             others = [text for text in job.overrides.task if not text.startswith("name=")]
-            if several and parent:
-                cfg.name = f"{parent}/{multirun.folder(others, shared, job.job.num)}"
-            cfg = config.settled(verb, cfg)
-            folders.append(Path(cfg.get("run_dir", "")))
+            if several and self.parent:
+                cfg.name = f"{self.parent}/{multirun.folder(others, self.shared, job.job.num)}"
+            cfg = config.settled(self.verb, cfg)
+            self.folders.append(Path(cfg.get("run_dir", "")))
             refuse_missing(cfg)
             paths.refuse_absent(cfg)
-            paths.refuse_misplaced(verb, cfg)
+            paths.refuse_misplaced(self.verb, cfg)
             if several:
                 escape.say(f"run {job.job.num}: {' '.join(others)}")
             # Lightning starts a run's other processes from sys.argv: this job's alone, and named.
             name = [f"name={config.quoted(cfg.name)}"] if "name" in cfg else []
-            sys.argv = [sys.argv[0], *prefix, *folder, *others, *name]
+            sys.argv = [sys.argv[0], *self.front, *others, *name]
             with stopping.at_once():
-                run = import_module(f"dictlearn.verbs.{verb}").main
+                run = import_module(f"dictlearn.verbs.{self.verb}").main
             hush_lightning()
-            with stopping.told(verb, cfg):
-                statuses[-1] = run(cfg)
-        if statuses[-1] in (130, 143):  # interrupted: so is the multirun
-            sys.exit(statuses[-1])
-
-    sys.argv = [sys.argv[0], *args]
-    try:
-        hydra.main(version_base="1.3", config_path=str(config.conf_dir()), config_name=verb)(task)()
-    except HydraException:
-        overrides.checked(verb, given, parsed.multirun, parsed.config_dir)
-        raise
-    if parsed.multirun:
-        with _one_sentence(go_on=True):
-            multirun.conclude(folders, Path("runs", parent) if parent else None)
-    return max(statuses)
+            with stopping.told(self.verb, cfg):
+                self.statuses[-1] = run(cfg)
+        if self.statuses[-1] in (130, 143):  # an interrupted run ends the multirun
+            sys.exit(self.statuses[-1])
 
 
-def _multirun_name(given: list[str]) -> str | None:
-    """The folder in runs/ of all runs of a multirun; None where each was given a name of its own."""
-    names = [text for text in given if text.startswith("name=")]
+def _multirun_name(texts: list[str]) -> str | None:
+    """The folder in runs/ of a multirun's runs; None if `name` has a value for each run."""
+    names = [text for text in texts if text.startswith("name=")]
     if not names:
         return f"multirun-{datetime.now():%Y%m%d-%H%M%S-%f}"
     if overrides.sweeps(names[-1]):
@@ -156,7 +171,7 @@ def _multirun_name(given: list[str]) -> str | None:
 
 
 def refuse_missing(cfg: DictConfig) -> None:
-    """A key left at ??? where no default makes sense, such as model.path of model=hf."""
+    """Raises ValueError on a key without a default that was not set, such as model.path of model=hf."""
     if missing := sorted(OmegaConf.missing_keys(cfg)):
         raise ValueError(f"{missing[0]}: no value was given; pass {missing[0]}=<value>")
 
@@ -171,9 +186,9 @@ def _check_one_process() -> None:
 
 
 def hush_lightning() -> None:
-    """No tips and no list of absent accelerators; its warnings on how we call it are for our tests."""
+    """Silences Lightning's tips and its list of accelerators; its warnings on our calls are for tests."""
     for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)  # importing it sets another level
+        logging.getLogger(name).setLevel(logging.WARNING)  # importing Lightning sets another level
     warnings.filterwarnings("ignore", module=r"lightning\.")
 
 

@@ -1,4 +1,4 @@
-"""Commands that messages name: written so that a shell, and then we, read back what was meant."""
+"""Commands in messages, quoted so that they can be pasted into a shell."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from dictlearn import config, overrides
 
 
 def command(verb: str, **keys: str | Path) -> str:
-    """`dictlearn report 'run=my run'`: to be pasted."""
-    return shlex.join(["dictlearn", verb, *(argument(*one) for one in keys.items())])
+    """A command line such as `dictlearn report 'run=my run'`."""
+    return shlex.join(["dictlearn", verb, *(argument(*item) for item in keys.items())])
 
 
 def typed(**keys: str | Path) -> str:
-    """The arguments alone, for a message that names no verb."""
-    return shlex.join(argument(*one) for one in keys.items())
+    """Only the arguments, for a message that names no verb."""
+    return shlex.join(argument(*item) for item in keys.items())
 
 
 def argument(key: str, value: str | Path) -> str:
-    """key=value before a shell's quoting; in Hydra's quotes only where it would be read otherwise."""
+    """key=value before a shell's quoting; in Hydra's quotes only if it would be misread."""
     text = f"{key}={value}"
     try:
         (read,) = config.translated([text])

@@ -1,4 +1,4 @@
-"""The configuration: where it lives, how it is composed, what names it knows."""
+"""The configuration: its folder, how it is composed, and the names in it."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from dictlearn import schema
 from dictlearn.disk.amiss import told
 from dictlearn.disk.leftovers import LONGEST_NAME
 
-# Groups that a folder or hub id can be given to, and the option that takes it.
+# Groups that take a folder or hub id, and the option that it selects.
 TAKES_A_PATH = {"model": "hf", "teacher": "model"}
-# Keys whose value may be a run's folder, which has commas in its name where a multirun made it.
+# Keys whose value may be a run's folder. A multirun's folders have commas in their names.
 NAMES_A_RUN = ("run", "dictionary", "resume", "init", "name")
-PLACES = ("run_dir", "output", "run", "dictionary")  # empty where a shell variable is not set
+PLACES = ("run_dir", "output", "run", "dictionary")  # empty if a shell variable is not set
 LISTED = "runs"  # the key of a verb that takes folders without a key: dictlearn compare a b
 
 OmegaConf.register_new_resolver("last", lambda path: Path(str(path)).name, replace=True)
@@ -37,29 +37,31 @@ def conf_dir() -> Path:
     return packaged if packaged.is_dir() else Path(__file__).parents[2] / "conf"
 
 
-# In the order of work; a verb that is not here comes after these.
+# The verbs in the order of work; a verb that is not here comes after these.
 ORDER = ("plan", "train", "evaluate", "report", "compare", "features", "explain", "pages", "lookup")
 ORDER += ("export", "label", "targets")
 
 
 def verbs() -> dict[str, str]:
-    """Every verb, which is a verbs/<verb>.py and a conf/<verb>.yaml, and that yaml's first line."""
+    """Every verb with the first line of its conf/<verb>.yaml; its code is verbs/<verb>.py."""
     code = Path(__file__).parent / "verbs"
     roots = [path for path in conf_dir().glob("*.yaml") if (code / f"{path.stem}.py").is_file()]
-    place = {verb: number for number, verb in enumerate(ORDER)}
-    roots.sort(key=lambda root: (place.get(root.stem, len(ORDER)), root.stem))
+    rank = {verb: number for number, verb in enumerate(ORDER)}
+    roots.sort(key=lambda root: (rank.get(root.stem, len(ORDER)), root.stem))
     return {root.stem: summary(root) for root in roots}
 
 
 def summary(yaml: Path) -> str:
-    """What a yaml says of itself: its first line of comment."""
+    """A yaml's description of itself: its first line of comment."""
     lines = yaml.read_text(encoding="utf-8").splitlines()
-    said = (line.strip("# ") for line in lines if line.startswith("#") and "@package" not in line)
-    return next(said, "")
+    comments = (
+        line.strip("# ") for line in lines if line.startswith("#") and "@package" not in line
+    )
+    return next(comments, "")
 
 
 def groups(verb: str) -> list[str]:
-    """The groups in a verb's defaults list, in its order, but for Hydra's own."""
+    """The groups in a verb's defaults list, in its order, without Hydra's own."""
     root = OmegaConf.load(conf_dir() / f"{verb}.yaml")
     assert isinstance(root, DictConfig)
     names: list[str] = []
@@ -75,13 +77,13 @@ def optional_groups(verb: str) -> set[str]:
     """The groups of a verb that can be left out: those off by default, and collections."""
     root = OmegaConf.load(conf_dir() / f"{verb}.yaml")
     assert isinstance(root, DictConfig)
-    found = {"callbacks", "eval", "logger", "local"}
+    names = {"callbacks", "eval", "logger", "local"}
     for item in root.get("defaults", []):
         if isinstance(item, DictConfig):
-            found |= {str(name).split()[-1] for name, option in item.items() if option is None}
+            names |= {str(name).split()[-1] for name, option in item.items() if option is None}
         elif item != "_self_":
-            found |= optional_groups(item)
-    return found
+            names |= optional_groups(item)
+    return names
 
 
 def options(group: str) -> list[str]:
@@ -100,7 +102,7 @@ def compose(verb: str = "train", overrides: Sequence[str] = ()) -> DictConfig:
 
 
 def raw(verb: str, overrides: Sequence[str] = ()) -> DictConfig:
-    """The same with nothing resolved, and with Hydra's own part."""
+    """The same configuration, unresolved and with Hydra's own part."""
     with _apart(), initialize_config_dir(str(conf_dir()), version_base="1.3"):
         return hydra_compose(verb, translated(overrides), return_hydra_config=True)
 
@@ -119,10 +121,10 @@ def _apart() -> Iterator[None]:
 
 
 def settled(verb: str, cfg: DictConfig) -> DictConfig:
-    """`cfg` without Hydra's own part, its name decided: nothing asks the clock from here on.
+    """`cfg` without Hydra's own part and with a fixed name, so nothing reads the clock after this.
 
-    Every value is of its key's type then (1e3 is 1000 where a whole number is due); ValueError
-    where it cannot be.
+    Every value has its key's type (1e3 becomes 1000 for a whole number). Raises ValueError if a
+    value cannot have it.
     """
     with open_dict(cfg):
         if "name" in cfg:
@@ -137,7 +139,7 @@ def settled(verb: str, cfg: DictConfig) -> DictConfig:
 
 
 def check_name(name: str) -> None:
-    """ValueError for a run's name that would leave runs/, or be runs/ itself."""
+    """Raises ValueError for a run's name that leads out of runs/, or is runs/ itself."""
     parts = name.split("/")
     odd = any(part in ("", ".", "..") for part in parts) or not name.isprintable()
     if odd or any(len(os.fsencode(part)) > LONGEST_NAME for part in parts):
@@ -148,7 +150,7 @@ def check_name(name: str) -> None:
 
 
 def listed(verb: str, args: Sequence[str]) -> list[str]:
-    """`args` with folders that stand for themselves put into the verb's list of them, if it has one."""
+    """`args`, with folders that have no key put into the verb's list of folders, if it has one."""
     root = OmegaConf.load(conf_dir() / f"{verb}.yaml")
     if LISTED not in root:
         return list(args)
@@ -161,13 +163,13 @@ def listed(verb: str, args: Sequence[str]) -> list[str]:
 
 
 def _sets(arg: str, keys: Iterable[str]) -> bool:
-    """Whether an argument is key=value and no path, in which = may stand too."""
+    """Whether an argument is key=value and not a path that contains an =."""
     name, equals, _ = arg.partition("=")
     return bool(equals) and (name.lstrip("+~") in keys or "/" not in name)
 
 
 def translated(overrides: Iterable[str]) -> list[str]:
-    """`overrides` in Hydra's words.
+    """`overrides` in Hydra's grammar.
 
     `model=<folder or hub id>` becomes `model=hf model.path=<folder or hub id>`, and a teacher given
     as a preset of model, a folder or a hub id becomes `teacher=model teacher.path=...`. Python's
@@ -188,9 +190,8 @@ def _translated(override: str) -> list[str]:
         and not re.search(r"""[,\[\]{}'"$]""", value)
     ):
         return [f"{name}={quoted(value)}"]  # Hydra's grammar has only ASCII outside of quotes
-    if (
-        "~" in value and name.rpartition(".")[2] in schema.PATHS
-    ):  # Hydra's grammar has no ~ in a value
+    # Hydra's grammar has no ~ in a value.
+    if "~" in value and name.rpartition(".")[2] in schema.PATHS:
         home = str(Path.home())
         value = re.sub(r"(^|[\[,])~(?=/|$)", lambda before: before[1] + home, value)
         override = f"{name}={value}"
@@ -219,14 +220,14 @@ def _is_there(name: str, value: str) -> bool:
 
 
 def _paths() -> dict[str, str]:
-    """Where each preset of the model group finds its model."""
-    found = {o: OmegaConf.load(conf_dir() / "model" / f"{o}.yaml") for o in options("model")}
-    paths = {o: OmegaConf.select(y, "path", throw_on_missing=False) for o, y in found.items()}
+    """The model's path for each preset of the model group."""
+    yamls = {o: OmegaConf.load(conf_dir() / "model" / f"{o}.yaml") for o in options("model")}
+    paths = {o: OmegaConf.select(y, "path", throw_on_missing=False) for o, y in yamls.items()}
     return {option: path for option, path in paths.items() if path is not None}
 
 
 def sentence(error: Exception) -> str:
-    """What an error says, on one line; of one inside an instantiation, that alone."""
+    """An error's message on one line; for an error inside an instantiation, only the inner one."""
     cause = error.__cause__
     if isinstance(error, InstantiationException) and isinstance(cause, ValueError | OSError):
         return sentence(cause)
@@ -239,16 +240,16 @@ def sentence(error: Exception) -> str:
 
 
 def quoted(value: str, always: bool = False, mark: str = "'") -> str:
-    """`value` as Hydra's grammar reads it back; between `mark`s where it must be, or `always`."""
+    """`value` for Hydra's grammar, between `mark`s if the grammar needs them, or `always`."""
     if re.fullmatch(r"[\w./@+-]+", value, re.ASCII) and not always:
         return value
-    # Backslashes are doubled before a quote alone: elsewhere the grammar takes them as they are.
+    # Backslashes are doubled only before a quote: elsewhere the grammar takes them literally.
     value = re.sub(rf"(\\*){mark}", rf"\1\1\\{mark}", value)
     return mark + re.sub(r"(\\+)$", r"\1\1", value) + mark
 
 
 def literal(value: Any) -> Any:
-    """Plain values that OmegaConf takes as they are: `${` in a string means nothing to it."""
+    """Escapes `${` in all strings of `value`, so that OmegaConf interpolates nothing."""
     if isinstance(value, Mapping):
         return {key: literal(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -264,7 +265,7 @@ def choose_from(value: str, names: Sequence[str]) -> str:
 
 
 def nearest(name: str, names: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """The name that `name` meant: the shortest that ends in it, else the one spelt most like it."""
+    """The name that a user meant by `name`: the shortest that ends in it, else the most similar."""
     names = sorted(names, key=len)
     ends = [full for full in names if full.rpartition(".")[2] == name]
     return next(iter(ends or get_close_matches(name, names, n=1, cutoff=cutoff)), None)

@@ -1,7 +1,7 @@
-"""Strings that somebody else wrote, made harmless where they are shown: once for each place.
+"""Escapes strings from other people's files: one function for each place where they are shown.
 
-Names, kinds, descriptions, errors about files: any of them may come from a stranger's file and hold
-what a terminal, Markdown or HTML obeys. Whatever is inside the program stays as it was written.
+Names, kinds, descriptions and errors about files may come from a stranger's file and contain codes
+that a terminal, Markdown or HTML obeys. Inside the program strings stay as they were written.
 """
 
 from __future__ import annotations
@@ -19,16 +19,18 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 LINE_MARKS = "\n\t"
-# Categories of what has no look of its own: controls (ESC starts an order to the terminal), formats
-# (some turn the direction of writing, and others are invisible), halves of characters, separators.
+# Categories of invisible characters: controls (ESC starts a terminal's command), formats (some change
+# the direction of writing), surrogates, separators.
 UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp", "Co")
-JOINERS = "\u200c\u200d\u00ad"  # of scripts, emoji and hyphenation: they belong to words
-WIDE = 1 << 16  # columns of what is no terminal: nothing is cut or wrapped there
+JOINERS = (
+    "\u200c\u200d\u00ad"  # joiners in scripts and emoji, and soft hyphens: they belong to words
+)
+WIDE = 1 << 16  # columns off a terminal: nothing is cut or wrapped
 MARKDOWN = re.compile(r"([\\`*\[\]<>|&~$])|(?<!\w)(_)|(_)(?!\w)|^(\s*)([#+=-])|^(\s*\d+)([.)])")
 
 
 def terminal(text: str) -> str:
-    """`text` with `\\x1b` for an escape character, and likewise for all that is not to be seen."""
+    """`text` with `\\x1b` for an escape character, and likewise for all invisible characters."""
     text = decoded(text)
     if text.isascii() and text.isprintable():
         return text
@@ -36,12 +38,12 @@ def terminal(text: str) -> str:
 
 
 def line(text: str) -> str:
-    """`terminal` in one line: the ends of lines are shown as well."""
+    """`terminal` on one line: line breaks and tabs are escaped too."""
     return terminal(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
 def markdown(text: str) -> str:
-    """`text` within a line of Markdown, a heading or a table's cell: it looks as it is written."""
+    """`text` within a line of Markdown, a heading or a table's cell: it is shown literally."""
     line = " ".join(terminal(text).split())
     return MARKDOWN.sub(lambda m: "".join(_marked(part) for part in m.groups("")), line)
 
@@ -52,12 +54,12 @@ def html(text: str) -> str:
 
 
 def say(text: str) -> None:
-    """A line on stderr."""
+    """Writes a line to stderr."""
     sys.stderr.write(terminal(text) + "\n")
 
 
 def console(stderr: bool = False, markup: bool = False) -> Console:
-    """rich's, which shows text as it is: nothing in it is markup, or an order to the terminal.
+    """A rich Console that shows text literally: nothing in it is markup, or a terminal's command.
 
     Lines end where the terminal does. A pipe or a file has no end, unless COLUMNS gives it one.
     """
@@ -72,14 +74,14 @@ def console(stderr: bool = False, markup: bool = False) -> Console:
             for segment in super().render(renderable, options):
                 yield segment if segment.control else Segment(terminal(segment.text), segment.style)
 
-    made = Harmless(stderr=stderr, markup=markup, emoji=False)
-    if not (made.is_terminal or made.is_jupyter or os.environ.get("COLUMNS")):
-        made.width = WIDE
-    return made
+    console = Harmless(stderr=stderr, markup=markup, emoji=False)
+    if not (console.is_terminal or console.is_jupyter or os.environ.get("COLUMNS")):
+        console.width = WIDE
+    return console
 
 
 def markup(text: str) -> str:
-    """`text` where rich takes markup whatever the console says: in the columns of a progress bar."""
+    """`text` for columns of a progress bar, where rich always reads markup."""
     from rich.markup import escape
 
     return escape(terminal(text))

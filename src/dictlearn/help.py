@@ -39,26 +39,28 @@ WIDEST = 100
 
 
 def text(verb: str, command: str, overrides: Sequence[str], everything: bool = False) -> str:
-    """The help of a verb: the keys that are set most, or, `everything`, all of them."""
+    """The help of a verb: the keys that are set most, or all of them with `everything`."""
     cfg = config.raw(verb, overrides)
     choices = {group: cfg.hydra.runtime.choices.get(group) for group in config.groups(verb)}
     del cfg.hydra
-    said, keys = spoken(verb, choices), dict(_settable(OmegaConf.to_container(cfg)))
+    comment, keys = spoken(verb, choices), dict(_settable(OmegaConf.to_container(cfg)))
     shown = keys if everything else _often(verb, keys, choices)
     more = f"Keys set most; `{command} --help all` shows all {len(keys)}"
     return TEXT.format(
         summary=config.verbs()[verb],
         command=command,
-        groups="\n\n".join(_group(verb, *one) for one in choices.items()),
+        groups="\n\n".join(_group(verb, *item) for item in choices.items()),
         title="Keys" if len(shown) == len(keys) else more,
-        keys="\n".join(_line(_setting(*one), said.get(one[0], "")) for one in shown.items()),
+        keys="\n".join(
+            _line(_setting(key, value), comment.get(key, "")) for key, value in shown.items()
+        ),
     )
 
 
 def _setting(key: str, value: object) -> str:
-    """A key with its value; one that is put together from the clock and others is left out."""
-    made = isinstance(value, str) and value.count("${") > 1
-    return f"{key}=" if made else f"{key}={schema.shown(value)}"
+    """A key with its value, which is left out if it interpolates several others."""
+    composed = isinstance(value, str) and value.count("${") > 1
+    return f"{key}=" if composed else f"{key}={schema.shown(value)}"
 
 
 def _settable(tree: object, prefix: str = "") -> Iterator[tuple[str, object]]:
@@ -74,7 +76,7 @@ def _settable(tree: object, prefix: str = "") -> Iterator[tuple[str, object]]:
 def _often(
     verb: str, keys: Mapping[str, object], choices: Mapping[str, str | None]
 ) -> dict[str, object]:
-    """What OFTEN lists; for a verb that it doesn't, the verb's own keys and its explainer's."""
+    """The keys that OFTEN lists for the verb; for other verbs, the keys outside of groups."""
     own = OFTEN.get(verb)
     if own is None:
         return {key: value for key, value in keys.items() if key.split(".")[0] not in choices}
@@ -82,7 +84,7 @@ def _often(
 
 
 def _group(verb: str, group: str, choice: str | None) -> str:
-    """What a group is for, and a line for each of its options."""
+    """A group's purpose, and a line for each of its options."""
     yaml = config.conf_dir() / group
     lines = [_line(f"{group}=", _purpose(verb, group))]
     for name in config.options(group):
@@ -92,70 +94,70 @@ def _group(verb: str, group: str, choice: str | None) -> str:
 
 
 def _purpose(verb: str, group: str) -> str:
-    """What a verb's defaults list says of a group, its own or that of the verb it builds on."""
+    """The comment on a group in a verb's defaults list, or in that of the verb it builds on."""
     for line in (config.conf_dir() / f"{verb}.yaml").read_text(encoding="utf-8").splitlines():
-        if found := re.match(rf"  - (?:optional |override )?/?{group}: [^#]*# (.*)", line):
-            return found[1]
+        if match := re.match(rf"  - (?:optional |override )?/?{group}: [^#]*# (.*)", line):
+            return match[1]
         base = re.fullmatch(r"  - (?!_self_)(\w+)", line)
-        if base and (said := _purpose(base[1], group)):
-            return said
+        if base and (purpose := _purpose(base[1], group)):
+            return purpose
     return ""
 
 
-def _line(what: str, said: str) -> str:
-    """A key or an option and its comment, which goes on below itself where it is long."""
+def _line(what: str, comment: str) -> str:
+    """A key or an option beside its comment, which is wrapped if it is long."""
     head = f"    {what}"
-    if not said:
+    if not comment:
         return head.rstrip()
-    return beside(head, said, margin=36)
+    return beside(head, comment, margin=36)
 
 
-def beside(head: str, said: str, margin: int) -> str:
-    """`said` to the right of `head`, in as many lines as the terminal's width asks for."""
+def beside(head: str, comment: str, margin: int) -> str:
+    """`comment` to the right of `head`, wrapped to the terminal's width."""
     width = max(60, min(WIDEST, shutil.get_terminal_size((WIDEST, 24)).columns))
-    lines = textwrap.wrap(said, width - margin, break_on_hyphens=False)
+    lines = textwrap.wrap(comment, width - margin, break_on_hyphens=False)
     start = f"{head:<{margin}}" if len(head) < margin else f"{head}\n{'':<{margin}}"
     return f"\n{'':<{margin}}".join([start + lines[0], *lines[1:]])
 
 
 def spoken(verb: str, choices: Mapping[str, str | None]) -> dict[str, str]:
-    """What the yamls of a verb and of the options chosen say of each key."""
-    said = comments(config.conf_dir() / f"{verb}.yaml")
+    """The comment on each key in the yamls of a verb and of the chosen options."""
+    result = comments(config.conf_dir() / f"{verb}.yaml")
     for group, choice in choices.items():
         path = config.conf_dir() / group / f"{choice}.yaml"
         reaches_out = path.is_file() and path.read_text(encoding="utf-8").startswith(
             "# @package _global_"
         )
         for key, comment in comments(path).items():
-            said[key if reaches_out else f"{group}.{key}"] = comment
-    return said
+            result[key if reaches_out else f"{group}.{key}"] = comment
+    return result
 
 
 def comments(path: Path) -> dict[str, str]:
-    """What a yaml, or the one it builds on, says of its keys: beside them or right above.
+    """The comments on keys in a yaml, or in the one it builds on: beside a key or right above it.
 
     A comment beside a key goes on in the lines below it that begin at the same column.
     """
-    found: dict[str, str] = {}
+    result: dict[str, str] = {}
     if not path.is_file():
-        return found
+        return result
     above: list[str] = []
     last, column = "", -1
     for key, line in _keyed(path.read_text(encoding="utf-8").splitlines()):
         if inherited := re.fullmatch(r"\s*- (\w+)", line):
-            found |= comments(path.with_name(f"{inherited[1]}.yaml"))
+            result |= comments(path.with_name(f"{inherited[1]}.yaml"))
         if line.lstrip().startswith("#"):
             if line.index("#") == column:
-                found[last] += f" {line.strip(' #')}"
+                result[last] += f" {line.strip(' #')}"
             else:
                 above += [] if "@package" in line else [line.strip(" #")]
             continue
         beside = re.search(r"\s#\s*(.*)$", line)
         if key and (comment := beside[1] if beside else " ".join(above)):
-            found[key] = comment
+            result[key] = comment
         last, column = key, line.index("#", beside.start()) if key and beside else -1
         above = []
-    return found
+    return result
 
 
 def _keyed(lines: Sequence[str]) -> Iterator[tuple[str, str]]:

@@ -1,6 +1,7 @@
-"""What the keys of libraries' own classes take here: their signatures take more than makes sense.
+"""The values that keys of libraries' classes take here: their own signatures are too wide.
 
-Only read, by dictlearn.signatures; a key that is not here (`+trainer.max_time=...`) is the library's.
+dictlearn.signatures reads this file; nothing imports it. A key that is not here, such as
+`+trainer.max_time=...`, is left to the library.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Descriptions of features, which may hold Markdown's code marks, as HTML and as plain text.
+"""Converts Markdown's code marks in descriptions of features to HTML and to plain text.
 
-The rules quote tokens so (`self`), and so do language models. A run of backticks opens code, and the
-next run of as many closes it; one that nothing closes is text.
+The rules quote tokens in this way (`self`), and so do language models. A run of backticks opens code,
+and the next run of the same length closes it; a run that nothing closes is text.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dictlearn import escape
 
 
 def html(text: str) -> str:
-    """`text` between tags, with its code as code; everything else in it is escaped."""
+    """`text` between tags, with its code in <code>; everything else is escaped."""
     return "".join(
         f"<code>{escape.html(part)}</code>" if is_code else escape.html(part)
         for part, is_code in parts(text)
@@ -21,35 +21,35 @@ def html(text: str) -> str:
 
 
 def plain(text: str) -> str:
-    """`text` for a place that has no code: between quotation marks."""
+    """`text` with its code between quotation marks."""
     return "".join(_quoted(part) if is_code else part for part, is_code in parts(text))
 
 
 def parts(text: str) -> Iterator[tuple[str, bool]]:
     """(a stretch of `text` without its marks, whether it is code), in time linear in its length."""
     pieces = re.split("(`+)", text)  # text, marks, text, ..., text
-    closing: dict[int, int] = {}  # place of marks -> place of the next marks of the same length
+    closing: dict[int, int] = {}  # index of marks -> index of the next marks of the same length
     latest: dict[str, int] = {}
-    for place in range(len(pieces) - 2, 0, -2):
-        if pieces[place] in latest:
-            closing[place] = latest[pieces[place]]
-        latest[pieces[place]] = place
-    start = place = 0
-    while place < len(pieces):
-        if place in closing:
-            end = closing[place]
-            if plain_text := "".join(pieces[start:place]):
+    for index in range(len(pieces) - 2, 0, -2):
+        if pieces[index] in latest:
+            closing[index] = latest[pieces[index]]
+        latest[pieces[index]] = index
+    start = index = 0
+    while index < len(pieces):
+        if index in closing:
+            end = closing[index]
+            if plain_text := "".join(pieces[start:index]):
                 yield plain_text, False
-            yield _inside(pieces[place], "".join(pieces[place + 1 : end])), True
-            start = place = end + 1
+            yield _inside(pieces[index], "".join(pieces[index + 1 : end])), True
+            start = index = end + 1
         else:
-            place += 1
+            index += 1
     if rest := "".join(pieces[start:]):
         yield rest, False
 
 
 def _inside(marks: str, code: str) -> str:
-    """Longer marks stand apart from what they hold, which may begin with one: `` ` ``."""
+    """Removes the spaces between longer marks and code, which may itself begin with a mark: `` ` ``."""
     if len(marks) > 1 and len(code) > 2 and code[0] == code[-1] == " ":
         return code[1:-1]
     return code

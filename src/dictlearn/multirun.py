@@ -1,4 +1,4 @@
-"""The folders of a multirun, one a run, named by what was changed in it; and what it ends with."""
+"""The folders of a multirun, each named by its run's overrides, and the page at its end."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ LONGEST = 120  # characters of a folder's name; file systems take 255 bytes
 
 
 def folder(overrides: Sequence[str], shared: Collection[str], number: int) -> str:
-    """`dict.k=16,optim.lr=0.0003`: a run's overrides but for the keys that all runs share.
+    """`dict.k=16,optim.lr=0.0003`: a run's overrides without the keys that all runs share.
 
-    What no file name should hold becomes `_`. Where anything was changed or cut, a hash of the
-    overrides follows, so that two runs never have one folder. A run without any is its `number`.
+    Characters that do not belong in a file name become `_`. If anything was changed or cut, a hash
+    of the overrides follows, so that two runs never share a folder. A run without overrides is named
+    by its `number`.
     """
     own = sorted(text for text in overrides if key(text) not in shared)
     whole = ",".join(own)
@@ -32,7 +33,7 @@ def key(override: str) -> str:
 
 
 def conclude(folders: Sequence[Path], parent: Path | None) -> None:
-    """The table and the page over the runs that have figures; nothing where none or one has.
+    """Writes the table and the page over the runs with figures; nothing if fewer than two have any.
 
     The page goes into `parent`, the multirun's folder, or where `dictlearn compare` puts it.
     """

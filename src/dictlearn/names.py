@@ -1,6 +1,6 @@
-"""What a feature is called, everywhere the same: <source>/<index>, such as resid_post.1/266.
+"""The names of features: <source>/<index>, such as resid_post.1/266.
 
-No torch here: reports and tables write such names too.
+This file does not import torch: reports and tables write such names too.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ SHARED = "all"  # the source of a code that all sites share, a crosscoder's
 
 
 def code_names(sources: Sequence[str], code_sources: int) -> tuple[str, ...]:
-    """What to call each row of a code: its site, or that all share it."""
+    """The name of each source of a code: its site, or SHARED for a code that all sites share."""
     return tuple(sources) if code_sources == len(sources) else (SHARED,)
 
 
 def feature_name(names: Sequence[str], source: int, index: int) -> str:
-    """`names` are those of the code's rows."""
+    """The name of a feature; `names` are those of the code's sources."""
     return f"{names[source]}/{index}"
 
 
 def feature_named(name: str, names: Sequence[str], n_features: int) -> tuple[int, int]:
-    """(source, index) of `resid_post.1/266`, `0/266`, or where there is one source `266`.
+    """(source, index) of `resid_post.1/266`, `0/266`, or `266` if there is one source.
 
-    Raises ValueError for a feature that isn't there.
+    Raises ValueError for a feature that does not exist.
     """
     before, slash, number = str(name).rpartition("/")
     known = {str(i): i for i in range(len(names))} | {site: i for i, site in enumerate(names)}

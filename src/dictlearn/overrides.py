@@ -1,4 +1,4 @@
-"""What is wrong with an override, in one sentence, before anything runs."""
+"""Checks overrides before anything runs; a mistake is one sentence."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from dictlearn import config, schema
 def checked(
     verb: str, texts: Sequence[str], multirun: bool = False, config_dir: str | None = None
 ) -> list[str]:
-    """The overrides `texts`, with numbers in the place of text put into quotes (name=1e3).
+    """The overrides `texts`, with quotes around numbers that are meant as text (name=1e3).
 
-    Raises ValueError, one sentence on the first override that cannot be: a key or an option that
-    doesn't exist, with the nearest that does; a value that its key doesn't take; several values
-    without `multirun`. `config_dir` is a folder of further yaml.
+    Raises ValueError, one sentence on the first wrong override: a key or an option that doesn't
+    exist, with the nearest that does; a value that its key doesn't take; several values without
+    `multirun`. `config_dir` is a folder of further yaml.
     """
     folders = [config.conf_dir(), *([Path(config_dir)] if config_dir else [])]
     groups = config.groups(verb)
@@ -65,7 +65,7 @@ def sweeps(text: str) -> bool:
 
 
 def value(text: str) -> str:
-    """What an override sets, without the quotes that Hydra's grammar asks for."""
+    """The value of an override, without the quotes of Hydra's grammar."""
     return str(_parsed(text).value())
 
 
@@ -79,7 +79,7 @@ def _parsed(text: str) -> Override:
 
 
 def _refuse_bare(verb: str, text: str) -> None:
-    """A folder that stands for itself where a verb takes one by its key."""
+    """Raises ValueError for a folder without a key, if the verb takes folders only by key."""
     if "=" not in text and Path(text).is_dir():
         takes = [key for key in ("run", "dictionary", "resume") if key in config.raw(verb)]
         keys = " or ".join(f"{key}={text}" for key in takes)
@@ -114,7 +114,7 @@ def _fitted(text: str, override: Override, takes: Mapping[str, schema.Wanted]) -
     for value in _values(override):
         plain = _plain(value)
         if isinstance(plain, str) and ("${" in plain or plain == "???"):
-            continue  # known when everything is composed
+            continue  # known only once everything is composed
         if wanted.fitted(plain) is schema.MISFIT:
             raise ValueError(f"{key}={schema.shown(plain)}: want {wanted}")
         number = isinstance(plain, int | float) and not isinstance(plain, bool)
@@ -125,7 +125,7 @@ def _fitted(text: str, override: Override, takes: Mapping[str, schema.Wanted]) -
 
 
 def _values(override: Override) -> list[object]:
-    """What an override may set; nothing for a deletion and for what only a sweeper can list."""
+    """The values that an override may set; none for a deletion or a sweep that is no list."""
     value = override.value()
     if isinstance(value, ChoiceSweep):
         return list(value.list)

@@ -1,7 +1,7 @@
-"""Modules of a user's own: what the yaml in their --config-dir are built by.
+"""Imports the modules of a user's own that the yaml in their --config-dir name.
 
-A saved dictionary names its link and its sparsity, and is looked up among what is imported. What that
-is the user's own yaml decides, never the dictionary's file.
+A saved dictionary names its link and its sparsity, and both are looked up among imported classes. Only
+the user's own yaml decides what is imported, never the dictionary's file.
 """
 
 from __future__ import annotations

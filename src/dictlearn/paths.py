@@ -1,4 +1,4 @@
-"""Paths on the command line: what is not there is said before torch is imported, and tab completes."""
+"""Paths on the command line: missing ones are refused before torch is imported; tab completion."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def refuse_absent(cfg: DictConfig) -> None:
         raise ValueError(f"run={run}: no such folder{also}")
     resume = cfg.get("resume")
     if resume not in (None, "auto") and not Path(resume).is_dir():
-        resolve_resume(resume, Path(cfg.run_dir))  # says what it wants
+        resolve_resume(resume, Path(cfg.run_dir))  # raises
     for key in ("dictionary", "init"):
         path = cfg.get(key)
         if path is None or Path(path).is_dir() or re.fullmatch(HUB_ID, path):
@@ -32,13 +32,13 @@ def refuse_absent(cfg: DictConfig) -> None:
         raise ValueError(
             f"{key}={path}: no such folder, and not a hub id (owner/name, or owner/name/folder)"
         )
-    given = cfg.get("data") or {}
-    if given.get("paths"):
-        find_files(given["paths"])
+    data = cfg.get("data") or {}
+    if data.get("paths"):
+        find_files(data["paths"])
 
 
 def refuse_misplaced(verb: str, cfg: DictConfig) -> None:
-    """Raises ValueError where what a verb is told to write can't lie: a file for a folder, and so on."""
+    """Raises ValueError for an output path that cannot be written, such as a file for a folder."""
     for key in ("output", "run_dir"):
         if cfg.get(key) is None:
             continue
@@ -57,32 +57,32 @@ def refuse_misplaced(verb: str, cfg: DictConfig) -> None:
 
 
 def _is_one_file(verb: str, cfg: DictConfig, path: Path) -> bool:
-    """Whether `output` names a file; that of all other verbs is a folder."""
+    """Whether `output` names a file; most verbs write a folder."""
     if verb == "label":
         return path.suffix == ".json" and Path(str(cfg.graph)).is_file()
     return verb == "lookup" or (verb == "compare" and path.suffix == ".html")
 
 
 def completed(word: str) -> list[str]:
-    """What `word` may become, `run=ru` for one: folders, or files for keys that want one.
+    """The completions of a word such as `run=ru`: folders, or files for keys that take a file.
 
-    `run=` and its like begin with the runs of this folder.
+    For `run=` and similar keys without a value they are the folders in runs/.
     """
     key, equals, start = word.partition("=")
     if not equals or key not in (*FOLDERS, *FILES):
         return []
-    found = (
+    matches = (
         [f"{start}{'' if start.endswith('/') else '/'}"] if Path(start).is_dir() and start else []
     )
     if not start and key in FOLDERS:
-        found = [f"{path}" for path in sorted(Path("runs").glob("*")) if path.is_dir()]
-        found += ["auto"] if key == "resume" else []
-    elif not found or start.endswith("/"):
+        matches = [f"{path}" for path in sorted(Path("runs").glob("*")) if path.is_dir()]
+        matches += ["auto"] if key == "resume" else []
+    elif not matches or start.endswith("/"):
         folder, name = (
             (start, "") if start.endswith("/") else (str(Path(start).parent), Path(start).name)
         )
         prefix = start[: len(start) - len(name)]
         inside = sorted(Path(folder or ".").expanduser().glob(f"{name}*"))
         kept = [path for path in inside if path.is_dir() or key in FILES]
-        found = [f"{prefix}{path.name}{'/' if path.is_dir() else ''}" for path in kept]
-    return [f"{key}={one}" for one in found]
+        matches = [f"{prefix}{path.name}{'/' if path.is_dir() else ''}" for path in kept]
+    return [f"{key}={match}" for match in matches]

@@ -1,7 +1,7 @@
-"""Annotations for numbers of a range: a key that is bound to such a parameter takes no others.
+"""Annotations for ranges of numbers: the key of such a parameter takes no other numbers.
 
-`dictlearn.schema` reads them from signatures. An annotation may end in a note for whoever gives
-something else: `Annotated[Count, "batchtopk takes fractions"]`.
+`dictlearn.schema` reads them from signatures. An annotation may end in a note that the refusal of
+another value shows: `Annotated[Count, "batchtopk takes fractions"]`.
 """
 
 from __future__ import annotations

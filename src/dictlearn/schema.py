@@ -1,8 +1,8 @@
-"""What every key takes, checked before anything is built or written.
+"""The values that every key takes, checked before anything is built or written.
 
-A key below a `_target_` takes what the parameter of that name is annotated with; a key of a verb's
-own yaml what the class `Keys` in its verbs/<verb>.py says, else what its value in the yaml shows.
-Sources are read, not imported: wrong spelling and wrong numbers are answered at once.
+The type of a key below a `_target_` is the annotation of the parameter of that name. The type of a key
+in a verb's own yaml is that in the class `Keys` of verbs/<verb>.py, else that of its value in the yaml.
+Sources are read, not imported, so that wrong names and numbers are refused at once.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class Wanted:
     choices: tuple[str, ...] = ()
     null: bool = False
     items: Wanted | None = None  # a list of these
-    length: int | None = None  # of that list
-    part: bool = False  # built from keys below it
+    length: int | None = None  # the list's
+    part: bool = False  # an object, built from the keys below it
     anything: bool = False
     note: str = ""
 
@@ -62,7 +62,7 @@ class Wanted:
         )
 
     def fitted(self, value: object) -> object:
-        """`value` as the key takes it (1e3 as 1000, a word as a list of one), else MISFIT."""
+        """`value` converted for the key (1e3 to 1000, a word to a list of one), or MISFIT."""
         if self.anything or (value is None and self.null):
             return value
         match value:
@@ -99,7 +99,7 @@ class Wanted:
         return self._alone(value)
 
     def _alone(self, value: object) -> object:
-        """One value where a list is wanted is a list of it."""
+        """A list of one value, if the key takes a list."""
         if self.items is None or self.length not in (None, 1):
             return MISFIT
         fitted = self.items.fitted(value)
@@ -144,19 +144,19 @@ LISTS = ("Sequence", "list", "tuple", "Iterable")
 
 def _ranged() -> dict[str, Wanted]:
     """The annotations of dictlearn.ranges: Count, Fraction, ..."""
-    found = {}
+    named = {}
     for name, annotation in vars(ranges).items():
         match get_args(annotation):
             case (kind, Range() as limits):
-                found[name] = Wanted(whole=limits) if kind is int else Wanted(number=limits)
-    return found
+                named[name] = Wanted(whole=limits) if kind is int else Wanted(number=limits)
+    return named
 
 
 NAMED = PLAIN | _ranged()
 
 
 def wanted(annotation: ast.expr | None, module: Module) -> Wanted:
-    """What a parameter so annotated takes; names are looked up in its module."""
+    """The values that a parameter with this annotation takes; names are looked up in its module."""
     match annotation:
         case None:
             return ANYTHING
@@ -198,11 +198,11 @@ def declared(verb: str) -> dict[str, Wanted]:
     """The keys of a verb's own yaml, as the class Keys in its verbs/<verb>.py declares them."""
     known = signatures.signature(f"dictlearn.verbs.{verb}.Keys")
     parameters = known.parameters if known else {}
-    return {name: wanted(one.annotation, one.module) for name, one in parameters.items()}
+    return {name: wanted(p.annotation, p.module) for name, p in parameters.items()}
 
 
 def _shown_by(default: object) -> Wanted:
-    """What a key takes whose type nobody declared, from its value in the yaml."""
+    """The values that a key without a declared type takes, judged by its value in the yaml."""
     match default:
         case bool():
             return Wanted(switch=True)
@@ -218,7 +218,7 @@ def _shown_by(default: object) -> Wanted:
 
 
 def keys(verb: str, tree: Mapping[Any, Any]) -> dict[str, Wanted]:
-    """What every key of an unresolved configuration takes, by its dotted name."""
+    """The values that every key of an unresolved configuration takes, by dotted name."""
     return dict(_below(tree, "", declared(verb)))
 
 
@@ -227,10 +227,10 @@ def _below(
 ) -> Iterator[tuple[str, Wanted]]:
     for name, value in node.items():
         key = f"{prefix}{name}"
-        if str(name).startswith("_"):  # _target_, _partial_: a yaml's, not a user's
+        if str(name).startswith("_"):  # _target_ and _partial_ belong to the yaml, not to users
             continue
         if isinstance(value, dict):
-            # What a collection holds (callbacks, eval, objective.terms) can be switched off.
+            # An entry of a collection (callbacks, eval, objective.terms) can be switched off.
             in_collection = prefix and "_target_" not in node
             yield key, replace(PART, null=bool(in_collection)) | known.get(str(name), PART)
             yield from _below(value, f"{key}.", _of_target(value))
@@ -239,22 +239,22 @@ def _below(
 
 
 def _of_target(node: Mapping[Any, Any]) -> dict[str, Wanted]:
-    """The parameters of what a node is built by."""
+    """The parameters of the class or function that builds a node."""
     known = signatures.signature(str(node.get("_target_", "")))
     if known is None:
         return {}
     parameters: Mapping[str, Parameter] = known.parameters
-    return {name: wanted(one.annotation, one.module) for name, one in parameters.items()}
+    return {name: wanted(p.annotation, p.module) for name, p in parameters.items()}
 
 
 def check(verb: str, cfg: DictConfig) -> None:
-    """Sets every value to what its key takes (1e3 to 1000), in place.
+    """Converts every value to its key's type (1e3 to 1000), in place.
 
-    Values that are missing (???) are left alone.
+    Missing values (???) are left alone.
 
     Raises:
-        ValueError: one sentence on the first that cannot be, with its key, its value and what the
-            key takes; or on a key that what it is handed to doesn't take.
+        ValueError: one sentence on the first wrong value, with its key and the values that the key
+            takes; or on a key that its class or function has no parameter for.
     """
     tree = OmegaConf.to_container(cfg)
     assert isinstance(tree, dict)
@@ -274,7 +274,7 @@ def check(verb: str, cfg: DictConfig) -> None:
 
 
 def _at_home(key: str, value: object) -> object:
-    """A path without its ~, which a shell leaves alone behind an equals sign."""
+    """A path with ~ expanded, which shells do not do behind an equals sign."""
     if key.rpartition(".")[2] not in PATHS:
         return value
     if isinstance(value, list):
@@ -292,10 +292,10 @@ def _at(tree: Mapping[Any, Any], key: str) -> Any:
 
 
 def _refusal(key: str, raw: object, value: object, takes: Wanted) -> str:
-    """Names the key that was set, where this one only takes over its value."""
-    given = re.fullmatch(r"\$\{([\w.]+)\}", raw) if isinstance(raw, str) else None
-    if given:
-        return f"{given[1]}={shown(value)}: {key}, which takes its value, wants {takes}"
+    """The sentence on a wrong value. It names the key that was set, if this one copies its value."""
+    copied = re.fullmatch(r"\$\{([\w.]+)\}", raw) if isinstance(raw, str) else None
+    if copied:
+        return f"{copied[1]}={shown(value)}: {key}, which takes its value, wants {takes}"
     return f"{key}={shown(value)}: want {takes}"
 
 

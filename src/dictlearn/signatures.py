@@ -1,7 +1,7 @@
 """Signatures read from source files, so that nothing is imported to know them.
 
-A key's type is the annotation of the parameter that it is bound to, and the module that holds the
-parameter may import torch, which takes seconds.
+A key's type is the annotation of the parameter that it sets. The parameter's module may import torch,
+which takes seconds.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import NamedTuple
 
-# Of libraries that a yaml here names: the keys that it sets, and what we take for them.
+# Libraries' classes that a yaml here names, and our classes with the annotations to use for them.
 LIBRARIES = {
     "lightning.pytorch.Trainer": "dictlearn.libraries.Trainer",
     "lightning.pytorch.loggers.WandbLogger": "dictlearn.libraries.WandbLogger",
@@ -30,7 +30,7 @@ class Parameter(NamedTuple):
 
 class Signature(NamedTuple):
     parameters: Mapping[str, Parameter]
-    open: bool  # takes further keywords, or is a library's and not known in full
+    open: bool  # takes further keywords, or belongs to a library and is not known in full
 
 
 class Module:
@@ -66,11 +66,11 @@ class Module:
         return f"{path}.{rest}" if rest else path
 
     def find(self, name: str) -> tuple[ast.stmt | ast.expr, Module] | None:
-        """What `name` stands for here, followed through imports, and the module that says so."""
+        """The definition of `name`, followed through imports, and the module that holds it."""
         if name in self._named:
             return self._named[name], self
         if name in self._imported:
-            return found(self._imported[name])
+            return definition_of(self._imported[name])
         return None
 
 
@@ -78,26 +78,26 @@ def _statements(body: list[ast.stmt]) -> list[ast.stmt]:
     """The statements of a module, those under `if TYPE_CHECKING:` among them."""
     return [
         inner
-        for one in body
-        for inner in (_statements(one.body) if isinstance(one, ast.If) else [one])
+        for outer in body
+        for inner in (_statements(outer.body) if isinstance(outer, ast.If) else [outer])
     ]
 
 
 @cache
 def module(name: str) -> Module | None:
-    """The module `name` of an installed package, not imported; None where there is no such source."""
-    places = None
+    """The module `name` of an installed package, not imported; None if there is no source."""
+    folders = None
     for part in name.split("."):
-        spec = PathFinder.find_spec(part, places)
+        spec = PathFinder.find_spec(part, folders)
         if spec is None:
             return None
-        places = list(spec.submodule_search_locations or [])
+        folders = list(spec.submodule_search_locations or [])
     if spec.origin is None or not spec.origin.endswith(".py"):
         return None
     return Module(name, Path(spec.origin))
 
 
-def found(target: str) -> tuple[ast.stmt | ast.expr, Module] | None:
+def definition_of(target: str) -> tuple[ast.stmt | ast.expr, Module] | None:
     """The definition that a dotted name means, and the module that holds it."""
     where, _, name = target.rpartition(".")
     source = module(where) if where else None
@@ -106,8 +106,8 @@ def found(target: str) -> tuple[ast.stmt | ast.expr, Module] | None:
 
 @cache
 def signature(target: str) -> Signature | None:
-    """What the function or class `target` takes; None where no source says."""
-    definition = found(LIBRARIES.get(target, target))
+    """The signature of the function or class `target`; None if there is no source."""
+    definition = definition_of(LIBRARIES.get(target, target))
     if definition is None:
         return None
     node, source = definition
@@ -120,20 +120,21 @@ def signature(target: str) -> Signature | None:
 
 
 def _of_function(node: ast.FunctionDef, source: Module, method: bool = False) -> Signature:
-    given = node.args
-    plain = [*given.posonlyargs, *given.args]
-    due = len(plain) - len(given.defaults)
+    arguments = node.args
+    plain = [*arguments.posonlyargs, *arguments.args]
+    n_required = len(plain) - len(arguments.defaults)
     parameters = {
-        one.arg: Parameter(one.annotation, source, place < due) for place, one in enumerate(plain)
+        a.arg: Parameter(a.annotation, source, index < n_required) for index, a in enumerate(plain)
     }
     parameters |= {
-        one.arg: Parameter(one.annotation, source, default is None)
-        for one, default in zip(given.kwonlyargs, given.kw_defaults, strict=True)
+        a.arg: Parameter(a.annotation, source, default is None)
+        for a, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
     }
     if method:
         del parameters[plain[0].arg]
-    unpacked = _unpacked(given.kwarg.annotation, source) if given.kwarg else None
-    return Signature(parameters | (unpacked or {}), given.kwarg is not None and unpacked is None)
+    unpacked = _unpacked(arguments.kwarg.annotation, source) if arguments.kwarg else None
+    is_open = arguments.kwarg is not None and unpacked is None
+    return Signature(parameters | (unpacked or {}), is_open)
 
 
 def _unpacked(annotation: ast.expr | None, source: Module) -> dict[str, Parameter] | None:
@@ -147,7 +148,7 @@ def _unpacked(annotation: ast.expr | None, source: Module) -> dict[str, Paramete
 
 
 def _of_class(node: ast.ClassDef, source: Module) -> Signature:
-    """Of its constructor, which may be a parent's; of a class that only has fields, these."""
+    """The signature of a class's constructor, which may be a parent's, or else its fields."""
     for statement in node.body:
         if isinstance(statement, ast.FunctionDef) and statement.name == "__init__":
             return _of_function(statement, source, method=True)
@@ -167,15 +168,15 @@ def _of_class(node: ast.ClassDef, source: Module) -> Signature:
 def fields(node: ast.ClassDef, source: Module) -> dict[str, Parameter]:
     """The annotated names of a class's body."""
     return {
-        one.target.id: Parameter(one.annotation, source, one.value is None)
-        for one in node.body
-        if isinstance(one, ast.AnnAssign) and isinstance(one.target, ast.Name)
+        field.target.id: Parameter(field.annotation, source, field.value is None)
+        for field in node.body
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
     }
 
 
 def _parent(base: ast.expr, source: Module) -> tuple[ast.stmt | ast.expr, Module] | None:
-    """A base class of the same package; a library's is not read."""
+    """The definition of a base class; None if it belongs to a library."""
     if isinstance(base, ast.Subscript):
         base = base.value
     path = source.path_of(ast.unparse(base))
-    return found(path) if path.split(".")[0] == source.name.split(".")[0] else None
+    return definition_of(path) if path.split(".")[0] == source.name.split(".")[0] else None

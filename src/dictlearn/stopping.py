@@ -1,6 +1,6 @@
-"""SIGTERM and Ctrl-C outside training's steps: clean up, say what goes on, exit as a shell expects.
+"""SIGTERM and Ctrl-C outside training's steps: clean up, say how to go on, exit with 143 or 130.
 
-Within training the signals are its own (train/callbacks/signals.py): there a step is finished and saved.
+During training train/callbacks/signals.py handles the signals: it finishes a step and saves it.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 NOTHING = "nothing was written"
-_begun = False  # whether a verb was, since `listening`
+_begun = False  # whether a verb has begun since `listening`
 
 
 class Stopped(SystemExit):
-    """Raised where the process is when SIGTERM comes, so that whatever is half done is cleaned up."""
+    """Raised by SIGTERM, so that cleanup code runs."""
 
 
 @contextmanager
 def at_once() -> Iterator[None]:
-    """For imports, before any work: Ctrl-C and SIGTERM say that nothing was written, and end the process.
+    """Makes Ctrl-C and SIGTERM end the process at once; for imports, before anything is written.
 
-    An exception would not do: libraries that are being imported catch some, or show them as theirs.
+    An exception would not do: some libraries catch exceptions while they are imported.
     """
     with _answered(signal.SIGINT, _leave), _answered(signal.SIGTERM, _leave):
         yield
@@ -42,7 +42,7 @@ def at_once() -> Iterator[None]:
 def listening() -> Iterator[None]:
     """Turns SIGTERM into `Stopped`; a second one ends the process at once.
 
-    Before a verb begins, and between two of a multirun, it says that nothing was lost.
+    It handles stops before a verb begins, and between two runs of a multirun: nothing is lost then.
     """
     global _begun
     _begun = False
@@ -50,14 +50,16 @@ def listening() -> Iterator[None]:
         try:
             yield
         except (Stopped, KeyboardInterrupt) as stop:
-            raise SystemExit(_said(stop, "what was begun before is there" * _begun)) from None
+            raise SystemExit(_stopped_by(stop, "what was begun before is there" * _begun)) from None
 
 
 @contextmanager
 def _answered(
     number: signal.Signals, answer: Callable[[int, FrameType | None], None]
 ) -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():  # others can't
+    if (
+        threading.current_thread() is not threading.main_thread()
+    ):  # other threads cannot set handlers
         yield
         return
     before = signal.signal(number, answer)
@@ -74,7 +76,7 @@ def _leave(signum: int, frame: FrameType | None) -> None:
     os._exit(128 + signum)
 
 
-def _said(stop: BaseException, rest: str) -> int:
+def _stopped_by(stop: BaseException, rest: str) -> int:
     """Says what stopped the process and `rest`; returns the exit status."""
     number = signal.SIGTERM if isinstance(stop, Stopped) else signal.SIGINT
     if os.environ.get("LOCAL_RANK", "0") == "0":  # the first of a run's processes speaks for all
@@ -89,13 +91,13 @@ def _stop(signum: int, frame: FrameType | None) -> None:
 
 @contextmanager
 def told(verb: str, cfg: DictConfig) -> Iterator[None]:
-    """Says what goes on from here when the verb inside is stopped, and exits with 143 or 130."""
+    """If the verb inside is stopped, says how to go on and exits with 143 or 130."""
     global _begun
     _begun = True
     try:
         yield
     except (Stopped, KeyboardInterrupt) as stop:
-        raise SystemExit(_said(stop, _goes_on(verb, cfg))) from None
+        raise SystemExit(_stopped_by(stop, _goes_on(verb, cfg))) from None
 
 
 def _goes_on(verb: str, cfg: DictConfig) -> str:

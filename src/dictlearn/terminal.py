@@ -23,27 +23,27 @@ INSTEAD = {
     "\u2192": "->",
     "\u2190": "<-",
 }
-# Bytes of a path that are no characters here, as Python holds them; repr() writes them out.
+# Bytes of a path that could not be decoded, as Python's surrogates or as repr() writes these.
 BYTES = re.compile(r"[\udc80-\udcff]+|(?:\\udc[89a-f][0-9a-f])+")
 BOXES = range(0x2500, 0x25A0)  # frames and bars
 
 
 def show_what_can_be_shown() -> None:
-    """From here on a character that stdout or stderr has no sign for is written as one like it."""
+    """Makes stdout and stderr write a similar character for one that they cannot encode."""
     codecs.register_error("dictlearn.instead", _instead)
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
-        if reconfigure is not None:  # a test's, or a notebook's, takes everything
+        if reconfigure is not None:  # a test's or a notebook's stream takes everything
             reconfigure(errors="dictlearn.instead")
 
 
 def decoded(text: str) -> str:
-    """`text` with the bytes in it that had no encoding read as UTF-8; `\\xe9` where they are none."""
+    """`text` with its undecoded bytes read as UTF-8, or as `\\xe9` if they are not UTF-8."""
     return BYTES.sub(_read, text)
 
 
-def _read(found: re.Match[str]) -> str:
-    held = re.sub(r"\\u(dc..)", lambda one: chr(int(one[1], 16)), found[0])
+def _read(match: re.Match[str]) -> str:
+    held = re.sub(r"\\u(dc..)", lambda code: chr(int(code[1], 16)), match[0])
     return held.encode("ascii", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
@@ -56,9 +56,9 @@ def _instead(error: UnicodeError) -> tuple[str | bytes, int]:
 
 
 def _sign(character: str, encoding: str) -> str:
-    """`character` if it can be shown; another for one of a line or a table, an escape for a letter."""
+    """`character` if it can be encoded; else a similar sign, or an escape for a letter."""
     room = {"utf-8": 0x110000, "latin-1": 0x100, "ascii": 0x80}.get(encoding, 0)
-    if character.isprintable() and ord(character) < room:  # it was bytes before
+    if character.isprintable() and ord(character) < room:  # decoded from bytes
         return character
     if character.isalnum() or not (character.isprintable() or character in INSTEAD):
         return character.encode("unicode_escape").decode()  # names are told apart

@@ -1,4 +1,4 @@
-"""Shapes, once for the whole project, and the values that travel between rooms.
+"""The letters of shapes, and the values that pass between packages.
 
     N tokens   S source sites   T target sites   D width   F features per source   K active   R rank
     B sequences   P positions   V vocabulary   G nested prefixes
@@ -18,16 +18,16 @@ from dictlearn_kernels.pattern import Pattern
 from torch import Tensor
 
 Progress = Callable[[int, int], None]
-"""Called with (done, in all), in whatever is counted, as work goes on."""
+"""Called with (done, total) as work goes on."""
 NamedProgress = Callable[[str, int, int], None]
-"""Likewise, with what is being done first."""
+"""The same, with the name of the work as the first argument."""
 
 
 class Batch(NamedTuple):
     """N tokens' worth of activations, in the model's own units.
 
     `targets_NTD` is None in a batch for autoencoders, whose targets are their sources; `y_NTD` is
-    then `x_NSD` itself, on whatever device the batch has come to.
+    then `x_NSD` itself, also after a move to another device.
 
     A batch of whole windows has the windows too: its rows are then the valid positions in reading
     order. In a shuffled batch both are None; it may have a batch of windows beside it.
@@ -43,7 +43,7 @@ class Batch(NamedTuple):
 
     @property
     def y_NTD(self) -> Tensor:
-        """What is to be reconstructed: the targets, which are the sources unless others are given."""
+        """The tensor to reconstruct: the targets, or the sources of an autoencoder."""
         return self.x_NSD if self.targets_NTD is None else self.targets_NTD
 
     def rows(self, low: int, high: int) -> Batch:
@@ -61,9 +61,8 @@ class Code:
     gradient. All are positive, unless the sparsity is `signed`. Feature ids ascend within a row: two
     equal codes are equal tensors.
 
-    N is all tokens in a row. Where one site's activations came as [tokens, width] or [batch,
-    positions, width], `leading` is what stood before the width, and what is made of the code has it
-    again.
+    N counts all tokens. If one site's activations came as [tokens, width] or [batch, positions,
+    width], `leading` is their shape without the width, and results of the code have it again.
     """
 
     row_starts: Tensor  # int64 [N*S + 1], from 0 to nnz
@@ -71,7 +70,7 @@ class Code:
     values: Tensor  # float [nnz]
     n_sources: int
     n_features: int  # F, per source
-    leading: tuple[int, ...] | None = None  # of activations that had no axis of sites
+    leading: tuple[int, ...] | None = None  # set if the activations had no axis of sites
 
     @property
     def n_tokens(self) -> int:
@@ -79,7 +78,7 @@ class Code:
 
     @cached_property
     def pattern(self) -> Pattern:
-        """The code's positions as one sparse [N*S, S*F] matrix: what the kernels take."""
+        """The code's positions as one sparse [N*S, S*F] matrix, the form that kernels take."""
         columns = self.features
         if self.n_sources > 1:
             counts = self.row_starts.diff()
@@ -89,7 +88,7 @@ class Code:
         return Pattern(self.row_starts, columns, self.n_sources * self.n_features)
 
     def per_token(self, low: int, high: int) -> tuple[Pattern, Tensor | slice]:
-        """The sources low to high - 1 as one sparse [N, (high - low)*F] matrix, and its entries here."""
+        """Sources low to high - 1 as one sparse [N, (high - low)*F] matrix, and its entries here."""
         key = f"per_token_{low}_{high}"
         if key not in self.__dict__:
             n_features = self.n_features
@@ -100,10 +99,10 @@ class Code:
     def nested(
         self, prefixes: Sequence[int], sources: range | None = None
     ) -> tuple[Pattern, Tensor | slice]:
-        """A pattern whose rows are those of the first prefix, then what the second adds to it, ...
+        """A pattern with the rows of the first prefix, then those that the second adds to it, and so on.
 
-        The rows of the code, or one a token of the given sources put together; and the pattern's
-        entries here. `prefixes` are ascending numbers of features, all of them last.
+        The rows are the code's, or one per token over `sources`. Also returns the indices of the
+        pattern's entries in this code. `prefixes` are ascending feature counts, the last all of them.
         """
         pattern, entries = self.pattern, slice(None)
         if sources is not None:
@@ -127,7 +126,7 @@ class Code:
         return other
 
     def shaped(self, leading: tuple[int, ...] | None) -> Code:
-        """The same code of tokens that stand in another shape; one source only."""
+        """The same code with another `leading` shape; one source only."""
         other = replace(self, leading=leading)
         other.__dict__.update({k: v for k, v in self.__dict__.items() if k not in vars(other)})
         return other
@@ -158,7 +157,7 @@ class Code:
     def padded(self) -> tuple[Tensor, Tensor]:
         """(features, values), each [N, S, K] with K the longest row; short rows end in (0, 0.0).
 
-        [*leading, K] where the activations had no axis of sites.
+        The shape is [*leading, K] if the activations had no axis of sites.
         """
         longest = int(self.row_starts.diff().max()) if len(self.row_starts) > 1 else 0
         slot = torch.arange(len(self.features), device=self.features.device)
@@ -171,11 +170,11 @@ class Code:
 
 
 class Encoding(NamedTuple):
-    """What training needs beyond the code.
+    """A code, with the other tensors that training needs.
 
-    `support` is what the training decode reads. For most sparsities it is the code itself; JumpReLU
-    adds the features just below their threshold and Gated those whose gate is open at strength zero.
-    These stand at value zero, for their gradient alone: the one Code whose values may be zero.
+    The training decode reads `support`. For most sparsities it is the code itself; JumpReLU adds the
+    features just below their threshold, and Gated those with an open gate and magnitude zero. The
+    added entries have value zero and serve only gradients: no other Code may hold zeros.
     `pre` holds the differentiable pre-activations at the support, [nnz of support].
     `wide` is the code of more features than k that the multi-TopK loss reads, if asked for.
     """
@@ -207,7 +206,7 @@ class TextWindows(Protocol):
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What a dictionary must know of the model, readable from its config without its weights."""
+    """The facts about a model that a dictionary needs, read from its config without its weights."""
 
     name: str  # hub id or folder, as the user wrote it
     revision: str | None
@@ -219,10 +218,10 @@ class ModelInfo:
 
 
 class DecoderLike(Protocol):
-    """What objectives and evals see of a decoder."""
+    """The parts of a decoder that objectives and evals use."""
 
     def norms(self) -> Tensor:
-        """Norm of everything a feature writes: [S, F]."""
+        """Norm of a feature's vectors for all targets together: [S, F]."""
         ...
 
     def norms_by_target(self) -> Tensor:
@@ -230,12 +229,12 @@ class DecoderLike(Protocol):
         ...
 
     def written(self, t: int, s: int, rows: slice) -> Tensor:
-        """What features `rows` of source s write to target t: [n, D]."""
+        """The vectors that features `rows` of source s write to target t: [n, D]."""
         ...
 
 
 class DictionaryLike(Protocol):
-    """What evals see of a dictionary: sizes, encoding and decoding, as a whole and layer by layer.
+    """The parts of a dictionary that evals use: sizes, encoding and decoding, also layer by layer.
 
     `dicts.Dictionary` is one. Evals use only this, except `geometry`, which reads encoder weights.
     """
@@ -250,19 +249,19 @@ class DictionaryLike(Protocol):
     def n_targets(self) -> int: ...
     @property
     def n_features(self) -> int:
-        """Per source."""
+        """F, the number of features per source."""
         ...
 
     @property
     def width(self) -> int: ...
     @property
     def prefixes(self) -> tuple[int, ...]:
-        """Widths of nested dictionaries, the whole one last; empty where there are none."""
+        """Widths of nested dictionaries, the whole one last; empty if there are none."""
         ...
 
     @property
     def code_sources(self) -> int:
-        """Rows of a code per token: one for every source, or one for all where they share it."""
+        """Rows of a code per token: one for every source, or one that all share."""
         ...
 
     @property
@@ -286,7 +285,7 @@ class DictionaryLike(Protocol):
 
 
 class EncoderLike(Protocol):
-    """What objectives see of an encoder: W_enc [S, F, D] and b_enc [S, F]."""
+    """The parts of an encoder that objectives use: W_enc [S, F, D] and b_enc [S, F]."""
 
     @property
     def W_enc(self) -> Tensor: ...
@@ -305,11 +304,11 @@ class LinearMapLike(EncoderLike, Protocol):
 
 
 class TrainedDictionary(DictionaryLike, Protocol):
-    """What objective terms see of a dictionary in training, beyond what evals see."""
+    """The parts of a dictionary in training that objective terms use, beside those of evals."""
 
     @property
     def streams(self) -> bool:
-        """Whether `squared_error` goes target by target: y_hat with its graph is much more."""
+        """Whether `squared_error` goes target by target, to save the memory of y_hat and its graph."""
         ...
 
     @property
@@ -319,11 +318,11 @@ class TrainedDictionary(DictionaryLike, Protocol):
         ...
 
     def read(self, x_NSD: Tensor) -> Tensor:
-        """What the encoder multiplies."""
+        """The tensor that the encoder multiplies."""
         ...
 
     def encoding_of(self, x_NSD: Tensor) -> tuple[Tensor, LinearMapLike]:
-        """(what the encoder multiplies, the encoder): what a sparsity takes."""
+        """(the tensor that the encoder multiplies, the encoder), as a sparsity takes them."""
         ...
 
     def squared_error(
@@ -343,5 +342,5 @@ class TrainedDictionary(DictionaryLike, Protocol):
         ...
 
     def decode_constant(self, code: Code, x_NSD: Tensor) -> Tensor:
-        """As `decode`, with a gradient for the code alone and none for weights."""
+        """Like `decode`, with a gradient only for the code, not for weights."""
         ...

@@ -1,4 +1,4 @@
-"""What a user is waiting for, in words."""
+"""Messages on long waits, and durations in words."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def waiting_for(what: str, patience: float = PATIENCE) -> Iterator[None]:
 
 
 def duration(seconds: float) -> str:
-    """under a second, 50 s, 3 min, 2 h 05 min, 4 d 3 h."""
+    """A duration as text: under a second, 50 s, 3 min, 2 h 05 min, 4 d 3 h."""
     minutes, hours, days = seconds / 60, seconds / 3600, seconds / 86400
     if seconds < 1:
         return "under a second"
