@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import final
 
 import torch
 from dictlearn_kernels import fixed_point, selection, tiles
@@ -126,9 +125,11 @@ class LinearMap:
         return code.with_values(values)
 
 
-@final
 class LinearEncoder(nn.Module):
-    """The parameters of a `LinearMap`, of all sources or of one."""
+    """The parameters of a `LinearMap`, of all sources or of one.
+
+    A link may give a subclass (`Link.encoder`), whose W_enc is such a parameter too.
+    """
 
     def __init__(self, n_sources: int, n_features: int, width: int):
         super().__init__()
