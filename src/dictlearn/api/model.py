@@ -79,13 +79,13 @@ class OpenModel:
         values = values if tokens.ndim == 2 else values[0]
         return values.squeeze(-2) if isinstance(sites, str) else values
 
-    def _ids(self, given: Tensor | Sequence[int]) -> Tensor:
+    def _ids(self, values: Tensor | Sequence[int]) -> Tensor:
         """Token ids as a tensor. Raises ValueError if they are not ids of this model."""
         wanted = "want whole numbers, [positions] or [batch, positions]"
         try:
-            tokens = torch.as_tensor(given)
+            tokens = torch.as_tensor(values)
         except (TypeError, ValueError, RuntimeError, OverflowError):  # ragged rows are ValueErrors
-            message = f"token ids as a {type(given).__name__}: {wanted}, with rows of one length"
+            message = f"token ids as a {type(values).__name__}: {wanted}, with rows of one length"
             raise ValueError(message) from None
         if not tokens.numel():
             return tokens.long()

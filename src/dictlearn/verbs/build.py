@@ -1,4 +1,4 @@
-"""From the composed configuration to the parts of a run. Only ever the user's own yaml."""
+"""Builds the parts of a run from the composed configuration, which is only the user's own yaml."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from dictlearn.train.trainee import Trainee
 from dictlearn.types import ModelInfo
 
 OF_A_SOURCE = ("reads_model", "gives_windows", "shard", "next_batch", "state", "restore", "sample")
-BESIDE_BELOW = 1e8  # parameters: what a laptop trains twice
+BESIDE_BELOW = 1e8  # parameters; a laptop trains two dictionaries of this size
 
 
 def reads_model(cfg: DictConfig) -> bool:
@@ -36,20 +36,20 @@ def reads_model(cfg: DictConfig) -> bool:
 
 def source_class(cfg: DictConfig) -> type[Source]:
     """The class that the source's yaml names; it may be a user's own."""
-    found = get_class(cfg.source._target_)
-    missing = [name for name in OF_A_SOURCE if not hasattr(found, name)]
+    source = get_class(cfg.source._target_)
+    missing = [name for name in OF_A_SOURCE if not hasattr(source, name)]
     if missing:
         raise ValueError(
             f"source: {cfg.source._target_} has no {', '.join(missing)}; want a class that keeps to "
             f"dictlearn.sources.protocol.Source"
         )
-    return found
+    return source
 
 
 def build_info(cfg: DictConfig) -> ModelInfo:
-    """What the model's config alone says: enough to refuse a wrong layer before any weights load.
+    """The facts in the model's config, which suffice to refuse a wrong layer before weights load.
 
-    Of a source that reads no model: what it says itself, or no more than how wide it is.
+    A source that reads no model gives them itself.
     """
     if reads_model(cfg):
         return read_info(cfg.model.path, cfg.model.revision)
@@ -63,7 +63,7 @@ def build_info(cfg: DictConfig) -> ModelInfo:
 
 
 def check_text(cfg: DictConfig, info: ModelInfo) -> None:
-    """Settings that no text of this model can have; an evaluation at the end needs held-out text."""
+    """Refuses settings that no text of this model can have, and a run without held-out text."""
     data = cfg.data
     if reads_model(cfg) and {"context", "held_out", "max_tokens"} <= set(data):
         checked(info, data.context, data.held_out, data.max_tokens)
@@ -76,19 +76,19 @@ def build_model(cfg: DictConfig) -> LanguageModel | None:
 
 
 def model_device(cfg: DictConfig) -> str:
-    """Where the language model goes: with the trainer, unless model.device says otherwise."""
+    """The language model's device: the trainer's, unless model.device says otherwise."""
     return "cpu" if cfg.model.device == "auto" and accelerator(cfg) == "cpu" else cfg.model.device
 
 
 def accelerator(cfg: DictConfig) -> str:
-    """Lightning's word for what trains. Its own "auto" would take MPS, which has no float64."""
+    """Lightning's accelerator. Its own "auto" would take MPS, which has no float64."""
     if cfg.trainer.accelerator != "auto":
         return cfg.trainer.accelerator
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def check_parts(cfg: DictConfig) -> None:
-    """Builds what costs nothing to build and is needed late, for what it refuses."""
+    """Builds parts that are cheap but needed late, so that they refuse bad values early."""
     named(cfg.get("callbacks"))
     named(cfg.get("eval"))
     try:
@@ -105,7 +105,7 @@ def check_parts(cfg: DictConfig) -> None:
 
 
 def check_named_text(cfg: DictConfig) -> None:
-    """Text that was never named is Python's standard library: what pico was trained on alone."""
+    """Refuses the default text, Python's standard library, for any model but pico, unless it is named."""
     left_alone = cfg.model.path == "pico" or not reads_model(cfg) or not HydraConfig.initialized()
     if left_alone or HydraConfig.get().runtime.choices.get("data") != "stdlib":
         return
@@ -122,7 +122,7 @@ def build_dictionary(cfg: DictConfig, info: ModelInfo) -> Dictionary:
 
 
 def build_start(cfg: DictConfig, dictionary: Dictionary) -> Dictionary | None:
-    """The dictionary that training starts from, if one was named; checked against the one to train."""
+    """The dictionary that training starts from, if one was named, after a check that it fits."""
     if cfg.init is None:
         return None
     start = load_dictionary(cfg.init)
@@ -133,7 +133,7 @@ def build_start(cfg: DictConfig, dictionary: Dictionary) -> Dictionary | None:
 def build_windows(cfg: DictConfig, lm: LanguageModel, split: str) -> Any:
     """Tokenised text of one split: "train", "eval", or "whole" for all of it."""
     settings = plain(cfg.data)
-    # Hydra would interpolate what is resolved already once more: a file's name may hold `${`.
+    # Hydra would interpolate resolved values again, and a file's name may contain `${`.
     odd = {key: settings.pop(key) for key in list(settings) if "${" in str(settings[key])}
     return instantiate(settings)(lm=lm, split=split, **odd)
 
@@ -145,8 +145,8 @@ def build_source(
     split: str,
     windows: Any = None,
 ) -> Source:
-    """`windows` are those of `build_windows`, where they are at hand."""
-    # Only training lasts long enough for reading ahead to pay for what is read in vain at the end.
+    """The source of one split; `windows` are those of `build_windows`, if they exist already."""
+    # Reading ahead wastes one read at the end, so only training, which is long, gains from it.
     own = {"ahead": False} if split != "train" and "ahead" in cfg.source else {}
     return instantiate(cfg.source, **own)(
         lm=lm,
@@ -160,7 +160,7 @@ def build_source(
 
 @final
 class NoText:
-    """One empty window: a source can be built, and with it checked, before there is any text."""
+    """One empty window, over which a source can be built and checked before there is any text."""
 
     def __init__(self, context: int):
         self.context = context
@@ -176,7 +176,7 @@ class NoText:
 
 
 def check_source(cfg: DictConfig, lm: LanguageModel | None, dictionary: Dictionary) -> Source:
-    """The source over no text: refuses what the real one would. `lm` may have no weights."""
+    """The source over no text, which refuses the same settings. `lm` may have no weights."""
     return instantiate(cfg.source)(
         lm=lm,
         windows=None if lm is None else NoText(cfg.data.context or lm.info.context_length),
@@ -194,10 +194,10 @@ def build_objective(cfg: DictConfig) -> Objective:
             "objective.terms: a KL to the teacher runs the model on whole windows of text, and this "
             "source gives none; want source=windows, or source=staged for the last part of the run"
         )
-    given = [f"teacher.{k}={cfg.teacher[k]}" for k in ("path", "folder") if k in cfg.teacher]
-    if given and not objective.reads_windows:
+    settings = [f"teacher.{k}={cfg.teacher[k]}" for k in ("path", "folder") if k in cfg.teacher]
+    if settings and not objective.reads_windows:
         raise ValueError(
-            f"{given[0]}: no term of this objective has a teacher; want "
+            f"{settings[0]}: no term of this objective has a teacher; want "
             f"objective=kl, mse_then_kl or e2e, or teacher=self"
         )
     return objective
@@ -217,11 +217,11 @@ def connect(cfg: DictConfig, training: DictionaryTraining, lm: LanguageModel | N
 
 
 def build_beside(cfg: DictConfig, dictionary: Dictionary) -> dict[str, Dictionary]:
-    """What is trained on the same stream to be compared with: by name, nothing for most kinds."""
+    """The dictionaries to train on the same stream for comparison, by name; none for most kinds."""
     if cfg.beside not in (True, False, "auto"):
         raise ValueError(f"beside={cfg.beside}: want true, false or auto")
-    features = [dictionary.encoder, dictionary.decoder]
-    parameters = sum(p.numel() for part in features for p in part.parameters())
+    parts = [dictionary.encoder, dictionary.decoder]
+    parameters = sum(p.numel() for part in parts for p in part.parameters())
     small = parameters < BESIDE_BELOW and cfg.init is None  # a comparison wants equal starts
     wanted = small if cfg.beside == "auto" else cfg.beside
     if dictionary.kind != "clt" or not wanted:
@@ -235,8 +235,8 @@ def build_training(
     trained = {"dictionary": dictionary, **(beside or {})}
     return DictionaryTraining(
         {
-            name: Trainee(one, build_objective(cfg), cfg.normalise, dead_after(cfg), cfg.selection)
-            for name, one in trained.items()
+            name: Trainee(d, build_objective(cfg), cfg.normalise, dead_after(cfg), cfg.selection)
+            for name, d in trained.items()
         },
         optimiser=instantiate(cfg.optim),
         schedule=instantiate(cfg.schedule),
@@ -258,7 +258,7 @@ def run_tokens(cfg: DictConfig) -> int:
 
 
 def named(group: DictConfig | None) -> dict[str, Any]:
-    """A name -> target group, instantiated; entries set to null are off."""
+    """The instantiated entries of a group, by name; entries set to null are off."""
     entries = group or {}
     return {str(name): instantiate(entry) for name, entry in entries.items() if entry is not None}
 

@@ -24,8 +24,8 @@ class Keys:
 
 def main(cfg: DictConfig) -> int:
     """Reads the figures of all runs, prints the table, writes the page; the process's exit status."""
-    given = cfg.runs if isinstance(cfg.runs, ListConfig) else [cfg.runs]
-    folders = [Path(str(folder)).expanduser() for folder in given if folder is not None]
+    runs = cfg.runs if isinstance(cfg.runs, ListConfig) else [cfg.runs]
+    folders = [Path(str(folder)).expanduser() for folder in runs if folder is not None]
     if not folders:
         raise ValueError(
             "nothing to compare; want folders of runs: dictlearn compare runs/a runs/b"
@@ -36,7 +36,7 @@ def main(cfg: DictConfig) -> int:
 
 
 def conclude(runs: Sequence[Path], folder: Path | None) -> None:
-    """What a multirun ends with: `folder` is its own."""
+    """Compares the runs of a multirun; `folder` is the multirun's."""
     show(read_runs(runs), _new() if folder is None else folder / PAGE)
 
 
@@ -49,7 +49,7 @@ def show(runs: Sequence[Run], path: Path) -> None:
 
 
 def _page(output: str | None, folders: Sequence[Path]) -> Path:
-    """Where it goes: what was asked for, into a multirun's folder, or into one of its own."""
+    """The page's path: `output`, else in a multirun's folder, else in a new folder."""
     if output is not None:
         path = Path(str(output)).expanduser()
         return path if path.suffix == ".html" else path / PAGE
@@ -63,7 +63,7 @@ def _new() -> Path:
 
 
 def _refuse_others(path: Path) -> None:
-    """No page takes the place of a run's report or of anything else."""
+    """Refuses to replace a run's report, or any file that is no such page."""
     if path.exists() and not is_ours(path):
         raise ValueError(
             f"output={path}: is there already and is no page that compares runs; name another"

@@ -1,4 +1,4 @@
-"""The configuration of a run that is continued: the run's own, with what was given anew."""
+"""The configuration of a continued run: the saved one, with the keys of the new command line."""
 
 from __future__ import annotations
 
@@ -18,40 +18,45 @@ from dictlearn.ckpt.resume import CHECKPOINTS
 from dictlearn.commands import argument
 from dictlearn.overrides import dotted
 
-OF_THIS_START = ("name", "run_dir", "resume", "allow_changed")  # which run, and not what it is
+OF_THIS_START = (
+    "name",
+    "run_dir",
+    "resume",
+    "allow_changed",
+)  # keys that choose a run and do not describe it
 
 
 def continued(verb: str, cfg: DictConfig, checkpoint: Path) -> DictConfig:
-    """`cfg` with every value that was not given on the command line as the checkpoint has it.
+    """`cfg`, with the checkpoint's value for every key that the command line does not set.
 
     The checkpoint's file is data: a `_target_` counts only where a yaml of this installation, or of
     `--config-dir`, names the same one, and nothing in it is interpolated.
 
     Raises:
-        ValueError: lists what was given anew and may not differ.
+        ValueError: lists the keys that were set anew and may not differ.
     """
     saved = read_config(checkpoint)
-    given = _given(verb, cfg, saved)
-    merged = _merged(OmegaConf.to_container(cfg), saved, given, _targets(), "")
+    set_keys = _set_keys(verb, cfg, saved)
+    merged = _merged(OmegaConf.to_container(cfg), saved, set_keys, _targets(), "")
     result = OmegaConf.create(merged)
     # Interpolated values follow the run's folder and name, unless the run had others.
     for key, value in dotted(saved):
         interpolated = "${" in str(_at(merged, key)) and not isinstance(_at(merged, key), dict)
-        fixed = not _covered(key, given) and not _covered(key, MAY_CHANGE)
+        fixed = not _covered(key, set_keys) and not _covered(key, MAY_CHANGE)
         if interpolated and fixed and _is_plain(value) and OmegaConf.select(result, key) != value:
             OmegaConf.update(result, key, value)
     schema.check(verb, result)
     new = [key for key, _ in dotted(OmegaConf.to_container(result)) if _at(saved, key) is ABSENT]
     now = OmegaConf.to_container(result, resolve=True)
     assert isinstance(now, dict)
-    allow = [key for key in new if not _covered(key, given)]
+    allow = [key for key in new if not _covered(key, set_keys)]
     refuse_changes(saved, {str(k): v for k, v in now.items()}, checkpoint, allow)
     OmegaConf.set_struct(result, True)
     return result
 
 
 def goes_on(cfg: DictConfig) -> str:
-    """How a run that was stopped goes on, in words."""
+    """A sentence on how to continue a stopped run."""
     if any((Path(cfg.run_dir) / CHECKPOINTS).glob("step-*")):
         return f"to go on: {command(cfg)}"
     return "nothing is saved yet, and the same command starts again"
@@ -70,11 +75,11 @@ def command(cfg: DictConfig) -> str:
     return shlex.join(words)
 
 
-def _given(verb: str, cfg: DictConfig, saved: Mapping[str, Any]) -> set[str]:
+def _set_keys(verb: str, cfg: DictConfig, saved: Mapping[str, Any]) -> set[str]:
     """The keys that the command line sets, each with all below it.
 
-    A group that is given sets all its keys where it builds something else than the run had; else
-    those by which its option differs from others that build the same (dict=matryoshka: prefixes).
+    A group sets all its keys if it builds another class than the run had. Otherwise it sets the keys
+    by which its option differs from others of that class (dict=matryoshka: prefixes).
     """
     if not HydraConfig.initialized():
         return {str(key) for key in cfg}
@@ -91,7 +96,7 @@ def _given(verb: str, cfg: DictConfig, saved: Mapping[str, Any]) -> set[str]:
             keys.add(group)
             continue
         for other in config.options(group):
-            # By itself: beside another option the rest of the command line may mean nothing.
+            # It is composed alone: the rest of the command line may not fit another option.
             sibling = _at(OmegaConf.to_container(config.raw(verb, [f"{group}={other}"])), group)
             if other != option and sibling.get("_target_") == own.get("_target_"):
                 there, here = dict(dotted(sibling)), dict(dotted(own))
@@ -100,29 +105,29 @@ def _given(verb: str, cfg: DictConfig, saved: Mapping[str, Any]) -> set[str]:
 
 
 def _targets() -> set[str]:
-    """Everything that a yaml on this command line's search path builds."""
+    """Every `_target_` of the yaml on this command line's search path."""
     folders = {str(config.conf_dir())}
     if HydraConfig.initialized():
         sources = HydraConfig.get().runtime.config_sources
         folders |= {source.path for source in sources if source.schema == "file" and source.path}
-    found: set[str] = set()
+    targets: set[str] = set()
     for folder in folders:
         for path in Path(folder).glob("*/*.yaml"):
             tree = OmegaConf.to_container(OmegaConf.load(path))
-            found |= {str(v) for k, v in dotted(tree) if k.rpartition(".")[2] == "_target_"}
-    return found
+            targets |= {str(v) for k, v in dotted(tree) if k.rpartition(".")[2] == "_target_"}
+    return targets
 
 
 def _merged(
-    now: Any, saved: Mapping[str, Any], given: set[str], targets: set[str], prefix: str
+    now: Any, saved: Mapping[str, Any], set_keys: set[str], targets: set[str], prefix: str
 ) -> dict[str, Any]:
-    """The mapping `now` with the saved one's entries, but for what was given."""
+    """The mapping `now`, with the saved entries for all keys that were not set anew."""
     result = {}
     same = now.get("_target_") == saved.get("_target_")
     for name in [*now, *(name for name in saved if name not in now)]:
         key = f"{prefix}{name}"
         old, new = saved.get(name), now.get(name)
-        if _covered(key, given) or (
+        if _covered(key, set_keys) or (
             name not in saved and (same and "_target_" in now or not prefix)
         ):
             if name in now:  # ~key leaves it out
@@ -134,7 +139,7 @@ def _merged(
                 result |= {name: new} if name in now else {}
                 continue
             below = new if isinstance(new, dict) else {}
-            result[name] = _merged(below, old, given, targets, f"{key}.")
+            result[name] = _merged(below, old, set_keys, targets, f"{key}.")
         elif isinstance(new, str) and "${" in new:
             result[name] = new
         else:
@@ -143,7 +148,7 @@ def _merged(
 
 
 def _is_plain(value: object) -> bool:
-    """Nothing that OmegaConf would look up."""
+    """Whether OmegaConf would look nothing up in a value."""
     if isinstance(value, list):
         return all(map(_is_plain, value))
     return not (isinstance(value, str) and ("${" in value or value == "???"))

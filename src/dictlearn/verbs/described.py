@@ -1,4 +1,4 @@
-"""What a run is, in a line, and whether it has text enough."""
+"""A run in one line, and whether it has enough text."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dictlearn.sources.named import text_of
 from dictlearn.types import ModelInfo
 from dictlearn.verbs import build
 
-# Tokens a parameter that published dictionaries were trained on, from the sizes that they state.
+# Tokens per parameter of published dictionaries, from the sizes that they state.
 # One layer: SAEBench's of Gemma-2-2B (65,536 features of width 2,304, 500M tokens: 1.7) to sparsify's
 # of SmolLM2-1.7B (65,536 of 2,048, 10B: 37). Cross-layer: BluelightAI's of Qwen3-0.6B (20,480 a layer,
 # 750M: 0.08) to one of Pythia-160M (6,144 a layer, 800M: 1.9).
@@ -46,7 +46,7 @@ def listed(names: tuple[str, ...]) -> str:
 
 
 def beside_published(tokens: float, parameters: float, shape: Shape) -> tuple[str, bool]:
-    """What tokens a parameter are beside published runs', and whether they are far fewer."""
+    """Compares tokens per parameter with published runs; also returns whether they are far fewer."""
     least, most = PUBLISHED_CROSS_LAYER if shape.link.cross_layer else PUBLISHED
     ratio = tokens / parameters
     if ratio >= least * 0.6:

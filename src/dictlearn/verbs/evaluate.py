@@ -32,7 +32,7 @@ from dictlearn.verbs import build
 from dictlearn.verbs.opened import open_dictionary, where
 from dictlearn.verbs.reported import write_report_of
 
-BESIDE = "beside"  # folder in a run's, of the dictionaries to compare its own with
+BESIDE = "beside"  # folder in a run's folder with the dictionaries to compare its own with
 
 
 class Keys:
@@ -53,14 +53,14 @@ def main(cfg: DictConfig) -> int:
         check_record_replaceable(folder, cfg.overwrite)
     with lock.writing(folder / "report.html", "evaluate"):
         opened = open_dictionary(cfg, "evaluate", "evaluations")
-        beside = {name: one.to(opened.lm.device) for name, one in load_beside(opened.path).items()}
+        beside = {name: d.to(opened.lm.device) for name, d in load_beside(opened.path).items()}
         evaluate_into(folder, cfg, opened.dictionary, opened.lm, beside, opened.split)
         escape.say(f"The report: {folder / 'report.html'}")
     return 0
 
 
 def destination(cfg: DictConfig) -> Path:
-    """Where figures and report go: into a run's folder only those on the run's own text."""
+    """The folder for figures and report: a run's folder only for figures on the run's own text."""
     path, folder = where(cfg, "evaluate", "evaluations")
     if cfg.output is None and cfg.run is not None and cfg.get("data"):
         return Path("evaluations") / Path(path).resolve().name
@@ -68,7 +68,7 @@ def destination(cfg: DictConfig) -> Path:
 
 
 def load_beside(run: Path) -> dict[str, Dictionary]:
-    """What a run trained to be compared with, by what to call it."""
+    """The dictionaries that a run trained for comparison, by label."""
     folders = sorted(path for path in (run / BESIDE).glob("*") if path.is_dir())
     return {label_beside(path.name): load_dictionary(path) for path in folders}
 
@@ -85,17 +85,17 @@ def evaluate_into(
     beside: Mapping[str, Dictionary] | None = None,
     split: str = "eval",
 ) -> dict[str, Any]:
-    """`evaluated`, then writes figures.json and the report. Returns what figures.json holds."""
+    """Evaluates, then writes figures.json and the report. Returns the content of figures.json."""
     record = evaluated(cfg, dictionary, lm, beside, split)
     write_into(folder, record)
     return record
 
 
 def write_into(folder: Path, record: Mapping[str, Any]) -> None:
-    """figures.json and the report.
+    """Writes figures.json and the report.
 
     Raises:
-        OSError: names what could not be written, and what writes it later.
+        OSError: names the file that could not be written, and the command that writes it later.
     """
     try:
         write_record(folder, record)
@@ -117,9 +117,9 @@ def evaluated(
     """Runs `cfg.eval` on held-out text and prints the table; the record for figures.json.
 
     Reads `data`, `eval`, `eval_tokens` and `eval_windows` of the configuration. `beside` are other
-    dictionaries of the same model, by what to call them: the same figures, less the baselines, on
-    the same text, in the same tables. Baselines are fitted on the text to train on; where `split` is
-    the whole text, on that too.
+    dictionaries of the same model, by label. They get the same figures without baselines, on the
+    same text, in the same tables. Baselines are fitted on the training split; if `split` is the
+    whole text, on the whole text.
     """
     for key in ("eval_tokens", "eval_windows"):
         if cfg[key] < 1:
@@ -133,10 +133,12 @@ def evaluated(
         escape.say(f"Evaluating on {n_tokens:,} tokens.")
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
 
-        def found(name: str, one: Dictionary, evals: Mapping[str, Eval]) -> Evaluation:
+        def evaluation_of(
+            name: str, dictionary: Dictionary, evals: Mapping[str, Eval]
+        ) -> Evaluation:
             task = bar.add_task(escape.markup(f"evaluating {name}".rstrip()), total=None)
             return evaluate_dictionary(
-                one,
+                dictionary,
                 lm,
                 held_out,
                 evals,
@@ -146,10 +148,10 @@ def evaluated(
                 progress=lambda done, total: bar.update(task, completed=done, total=total),
             )
 
-        evaluation = found("", dictionary, evals)
+        evaluation = evaluation_of("", dictionary, evals)
         of_dictionaries = {k: e for k, e in evals.items() if not isinstance(e, RowSource)}
         others = {
-            label: (other, found(label, other, of_dictionaries))
+            label: (other, evaluation_of(label, other, of_dictionaries))
             for label, other in (beside or {}).items()
         }
     data = OmegaConf.to_container(cfg.data, resolve=True)

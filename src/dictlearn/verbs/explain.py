@@ -54,7 +54,7 @@ class Keys:
 
 
 def main(cfg: DictConfig) -> int:
-    """Explains while nobody else writes the features' folder."""
+    """Locks the features' folder and explains."""
     if cfg.dry_run:
         return explain(cfg)
     with lock.writing(where(cfg, "explain", "explanations")[1] / "features", "explain"):
@@ -86,17 +86,19 @@ def explain(cfg: DictConfig) -> int:
             return 0
         sha256 = sha256_of(opened.dictionary)
         writer = ExplanationWriter(folder, sha256)
-        with _said_what_is_kept(writer):
+        with _reports_kept(writer):
             explained = explainer.explain(
-                material, explainable, progress, lambda one: writer.add([one])
+                material, explainable, progress, lambda explanation: writer.add([explanation])
             )
     summary = summarised(explainer.name, material, len(asked), live, explained)
     writer.add(explained.explanations)
-    if not writer.left or writer.described:  # else every description is an earlier run's
+    if not writer.left or writer.described:  # otherwise every description is an earlier run's
         write_summary(folder, {**summary, "dictionary": sha256})
     if material.store is not None and opened.lm.tokenizer is not None:
-        said = read_explanations(folder, sha256)
-        write_pages(material.store, said, opened.lm.tokenizer, folder, overwrite=cfg.overwrite)
+        explanations = read_explanations(folder, sha256)
+        write_pages(
+            material.store, explanations, opened.lm.tokenizer, folder, overwrite=cfg.overwrite
+        )
     if (opened.folder / "figures.json").is_file():
         with lock.writing(opened.folder / "report.html", "explain", wait=True):
             write_report_of(opened.folder)  # after the pages, of which it shows some
@@ -107,8 +109,8 @@ def explain(cfg: DictConfig) -> int:
 
 
 @contextmanager
-def _said_what_is_kept(writer: ExplanationWriter) -> Iterator[None]:
-    """Where the run ends early, says what it found until then; its answers are in the cache."""
+def _reports_kept(writer: ExplanationWriter) -> Iterator[None]:
+    """If the run ends early, reports the descriptions so far; the explainer's answers are cached."""
     try:
         yield
     except BaseException:
@@ -130,7 +132,7 @@ def _left(writer: ExplanationWriter) -> str:
 
 
 def which(cfg: DictConfig, opened: Opened) -> list[Feature]:
-    """The features that `features` names."""
+    """The features that `cfg.features` names; all if it is null."""
     dictionary = opened.dictionary
     names, size = code_names(dictionary.sources, dictionary.code_sources), dictionary.n_features
     if cfg.features is not None:
@@ -139,7 +141,7 @@ def which(cfg: DictConfig, opened: Opened) -> list[Feature]:
 
 
 def drawn(features: list[Feature], n: int, seed: int) -> list[Feature]:
-    """`n` of them, in order."""
+    """`n` random features, in order."""
     some = np.random.default_rng(seed).permutation(len(features))[:n]
     return [features[i] for i in sorted(some)]
 
@@ -203,9 +205,9 @@ def table(summary: Mapping[str, Any]) -> Table:
         cells = [f"{figures[key]:.2f}" if key in figures else "" for key in names[2:]]
         shown.add_row(Text(name), f"{figures['n']:,}", *cells)
     shared = summary["described_at_balanced_accuracy"].items()
-    said = ", ".join(f"{value:.1%} at {bar}" for bar, value in shared)
+    shares = ", ".join(f"{value:.1%} at {bar}" for bar, value in shared)
     shown.caption = (
-        f"of {summary['live']:,} live features: {said}; {summary['reliable']:,} reliable "
+        f"of {summary['live']:,} live features: {shares}; {summary['reliable']:,} reliable "
         f"({summary['reliable_means']}); {summary['left_out']:,} left out, "
         f"{summary['left_out_because']}"
     )
@@ -215,7 +217,7 @@ def table(summary: Mapping[str, Any]) -> Table:
 
 @contextmanager
 def _progress() -> Iterator[NamedProgress]:
-    """Bars on a terminal, a line a stage elsewhere."""
+    """Shows bars on a terminal, and one line per stage elsewhere."""
     console = escape.console(stderr=True)
     with Bar(console=console, transient=True, disable=not console.is_terminal) as bar:
         tasks: dict[str, Any] = {}

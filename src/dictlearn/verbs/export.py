@@ -1,4 +1,4 @@
-"""`dictlearn export`: a dictionary in another tool's format, read back and compared before it counts."""
+"""`dictlearn export`: a dictionary in another tool's format, read back and compared."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ class Keys:
 
 
 def main(cfg: DictConfig) -> int:
-    """Refuses what the format can't hold, writes, reads back, compares; then the folder is there."""
+    """Refuses dictionaries that the format can't hold; writes, reads back, compares, then commits."""
     for key in ("tokens", "windows"):
         if cfg[key] < 1:
             raise ValueError(f"{key}={cfg[key]}: want at least 1")
     exporter = build_exporter(cfg)
     folder, sort = destination(cfg, exporter.name)
-    if cfg.output is None:  # the folder of all exports is ours alone
+    if cfg.output is None:  # only exports lie in this folder
         leftovers.collect(folder.parent)
     with lock.writing(folder, "export"):
         if isinstance(exporter, FeatureExporter):
@@ -64,7 +64,7 @@ def main(cfg: DictConfig) -> int:
 
 
 def export_dictionary(cfg: DictConfig, exporter: Exporter, folder: Path, sort: str) -> int:
-    """Into `folder`, which is free for it."""
+    """Writes a dictionary into `folder`, which must be free for it."""
 
     def check(dictionary: Dictionary, info: ModelInfo) -> None:
         check_fits(dictionary, info)
@@ -89,14 +89,14 @@ def export_dictionary(cfg: DictConfig, exporter: Exporter, folder: Path, sort: s
     def write(temporary: Path) -> None:
         exporter.write(job, temporary)
         again = load_dictionary(temporary).to(opened.lm.device)
-        found = difference(dictionary, again, unseen.inputs())
-        if not found.small:
+        gap = difference(dictionary, again, unseen.inputs())
+        if not gap.small:
             raise ValueError(
-                f"format={exporter.name}: what was written reads back as something else ({found}; "
-                f"{found.flipped:.1e} of all firings differ), and so it was not kept"
+                f"format={exporter.name}: what was written reads back as something else ({gap}; "
+                f"{gap.flipped:.1e} of all firings differ), and so it was not kept"
             )
         escape.say(
-            f"read back on {unseen.n_tokens:,} held-out tokens: {found}, at most {TOLERANCE:g}"
+            f"read back on {unseen.n_tokens:,} held-out tokens: {gap}, at most {TOLERANCE:g}"
         )
 
     commit(folder, write, sort=sort, overwrite=cfg.overwrite)
@@ -108,7 +108,7 @@ def export_dictionary(cfg: DictConfig, exporter: Exporter, folder: Path, sort: s
 
 
 def export_features(cfg: DictConfig, exporter: FeatureExporter, folder: Path, sort: str) -> int:
-    """The same for what `dictlearn features` found."""
+    """Writes the results of `dictlearn features` into `folder`, which must be free for them."""
     store = open_store(where(cfg, "export", "exports")[0])
     reason = exporter.refusal(store.info)
     if reason is not None:
@@ -132,10 +132,10 @@ def export_features(cfg: DictConfig, exporter: FeatureExporter, folder: Path, so
 
 
 def destination(cfg: DictConfig, format: str) -> tuple[Path, str]:
-    """(the folder to write, what will lie there), before any work.
+    """(the folder to write, the sort of its content), before any work.
 
-    Raises SaveError where the folder holds anything but an earlier export of this format, as it was
-    written, and `overwrite` does not say that it may go.
+    Raises SaveError if the folder holds anything but an unchanged earlier export of this format,
+    unless `overwrite` allows it to be replaced.
     """
     _, output = where(cfg, "export", "exports")
     folder = output if cfg.output else output / "export" / format
@@ -170,7 +170,7 @@ class HeldOut:
         return (batch.x_NSD for batch in self.batches())
 
     def batches(self) -> Iterator[Batch]:
-        """Valid tokens only, in float32, in the model's units."""
+        """Batches of valid tokens only, in float32, in the model's units."""
         for start in range(0, len(self.windows), self.batch_windows):
             numbers = torch.tensor(self.windows[start : start + self.batch_windows])
             read = self.reader.read(start, numbers)
@@ -178,7 +178,7 @@ class HeldOut:
 
 
 def held_out(cfg: DictConfig, opened: Opened) -> tuple[HeldOut, HeldOut]:
-    """Every other window each: to fit thresholds on, and to compare on."""
+    """Two halves, of every other window each: one to fit thresholds on, one to compare on."""
     windows = build.build_windows(cfg, opened.lm, opened.split)
     sites = list(dict.fromkeys(opened.dictionary.sources + opened.dictionary.targets))
     reader = Reader(opened.lm, windows, sites, "error")
@@ -197,11 +197,11 @@ def held_out(cfg: DictConfig, opened: Opened) -> tuple[HeldOut, HeldOut]:
 
 
 def conversion(before: Dictionary, after: Dictionary, exact: bool, unseen: HeldOut) -> str:
-    """What became of L0 and FVU when the sparsity became JumpReLU, in a sentence."""
+    """A sentence on how the conversion to JumpReLU changed L0 and FVU."""
     name = before.sparsity.name
     if exact:
         return f"{name} as jumprelu: the same function, with other parameters"
-    l0, fvu = zip(*(measured(one, unseen) for one in (before, after)), strict=True)
+    l0, fvu = zip(*(measured(dictionary, unseen) for dictionary in (before, after)), strict=True)
     return (
         f"{name} as jumprelu, thresholds fitted on other text: L0 {l0[0]:.2f} -> {l0[1]:.2f} "
         f"active features per token, FVU {fvu[0]:.4f} -> {fvu[1]:.4f} on {unseen.n_tokens:,} "
@@ -221,13 +221,13 @@ def measured(dictionary: Dictionary, unseen: HeldOut) -> tuple[float, float]:
 
 
 def figures(run: Path) -> dict[str, float]:
-    """What the run's evaluation found, if it had one: its numbers, whatever else the file holds."""
+    """The numbers of the run's evaluation; empty if there is none."""
     path = run / FILE
-    found = read_json(path) if path.is_file() else {}
-    found = found.get("figures") if isinstance(found, dict) else None
-    if not isinstance(found, dict):
+    record = read_json(path) if path.is_file() else {}
+    values = record.get("figures") if isinstance(record, dict) else None
+    if not isinstance(values, dict):
         return {}
-    return {key: value for key, value in found.items() if type(value) in (int, float)}
+    return {key: value for key, value in values.items() if type(value) in (int, float)}
 
 
 def size(folder: Path) -> int:

@@ -1,4 +1,4 @@
-"""`dictlearn features`: one pass over held-out text that says what every feature does."""
+"""`dictlearn features`: one pass over held-out text that shows what every feature does."""
 
 from __future__ import annotations
 
@@ -68,12 +68,12 @@ class Keys:
 
 
 def main(cfg: DictConfig) -> int:
-    """Reads, writes `features/`, says what was found; returns the process's exit status."""
+    """Reads text, writes `features/` and prints a summary; returns the process's exit status."""
     if cfg.processes < 1:
         raise ValueError(f"processes={cfg.processes}: want at least 1")
     folder = where(cfg, "describe", FOLDER)[1] / FOLDER
     with lock.writing(folder, "features"):
-        leftovers.collect(folder, alone=True)  # whoever writes here holds the lock
+        leftovers.collect(folder, alone=True)  # every writer holds the lock
         check_replaceable(folder / STORE, SORT, cfg.overwrite)
         if cfg.pages:
             check_pages_replaceable(folder, cfg.overwrite)
@@ -82,8 +82,8 @@ def main(cfg: DictConfig) -> int:
 
 
 def write_features(cfg: DictConfig) -> int:
-    """The same for who holds the lock of the folder."""
-    given = literal(OmegaConf.to_container(cfg, resolve=True))  # before `opened` says which text
+    """Does the same without locking; the caller holds the folder's lock."""
+    values = literal(OmegaConf.to_container(cfg, resolve=True))  # before `opened` chooses the text
     harvest = opened(cfg)
     console = escape.console(stderr=True)
     if not console.is_terminal:
@@ -96,7 +96,7 @@ def write_features(cfg: DictConfig) -> int:
                 tasks[what] = bar.add_task(what, total=total)
             bar.update(tasks[what], completed=done)
 
-        with _others(given, cfg.processes) as others:
+        with _others(values, cfg.processes) as others:
             readings = [harvest.read(0, cfg.processes, progress)]
             for process in others:
                 process.join()
@@ -112,27 +112,27 @@ def write_features(cfg: DictConfig) -> int:
 
 
 def opened(cfg: DictConfig) -> Harvest:
-    """What the configuration asks for, before anything is read. Raises ValueError."""
+    """Opens dictionary, model and text, and reads no text yet. Raises ValueError."""
     settings = Settings(**{f.name: _plain(cfg[f.name]) for f in fields(Settings)})
     path, _ = where(cfg, "describe", FOLDER)
     if load_dictionary(path).training_figures.get("model") == SYNTHETIC:
         raise ValueError(f"{path}: its activations are synthetic: there is no text to look at")
-    found = open_dictionary(cfg, "describe", FOLDER, check_positive)
-    text = Text(build.build_windows(cfg, found.lm, found.split), settings)
+    named = open_dictionary(cfg, "describe", FOLDER, check_positive)
+    text = Text(build.build_windows(cfg, named.lm, named.split), settings)
     data = OmegaConf.to_container(cfg.data, resolve=True)
     assert isinstance(data, dict)
     plain = {str(key): value for key, value in data.items()}
-    return Harvest(found.dictionary, found.lm, text, settings, found.folder / FOLDER, plain)
+    return Harvest(named.dictionary, named.lm, text, settings, named.folder / FOLDER, plain)
 
 
 @contextmanager
-def _others(given: Any, processes: int) -> Iterator[list[SpawnProcess]]:
-    """The processes beside this one; none outlives it."""
+def _others(values: Any, processes: int) -> Iterator[list[SpawnProcess]]:
+    """Starts the other processes; none outlives this one."""
     threads = torch.get_num_threads()
     torch.set_num_threads(max(1, threads // processes))
     context = multiprocessing.get_context("spawn")
     started = [
-        context.Process(target=_read, args=(given, rank), daemon=True)
+        context.Process(target=_read, args=(values, rank), daemon=True)
         for rank in range(1, processes)
     ]
     try:
@@ -148,8 +148,8 @@ def _others(given: Any, processes: int) -> Iterator[list[SpawnProcess]]:
 
 
 def _read(plain: dict[str, Any], rank: int) -> None:
-    """What another process does: its share, on its own device where there are several."""
-    logging.getLogger("dictlearn").setLevel(logging.ERROR)  # the first process has said it
+    """Reads another process's share of the text, on its own device if there are several."""
+    logging.getLogger("dictlearn").setLevel(logging.ERROR)  # the first process logs the same
     cfg = OmegaConf.create(plain)
     os.environ["LOCAL_RANK"] = str(rank)
     torch.set_num_threads(max(1, torch.get_num_threads() // cfg.processes))

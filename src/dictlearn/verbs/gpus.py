@@ -21,7 +21,7 @@ class Gpu:
 
     @property
     def room(self) -> float:
-        """For what a plan counts."""
+        """Bytes for the memory that a plan counts."""
         return self.memory - RESERVE
 
 
@@ -39,4 +39,4 @@ GPUS = {
     "H200": Gpu("H200", 139 * GIB, 790e12, 54e12, 4.3e12, 360e9),  # 989, 67, 4.8 TB/s, 450 GB/s
     "B200": Gpu("B200", 178 * GIB, 1800e12, 60e12, 7.2e12, 720e9),  # 2250, 75, 8 TB/s, 900 GB/s
 }
-SHOWN = (GPUS["H200"], GPUS["H100"], GPUS["A100"])  # where none is named
+SHOWN = (GPUS["H200"], GPUS["H100"], GPUS["A100"])  # shown if no GPU is named

@@ -1,4 +1,4 @@
-"""`dictlearn label`: descriptions of features into the nodes of circuit-tracer's graphs."""
+"""`dictlearn label`: writes descriptions of features into the nodes of circuit-tracer's graphs."""
 
 from __future__ import annotations
 
@@ -50,29 +50,30 @@ def main(cfg: DictConfig) -> int:
             if output != path:
                 check_file_replaceable(output, is_graph, cfg.overwrite)
             finished.append((output, graph, f"{named} of {features} features named"))
-        for path, graph, said in finished:
+        for path, graph, summary in finished:
             write_json(path, graph, indent=2)
-            escape.say(f"{path}: {said}")
+            escape.say(f"{path}: {summary}")
     return 0
 
 
 def is_graph(data: bytes) -> bool:
-    """Whether a file that is there is one of the sort we write."""
+    """Whether the content of an existing file is a graph, as we write them."""
     graph = json.loads(data)
     return isinstance(graph, dict) and isinstance(graph.get("nodes"), list)
 
 
-def graphs(place: Path) -> list[Path]:
-    if place.is_file():
-        return [place]
-    found = sorted(path for path in place.glob("*.json") if path.name != METADATA)
-    if not found:
-        raise ValueError(f"graph={place}: no such file, and no folder with graphs' JSON files")
-    return found
+def graphs(source: Path) -> list[Path]:
+    """The graph files of a folder, or the one file."""
+    if source.is_file():
+        return [source]
+    paths = sorted(path for path in source.glob("*.json") if path.name != METADATA)
+    if not paths:
+        raise ValueError(f"graph={source}: no such file, and no folder with graphs' JSON files")
+    return paths
 
 
 def labels(run: Path, n_tokens: int) -> Label:
-    """What is known of a layer's feature: its description, else its tokens, else nothing."""
+    """A function that labels a layer's feature: its description, else its tokens, else nothing."""
     if not run.is_dir():
         raise ValueError(f"run={run}: no such folder")
     explanations = read_explanations(run / "features", saved_sha256(run))
@@ -100,7 +101,7 @@ def labels(run: Path, n_tokens: int) -> Label:
 
 
 def check_layers(store: FeatureStore, run: Path) -> None:
-    """A graph's layers are the rows of the code only where every layer has one."""
+    """Refuses features unless every layer has its own code, as the graphs assume."""
     names = tuple(f"mlp_in.{layer}" for layer in range(store.info.code_sources))
     if store.info.sources != names:
         raise ValueError(

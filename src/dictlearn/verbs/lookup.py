@@ -35,7 +35,7 @@ from dictlearn.verbs.opened import Opened, open_dictionary
 
 BETWEEN = "|||"  # several texts in one string
 AROUND = 12  # tokens of an example before its peak, and half as many after
-SHORT, LONG = 14, 32  # letters of them before the peak: beside a match, and on a line of its own
+SHORT, LONG = 14, 32  # characters before the peak: beside a match, and on a line of its own
 DOES = {ENCODER: "reads", DECODER: "writes"}
 
 
@@ -61,7 +61,7 @@ def main(cfg: DictConfig) -> int:
         raise ValueError(
             "nothing to look up; want vector=<file>, or both pos=<texts> and neg=<texts>"
         )
-    output, cfg.output = cfg.output, None  # a file here, no folder
+    output, cfg.output = cfg.output, None  # here `output` is a file, not a folder
     if output is not None:
         check_file_replaceable(Path(output), _is_record, cfg.overwrite)
     opened = open_dictionary(cfg, "look up in", "features", text=False)
@@ -89,19 +89,19 @@ def _is_record(data: bytes) -> bool:
     return isinstance(record, dict) and record.keys() == {"site", "norm", "features"}
 
 
-def texts(given: Any) -> list[str]:
-    """A list, or one string with BETWEEN between them."""
+def texts(value: Any) -> list[str]:
+    """The texts of a list, or of one string with BETWEEN between them."""
     return (
-        [str(text) for text in given]
-        if isinstance(given, ListConfig)
-        else str(given).split(BETWEEN)
+        [str(text) for text in value]
+        if isinstance(value, ListConfig)
+        else str(value).split(BETWEEN)
     )
 
 
-def described(opened: Opened, found: Sequence[Match], n_examples: int) -> list[dict[str, Any]]:
-    """What is known of each match: plain JSON. Without a store only the cosines.
+def described(opened: Opened, selected: Sequence[Match], n_examples: int) -> list[dict[str, Any]]:
+    """A record of each match, as plain JSON. Without a feature store it has only the cosines.
 
-    The strongest example is always there, for want of a description.
+    The strongest example is always included, as there may be no description.
     """
     store, explanations = None, {}
     names = code_names(opened.dictionary.sources, opened.dictionary.code_sources)
@@ -115,17 +115,17 @@ def described(opened: Opened, found: Sequence[Match], n_examples: int) -> list[d
     if store is not None:
         explanations = read_explanations(store.folder, store.info.dictionary_sha256)
     rows = []
-    for match in found:
+    for match in selected:
         row = {"feature": feature_name(names, match.source, match.index), **vars(match)}
         if store is not None:
             feature = store.feature(match.source, match.index)
-            row |= _known(opened.lm, feature, max(n_examples, 1))
-        row |= _said(explanations, match)
+            row |= _stored(opened.lm, feature, max(n_examples, 1))
+        row |= _explained(explanations, match)
         rows.append(row)
     return rows
 
 
-def _known(lm: LanguageModel, feature: Feature, n_examples: int) -> dict[str, Any]:
+def _stored(lm: LanguageModel, feature: Feature, n_examples: int) -> dict[str, Any]:
     return {
         "density": feature.density,
         "maximum": feature.maximum,
@@ -134,7 +134,7 @@ def _known(lm: LanguageModel, feature: Feature, n_examples: int) -> dict[str, An
 
 
 def _shown(lm: LanguageModel, example: Example) -> dict[str, Any]:
-    """Text with the peak apart from what stands around it."""
+    """An example's text in three parts: before the peak, the peak, after it."""
     assert lm.tokenizer is not None, "features were found on text"
     low = max(example.peak - AROUND, 0)
     pieces = token_text(lm.tokenizer, example.tokens[low : example.peak + AROUND // 2 + 1])
@@ -148,19 +148,19 @@ def _shown(lm: LanguageModel, example: Example) -> dict[str, Any]:
     }
 
 
-def _said(explanations: Mapping[tuple[int, int], Explanation], match: Match) -> dict[str, Any]:
-    found = explanations.get((match.source, match.index))
-    if found is None:
+def _explained(explanations: Mapping[tuple[int, int], Explanation], match: Match) -> dict[str, Any]:
+    explanation = explanations.get((match.source, match.index))
+    if explanation is None:
         return {}
     return {
-        "description": found.text,
-        "reliable": found.reliable,
-        "scores": dict(found.scores),
+        "description": explanation.text,
+        "reliable": explanation.reliable,
+        "scores": dict(explanation.scores),
     }
 
 
 def lines(site: str, rows: Sequence[Mapping[str, Any]], n_examples: int) -> Iterator[Text]:
-    """A line a match, cut where a terminal ends, and `n_examples` below each that has any."""
+    """One line per match, and up to `n_examples` lines below it."""
     width = max([len(row["feature"]) for row in rows], default=0)
     yield Text(f"Features along the vector at {site}")
     yield Text(f"{'feature':<{width}}  {'it':<6}  cosine  density", style="dim")
@@ -193,7 +193,7 @@ def _description(row: Mapping[str, Any]) -> str:
 
 
 def _in_context(example: Mapping[str, Any], letters: int) -> Text:
-    """The token that fires between << and >>, behind so many letters of what stands before it."""
+    """The peak between << and >>, after the last `letters` characters before it."""
     before = one_line(example["before"])
     shown = Text(before[-letters:].lstrip(), style="dim")
     shown.append(f"<<{one_line(example['peak'])}>>", style="bold")
@@ -201,7 +201,7 @@ def _in_context(example: Mapping[str, Any], letters: int) -> Text:
 
 
 def one_line(text: str) -> str:
-    """Line breaks as a sign, indentation dropped, and nothing that a terminal takes as an order."""
+    """Shows line breaks as a sign, drops indentation, and replaces unprintable characters."""
     text = re.sub(r"[^\S\n]*\n\s*", "\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}", text)
     text = re.sub(r"[^\S\n]+", " ", text)
     return "".join(

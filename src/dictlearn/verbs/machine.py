@@ -20,14 +20,14 @@ LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_by
 
 @dataclass(frozen=True)
 class Machine:
-    """Bytes of memory that processes can have, free bytes on the disk, and each GPU's name and bytes."""
+    """CPU cores, bytes of usable memory, free bytes on the disk, and each GPU's name and bytes."""
 
     cores: int
     memory: float
     free: float
     gpus: tuple[tuple[str, float], ...] = ()
-    flops: float = 0.0  # of the CPU in float32, where that would train
-    bandwidth: float = 0.0  # bytes/s of its memory
+    flops: float = 0.0  # FLOP/s of the CPU in float32; 0 if a GPU would train
+    bandwidth: float = 0.0  # bytes/s of the CPU's memory
 
     def __str__(self) -> str:
         names = ", ".join(f"{name} of {as_bytes(size)}" for name, size in self.gpus) or "no GPU"
@@ -35,13 +35,13 @@ class Machine:
 
 
 def this_machine(folder: Path) -> Machine:
-    """What is here, and free on the disk of `folder`, which need not exist yet."""
+    """This machine, with the free space on the disk of `folder`, which need not exist yet."""
     memory = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     for path in LIMITS:  # a container's
         with suppress(OSError, ValueError):  # absent, or the word max
             memory = min(memory, float(int(Path(path).read_text())))
-    places = (folder.absolute(), *folder.absolute().parents)
-    free = float(shutil.disk_usage(next(path for path in places if path.is_dir())).free)
+    folders = (folder.absolute(), *folder.absolute().parents)
+    free = float(shutil.disk_usage(next(path for path in folders if path.is_dir())).free)
     gpus = []
     for number in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         properties = torch.cuda.get_device_properties(number)
@@ -51,7 +51,7 @@ def this_machine(folder: Path) -> Machine:
 
 
 def as_device(machine: Machine, on_gpu: bool) -> Gpu:
-    """What trains on this machine: its first GPU, with the rates of the preset like it, or the CPU."""
+    """The device that trains: the first GPU, with the rates of a similar preset, or the CPU."""
     if on_gpu:
         name, memory = machine.gpus[0]
         words = name.replace("-", " ").split()

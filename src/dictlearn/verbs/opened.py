@@ -1,4 +1,4 @@
-"""What most verbs work on: the dictionary that run= or dictionary= names, its model and its text."""
+"""Opens the dictionary that run= or dictionary= names, with its model and its text."""
 
 from __future__ import annotations
 
@@ -31,33 +31,33 @@ Check = Callable[[Dictionary, ModelInfo], None]
 
 # Settings of data that don't say which text it is.
 HOW_MUCH = {"context", "held_out", "max_tokens"}
-EMBEDDED = "stdlib"  # of conf/data: text that is on every machine and tells nobody anything
+EMBEDDED = "stdlib"  # the entry of conf/data whose text is on every machine and is not private
 
 
 @dataclass(frozen=True, eq=False)
 class Opened:
     """A saved dictionary beside the model that it reads."""
 
-    path: Path  # where it was found: a run's folder, a dictionary's, or a hub id
-    folder: Path  # where the verb writes
+    path: Path  # the run's folder, the dictionary's, or the hub id
+    folder: Path  # the folder that the verb writes to
     dictionary: Dictionary  # on the model's device
     lm: LanguageModel
-    split: str = "eval"  # of the text, that which is read
+    split: str = "eval"  # the split of the text that is read
 
 
 def open_dictionary(
     cfg: DictConfig, verb: str, elsewhere: str, check: Check = check_fits, text: bool = True
 ) -> Opened:
-    """Loads what `run` or `dictionary` names, and `model`, or else the model it was trained on.
+    """Loads the dictionary that `run` or `dictionary` names, and `model`, or its training's model.
 
-    Where the configuration names no `data`, it is set to the text that the dictionary was trained
-    on, if that is the user's own choice or comes with Python, and its held-out part is read; text
-    that the user names is read whole (but see `part_of`). Output goes to `output`, else into the
-    run's folder, else to `elsewhere`/<name>. `check` is called before the model's weights are read,
-    with what its config says. `text=False`: none is read.
+    If the configuration names no `data`, it is set to the text that the dictionary was trained on,
+    if the user chose that text or it comes with Python, and its held-out part is read. Text that the
+    user names is read whole (but see `part_of`). Output goes to `output`, else into the run's
+    folder, else to `elsewhere`/<name>. `check` is called with the model's config before its weights
+    are read. With `text=False` no text is read.
 
     Raises:
-        ValueError: one sentence where there is nothing to `verb`, or where the two don't fit.
+        ValueError: one sentence if there is nothing to `verb`, or if dictionary and model don't fit.
     """
     path, folder = where(cfg, verb, elsewhere)
     dictionary = load_dictionary(path)
@@ -74,7 +74,7 @@ def open_dictionary(
 
 
 def check_positive(dictionary: Dictionary, info: ModelInfo) -> None:
-    """ValueError, in one sentence, where the two don't fit, or a feature's sign would be lost."""
+    """Raises ValueError, in one sentence, if the two don't fit or a feature's sign would be lost."""
     check_fits(dictionary, info)
     if dictionary.sparsity.signed:
         raise ValueError(
@@ -84,26 +84,26 @@ def check_positive(dictionary: Dictionary, info: ModelInfo) -> None:
 
 
 def _take_context(cfg: DictConfig, trained: Mapping[str, Any]) -> None:
-    """Windows as long as those of the training, where the command line doesn't say how long."""
-    given = HydraConfig.initialized() and any(
+    """Sets data.context to that of the training, unless the command line sets it."""
+    is_set = HydraConfig.initialized() and any(
         text.startswith("data.context=") for text in HydraConfig.get().overrides.task
     )
     theirs = trained.get("data")
     context = theirs.get("context") if isinstance(theirs, Mapping) else None
-    if "context" in cfg.data and not given and type(context) is int and context >= 2:
+    if "context" in cfg.data and not is_set and type(context) is int and context >= 2:
         cfg.data.context = context  # a model that reads less refuses it
 
 
 def where(cfg: DictConfig, verb: str, elsewhere: str) -> tuple[str, Path]:
-    """(where the dictionary is, the folder to write to)."""
-    given = [key for key in ("run", "dictionary") if cfg[key] is not None]
-    if len(given) != 1:
-        both = "run= and dictionary= were both given" if given else f"nothing to {verb}"
+    """(the dictionary's folder or hub id, the folder to write to)."""
+    keys = [key for key in ("run", "dictionary") if cfg[key] is not None]
+    if len(keys) != 1:
+        both = "run= and dictionary= were both given" if keys else f"nothing to {verb}"
         raise ValueError(
             f"{both}; want run=<a run's folder>, or dictionary=<a saved dictionary's folder or a "
             "hub id>"
         )
-    path = str(cfg[given[0]])
+    path = str(cfg[keys[0]])
     if cfg.run is not None and not Path(path).is_dir():
         raise ValueError(f"run={path}: no such folder; dictionary= also takes a hub id")
     if cfg.output is not None:
@@ -117,9 +117,9 @@ def where(cfg: DictConfig, verb: str, elsewhere: str) -> tuple[str, Path]:
 def trained_on(trained: Mapping[str, Any], path: str) -> dict[str, Any]:
     """The `data` settings that a dictionary's file names, for this installation's own builders.
 
-    The file may come from anybody, so it chooses no text: its settings count where this user signed
-    them, by training the dictionary, and where they are of the text that comes with Python. Even then
-    only plain values are taken, and only for keys that the yaml of the same builder in conf/data has.
+    The file may come from anybody, so it chooses no text: its settings count only if this user signed
+    them, by training the dictionary, or if they name the text that comes with Python. Even then only
+    plain values count, and only for keys in the yaml of the same builder in conf/data.
     """
     theirs = trained.get("data")
     for file in sorted((conf_dir() / "data").glob("*.yaml")):
@@ -138,9 +138,10 @@ def trained_on(trained: Mapping[str, Any], path: str) -> dict[str, Any]:
 
 
 def part_of(named: DictConfig, trained: Mapping[str, Any]) -> str:
-    """The split to read of text that a user names: all of it.
+    """The split to read of text that a user names.
 
-    But of text that the dictionary was trained on, the held-out part: the rest would flatter it.
+    It is the whole text, except for the text that the dictionary was trained on: there it is the
+    held-out part, as figures on the rest would be too good.
     """
     ours, theirs = OmegaConf.to_container(named, resolve=True), trained.get("data")
     assert isinstance(ours, dict)
@@ -158,14 +159,16 @@ def part_of(named: DictConfig, trained: Mapping[str, Any]) -> str:
 
 
 def _absolute(key: str, value: Any) -> Any:
-    """Paths as they are called from everywhere; nothing is looked for on the disk."""
+    """Absolute paths for the key `paths`, without access to the disk; other values as they are."""
     if key != "paths":
         return value
     return [os.path.abspath(str(p)) for p in ([value] if isinstance(value, str) else value or [])]
 
 
 def _takes(key: object, ours: Mapping[Any, Any], theirs: Mapping[Any, Any]) -> bool:
-    if str(key).startswith("_") or key not in theirs:  # _target_, _partial_: ours alone
+    if (
+        str(key).startswith("_") or key not in theirs
+    ):  # _target_ and _partial_ come only from our yaml
         return False
     default, value = ours[key], theirs[key]
     if isinstance(default, int | float) and not isinstance(default, bool):
@@ -180,7 +183,7 @@ def _is_plain(value: object) -> bool:
 
 
 def own_model(trained: Mapping[str, Any], path: str, key: str = "model") -> str | None:
-    """The model that a file names under `key`: `pico`, a hub id or, in the user's own, a folder."""
+    """The model that a file names under `key`: `pico`, a hub id or, in the user's own file, a folder."""
     name = trained.get(key)
     if not isinstance(name, str):
         return None

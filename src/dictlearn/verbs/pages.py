@@ -41,9 +41,9 @@ def main(cfg: DictConfig) -> int:
 def write_site(
     store: FeatureStore, tokenizer: PreTrainedTokenizerBase | None, folder: Path, overwrite: bool
 ) -> None:
-    """The site of `store` and of the explanations beside it, where it is, and the run's report anew.
+    """Writes the site over `store` and its explanations into `folder`, and the run's report again.
 
-    Also for other verbs.
+    Other verbs call it too.
     """
     console = escape.console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
@@ -60,4 +60,4 @@ def write_site(
     run = store.folder.parent
     if page.parent.resolve() == store.folder.resolve() and (run / FIGURES).is_file():
         with lock.writing(run / "report.html", "pages", wait=True):
-            write_report_of(run)  # which shows some of the features, and links to all
+            write_report_of(run)  # it shows some of the features and links to the site

@@ -43,7 +43,7 @@ def main(cfg: DictConfig) -> int:
 
 @dataclass
 class Plan:
-    """Facts by name, in order, what GPUs would do, and one sentence for each check that failed."""
+    """Facts by name, in order, predictions for devices, and one sentence for each failed check."""
 
     facts: dict[str, str] = field(default_factory=dict)
     mistakes: dict[str, str] = field(default_factory=dict)
@@ -53,16 +53,16 @@ class Plan:
     def speeds(self) -> list[str]:
         """A line for each device: speed, wall time, memory."""
         lines = []
-        for one in self.predictions:
-            verdict = "fits" if not one.remedy else f"does not fit; what would: {one.remedy}"
+        for p in self.predictions:
+            verdict = "fits" if not p.remedy else f"does not fit; what would: {p.remedy}"
             lines.append(
-                f"{one.gpu.name}: {one.speed()}, {one.share:.0%} of it in the {one.limit}; "
-                f"{as_bytes(one.peak)} of {as_bytes(one.gpu.room)}: {verdict}"
+                f"{p.gpu.name}: {p.speed()}, {p.share:.0%} of it in the {p.limit}; "
+                f"{as_bytes(p.peak)} of {as_bytes(p.gpu.room)}: {verdict}"
             )
         return lines
 
     def check(self, name: str, made: Callable[[], Any]) -> Any:
-        """What `made` returns; None, and its sentence noted, where the user's configuration fails."""
+        """The result of `made`; None if the configuration fails, and the sentence is recorded."""
         try:
             result = made()
         except (ValueError, OSError, HydraException) as error:
@@ -73,7 +73,7 @@ class Plan:
 
 
 def planned(cfg: DictConfig, machine: Machine | None = None) -> Plan:
-    """The plan of a run on this machine, or on another one, or on the GPU that `gpu` names."""
+    """The plan of a run on `machine`, by default this one, or on the GPU that `gpu` names."""
     plan, gpu = Plan(), GPUS.get(str(cfg.get("gpu")))
     cfg = plan.check(RUN_FOLDER, lambda: begun(cfg))
     if cfg is None:
@@ -137,8 +137,8 @@ def describe(plan: Plan, run: costs.Run, devices: int) -> None:
         "tokens": f"{tokens:,} in {cfg.steps:,} steps of {batch:,}",
         "tokens per parameter": f"{tokens / count:.3g}; {beside_published(tokens, count, shape)[0]}",
     }
-    for name, one in zip(("per-layer transcoders",), run.beside, strict=False):
-        plan.facts["trained to compare"] = f"{name}, {costs.count(one):,} parameters"
+    for name, dictionary in zip(("per-layer transcoders",), run.beside, strict=False):
+        plan.facts["trained to compare"] = f"{name}, {costs.count(dictionary):,} parameters"
     if run.lm is not None:
         info, size = run.info, costs.count(run.lm.model)
         words = f"{info.name}: {info.family}, {info.n_layers} layers, {si(size)}parameters"
@@ -152,7 +152,7 @@ def describe(plan: Plan, run: costs.Run, devices: int) -> None:
 
 
 def describe_memory(plan: Plan, run: costs.Run, devices: int, gpu: bool) -> None:
-    """By what takes it: for the machine that trains, or for both kinds where either could be meant."""
+    """Adds memory by part, for a CPU or a GPU, or for both if either could train."""
     places = {"cpu": ["a CPU"], "cuda": ["a GPU"], "gpu": ["a GPU"]}
     here = ["a GPU"] if gpu else ["a CPU", "a GPU"]
     found = {
@@ -175,15 +175,15 @@ def describe_memory(plan: Plan, run: costs.Run, devices: int, gpu: bool) -> None
 
 
 def describe_disk(plan: Plan, run: costs.Run, machine: Machine) -> None:
-    """Room for the checkpoints that are kept, the one being written, and the dictionary."""
+    """Adds the disk space for the kept checkpoints, the one being written, and the dictionary."""
     cfg = run.cfg
     saver = (cfg.get("callbacks") or {}).get("checkpoint")
     kept = saver.keep + 1 if saver else 0
     numbers = sum(map(costs.count, run.trained))
-    one = numbers * (costs.FLOAT + costs.state_bytes(cfg))
-    wanted = one * kept + numbers * costs.FLOAT
+    checkpoint = numbers * (costs.FLOAT + costs.state_bytes(cfg))
+    wanted = checkpoint * kept + numbers * costs.FLOAT
     plan.facts["disk"] = (
-        f"{as_bytes(wanted)}: {kept} checkpoints of {as_bytes(one)}, one of them being written, "
+        f"{as_bytes(wanted)}: {kept} checkpoints of {as_bytes(checkpoint)}, one of them being written, "
         f"and the dictionary; {as_bytes(machine.free)} are free"
     )
     if machine.free < wanted:
@@ -197,7 +197,7 @@ def describe_disk(plan: Plan, run: costs.Run, machine: Machine) -> None:
 
 
 def predict(plan: Plan, run: costs.Run, devices: int, gpu: Gpu | None, machine: Machine) -> None:
-    """Speed, wall time and room: of the GPU named; else of this machine, and of three GPUs beside it."""
+    """Adds speed, wall time and memory for the named GPU; else for this machine and three GPUs."""
     accelerator = run.cfg.trainer.accelerator
     on_gpu = gpu is not None or bool(machine.gpus) and accelerator != "cpu"
     counted = not build.build_objective(run.cfg).reads_windows and run.lm is not None
@@ -216,7 +216,7 @@ def predict(plan: Plan, run: costs.Run, devices: int, gpu: Gpu | None, machine: 
         if counted:
             plan.predictions += predictions(run, devices, [own], on_gpu)
     if counted and gpu is None and accelerator != "cpu":
-        plan.predictions += predictions(run, devices, [one for one in SHOWN if one != own])
+        plan.predictions += predictions(run, devices, [other for other in SHOWN if other != own])
 
 
 def show(plan: Plan, console: Console) -> None:
@@ -227,7 +227,7 @@ def show(plan: Plan, console: Console) -> None:
         if name != RUN_FOLDER:
             table.add_row(name, Text(fact))
     if plan.facts:
-        folder = f"{RUN_FOLDER}: {plan.facts[RUN_FOLDER]}"  # a path that a cell breaks is none
+        folder = f"{RUN_FOLDER}: {plan.facts[RUN_FOLDER]}"  # a table's cell would break the path
         console.print(folder, markup=False, highlight=False, soft_wrap=True)
         console.print(table)
     for line in plan.speeds():
@@ -242,14 +242,14 @@ def show(plan: Plan, console: Console) -> None:
 
 
 def n_devices(cfg: DictConfig) -> int:
-    """Processes that train, from Lightning's ways to say so: 8, "auto", -1, [0, 1], "0,1"."""
+    """The number of training processes, from any of Lightning's forms: 8, "auto", -1, [0, 1], "0,1"."""
     wanted = cfg.trainer.devices
     if not isinstance(wanted, int | str):
         return len(wanted)
     if str(wanted) in ("auto", "-1"):
         return max(1, torch.cuda.device_count()) if cfg.trainer.accelerator != "cpu" else 1
     if "," in str(wanted):
-        return len([one for one in str(wanted).split(",") if one.strip()])
+        return len([index for index in str(wanted).split(",") if index.strip()])
     if not str(wanted).isdigit() or int(wanted) < 1:
         raise ValueError(f"trainer.devices={wanted}: want a number of at least 1, or auto")
     return int(wanted)
@@ -264,7 +264,7 @@ def check_device(cfg: DictConfig) -> None:
 
 
 def begun(cfg: DictConfig) -> DictConfig:
-    """The configuration that training would go by: of a run to continue, its own."""
+    """The configuration that training would use; for a continued run, the run's own."""
     resume = train.begun(cfg, Path(cfg.run_dir))
     return cfg if resume.folder is None else continued("plan", cfg, resume.folder)
 
@@ -273,7 +273,7 @@ def begun(cfg: DictConfig) -> DictConfig:
 
 
 def _each(values: dict[str, str]) -> str:
-    """One value where all are equal; else each with its name."""
+    """The value, if all are equal; else each value with its name."""
     if len(set(values.values())) == 1:
         return next(iter(values.values()))
     return "; ".join(f"{name} {value}" for name, value in values.items())

@@ -1,4 +1,4 @@
-"""How fast a run could go on a device at most, whether it fits there, and what would make it fit."""
+"""The highest speed of a run on a device, whether it fits there, and what would make it fit."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from dictlearn.verbs.gpus import Gpu
 from dictlearn.verbs.units import si
 from dictlearn.waiting import duration
 
-# Of a step: below it a device waits for its next operation most of the time, and what the operations
-# themselves would take says nothing of how fast the run is.
+# Seconds of a step. In shorter steps a device mostly waits for its next operation, so the time of the
+# operations themselves does not predict the speed.
 SHORTEST_STEP = 1e-3
 
 
@@ -45,7 +45,7 @@ def predictions(
 ) -> list[Prediction]:
     parts = work(run, on_gpu, devices)
     peak = memory(run, on_gpu, devices).peak
-    found = []
+    results = []
     for gpu in gpus:
         seconds = {name: part.seconds(gpu) * run.step_tokens for name, part in parts.items()}
         if devices > 1:  # a ring passes every gradient twice, less a device's own share
@@ -56,14 +56,14 @@ def predictions(
         rate = devices * run.step_tokens / whole
         remedy = "" if peak <= gpu.room else remedies(run, gpu, devices, on_gpu)
         total = whole * run.cfg.steps
-        found.append(
+        results.append(
             Prediction(gpu, whole, rate, total, limit, seconds[limit] / whole, peak, remedy)
         )
-    return found
+    return results
 
 
 def remedies(run: Run, gpu: Gpu, devices: int, on_gpu: bool = True) -> str:
-    """What to change so that it fits, each by itself."""
+    """The changes that each alone would make the run fit, as one line."""
     shape, own = run.dictionary.shape, run.cfg.dict
     sparsity = instantiate(run.cfg.sparsity)
 
@@ -79,8 +79,8 @@ def remedies(run: Run, gpu: Gpu, devices: int, on_gpu: bool = True) -> str:
             ways.append(f"dict.n_features={most}")
     for key, values in shape.link.economies(len(shape.targets)).items():
 
-        def fits_with(place: int, key: str = key, values: Sequence[Any] = values) -> bool:
-            return fits(link=replace(shape.link, **{key: values[place]}))  # type: ignore[type-var]
+        def fits_with(index: int, key: str = key, values: Sequence[Any] = values) -> bool:
+            return fits(link=replace(shape.link, **{key: values[index]}))  # type: ignore[type-var]
 
         most = _largest(fits_with, 0, len(values) - 1)
         if most is not None:

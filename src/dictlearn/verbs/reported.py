@@ -1,4 +1,4 @@
-"""The report that ends a verb whose own work is done by then: where it can't be written, what does it."""
+"""Writes the report at the end of a verb; a failure names the command that writes it later."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dictlearn.evals.report import write_report
 
 
 def write_report_of(folder: Path) -> None:
-    """A run's report anew, or that of an evaluation, from the files in its folder.
+    """Writes the report of a run or an evaluation again, from the files in its folder.
 
     Raises:
         OSError: it can't be written; names the command that writes it later, from the same files.

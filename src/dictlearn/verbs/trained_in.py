@@ -1,9 +1,9 @@
-"""The folder that a run was trained in, from which relative names of its model and text lead.
+"""The folder that a run was trained in, from which relative paths of its model and text start.
 
-A dictionary says what it was trained on as its user named it, `./model` or `corpus/*.txt`: it is given
-to others, whom the folders of its maker don't concern. So the folder itself stands in the run's, in a
-file of its own, which is signed together with what the dictionary says: no other run's, and nobody
-else's, counts.
+A dictionary's file names model and text as its user typed them, `./model` or `corpus/*.txt`. It is
+given to others, who should not see its maker's folders. So the folder is recorded in another file, in
+the run's folder. That file is signed together with the dictionary's provenance, so a file of another
+run or another user does not count.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MODELS, TEXTS = ("model", "other_model"), ("path", "paths")  # keys of a provena
 
 
 def remember(run: Path, origin: Mapping[str, Any]) -> None:
-    """Writes the file where `origin`, a dictionary's provenance, names anything from this folder."""
+    """Writes the file if `origin`, a dictionary's provenance, names anything in this folder."""
     folder = Path.cwd()
     if SIGNATURE not in origin or not any(_leads_from(folder, name) for name in _names(origin)):
         return
@@ -35,21 +35,21 @@ def remember(run: Path, origin: Mapping[str, Any]) -> None:
 
 
 def anywhere(trained: Mapping[str, Any], path: str) -> dict[str, Any]:
-    """`trained`, with what isn't found from here named from the folder that the run was trained in.
+    """`trained`, with paths that don't exist here made absolute from the folder of the training.
 
-    `path` is where the dictionary was found. What another user trained is left as it is.
+    `path` is the dictionary's folder or the run's. Another user's provenance is left as it is.
     """
-    places = [Path(path) / FILE, Path(path).parent / FILE]
-    file = next((place for place in places if place.is_file()), None)
+    files = [Path(path) / FILE, Path(path).parent / FILE]
+    file = next((file for file in files if file.is_file()), None)
     if file is None or not is_own(trained):
         return dict(trained)
     try:
-        said = read_json(file)
+        record = read_json(file)
     except ValueError:
         return dict(trained)
-    folder = said.get("folder") if isinstance(said, dict) else None
+    folder = record.get("folder") if isinstance(record, dict) else None
     if not isinstance(folder, str) or not is_own(
-        {**_with(trained, folder), SIGNATURE: said.get(SIGNATURE)}
+        {**_with(trained, folder), SIGNATURE: record.get(SIGNATURE)}
     ):
         return dict(trained)
     moved = {key: _moved(Path(folder), trained[key]) for key in MODELS if key in trained}
@@ -62,31 +62,31 @@ def anywhere(trained: Mapping[str, Any], path: str) -> dict[str, Any]:
 
 
 def _with(trained: Mapping[str, Any], folder: str) -> dict[str, Any]:
-    """What is signed: all that is followed, and from where."""
+    """The provenance to sign: that of the dictionary, with the folder beside its data."""
     return {**trained, "data": [trained.get("data"), folder]}
 
 
 def _names(trained: Mapping[str, Any]) -> list[Any]:
     data = trained.get("data")
-    found = [trained.get(key) for key in MODELS]
+    names = [trained.get(key) for key in MODELS]
     for value in [data.get(key) for key in TEXTS] if isinstance(data, Mapping) else []:
-        found += value if isinstance(value, list) else [value]
-    return found
+        names += value if isinstance(value, list) else [value]
+    return names
 
 
 def _moved(folder: Path, value: Any) -> Any:
     if isinstance(value, list):
-        return [_moved(folder, one) for one in value]
-    here = isinstance(value, str) and _lies_at(str(Path(value).expanduser()))
+        return [_moved(folder, item) for item in value]
+    here = isinstance(value, str) and _exists(str(Path(value).expanduser()))
     return str(folder / value) if not here and _leads_from(folder, value) else value
 
 
 def _leads_from(folder: Path, name: Any) -> bool:
-    """Whether a name is of something in `folder`, and neither pico, a hub id nor absolute."""
+    """Whether a name is a relative path in `folder`, and not pico, a hub id or absolute."""
     if not isinstance(name, str) or name == "pico" or Path(name).expanduser().is_absolute():
         return False
-    return _lies_at(str(folder / name))
+    return _exists(str(folder / name))
 
 
-def _lies_at(place: str) -> bool:
-    return Path(place).exists() or bool(glob.glob(place, recursive=True))
+def _exists(path: str) -> bool:
+    return Path(path).exists() or bool(glob.glob(path, recursive=True))

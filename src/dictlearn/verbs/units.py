@@ -8,7 +8,7 @@ def as_bytes(n: float) -> str:
 
 
 def si(n: float) -> str:
-    """1.23 G."""
+    """A number with a prefix, such as "1.23 G"."""
     prefixes = ["", "k", "M", "G", "T", "P", "E", "Z"]
     while n >= 999.5 and len(prefixes) > 1:
         n /= 1000

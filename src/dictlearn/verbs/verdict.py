@@ -1,4 +1,4 @@
-"""What is to be said of a finished run beside its figures: that it diverged, or missed its L0."""
+"""Warnings on a finished run: that it diverged, or missed its L0."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dictlearn.objectives.reconstruction import Reconstruction
 from dictlearn.train.trainee import Trainee
 
-DIVERGED = 2.0  # times the FVU of the start, or of writing the mean, which is 1
-FAR = 0.2  # from the target L0, as a share of it
+DIVERGED = 2.0  # factor on the FVU of the start, or on 1, the FVU of writing the mean
+FAR = 0.2  # the distance from the target L0, as a share of it
 
 Figures = Mapping[str, float | None]
 
@@ -17,7 +17,7 @@ Figures = Mapping[str, float | None]
 def diverged(trainee: Trainee, figures: Figures) -> bool:
     """Whether the dictionary is much worse than where it began, and than no dictionary at all.
 
-    An objective without squared error, such as a KL alone, may give up any of it for what it wants.
+    An objective without squared error, such as a KL alone, may let the FVU rise for its own goal.
     """
     fvu = figures.get("fvu")
     if fvu is None or not math.isfinite(fvu):
@@ -29,20 +29,20 @@ def diverged(trainee: Trainee, figures: Figures) -> bool:
 
 
 def sentences(trainee: Trainee, figures: Figures) -> list[str]:
-    """What the user should know and do, a sentence each."""
-    found = [_missed(trainee, figures)]
+    """The warnings, with what to do, one sentence each."""
+    warnings = [_missed(trainee, figures)]
     if diverged(trainee, figures):
         fvu = figures.get("fvu")
-        said = "not a number" if fvu is None or not math.isfinite(fvu) else f"{fvu:.3g}"
-        found = [
-            f"The run diverged: its FVU on unseen text is {said}, {float(trainee.start_fvu):.3g} at "
+        value = "not a number" if fvu is None or not math.isfinite(fvu) else f"{fvu:.3g}"
+        warnings = [
+            f"The run diverged: its FVU on unseen text is {value}, {float(trainee.start_fvu):.3g} at "
             "its first step, and 1 for writing the mean. A smaller optim.lr is the usual cure"
         ]
-    return [one for one in found if one]
+    return [warning for warning in warnings if warning]
 
 
 def _missed(trainee: Trainee, figures: Figures) -> str | None:
-    """Of penalties that only weigh L0: how far it is from dict.k, and which coefficient moves it."""
+    """A sentence if L0 is far from dict.k, with the coefficient that moves it; for penalties on L0."""
     dictionary, l0 = trainee.dictionary, figures.get("l0")
     steering = [(n, term) for n, term in trainee.objective.named_terms() if term.steers_l0]
     if not steering or l0 is None:
