@@ -112,31 +112,34 @@ def test_norms_are_those_of_the_maps():
 
 @pytest.mark.parametrize("sparsity", ["relu", "jumprelu"])
 def test_penalties_weigh_each_gate_by_the_norm_of_its_map(sparsity):
-    forward = forward_of(small_molt(sparsity))
-    norms = torch.linalg.matrix_norm(maps(forward.dictionary))
+    dictionary = small_molt(sparsity)
+    forward = forward_of(dictionary)
+    norms = torch.linalg.matrix_norm(maps(dictionary))
     weighted = forward.encoding.support.dense()[:, 0] * norms
-    same_gradients(forward.dictionary, L1(1.0)(forward), weighted.sum(1).mean())
+    same_gradients(dictionary, L1(1.0)(forward), weighted.sum(1).mean())
     tanh = torch.tanh(0.7 * weighted).sum(1).mean()
-    same_gradients(forward.dictionary, TanhL0(1.0, warmup=0.0, scale=0.7)(forward), tanh)
+    same_gradients(dictionary, TanhL0(1.0, warmup=0.0, scale=0.7)(forward), tanh)
 
 
 def test_auxk_teaches_dead_transforms_the_residual():
     dead = [0, 3, 7]
-    forward = forward_of(small_molt(), dead=dead)
+    dictionary = small_molt()
+    forward = forward_of(dictionary, dead=dead)
     x = forward.x_NSD[:, 0]
-    pre = x @ forward.dictionary.encoder.W_enc[0].T + forward.dictionary.encoder.b_enc[0]
+    pre = x @ dictionary.encoder.W_enc[0].T + dictionary.encoder.b_enc[0]
     gates = pre[:, dead].relu()
     gates = gates * torch.zeros_like(gates).scatter(1, pre[:, dead].topk(2).indices, 1.0)
-    e_hat = torch.einsum("nf,fde,ne->nd", gates, maps(forward.dictionary)[dead], x)
+    e_hat = torch.einsum("nf,fde,ne->nd", gates, maps(dictionary)[dead], x)
     residual = forward.residual_NTD[:, 0]
     plain = (residual - e_hat).square().sum() / len(x)
-    same_gradients(forward.dictionary, AuxK(1.0, k_aux=2)(forward), plain)
+    same_gradients(dictionary, AuxK(1.0, k_aux=2)(forward), plain)
 
 
 def test_reconstruction_is_the_squared_error():
-    forward = forward_of(small_molt())
-    plain = (forward.y_NTD - forward.dictionary(forward.x_NSD)).square().sum((1, 2)).mean()
-    same_gradients(forward.dictionary, Reconstruction()(forward), plain)
+    dictionary = small_molt()
+    forward = forward_of(dictionary)
+    plain = (forward.y_NTD - dictionary(forward.x_NSD)).square().sum((1, 2)).mean()
+    same_gradients(dictionary, Reconstruction()(forward), plain)
 
 
 @pytest.mark.parametrize("sparsity", SPARSITIES)

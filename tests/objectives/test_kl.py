@@ -416,7 +416,10 @@ def test_later_layers_want_a_layer_behind_the_site():
 @pytest.mark.parametrize("kind", ["sae", "plt", "clt"])
 def test_no_value_depends_on_which_term_comes_first(kind, shuffled):
     if kind == "clt":
-        names = {"sources": ("mlp_in.0", "mlp_in.1"), "targets": ("mlp_out.0", "mlp_out.1")}
+        names: dict[str, Any] = {
+            "sources": ("mlp_in.0", "mlp_in.1"),
+            "targets": ("mlp_out.0", "mlp_out.1"),
+        }
         dictionary = small_dictionary(kind="clt", link="lower", centre=False, sites=2, **names)
     else:
         dictionary = KINDS[kind]()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,7 +39,8 @@ class Text:
     def __len__(self) -> int:
         return N_WINDOWS
 
-    def window_batch(self, indices: Tensor) -> Tensor:
+    def window_batch(self, indices: Sequence[int] | Tensor) -> Tensor:
+        indices = torch.as_tensor(indices)
         ids = FIRST_WORD + indices[:, None] * CONTEXT + torch.arange(CONTEXT)
         ids[:, 0] = 1
         ids[indices == 5] = 0

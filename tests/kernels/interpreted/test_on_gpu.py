@@ -10,6 +10,7 @@ import pytest
 import torch
 from dictlearn_kernels import rounded, topk_encode
 from dictlearn_kernels.topk_encode import groups
+from lightning.fabric.utilities import move_data_to_device
 
 from dictlearn.train import fused_adam
 from dictlearn.train.fused_adam import FusedAdam, Moments
@@ -39,7 +40,7 @@ def _small_sizes_are_served(monkeypatch):
 
 
 def moved(batch: Batch, device: str) -> Batch:
-    return Batch(*(None if t is None else t.to(device) for t in batch.rows(0, 16)))
+    return move_data_to_device(batch.rows(0, 16), torch.device(device))
 
 
 def take_steps(
