@@ -1,12 +1,6 @@
-"""What a matmul in low precision can be wrong by at most, entry for entry.
+"""Upper bounds of every entry of x W^T + b, from a matmul in low precision (derivations.md, section 1).
 
-With x' and W' the operands after rounding, e their rows' distances from what they were:
-
-    <x, W> - <x', W'> = <x - x', W> + <x', W - W'>   <=   e_x |W| + (|x| + e_x) e_W
-
-by Cauchy and Schwarz: the distances are measured, not derived from the number format. The sum over D
-products adds at most D unit roundoffs of |x'| |W'|. An upper bound of every entry is then an exact
-certificate: what lies below a threshold by its upper bound lies below it.
+Such bounds are a certificate: an entry whose upper bound is below a threshold is below it.
 """
 
 from __future__ import annotations
@@ -19,8 +13,7 @@ from torch import Tensor
 from dictlearn_kernels.pattern import Pattern
 from dictlearn_kernels.rounded import SLACK, rounded
 
-# Of a float32 accumulation that may cut off where it should round, as tensor cores do.
-ROUNDOFF = 2.0**-23
+ROUNDOFF = 2.0**-23  # of a float32 sum that may truncate instead of round, as in tensor cores
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # whose sums are float32
 
 
@@ -37,18 +30,18 @@ class Terms(NamedTuple):
 
 
 def certifies(x_RD: Tensor, dtype: torch.dtype) -> bool:
-    """Whether torch's own matmul in `dtype` is worth a certificate, and its error known.
+    """Whether torch's matmul in `dtype` is a lower precision than x's, and its error is known.
 
-    On a GPU torch may sum bfloat16 in bfloat16, which no bound here covers.
+    On a GPU torch may sum bfloat16 in bfloat16, and no bound here covers that.
     """
     lower = x_RD.element_size() > dtype.itemsize and x_RD.is_floating_point()
     return lower and dtype in KERNEL_DTYPES and x_RD.device.type == "cpu"
 
 
 def terms(x_RD: Tensor, W_CD: Tensor, b_C: Tensor, dtype: torch.dtype) -> Terms:
-    """The parts of the upper bounds of x W^T + b, for a matmul in `dtype` that sums in float32.
+    """The terms of the upper bounds of x W^T + b, for a matmul in `dtype` that sums in float32.
 
-    A number too large for `dtype` makes its row's error infinite, and with it the bound.
+    A number too large for `dtype` makes its row's error infinite, and so the bound.
     """
     x, W = rounded(x_RD, dtype), rounded(W_CD, dtype)
     gamma = (x_RD.shape[1] + 16) * ROUNDOFF
@@ -60,11 +53,11 @@ def terms(x_RD: Tensor, W_CD: Tensor, b_C: Tensor, dtype: torch.dtype) -> Terms:
 
 
 def upper_bounds(x_RD: Tensor, W_CD: Tensor, b_C: Tensor, dtype: torch.dtype) -> Tensor:
-    """An upper bound, in x's dtype, of every entry of x W^T + b: [R, C], inf where none is known."""
+    """Upper bounds of all entries of x W^T + b, in x's dtype: [R, C], inf where none is known."""
     t = terms(x_RD, W_CD, b_C, dtype)
     upper_RC = (t.x_RD @ t.W_CD.T).to(x_RD.dtype)
     bias_C = t.bias_C
-    if dtype != x_RD.dtype:  # then the product was rounded as well, or was too small to be kept
+    if dtype != x_RD.dtype:  # the product was rounded too, or underflowed
         info = torch.finfo(dtype)
         upper_RC.add_(upper_RC.abs(), alpha=info.eps / 2 * SLACK)
         bias_C = bias_C + info.tiny
@@ -75,5 +68,5 @@ def upper_bounds(x_RD: Tensor, W_CD: Tensor, b_C: Tensor, dtype: torch.dtype) ->
 
 
 def at(x_RD: Tensor, W_CD: Tensor, b_C: Tensor, row_starts: Tensor, columns: Tensor) -> Tensor:
-    """The entries of x W^T + b at chosen places, in x's own precision: [nnz]."""
+    """The entries of x W^T + b at stored (row, column) pairs, in x's own precision: [nnz]."""
     return Pattern(row_starts, columns, len(W_CD)).sampled(x_RD, W_CD) + b_C[columns]

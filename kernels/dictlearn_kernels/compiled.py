@@ -1,8 +1,8 @@
 """Loops that torch has no call for, compiled by numba for this CPU.
 
-A compiled loop goes over rows low to high - 1 of its arrays and lets go of the interpreter's lock, so
-that `threads.over` can give parts of it to several threads. Every row is summed by one thread in one
-order: results don't depend on how many there are.
+A compiled loop goes over rows low to high - 1 of its arrays without the interpreter's lock, so that
+`threads.over` can give parts of it to several threads. One thread sums each row in one order, so results
+don't depend on the number of threads.
 
 numba keeps what it has compiled on disk, beside the source or in NUMBA_CACHE_DIR, for each signature
 and CPU. By itself it compiles a loop again only when the loop's own file has changed, although the
@@ -26,17 +26,17 @@ from torch import Tensor
 
 
 def loop(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compiled to the arithmetic that is written, in its order."""
+    """A compiled function with the arithmetic as it is written, in its order."""
     return _compiled(function)
 
 
 def sums(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compiled with leave to add in another order, the same each time: sums over a row go by vectors."""
+    """A compiled function that may add in another order, always the same: it sums a row by vectors."""
     return _compiled(function, fastmath={"contract", "reassoc", "nsz"})
 
 
 def fused(function: Callable[..., Any]) -> Callable[..., Any]:
-    """As `loop`, but that a product and the sum it goes into are rounded once, where a CPU can."""
+    """As `loop`, but a product and the sum that takes it are rounded once, where the CPU can."""
     return _compiled(function, fastmath={"contract"})
 
 
@@ -57,7 +57,7 @@ def sources() -> list[Path]:
 
 @cache
 def _stamp() -> str:
-    """A digest of all sources."""
+    """A digest of the contents of all sources."""
     contents = [hashlib.sha256(path.read_bytes()).hexdigest() for path in sources()]
     return hashlib.sha256(" ".join(contents).encode()).hexdigest()
 
@@ -73,36 +73,37 @@ class _Cache(FunctionCache):
 
 
 @cache
-def features() -> frozenset[str]:
-    """The instruction sets that loops are compiled for, by LLVM's names: this CPU's, or those told in
-    NUMBA_CPU_NAME and NUMBA_CPU_FEATURES. What is kept on disk is kept by them too.
+def cpu_features() -> frozenset[str]:
+    """The instruction sets that loops are compiled for, by LLVM's names.
+
+    They are this CPU's, or those in NUMBA_CPU_NAME and NUMBA_CPU_FEATURES, and part of the key on disk.
     """
     _, _, words = cpu_target.target_context.codegen().magic_tuple()  # pyright: ignore
     return frozenset(word[1:] for word in words.split(",") if word.startswith("+"))
 
 
 def lanes() -> int:
-    """How many float32 numbers a vector has: with AVX-512 sixteen, with AVX2 eight."""
-    return 16 if features() >= {"avx512f", "avx512bw"} else 8
+    """The number of float32 numbers in a vector: sixteen with AVX-512, eight with AVX2."""
+    return 16 if cpu_features() >= {"avx512f", "avx512bw"} else 8
 
 
 def serves(*tensors: Tensor) -> bool:
-    """Whether loops over float32 rows take these, as they are: in float32, side by side, on a CPU."""
+    """Whether loops take these without a copy: contiguous float32 tensors on a CPU."""
     return all(
         t.device.type == "cpu" and t.is_contiguous() and t.dtype == torch.float32 for t in tensors
     )
 
 
 def sizes(**named: Tensor) -> dict[str, int]:
-    """The size of every dimension by its letter: one that is called x_RD is [R, D].
+    """The size of every dimension by its letter: a tensor named x_RD is [R, D].
 
-    Loops trust what they are given, and write past the end of what is too short. So each function that
-    hands tensors to one asks this first, once a call.
+    Loops trust their arguments, and write past the end of one that is too short. So each function that
+    hands tensors to a loop calls this first.
 
     Raises:
-        ValueError: dimensions of one letter differ in size, or numbers with a fraction in dtype.
+        ValueError: dimensions of one letter differ in size, or floating-point tensors in dtype.
     """
-    found: dict[str, int] = {}
+    size_of: dict[str, int] = {}
     dtype = None
     for name, tensor in named.items():
         letters = name.rpartition("_")[2]
@@ -110,17 +111,17 @@ def sizes(**named: Tensor) -> dict[str, int]:
         if len(shape) != len(letters):
             raise ValueError(f"{name} has the shape {list(shape)}: want {len(letters)} dimensions")
         for letter, size in zip(letters, shape, strict=True):
-            if found.setdefault(letter, size) != size:
+            if size_of.setdefault(letter, size) != size:
                 raise ValueError(
-                    f"{name} has the shape {list(shape)}: {letter} is {found[letter]} elsewhere"
+                    f"{name} has the shape {list(shape)}: {letter} is {size_of[letter]} elsewhere"
                 )
         if tensor.is_floating_point() and tensor.dtype != (dtype := dtype or tensor.dtype):
             raise ValueError(f"{name} is {tensor.dtype}, another one {dtype}: want the same")
-    return found
+    return size_of
 
 
 def check_csr(row_starts: Tensor, columns: Tensor, values: Tensor, n_rows: int) -> None:
-    """ValueError unless these are entries of so many rows."""
+    """Raises ValueError unless these are the entries of `n_rows` rows."""
     if row_starts.shape != (n_rows + 1,):
         raise ValueError(f"row_starts has the shape {list(row_starts.shape)}: want [{n_rows + 1}]")
     if columns.ndim != 1 or values.shape != columns.shape:
@@ -133,5 +134,5 @@ def check_csr(row_starts: Tensor, columns: Tensor, values: Tensor, n_rows: int) 
 
 
 def array(tensor: Tensor) -> Any:
-    """A tensor's memory as a loop takes it."""
+    """A tensor's memory as a numpy array, which loops take."""
     return tensor.detach().numpy()

@@ -1,6 +1,6 @@
-"""Entries of sparse matrices put elsewhere on a CPU: each step is one loop, where torch takes several.
+"""Entries of sparse matrices, rearranged on a CPU: each function is one loop, where torch takes several.
 
-With some tens of thousands of entries torch's calls take longer than what they do, sorting the most.
+For tens of thousands of entries torch's overhead exceeds its work, most of all in sorting.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ Entries = tuple[Tensor, Tensor, Tensor]  # `selection.Selection`: row_starts, co
 
 
 def by_column(columns: Tensor, n_columns: int) -> tuple[Tensor, Tensor]:
-    """(order [nnz], column_starts [n_columns + 1]), int64; entries of one column stay in order.
+    """(order [nnz], column_starts [n_columns + 1]), int64. Entries of one column stay in order.
 
-    They are counted and placed, where torch compares.
+    This is a counting sort; torch's sorts compare.
     """
     if columns.ndim != 1:
         raise ValueError(f"columns has the shape {list(columns.shape)}: want one dimension")
@@ -35,9 +35,10 @@ def by_column(columns: Tensor, n_columns: int) -> tuple[Tensor, Tensor]:
 def between(
     row_starts: Tensor, columns: Tensor, low: int, high: int, n: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The n entries in columns low to high - 1: (row_starts, columns less low, which they are, before).
+    """(row_starts, columns less low, entries, before) of the n entries in columns low to high - 1.
 
-    `before` [nnz + 1] says how many of them come before each entry. All but columns are int64.
+    `entries` are their indices, and before[i] is the number of them before entry i: [nnz + 1]. All but
+    the columns are int64.
     """
     check_csr(row_starts, columns, columns, len(row_starts) - 1)
     starts, entries, before = (
@@ -58,16 +59,16 @@ def interleaved(parts: Sequence[Entries]) -> Entries:
     counts_RP = torch.stack([row_starts.diff() for row_starts, _, _ in parts], dim=1)
     starts = torch.nn.functional.pad(counts_RP.flatten().cumsum(0), (1, 0))
     n = sum(len(columns) for _, columns, _ in parts)
-    columns, values = (of.new_empty(n) for of in parts[0][1:])
+    columns, values = (t.new_empty(n) for t in parts[0][1:])
     for p, part in enumerate(parts):
-        given = (array(of.contiguous()) for of in part)
-        _spread(*given, p, len(parts), array(starts), array(columns), array(values))
+        entries = (array(t.contiguous()) for t in part)
+        _spread(*entries, p, len(parts), array(starts), array(columns), array(values))
     return starts, columns, values
 
 
 @loop
 def _sort(columns, order, starts):
-    # Counts stand two places on, so that after placing each column's start is where it belongs.
+    # A column's count stands two places further on, so that writing moves each start into its place.
     for i in range(len(columns)):
         starts[columns[i] + 2] += 1
     for c in range(2, len(starts)):
@@ -94,7 +95,7 @@ def _between(row_starts, columns, low, high, starts, kept, entries, before):
 @loop
 def _spread(row_starts, columns, values, part, n_parts, starts, into_columns, into_values):
     for r in range(len(row_starts) - 1):
-        place = starts[r * n_parts + part]
+        j = starts[r * n_parts + part]
         for i in range(row_starts[r], row_starts[r + 1]):
-            into_columns[place], into_values[place] = columns[i], values[i]
-            place += 1
+            into_columns[j], into_values[j] = columns[i], values[i]
+            j += 1

@@ -1,14 +1,14 @@
-"""Which implementation an operation runs, decided in one place and told once.
+"""Which implementation an operation runs: chosen in one place, and reported once.
 
-    triton      a kernel of our own, on CUDA tensors
-    fixed       16-bit integers and float32 after them, on a CPU's that multiplies those faster
-    compiled    a loop of our own, on a CPU's
+    triton      a kernel of Triton, on a GPU
+    fixed       16-bit fixed point, then float32, on a CPU that multiplies int16 faster
+    compiled    a loop compiled by numba, on a CPU
     cpu         a few calls of torch that are fast on a CPU
-    reference   the plain specification: what an operation means, whatever it costs
+    reference   the plain specification, whatever it costs
 
-`auto` takes the first that serves the tensors at hand. `reference` takes the specification always;
-`triton` takes the kernel always, on CPU tensors too under TRITON_INTERPRET=1, and raises where there
-is none: tests compare with the one and force the other.
+The mode `auto` takes the first that serves the given tensors. `reference` always takes the
+specification. `triton` always takes the kernel, on CPU tensors too under TRITON_INTERPRET=1, and raises
+where there is none. Tests compare with `reference` and force `triton`.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
 MODES = ("auto", "reference", "triton")
 
 _mode = "auto"
-_told: dict[str, dict[str, None]] = {}  # op -> what it has run as, in order, each once
+_notes: dict[str, dict[str, None]] = {}  # op -> what it has run as, in order, each once
 
 
 def mode() -> str:
@@ -32,7 +33,7 @@ def mode() -> str:
 
 
 def use(mode: str) -> None:
-    """Sets the mode for the whole process. Raises ValueError if it is not one of MODES."""
+    """Sets the mode of the whole process. Raises ValueError if it is not one of MODES."""
     global _mode
     if mode not in MODES:
         raise ValueError(f"kernels={mode}: want {', '.join(MODES[:-1])} or {MODES[-1]}")
@@ -41,7 +42,7 @@ def use(mode: str) -> None:
 
 @contextmanager
 def using(mode: str) -> Iterator[None]:
-    """`use` for a while."""
+    """Sets the mode inside a `with` block."""
     before = _mode
     use(mode)
     try:
@@ -59,12 +60,12 @@ def choose(
 ) -> str:
     """`triton`, `fixed`, `compiled`, `cpu` or `reference` for this call of `op`, noted for `summary`.
 
-    `unserved` is why no kernel serves these tensors (a dtype, a size), None where one does. On a GPU
-    such a call runs as `cpu` does, a few calls of torch, and the summary gives the reason.
-    `compiled` says whether a compiled loop serves them on a CPU, `fixed` whether fixed point does.
+    `unserved` is the reason why no kernel of Triton serves these tensors (a dtype, a size), or None. On
+    a GPU such a call runs as `cpu`, and the summary gives the reason. `compiled` and `fixed` say whether
+    a compiled loop, or fixed point, serves them on a CPU.
     """
     chosen, note = _choose(op, tensor, unserved, compiled, fixed)
-    _told.setdefault(op, {})[note] = None
+    _notes.setdefault(op, {})[note] = None
     return chosen
 
 
@@ -90,10 +91,16 @@ def _choose(
     return "triton", "triton"
 
 
-def by_loops(entries: Tensor) -> bool:
-    """Whether a sparse matrix's entries are put elsewhere by loops of our own (`csr`).
+def loops_serve(*tensors: Tensor) -> bool:
+    """Whether compiled loops take these: float32 on a CPU, outside of torch.compile."""
+    served = all(t.device.type == "cpu" and t.dtype == torch.float32 for t in tensors)
+    return served and not is_compiling()
 
-    That file is imported only where it is asked for: numba takes its time.
+
+def by_loops(entries: Tensor) -> bool:
+    """Whether the loops of `csr` rearrange a sparse matrix's entries.
+
+    Callers import `csr` only then, because importing numba takes a while.
     """
     return entries.device.type == "cpu" and mode() == "auto" and not is_compiling()
 
@@ -104,12 +111,12 @@ def has_triton() -> bool:
 
 
 def summary() -> dict[str, str]:
-    """What every operation has run as since the last `forget`, for people."""
-    return {op: "; ".join(notes) for op, notes in sorted(_told.items())}
+    """What every operation has run as since the last `forget`, as text."""
+    return {op: "; ".join(notes) for op, notes in sorted(_notes.items())}
 
 
 def lines() -> list[str]:
-    """The summary for a console: a line for each way of running, and who runs that way."""
+    """The summary for a console: a line for each implementation, with the operations that ran as it."""
     by_note: dict[str, list[str]] = {}
     for op, note in summary().items():
         by_note.setdefault(note, []).append(op)
@@ -117,4 +124,4 @@ def lines() -> list[str]:
 
 
 def forget() -> None:
-    _told.clear()
+    _notes.clear()

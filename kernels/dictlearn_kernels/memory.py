@@ -1,4 +1,4 @@
-"""Large memory that is kept from call to call."""
+"""Large CPU buffers that are reused from call to call."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import threading
 import torch
 from torch import Tensor
 
-# glibc gives freed memory of this size or more back to the system. Every page of such a tensor is new
-# each time, and the faults cost about a seventh of a selection (2048 rows, 8192 columns of width 512).
-GIVEN_BACK = 2**25  # bytes
+# glibc returns freed memory of this size or more to the system, so each page of such a tensor is new.
+# Page faults then take about a seventh of a selection's time (2,048 rows, 8,192 columns, width 512).
+RETURNED = 2**25  # bytes
 
 
 class _Kept(threading.local):
@@ -21,11 +21,14 @@ _kept = _Kept()
 
 
 def kept(numbers: int, dtype: torch.dtype) -> Tensor:
-    """So many numbers on a CPU; what is large is overwritten by this thread's next call with `dtype`."""
-    if numbers * dtype.itemsize < GIVEN_BACK:
+    """A CPU buffer of `numbers` elements, uninitialised.
+
+    Large buffers are reused: this thread's next call with the same `dtype` overwrites them.
+    """
+    if numbers * dtype.itemsize < RETURNED:
         return torch.empty(numbers, dtype=dtype)
     piece = _kept.pieces.get(dtype)
     if piece is None or len(piece) < numbers:
-        _kept.pieces.pop(dtype, None)  # the old piece goes before the new one comes
+        _kept.pieces.pop(dtype, None)  # freed before the new one is allocated
         piece = _kept.pieces[dtype] = torch.empty(numbers, dtype=dtype)
     return piece[:numbers]

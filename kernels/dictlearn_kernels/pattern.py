@@ -1,15 +1,15 @@
-"""Where the nonzeros of a sparse matrix are, and the three products that training needs of it.
+"""The positions of a sparse matrix's entries, and the three products that training needs.
 
-With A the [R, C] sparse matrix (rows are tokens, columns are features):
+Let A be the [R, C] sparse matrix, with tokens as rows and features as columns:
 
     A @ W           decoding
     A.T @ g         weight gradients of decoder and encoder
     <g_r, W_c>      for every stored (r, c): gradients of the stored values
 
-Past a measured density the dense route is faster (an untrained ReLU code is half full), so each
-product picks its route from the pattern alone; both give the same result. Sums run in a fixed order:
-two runs agree to the bit. Tables may be of lower precision than values: products are then summed and
-returned in the values' own.
+Above a measured density dense matmuls are faster (an untrained ReLU code is half full). Each product
+chooses by the pattern alone, and both ways give the same result. Sums run in a fixed order, so two runs
+agree to the bit. W and g may have a lower precision than the values: products are then summed and
+returned in the values' precision.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from dictlearn_kernels.bag import bag
 from dictlearn_kernels.dispatch import by_loops, mode
 from dictlearn_kernels.sampled import sampled
 
-# scripts/bench_crossover.py: above this fraction of stored entries a dense matmul wins. Measured on
-# a CPU; where a GPU's crossover lies nobody has measured, and it uses the same.
+# A dense matmul is faster above this fraction of stored entries (scripts/bench_crossover.py). It was
+# measured on a CPU and serves GPUs too, whose crossover is not measured.
 DENSE_ABOVE = 0.15
-# Numbers in a matrix that a CPU's cache does not hold: its rows are then better read in their order,
-# each once, than a token's at a time. Same products, same bits; 2 to 4 times faster (8,192 x 512 up).
-FAR = 2**21
+# A CPU's cache does not hold a matrix of more numbers than this. Reading its rows in their order, each
+# once, is then 2 to 4 times faster than token by token, with the same bits (from 8,192 x 512 on).
+UNCACHED = 2**21
 
 
 class Pattern:
-    """CSR positions of a sparse [R, C] matrix; the column order is sorted once and then shared."""
+    """CSR positions of a sparse [R, C] matrix. They are sorted by column once, for all products."""
 
     def __init__(
         self,
@@ -44,7 +44,7 @@ class Pattern:
         sort: Callable[[], tuple[Tensor, Tensor]] | None = None,
         rows: Tensor | None = None,
     ):
-        self._sort = sort  # what `by_column` is, where another pattern's order gives it
+        self._sort = sort  # gives `by_column` where another pattern's order is known
         self.row_starts = row_starts  # int64, or int32 like the columns: [R + 1]
         self.columns = columns  # [nnz], ascending within a row
         self.n_columns = n_columns
@@ -56,7 +56,7 @@ class Pattern:
 
     @property
     def prefers_dense(self) -> bool:
-        """Whether products go by a dense A. A mode that forces an implementation forces it here too."""
+        """Whether products take a dense A. They never do in a mode that forces an implementation."""
         full = self.n_rows * self.n_columns
         return mode() == "auto" and len(self.columns) > DENSE_ABOVE * full
 
@@ -67,7 +67,7 @@ class Pattern:
 
     @property
     def by_column(self) -> tuple[Tensor, Tensor]:
-        """(order, column_starts): entries sorted by column, stably, so that sums are repeatable."""
+        """(order, column_starts): entries in a stable order by column, which makes sums repeatable."""
         return self._once("by_column", self._sort or self._sorted)
 
     @property
@@ -78,10 +78,10 @@ class Pattern:
     def _once(self, name: str, make: Callable[[], Any]) -> Any:
         if name in self._derived:
             return self._derived[name]
-        made = make()
-        if not is_compiling():  # which forbids an autograd function to keep things
-            self._derived[name] = made
-        return made
+        value = make()
+        if not is_compiling():  # an autograd function may not cache anything there
+            self._derived[name] = value
+        return value
 
     def _rows(self) -> Tensor:
         counts = self.row_starts.diff()
@@ -94,7 +94,7 @@ class Pattern:
 
             order, starts = csr.by_column(self.columns, self.n_columns)
             return order, starts.to(self.row_starts.dtype)
-        # Half as many digits to sort by; and bincount would make the host wait for a GPU.
+        # int32 has half as many digits to sort by. bincount would synchronise with a GPU.
         narrow = self.columns.int() if self.n_columns < 2**31 else self.columns
         columns, order = narrow.sort(stable=True)
         edges = torch.arange(self.n_columns + 1, dtype=columns.dtype, device=columns.device)
@@ -102,11 +102,11 @@ class Pattern:
         return order, starts.to(self.row_starts.dtype)
 
     def merged(self, n: int, low: int, high: int) -> tuple[Pattern, Tensor | slice]:
-        """(pattern, entries): every n rows put together in one, with the columns low to high - 1.
+        """(pattern, entries): each n consecutive rows as one, restricted to columns low to high - 1.
 
-        Of each n rows in turn row i holds only the i-th n-th of the columns, as in a block diagonal;
-        low and high are ends of such parts.
-        `entries` says which of this pattern's entries, in order, are in it. Nothing is sorted again.
+        Row i of each n rows must have entries only in the i-th of n equal ranges of columns, as in a
+        block diagonal, and `low` and `high` must be ends of such ranges. `entries` are the indices of
+        the entries that are in the result. Nothing is sorted again.
         """
         row_starts = self.row_starts[::n]
         if (low, high) == (0, self.n_columns):
@@ -115,8 +115,9 @@ class Pattern:
         if by_loops(self.columns):
             from dictlearn_kernels import csr
 
-            given = row_starts, self.columns, low, high, last - first
-            row_starts, columns, entries, before = csr.between(*given)
+            row_starts, columns, entries, before = csr.between(
+                row_starts, self.columns, low, high, last - first
+            )
         else:
             kept = (self.columns >= low) & (self.columns < high)
             before = torch.zeros(len(kept) + 1, dtype=torch.int64, device=kept.device)
@@ -131,9 +132,9 @@ class Pattern:
         return Pattern(row_starts, columns, high - low, sort), entries
 
     def _ends(self, n: int, column: int) -> int:
-        """How many entries of a block diagonal, n blocks, come before a column that begins one.
+        """The number of entries before a column that begins one of n blocks of a block diagonal.
 
-        The host asks once for all blocks: each question waits for a GPU.
+        All blocks are read at once, since each reading synchronises with a GPU.
         """
 
         def count() -> list[int]:
@@ -145,9 +146,10 @@ class Pattern:
         return self._once(f"ends of {n}", count)[block]
 
     def stacked(self, group: Tensor, n_groups: int) -> tuple[Pattern, Tensor]:
-        """(pattern, order): the entries of group 0 (int [nnz]), below them those of group 1, ...
+        """(pattern, order): a copy of the rows for each group of entries, one below the other.
 
-        A sparse [n_groups * R, C] matrix whose entries are this one's in `order`.
+        `group` (int [nnz]) is each entry's group. The result is a sparse [n_groups * R, C] matrix, and
+        its entries are this one's in `order`.
         """
         order = group.argsort(stable=True)
         row = (group * self.n_rows + self.rows)[order]
@@ -176,7 +178,7 @@ class Pattern:
     def column_sums(self, values: Tensor) -> Tensor:
         """A.T @ 1: [C]."""
         if values.device.type == "cpu" and values.dtype in (torch.float32, torch.float64):
-            # By one thread, in order.
+            # One thread adds these, in order.
             return values.new_zeros(self.n_columns).index_add_(0, self.columns, values)
         order, starts = self.by_column
         ones = values.new_ones(self.n_rows, 1)
@@ -186,7 +188,7 @@ class Pattern:
         """<g_r, W_c> at every stored (r, c): [nnz]."""
         if self.prefers_dense:
             return _dense_product(g_RD, W_CD.T)[self.rows, self.columns]
-        if W_CD.device.type == "cpu" and W_CD.numel() >= FAR:
+        if W_CD.device.type == "cpu" and W_CD.numel() >= UNCACHED:
             order, starts = self.by_column
             products = sampled(W_CD, g_RD, self.columns[order], self.sorted_rows, starts)
             return torch.empty_like(products).index_copy_(0, order.long(), products)

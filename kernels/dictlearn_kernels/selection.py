@@ -1,4 +1,4 @@
-"""Chosen entries of an [R, C] matrix: CSR without a gradient, and what can be done with them."""
+"""Selected entries of an [R, C] matrix, as CSR without a gradient, and what narrows them further."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ Selection = tuple[Tensor, Tensor, Tensor]  # row_starts [R+1], columns [nnz] asc
 
 
 def starts(counts_R: Tensor) -> Tensor:
-    """Where rows of so many entries start: [R + 1]."""
+    """The row_starts [R + 1] of rows with these numbers of entries."""
     row_starts = counts_R.new_zeros(len(counts_R) + 1)
     torch.cumsum(counts_R, 0, out=row_starts[1:])
     return row_starts
 
 
 def of_positive(columns_RK: Tensor, values_RK: Tensor, n_positive: int | None = None) -> Selection:
-    """The positive ones of K entries a row, which come in any order. `n_positive` where it is known."""
+    """The positive ones among K entries of each row in any order. `n_positive` is their known number."""
     columns_RK, order = columns_RK.sort(dim=1)
     values_RK = values_RK.gather(1, order)
     positive = values_RK > 0
@@ -62,7 +62,7 @@ def interleaved(parts: Sequence[Selection]) -> Selection:
 
 
 def largest(selection: Selection, budget: int) -> Selection:
-    """The `budget` largest entries of all rows together; of equal ones those of the first rows."""
+    """The `budget` largest entries of all rows together. Ties go to the first rows."""
     _, _, values = selection
     if len(values) <= budget:
         return selection
@@ -76,7 +76,7 @@ def largest(selection: Selection, budget: int) -> Selection:
 
 
 def row_largest(selection: Selection, k: int, together: int = 1) -> Selection:
-    """The k largest entries of every `together` rows in turn."""
+    """The k largest entries of each `together` consecutive rows."""
     row_starts, _, values = selection
     counts = row_starts[::together].diff()
     longest = int(counts.max()) if len(counts) else 0
@@ -86,8 +86,8 @@ def row_largest(selection: Selection, k: int, together: int = 1) -> Selection:
     row = row.repeat_interleave(counts, output_size=len(values))
     entry = torch.arange(len(values), device=values.device)
     padded = values.new_full((len(counts), longest), -torch.inf)
-    place = row, entry - row_starts[::together][row]
-    padded[place] = values
+    position = row, entry - row_starts[::together][row]
+    padded[position] = values
     kept = torch.zeros_like(padded, dtype=torch.bool)
     kept.scatter_(1, padded.topk(k, dim=1, sorted=False).indices, True)
-    return where(selection, kept[place])
+    return where(selection, kept[position])

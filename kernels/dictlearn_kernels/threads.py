@@ -1,4 +1,4 @@
-"""Compiled loops on as many threads as torch has, and not by torch."""
+"""Compiled loops on as many threads as torch uses, in a pool of our own."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ import torch
 Result = TypeVar("Result")
 
 SOFT = 1  # omp_pause_soft: OpenMP 5.0, section 3.2.44
-ALONE = 2**20  # numbers that one thread is done with before others have begun
-LEAST = 16  # parts of a thread's whole share: the last ones are no smaller
+ALONE = 2**20  # one thread is done with fewer numbers before others have started
+LEAST = 16  # the last parts are at least this fraction of a thread's share
 
 
 def over(n: int, part: Callable[[int, int], Result], numbers: int | None = None) -> list[Result]:
-    """part(low, high) for all of n rows: what each returned, in order. It must not call torch.
+    """The results of part(low, high) over all of n rows, in order. `part` must not call torch.
 
-    `numbers` is how many the rows come to, where that may be so few that one thread does them all.
+    `numbers` is the size of all rows together, if it may be so small that one thread is faster.
     """
     threads = torch.get_num_threads()
     few = numbers is not None and numbers < ALONE
     if threads == 1 or n < 2 or few:
         return [part(0, n)]
     ends = [0]
-    while ends[-1] < n:  # a thread takes half of its share of what is left
+    while ends[-1] < n:  # a part is half of a thread's share of the remaining rows
         half = -(-(n - ends[-1]) // (2 * threads))
         ends.append(min(ends[-1] + max(half, -(-n // (LEAST * threads))), n))
     waiting = iter(enumerate(pairwise(ends)))
@@ -49,19 +49,19 @@ def over(n: int, part: Callable[[int, int], Result], numbers: int | None = None)
 
 @cache
 def _pause() -> Callable[[], object]:
-    """Ends the calling thread's OpenMP threads; torch's next parallel part starts them anew.
+    """A function that ends the calling thread's OpenMP threads; torch starts new ones when it needs them.
 
-    After each such part they wait for the next one by spinning, for milliseconds, on the very cores
-    that our threads are to run on. New ones take tens of microseconds.
+    After a parallel part they spin for milliseconds, waiting for the next one, on the cores that our
+    threads are to run on. Starting new ones takes tens of microseconds.
     """
     try:
         pause = ctypes.CDLL("libgomp.so.1").omp_pause_resource_all
-    except (OSError, AttributeError):  # this torch has other threads, which are left alone
+    except (OSError, AttributeError):  # this torch uses another library for its threads
         return lambda: None
     return lambda: pause(SOFT)
 
 
 @cache
 def _pool(process: int, threads: int) -> ThreadPoolExecutor:
-    """One for each process: threads don't survive a fork."""
+    """One pool for each process, because threads don't survive a fork."""
     return ThreadPoolExecutor(threads - 1, "dictlearn-kernels")

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from dictlearn_kernels.fused_adam.moments import FORMS
-from dictlearn_kernels.fused_adam.types import Features, Step
+from dictlearn_kernels.fused_adam.types import FeatureRows, Step
 from dictlearn_kernels.pattern import Pattern
 from dictlearn_kernels.weight_grad import Product, RowGradient
 from torch import Tensor
@@ -32,7 +32,7 @@ WHERE = 2  # the first of the features' rows in their parameters
 
 @dataclass
 class Case:
-    features: Features
+    features: FeatureRows
     gradients: list[RowGradient | None]
     moments: list[Any]
     steps: list[Step | None]
@@ -71,12 +71,12 @@ def build(name: str, device: torch.device | str = "cpu", form: str = "float32") 
             stored["exp_avg_sq"].copy_(second)
         state.append(stored)
         steps.append(Step(3, 0.1, 0.9, 0.99, 1e-8, 5 + part))
-    features = Features(tuple(parts), n, norm, length)
+    features = FeatureRows(tuple(parts), n, norm, length)
     normalised(features)
     return Case(features, gradients, moments, steps, state)
 
 
-def normalised(features: Features) -> None:
+def normalised(features: FeatureRows) -> None:
     """Where a norm is fixed, training starts from it."""
     if features.norm == "free":
         return
@@ -99,7 +99,7 @@ def assert_right_on_average(
     before = moments.load(0, n)
     gradient = RowGradient(torch.ones_like(p), [], width)
     step = Step(3, 0.1, 0.9, 0.99, 1e-8, 7)
-    update(Features(((p, 0),), n), [gradient], [moments], None, [step])
+    update(FeatureRows(((p, 0),), n), [gradient], [moments], None, [step])
     exact = [0.9 * before[0] + 0.1, 0.99 * before[1] + 0.01]
     for after, moment in zip(moments.load(0, n), exact, strict=True):
         errors = after - moment

@@ -6,7 +6,15 @@ import pytest
 import torch
 from dictlearn_kernels import rounded
 from dictlearn_kernels.dispatch import forget, summary, using
-from dictlearn_kernels.fused_adam import Features, Step, compiled, cpu, measure, reference, update
+from dictlearn_kernels.fused_adam import (
+    FeatureRows,
+    Step,
+    compiled,
+    cpu,
+    measure,
+    reference,
+    update,
+)
 from dictlearn_kernels.fused_adam.moments import FORMS
 from dictlearn_kernels.weight_grad import RowGradient
 
@@ -16,7 +24,7 @@ from tests.kernels.adam_cases import CASES, build
 @pytest.fixture(autouse=True)
 def _blocks_that_do_not_fit(monkeypatch):
     monkeypatch.setattr(cpu, "BLOCK", 40)
-    monkeypatch.setattr(compiled, "NEAR", 40)
+    monkeypatch.setattr(compiled, "CACHED", 40)
 
 
 @pytest.fixture(params=[compiled, cpu], ids=["compiled", "torch"])
@@ -52,7 +60,7 @@ def test_is_torchs_adam_to_the_bit_where_nothing_is_fixed(passes):
     q = torch.nn.Parameter(p.detach().clone())
     theirs = torch.optim.Adam([q], lr=1e-2, fused=True)
     stored = FORMS["float32"].zeros(p)
-    features = Features(((p, 0),), 40)
+    features = FeatureRows(((p, 0),), 40)
     for number in range(1, 6):
         gradient = torch.randn(1, 40, 33)
         q.grad = gradient.clone()
@@ -81,7 +89,7 @@ def test_a_shadow_follows_its_rows(mode):
     case = build("free")
     (W, _) = case.features.parts[0]
     shadow = rounded.keep(W, torch.bfloat16)
-    whole = Features(((W, 0),), W.shape[1], shadow=shadow)
+    whole = FeatureRows(((W, 0),), W.shape[1], shadow=shadow)
     with using(mode):
         update(whole, case.gradients, case.moments, None, case.steps)
     expected = rounded.reference.rounded(W[0], torch.bfloat16, rounded.SLACK)
@@ -109,5 +117,5 @@ def test_the_choice_is_told(form):
 def test_weights_that_no_loop_serves_are_told():
     forget()
     p = torch.zeros(1, 4, 3, dtype=torch.float64)
-    measure(Features(((p, 0),), 4), [RowGradient(torch.ones_like(p), [], 3)])
+    measure(FeatureRows(((p, 0),), 4), [RowGradient(torch.ones_like(p), [], 3)])
     assert summary()["fused_adam"] == "torch on cpu"

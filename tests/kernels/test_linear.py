@@ -19,7 +19,7 @@ from tests.kernels.selections import assert_same, operands
 
 @pytest.fixture(autouse=True)
 def _every_size_is_kept(monkeypatch):
-    monkeypatch.setattr(memory, "GIVEN_BACK", 0)
+    monkeypatch.setattr(memory, "RETURNED", 0)
     monkeypatch.setattr(memory, "_kept", memory._Kept())
 
 
@@ -68,7 +68,7 @@ def test_memory_is_used_again_by_the_same_thread_alone():
 
 
 def test_small_matrices_have_memory_of_their_own(monkeypatch):
-    monkeypatch.setattr(memory, "GIVEN_BACK", 2**25)
+    monkeypatch.setattr(memory, "RETURNED", 2**25)
     given = per_source(20, 50)
     first, second = (linear.passing(*given) for _ in range(2))
     assert first.data_ptr() != second.data_ptr()

@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from dictlearn_kernels.fused_adam import Features, Step, compiled, cpu, reference
+from dictlearn_kernels.fused_adam import FeatureRows, Step, compiled, cpu, reference
 from dictlearn_kernels.fused_adam.moments import FORMS
 from dictlearn_kernels.weight_grad import RowGradient
 from torch import Tensor
@@ -21,7 +21,7 @@ LOW = ("bfloat16", "8bit")
 @pytest.fixture(autouse=True)
 def _blocks_that_do_not_fit(monkeypatch):
     monkeypatch.setattr(cpu, "BLOCK", 40)
-    monkeypatch.setattr(compiled, "NEAR", 40)
+    monkeypatch.setattr(compiled, "CACHED", 40)
 
 
 def codes(moment: Tensor) -> Tensor:
@@ -57,7 +57,7 @@ def test_takes_the_same_step(name, form, scale, plain):
 def rows_of_noise(form: str, step: Callable[..., None], steps: int) -> tuple[Tensor, dict]:
     """Weights [9, 33] and what is stored after some steps; rows 3 to 5 never have a gradient."""
     p = torch.zeros(1, 9, 33)
-    features, stored = Features(((p, 0),), 9), FORMS[form].zeros(p)
+    features, stored = FeatureRows(((p, 0),), 9), FORMS[form].zeros(p)
     draws = torch.Generator().manual_seed(2)
     for number in range(1, steps + 1):
         gradient = 1 + torch.randn(1, 9, 33, generator=draws)

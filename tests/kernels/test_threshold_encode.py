@@ -46,7 +46,7 @@ def test_the_words_of_a_kernel_hold_every_contender():
     threshold = torch.zeros(77)
     words = op.contenders(x, W, b, threshold, torch.bfloat16, "cpu")
     assert words.shape == (9, 3)
-    rows, columns = op._places(words)
+    rows, columns = op._set_bits(words)
     seen = torch.zeros(9, 77, dtype=torch.bool)
     seen[rows, columns] = True
     pre = torch.addmm(b, x, W.T)

@@ -129,11 +129,11 @@ def test_dense_gradients_add_up_in_memory_that_is_kept(collector):
     collecting = collector(W)
     addresses = []
     for _ in range(2):
-        room = collecting.room(W)
-        addresses.append(room.data_ptr())
-        collecting.add_dense(W, room.fill_(1.0))
-        second = collecting.room(W)
-        assert second.data_ptr() != room.data_ptr()
+        buffer = collecting.buffer(W)
+        addresses.append(buffer.data_ptr())
+        collecting.add_dense(W, buffer.fill_(1.0))
+        second = collecting.buffer(W)
+        assert second.data_ptr() != buffer.data_ptr()
         collecting.add_dense(W, second.fill_(2.0))
         (4.0 * W).sum().backward()  # comes by another way
         for _ in range(2):  # asking twice adds nothing

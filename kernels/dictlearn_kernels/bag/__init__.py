@@ -1,7 +1,7 @@
-"""Sums of table rows, weighted: the product of a sparse matrix in CSR with a dense one.
+"""Weighted sums of table rows: the product of a sparse matrix in CSR with a dense one.
 
-Over the entries by row it decodes (A @ W), over the entries by column it gives the gradient of the
-weights (A.T @ g), each in a fixed order of summation.
+With entries in the order of rows it decodes (A @ W). With entries in the order of columns it gives the
+gradient of the weights (A.T @ g). Both sum in a fixed order.
 """
 
 from __future__ import annotations
@@ -51,6 +51,6 @@ def _(indices: Tensor, starts: Tensor, weights: Tensor, table_CD: Tensor) -> Ten
 
 
 def unserved(*tensors: Tensor) -> str | None:
-    """Why no kernel of sparse products takes these tensors, None if one does."""
+    """Why no kernel of sparse products takes these tensors; None where one does."""
     others = [tensor.dtype for tensor in tensors if tensor.dtype not in SERVED]
     return f"{str(others[0]).removeprefix('torch.')}" if others else None

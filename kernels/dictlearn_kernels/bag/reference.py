@@ -1,4 +1,4 @@
-"""The dense specification of bag."""
+"""The specification of bag, by dense matrices."""
 
 import torch
 from torch import Tensor

@@ -1,10 +1,10 @@
-"""Bags on a GPU: a program for every bag and slice of the width, long bags by several.
+"""Bags on a GPU: one program for every bag and slice of the width, and several for a long bag.
 
-Entries are divided into blocks of CHUNK. A bag of more entries than that is summed in pieces, which
-end where a block does: its first by the program of the bag, every later one by the program of its
-block (a block begins inside one bag at most). A second kernel adds a bag's pieces in their order. So
-no sum is longer than CHUNK terms, whatever the bag, nothing depends on the order in which programs
-run, and the host need not know how long bags are.
+Entries are divided into blocks of CHUNK. A bag of more entries is summed in pieces, which end where a
+block ends. The bag's program sums the first piece, and each later block's program sums the piece in its
+block (a block begins inside at most one bag). A second kernel adds a bag's pieces in their order. So a
+sum has at most CHUNK terms, nothing depends on the order in which programs run, and the host need not
+know how long bags are.
 """
 
 # pyright: reportArgumentType=false
@@ -19,11 +19,11 @@ from torch import Tensor
 
 from dictlearn_kernels.shipped import Variant
 
-# Twice the features per token that dictionaries of all layers have at most; at 8192 tokens of 64
-# features, 1024 blocks, whose pieces take 1/64 of the memory of the weights' gradient.
+# This is twice the most features that a token has in a dictionary of all layers. 8,192 tokens of 64
+# features make 1,024 blocks, whose pieces take 1/64 of the memory of the weights' gradient.
 CHUNK = 512
 WIDTHS = (1, 32, 128, 512)
-# Of values, tables and indices, as compiled and tested; the output has the values' type.
+# The types of values, tables and indices that are compiled and tested. Outputs have the values' type.
 TYPES = [
     ("fp32", "fp32", "i32"),
     ("fp32", "fp32", "i64"),
@@ -36,7 +36,7 @@ TYPES = [
 
 @triton.jit
 def _bag_at(starts, n_bags, position):
-    """The bag, empty ones aside, that the entry at `position` belongs to."""
+    """The bag that the entry at `position` belongs to."""
     low = tl.zeros((), tl.int64)
     high = n_bags.to(tl.int64)
     while high - low > 1:
@@ -50,7 +50,7 @@ def _bag_at(starts, n_bags, position):
 @triton.jit(do_not_specialize=["n_bags", "n_later"])
 def _bag_kernel(
     out,  # [n_bags, D]
-    pieces,  # fp32 [2, n_blocks, D]: of the bag that begins in a block, of the one that goes on in it
+    pieces,  # fp32 [2, n_blocks, D]: of the bag that begins in a block, of the one that continues
     indices,
     starts,
     weights,
@@ -64,7 +64,7 @@ def _bag_kernel(
 ):
     program = tl.program_id(0).to(tl.int64)
     d = tl.program_id(1).to(tl.int64) * BLOCK_D + tl.arange(0, BLOCK_D)
-    later = program < n_later  # a block's program comes first: it never has little to do
+    later = program < n_later  # programs of blocks come first, as they take longest
     block_start = (program + 1) * CHUNK
     bag = program - n_later
     if later:
@@ -116,11 +116,11 @@ def _add_pieces_kernel(
 
 
 def config(D: int) -> dict[str, int]:
-    """Slices of the width up to 512, and 8 entries at once: loads in flight for a short bag too.
+    """Slices of up to 512 of the width, and 8 entries at once, so that short bags have loads in flight.
 
-    16 numbers a thread: of 32, addresses that nothing is known to divide spill registers. Few
-    different widths of slices: a masked lane costs less than a kernel more to compile. A table of
-    one column (sums of weights) takes many entries instead.
+    A thread has 16 numbers: with 32, unaligned addresses spill registers. Slices have few different
+    widths, as a masked lane costs less than one more kernel to compile. A table of one column (sums of
+    weights) takes many entries instead.
     """
     block_d = next(size for size in WIDTHS if size >= min(D, WIDTHS[-1]))
     block_k = 8 if block_d > 1 else 64

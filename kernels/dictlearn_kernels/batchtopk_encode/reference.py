@@ -1,4 +1,4 @@
-"""The plain specification: a dense matmul and a full sort of all rows together."""
+"""The specification of batchtopk_encode: a dense matmul and a full sort of all rows together."""
 
 import torch
 from torch import Tensor

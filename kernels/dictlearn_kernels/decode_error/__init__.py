@@ -1,9 +1,9 @@
-"""The squared error of decoding a sparse code, with all that its gradients need in one pass.
+"""The squared error of decoding a sparse code, and all that its gradients need, in one pass.
 
     e = y - bias - A W,    error = ||e||^2,    d error / d a_rc = -2 <W_c, e_r>
 
-The gradients of values need the same rows of W that decoding has just gathered, and nothing of what
-comes after but a factor: so the forward pass takes them, and neither y_hat nor its gradient exists.
+The gradients of the values need the rows of W that decoding has just gathered, and only a factor from
+the backward pass. So the forward pass computes them, and neither y_hat nor its gradient exists.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from dictlearn_kernels.bag import unserved
-from dictlearn_kernels.dispatch import choose
+from dictlearn_kernels.dispatch import choose, loops_serve
 from dictlearn_kernels.pattern import Pattern
 from dictlearn_kernels.weight_grad import weight_grad
 
@@ -31,9 +31,9 @@ def decode_error(
 ) -> tuple[Tensor, Tensor]:
     """(sum_g weights[g] ||e_g||^2, e [R, D] of the last g without gradient).
 
-    For one weight e = y - bias - A W, where row r takes bias r % S. For G of them the pattern has
-    G * R rows, those of part 0 of a code, of part 1 and so on (`Pattern.stacked`), and e_g leaves out
-    of y the first g + 1 of them: the nested prefixes of one code.
+    With one weight e = y - bias - A W, where row r has bias r % S. With G weights the pattern has G * R
+    rows, first those of part 0 of a code, then those of part 1 and so on (`Pattern.stacked`), and e_g
+    subtracts the first g + 1 parts from y: these are nested prefixes of one code.
 
     Differentiable in `values` [nnz], W, y and bias, in a fixed order of summation. Entries stored at
     value zero get their gradient too (JumpReLU needs it).
@@ -81,13 +81,13 @@ class _DecodeError(torch.autograd.Function):
         wants_values, wants_W, wants_y, wants_bias = ctx.needs_input_grad[:4]
         g_values = (along * scale).to(values.dtype) if wants_values else None
         g_W = g_y = g_bias = None
-        if wants_W:  # few values take the factor, rather than many rows or all of the gradient
+        if wants_W:  # the factor goes to the values, which are fewer than the rows or the gradient
             g_W = weight_grad(pattern, values * scale, direction, W_CD)
-        of_all = direction[: ctx.n_rows]
+        total_RD = direction[: ctx.n_rows]
         if wants_y:
-            g_y = of_all * -scale
+            g_y = total_RD * -scale
         if wants_bias:
-            g_bias = of_all.view(-1, ctx.n_bias, of_all.shape[1]).sum(0) * scale
+            g_bias = total_RD.view(-1, ctx.n_bias, total_RD.shape[1]).sum(0) * scale
         return g_values, g_W, g_y, g_bias, None, None
 
 
@@ -102,20 +102,20 @@ def _one(
     bias_SD: Tensor | None,
     wants_values: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(||e||^2, e [R, D], <W_c, e_r> at every entry [nnz], of length 0 unless wanted)."""
+    """(||e||^2, e [R, D], <W_c, e_r> at every entry [nnz] or [0] unless wants_values)."""
     pattern = Pattern(row_starts, columns, len(W_CD), rows=rows)
     tensors = [t for t in (values, W_CD, y_RD, bias_SD) if t is not None]
     if not pattern.prefers_dense and y_RD.numel() > 0:
-        given = row_starts, columns, values, W_CD, y_RD, bias_SD, wants_values
-        match choose("decode_error", W_CD, unserved(*tensors), _loops_serve(tensors)):
+        inputs = row_starts, columns, values, W_CD, y_RD, bias_SD, wants_values
+        match choose("decode_error", W_CD, unserved(*tensors), loops_serve(*tensors)):
             case "triton":
                 from dictlearn_kernels.decode_error import triton
 
-                return triton.decode_error(*given, _dtype(*tensors))
+                return triton.decode_error(*inputs, _dtype(*tensors))
             case "compiled":
                 from dictlearn_kernels.decode_error import compiled
 
-                return compiled.decode_error(*given)
+                return compiled.decode_error(*inputs)
     e_RD = pattern.matmul(values, W_CD)
     if bias_SD is not None:
         e_RD.view(-1, *bias_SD.shape).add_(bias_SD)
@@ -140,10 +140,6 @@ def _(
     return e_RD.new_empty(()), e_RD, e_RD.new_empty(columns.shape[0] if wants_values else 0)
 
 
-def _loops_serve(tensors: Sequence[Tensor]) -> bool:
-    return all(t.device.type == "cpu" and t.dtype == torch.float32 for t in tensors)
-
-
 def _nested(
     pattern: Pattern,
     values: Tensor,
@@ -153,9 +149,10 @@ def _nested(
     weights: tuple[float, ...],
     wants_values: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(sum_g weights[g] ||e_g||^2, the last e, sum over h >= g of weights[h] e_h, <W_c, that_r>).
+    """(sum_g weights[g] ||e_g||^2, the last e, direction, along).
 
-    The third, [G * R, D] like the pattern's rows, is what part g of the code is -2 times along.
+    direction [G * R, D], with rows like the pattern's, is the sum over h >= g of weights[h] e_h; the
+    error's gradient in part g's reconstruction is -2 times that. along [nnz] is <W_c, direction_r>.
     """
     parts_GRD = pattern.matmul(values, W_CD).view(len(weights), *y_RD.shape)
     e_RD = _without_bias(y_RD, bias_SD)

@@ -1,4 +1,4 @@
-"""A token at a time: its decoder rows are read for the error, and again, from the cache, along it."""
+"""The decode error row by row: W is read for the error, and again, from the cache, for `along`."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def decode_error(
     bias_SD: Tensor | None,
     wants_values: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(||e||^2, e [R, D], <W_c, e_r> at every entry [nnz], of length 0 unless wanted)."""
+    """(||e||^2, e [R, D], <W_c, e_r> at every entry [nnz] or [0] unless wants_values)."""
     bias_SD = y_RD.new_zeros(1, y_RD.shape[-1]) if bias_SD is None else bias_SD
     n_rows = sizes(W_CD=W_CD, y_RD=y_RD, bias_SD=bias_SD)["R"]
     check_csr(row_starts, columns, values, n_rows)
     if not len(bias_SD) or W_CD.dtype != values.dtype:
         raise ValueError("bias_SD is empty, or values and W_CD differ in dtype")
-    W_CD, y_RD = W_CD.contiguous(), y_RD.contiguous()  # the targets of a CLT are a batch's columns
+    W_CD, y_RD = W_CD.contiguous(), y_RD.contiguous()  # a CLT's targets lie apart in a batch
     e_RD, squares_R = torch.empty_like(y_RD), y_RD.new_empty(len(y_RD), dtype=torch.float64)
     along = y_RD.new_empty(len(columns) if wants_values else 0)
     arrays = [
@@ -43,7 +43,7 @@ def _rows(low, high, row_starts, columns, values, W, y, bias, e, squares, along)
         s, i, stop = r % S, row_starts[r], row_starts[r + 1]
         for d in range(D):
             left[d] = y[r, d] - bias[s, d]
-        while i + 4 <= stop:  # four rows at a time: as many are on their way from memory at once
+        while i + 4 <= stop:  # four rows at a time, so that four are on their way from memory
             w0, w1, w2, w3 = (
                 W[columns[i]],
                 W[columns[i + 1]],

@@ -1,4 +1,4 @@
-"""The dense specification of decode_error."""
+"""The specification of decode_error, by dense matrices."""
 
 from __future__ import annotations
 

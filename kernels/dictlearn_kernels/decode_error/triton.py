@@ -1,8 +1,8 @@
-"""decode_error on a GPU: a program for every row, one gather of the row's entries from W.
+"""decode_error on a GPU: one program for every row gathers the rows of W once.
 
-The program goes over slices of the width. A slice of the first BLOCK_K entries' rows of W stays in
-registers from the reconstruction to the products with the error; entries beyond those are read again
-from the first cache, which a moment ago they were read into. No two programs write to one place.
+The program goes over slices of the width. The slices of the first BLOCK_K entries stay in registers from
+the reconstruction to the products with the error. Further entries are read again, from the first cache.
+No two programs write to one address.
 """
 
 # pyright: reportArgumentType=false
@@ -24,7 +24,7 @@ from dictlearn_kernels.shipped import Variant
 
 @triton.jit
 def _tile(W, columns, i, end, d, D):
-    """Rows of W of the entries i, at d, zero outside: fp32 [BLOCK_K, BLOCK_D]."""
+    """The rows of W for entries i, at d, zero outside: fp32 [BLOCK_K, BLOCK_D]."""
     column = tl.load(columns + i, mask=i < end, other=0).to(tl.int64)
     inside = (i < end)[:, None] & (d < D)[None, :]
     return tl.load(W + column[:, None] * D + d[None, :], mask=inside, other=0.0).to(tl.float32)
@@ -78,7 +78,7 @@ def _decode_error_kernel(
             head_along += tl.sum(head_tile * error[None, :], 1)
             for more in range(begin + BLOCK_K, end, BLOCK_K):
                 i = more + tl.arange(0, BLOCK_K)
-                # Of the slices before: this thread's own stores, or others' before the barrier.
+                # The sums of earlier slices were stored before the barrier.
                 before = tl.load(along + i, mask=(i < end) & (first > 0), other=0.0)
                 product = tl.sum(_tile(W, columns, i, end, d, D) * error[None, :], 1)
                 tl.store(along + i, before + product, mask=i < end)
@@ -88,8 +88,8 @@ def _decode_error_kernel(
         tl.store(along + head, head_along, mask=head < end)
 
 
-# 64 entries, which is more than most codes have, by 64 of the width, a line of the cache: 16 numbers
-# a thread. Of 32, addresses that nothing is known to divide spill registers.
+# 64 entries are more than most codes have, and 64 of the width are two lines of the cache. A thread has
+# 16 numbers: with 32, unaligned addresses spill registers.
 SIZES = {"BLOCK_K": 64, "BLOCK_D": 64}
 WARPS = {"num_warps": 8}
 

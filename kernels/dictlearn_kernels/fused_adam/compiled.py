@@ -1,8 +1,8 @@
-"""The CPU's passes over float32 rows: each is summed, moved and brought to its norm in the cache.
+"""The optimiser's passes over float32 rows on a CPU. A row stays in the cache meanwhile.
 
-Moments in low forms are read, and rounded again, while their row is there. A feature of several parts
-is brought to its norm once all of them have moved, a few features at a time, which are then still
-near.
+Moments in low precision are read, and rounded again, in the same pass. A feature of several parts gets
+its norm back once all of its rows have moved, a few features at a time, whose rows are still in the
+cache.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dictlearn_kernels.fused_adam.types import (
     CONCAT,
     FREE,
     SUM,
-    Features,
+    FeatureRows,
     Step,
     projected,
     round_shadow,
@@ -30,59 +30,59 @@ from dictlearn_kernels.fused_adam.types import (
 from dictlearn_kernels.threads import over
 from dictlearn_kernels.weight_grad import RowGradient
 
-NEAR = 2**20  # numbers of weights that are still in the cache when their norms are restored
+CACHED = 2**20  # weights that are still in the cache when their norms are restored
 
 
-def serves(features: Features) -> bool:
-    """Whether there are loops for these weights; there are for moments in every form."""
-    return compiled.serves(*(rows_of(p) for p, _ in features.parts))
+def serves(rows: FeatureRows) -> bool:
+    """Whether the loops take these weights. They take moments in every form."""
+    return compiled.serves(*(rows_of(p) for p, _ in rows.parts))
 
 
 def measure(
-    features: Features, gradients: Sequence[RowGradient | None]
+    rows: FeatureRows, gradients: Sequence[RowGradient | None]
 ) -> tuple[Tensor, Tensor | None]:
-    _check(features, gradients)
-    first = features.parts[0][0]
-    squares_N = torch.zeros(features.n, dtype=torch.float64)
-    along_N = first.new_zeros(0 if features.norm == FREE else features.n)
+    _check(rows, gradients)
+    first = rows.parts[0][0]
+    squares_N = torch.zeros(rows.n, dtype=torch.float64)
+    along_N = first.new_zeros(0 if rows.norm == FREE else rows.n)
     out = array(squares_N), array(along_N)
     parts = [
         (array(rows_of(p)), start, _arrays(p, gradient))
-        for (p, start), gradient in zip(features.parts, gradients, strict=True)
+        for (p, start), gradient in zip(rows.parts, gradients, strict=True)
         if gradient is not None
     ]
 
-    def rows(low: int, high: int) -> None:
+    def part(low: int, high: int) -> None:
         for w, start, gradient in parts:
-            _measure(low, high, start, w, gradient, features.norm == SUM, *out)
+            _measure(low, high, start, w, gradient, rows.norm == SUM, *out)
 
-    over(features.n, rows, _numbers(features))
-    if features.norm == CONCAT:
-        along_N /= features.length
-    return projected(features, squares_N.sum(), along_N)
+    over(rows.n, part, _size(rows))
+    if rows.norm == CONCAT:
+        along_N /= rows.length
+    return projected(rows, squares_N.sum(), along_N)
 
 
 def update(
-    features: Features,
+    rows: FeatureRows,
     gradients: Sequence[RowGradient | None],
     moments: Sequence[Moments | None],
     along_N: Tensor | None,
     steps: Sequence[Step | None],
     scale: float,
 ) -> None:
-    _check(features, gradients)
+    _check(rows, gradients)
     if along_N is not None:
-        _fit("along_N", along_N, (features.n,))
-    fixed, is_sum = features.norm != FREE, features.norm == SUM
-    first = features.parts[0][0]
-    # What a feature's norm will be made of: a sum of squares, or of norms.
-    sizes_N = first.new_zeros(features.n if fixed else 0)
+        _fit("along_N", along_N, (rows.n,))
+    fixed, is_sum = rows.norm != FREE, rows.norm == SUM
+    first = rows.parts[0][0]
+    # Each feature's sum of squares, or of norms, which its norm is computed from.
+    sizes_N = first.new_zeros(rows.n if fixed else 0)
     sizes = array(sizes_N)
     along = array(first.new_zeros(0) if along_N is None else along_N)
-    change = along, np.float32(1 / features.length), np.float32(scale), is_sum
+    change = along, np.float32(1 / rows.length), np.float32(scale), is_sum
     weights, moving = [], []
     for (p, start), gradient, stored, step in zip(
-        features.parts, gradients, moments, steps, strict=True
+        rows.parts, gradients, moments, steps, strict=True
     ):
         w = array(rows_of(p))
         weights.append((w, start))
@@ -91,58 +91,59 @@ def update(
             continue
         move, *state = _stored(stored, step, w.shape)
         moving.append((move, *state, _arrays(p, gradient), _coefficients(step)))
-    room = max(1, NEAR // (len(weights) * first.shape[-1]))
+    n_cached = max(1, CACHED // (len(weights) * first.shape[-1]))
 
-    def rows(low: int, high: int) -> None:
-        for near in range(low, high, room):
-            far = min(near + room, high)
+    def part(low: int, high: int) -> None:
+        for begin in range(low, high, n_cached):
+            end = min(begin + n_cached, high)
             for (w, start), moves in zip(weights, moving, strict=True):
                 if moves is not None:
-                    move, *given = moves
-                    move(near, far, start, w, *given, change, sizes)
+                    move, *arguments = moves
+                    move(begin, end, start, w, *arguments, change, sizes)
                 elif fixed:
-                    _measure_weights(near, far, start, w, is_sum, sizes)
+                    _measure_weights(begin, end, start, w, is_sum, sizes)
             if fixed:
                 for w, start in weights:
-                    _restore(near, far, start, w, is_sum, np.float32(features.length), sizes)
+                    _restore(begin, end, start, w, is_sum, np.float32(rows.length), sizes)
 
-    over(features.n, rows, _numbers(features))
-    round_shadow(features)
+    over(rows.n, part, _size(rows))
+    round_shadow(rows)
 
 
-def _check(features: Features, gradients: Sequence[RowGradient | None]) -> None:
-    """ValueError unless every part and its gradient have the rows that are gone through."""
-    if len(gradients) != len(features.parts):
-        raise ValueError(f"{len(gradients)} gradients: want one for each of {len(features.parts)}")
-    for (p, start), gradient in zip(features.parts, gradients, strict=True):
-        if p.ndim < 2 or p.shape[-1] != features.parts[0][0].shape[-1] or not serves(features):
+def _check(rows: FeatureRows, gradients: Sequence[RowGradient | None]) -> None:
+    """Raises ValueError unless every part and its gradient have these rows."""
+    if len(gradients) != len(rows.parts):
+        raise ValueError(f"{len(gradients)} gradients: want one for each of {len(rows.parts)}")
+    for (p, start), gradient in zip(rows.parts, gradients, strict=True):
+        if p.ndim < 2 or p.shape[-1] != rows.parts[0][0].shape[-1] or not serves(rows):
             raise ValueError(f"weights of {list(p.shape)}: want float32 rows of one width")
-        rows, width = rows_of(p).shape
-        if not 0 <= start <= rows - features.n:
-            raise ValueError(f"weights of {list(p.shape)} lack {features.n} rows from {start} on")
+        n_rows, width = rows_of(p).shape
+        if not 0 <= start <= n_rows - rows.n:
+            raise ValueError(f"weights of {list(p.shape)} lack {rows.n} rows from {start} on")
         if gradient is None:
             continue
         if gradient.dense_RD is not None:
-            _fit("a gradient", gradient.dense_RD, (rows, width))
+            _fit("a gradient", gradient.dense_RD, (n_rows, width))
         for product in gradient.products:
             _fit("a gradient's table", product.g_RD, (product.pattern.n_rows, width))
             _fit("a gradient's values", product.values, (len(product.pattern.columns),))
-            if not 0 <= product.first_row <= rows - product.pattern.n_columns:
-                raise ValueError(f"a gradient has more rows than its weights, {rows}")
+            if not 0 <= product.first_row <= n_rows - product.pattern.n_columns:
+                raise ValueError(f"a gradient has more rows than its weights, {n_rows}")
 
 
 def _fit(what: str, tensor: Tensor, shape: Sequence[int], dtype: torch.dtype | None = None) -> None:
     if tensor.shape != shape or (dtype and (tensor.dtype != dtype or not tensor.is_contiguous())):
-        found = f"{list(tensor.shape)} in {tensor.dtype}"
-        raise ValueError(f"{what} is {found}: want {list(shape)}{f' in {dtype}' if dtype else ''}")
+        actual = f"{list(tensor.shape)} in {tensor.dtype}"
+        raise ValueError(f"{what} is {actual}: want {list(shape)}{f' in {dtype}' if dtype else ''}")
 
 
-def _numbers(features: Features) -> int:
-    return features.n * sum(p.shape[-1] for p, _ in features.parts)
+def _size(rows: FeatureRows) -> int:
+    """The number of weights."""
+    return rows.n * sum(p.shape[-1] for p, _ in rows.parts)
 
 
 def _arrays(parameter: Tensor, gradient: RowGradient) -> tuple[Any, ...]:
-    """A gradient's entries by row of the parameter, the table they weigh, and what is dense."""
+    """(rows of the table, values, starts, the table, the dense part) of a gradient, by parameter row."""
     if gradient.prepared is None:
         width = parameter.shape[-1]
         n_rows = parameter.numel() // width
@@ -160,7 +161,7 @@ def _arrays(parameter: Tensor, gradient: RowGradient) -> tuple[Any, ...]:
 
 
 def _stored(moments: Moments, step: Step, shape: tuple[int, int]) -> tuple[Any, ...]:
-    """The loop for moments in this form, and the arrays and numbers that it wants of them."""
+    """The loop for moments in this form, with the arrays and numbers that it takes."""
 
     def checked(first: torch.dtype, second: torch.dtype) -> tuple[Tensor, Tensor]:
         _fit("a first moment", moments.first, shape, first)
@@ -171,7 +172,7 @@ def _stored(moments: Moments, step: Step, shape: tuple[int, int]) -> tuple[Any, 
         return _update, *map(array, checked(torch.float32, torch.float32))
     seed = np.uint64(step.seed)
     if isinstance(moments, BFloat16):
-        # numpy has no bfloat16: these are the upper halves of float32's bits.
+        # numpy has no bfloat16, whose bits are the upper halves of float32's.
         kept = checked(torch.bfloat16, torch.bfloat16)
         return _update_bfloat16, *(array(t.view(torch.int16)) for t in kept), seed
     assert isinstance(moments, EightBit)
@@ -183,7 +184,7 @@ def _stored(moments: Moments, step: Step, shape: tuple[int, int]) -> tuple[Any, 
 
 
 def _coefficients(step: Step) -> tuple[Any, ...]:
-    """Of torch's fused Adam, rounded to float32 where it rounds them."""
+    """The coefficients of torch's fused Adam, rounded to float32 where torch rounds them."""
     rate = step.lr / (1 - step.beta1**step.number)
     root = (1 - step.beta2**step.number) ** 0.5
     numbers = 1 - step.beta1, step.beta2, 1 - step.beta2, root, step.eps, -rate
@@ -192,7 +193,7 @@ def _coefficients(step: Step) -> tuple[Any, ...]:
 
 @sums
 def _gradient(g, r, gradient):
-    """Sums row r of the gradient into g."""
+    """Writes row r of the gradient into g."""
     rows, values, starts, table, dense = gradient
     D = len(g)
     if len(dense) > 0:
@@ -226,7 +227,7 @@ def _norm(w):
 
 @sums
 def _measure(low, high, start, w, gradient, is_sum, squares, along):
-    """Adds to each feature's squared gradient and, times its norm, the gradient along it."""
+    """Adds to each feature's squared gradient, and to its product with the gradient of the norm."""
     _, values, starts, _, dense = gradient
     D = w.shape[1]
     g = np.empty(D, np.float32)
@@ -253,13 +254,13 @@ def _measure(low, high, start, w, gradient, is_sum, squares, along):
 
 @sums
 def _changed_gradient(g, n, r, w_r, gradient, change):
-    """Row r of the gradient into g: less what would only change the norm of feature n, and scaled."""
+    """Writes row r of the gradient into g, scaled, without its part along the norm of feature n."""
     along, unit, scale, is_sum = change
     _gradient(g, r, gradient)
     if len(along) > 0:
-        out = along[n] / max(_norm(w_r), np.float32(1e-12)) if is_sum else along[n] * unit
+        factor = along[n] / max(_norm(w_r), np.float32(1e-12)) if is_sum else along[n] * unit
         for d in range(len(g)):
-            g[d] -= out * w_r[d]
+            g[d] -= factor * w_r[d]
     if scale != 1:
         for d in range(len(g)):
             g[d] *= scale
@@ -320,7 +321,7 @@ def _update_8bit(
 
 @loop
 def _adam(w, g, m, v, coefficients):
-    """Rounds where torch's own fused kernel does, which has been seen to give the same bits."""
+    """One step, rounded where torch's own fused kernel rounds: tests compare the bits."""
     rise, keep_second, rise_second, root, eps, rate = coefficients
     for d in range(len(w)):
         m[d] = _fused(rise, g[d] - m[d], m[d])
@@ -334,14 +335,14 @@ def _fused(a, b, c):
 
 
 @loop
-def _draw(noise, seed, place):
-    """Random bits for the numbers from `place` on, the same as a kernel's: triton.language.randint.
+def _draw(noise, seed, first):
+    """Random bits for the numbers from position `first` on, the same as triton.language.randint gives.
 
-    That is the first word of Philox 4x32-10 (Salmon et al. 2011), of 32 bits in registers of 64.
+    They are the first word of Philox 4x32-10 (Salmon et al. 2011), whose 32-bit words are uint64 here.
     """
     low, half = np.uint64(0xFFFFFFFF), np.uint64(32)
     for d in range(len(noise)):
-        c0, c1 = np.uint64(place + d) & low, np.uint64(0)
+        c0, c1 = np.uint64(first + d) & low, np.uint64(0)
         c2, c3 = np.uint64(0), np.uint64(0)
         k0, k1 = seed & low, seed >> half
         for _ in range(10):
@@ -361,7 +362,7 @@ def _from_bfloat16(stored, x):
 
 @loop
 def _to_bfloat16(x, noise, shift, stored):
-    """Rounded up or down by 16 bits of the noise, right on average."""
+    """Rounds up or down by 16 bits of the noise, without bias."""
     bits = x.view(np.int32)
     for d in range(len(x)):
         stored[d] = np.int32(bits[d] + np.int32((noise[d] >> shift) & 0xFFFF)) >> 16
@@ -369,7 +370,7 @@ def _to_bfloat16(x, noise, shift, stored):
 
 @loop
 def _from_codes(first_codes, second_codes, first_scale, second_scale, first, second):
-    """What `EightBit.load` does."""
+    """Decodes a row of both moments, as `EightBit.load` does."""
     for d in range(len(first)):
         x = np.float32(first_codes[d]) / np.float32(127)
         first[d] = x * abs(x) * first_scale
@@ -380,7 +381,7 @@ def _from_codes(first_codes, second_codes, first_scale, second_scale, first, sec
 
 @loop
 def _largest(x):
-    """The bits of the largest magnitude: numbers without a sign are in the order of their bits."""
+    """The bits of the largest magnitude: magnitudes are in the order of their bits."""
     bits = x.view(np.int32)
     largest = np.int32(0)
     for d in range(len(x)):
@@ -390,7 +391,7 @@ def _largest(x):
 
 @loop
 def _to_codes(first, second, first_scale, second_scale, noise, first_codes, second_codes):
-    """What `EightBit.store` does, with 16 bits of the noise for each moment."""
+    """Encodes a row of both moments as `EightBit.store` does, with 16 bits of noise for each."""
     tiny = np.float32(1.1754944e-38)
     first_scale, second_scale = max(first_scale, tiny), max(second_scale, tiny)
     for d in range(len(first)):

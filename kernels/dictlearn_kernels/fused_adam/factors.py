@@ -1,7 +1,7 @@
-"""A row's gradient, summed by a kernel of Triton where it is used, and the table that says from what.
+"""How kernels of Triton sum a row's gradient where they use it, and the table of addresses they read.
 
-A feature's rows lie in several parameters. One program goes through all of them, so a kernel is told
-of a list, which arguments cannot hold: a table of addresses has a line for every part.
+A feature's rows lie in several parameters, and one program goes through all of them. A kernel has a fixed
+number of arguments, so it gets a table that has a line of addresses for every part.
 """
 
 # pyright: reportCallIssue=false, reportArgumentType=false, reportGeneralTypeIssues=false
@@ -16,11 +16,11 @@ from torch import Tensor
 from dictlearn_kernels.fused_adam.types import rows_of
 from dictlearn_kernels.weight_grad import RowGradient
 
-CHUNK = 64  # entries that one program sums where a column has many: a feature that always fires
-WIDEST = 1024  # numbers of a row at once: 4 of each tensor for a thread
+CHUNK = 64  # entries that one program sums, in a column with many: a feature that always fires
+WIDEST = 1024  # numbers of a row at once: 4 of each tensor in a thread
 
-# The slots of a part's line: addresses, 0 where there is nothing, and two whole numbers. A part that
-# has no gradient has no starts.
+# The slots of a part's line: addresses, 0 where there is nothing, and two integers. STARTS is 0 for a
+# part without a gradient.
 (
     WEIGHTS, STARTS, ROWS, VALUES, TABLE, PARTIAL, DENSE, FIRST, SECOND, FIRST_SCALE, SECOND_SCALE,
     FIRST_ROW, SEED,
@@ -34,7 +34,7 @@ def warps(size: int) -> int:
 
 @triton.jit
 def pointer(line_ptr, slot: tl.constexpr, dtype: tl.constexpr):
-    """What lies at an address of a part's line. All begin at multiples of 16 bytes (`address`)."""
+    """The pointer in a slot of a part's line. All are multiples of 16 bytes (`address`)."""
     return tl.multiple_of(tl.load(line_ptr + slot).to(tl.pointer_type(dtype)), 16)
 
 
@@ -49,8 +49,9 @@ def _sum_entries(total, table_ptr, rows_ptr, values_ptr, low, high, D, d, inside
 
 @triton.jit
 def row_gradient(line_ptr, row, D, d, CHUNK: tl.constexpr, SIZE: tl.constexpr):
-    """A part's gradient in one row at d: what is dense, then the row's entries: those outside whole
-    chunks one by one, the chunks' sums in order.
+    """A part's gradient in one row at d: the dense part, then the row's entries in order.
+
+    Whole chunks of entries come as sums, and the entries before and after them one by one.
     """
     inside = d < D
     starts_ptr = pointer(line_ptr, STARTS, tl.int64)
@@ -76,7 +77,7 @@ def chunk_sums_kernel(
     table_ptr, rows_ptr, values_ptr, columns_ptr, partial_ptr, D,
     CHUNK: tl.constexpr, SIZE: tl.constexpr,
 ):  # fmt: skip
-    """Sums of whole chunks that lie in one column. The others are not read."""
+    """Sums of chunks that lie in one column. Other sums are never read, nor written."""
     chunk = tl.program_id(0)
     low = chunk * CHUNK
     if tl.load(columns_ptr + low) == tl.load(columns_ptr + low + CHUNK - 1):
@@ -90,7 +91,7 @@ def chunk_sums_kernel(
 
 
 class Factors:
-    """A row gradient as the kernels take it: one product over all rows, and chunk sums."""
+    """A row gradient as kernels take it: one product over all rows, and the sums of its chunks."""
 
     def __init__(self, gradient: RowGradient, n_rows: int):
         product = gradient.whole(n_rows)
@@ -111,17 +112,17 @@ class Factors:
 
     def addresses(self) -> list[int]:
         """The slots STARTS to DENSE."""
-        there = (self.starts, self.rows, self.values, self.table_RD, self.partial, self.dense_RD)
-        return [address(t) for t in there]
+        tensors = (self.starts, self.rows, self.values, self.table_RD, self.partial, self.dense_RD)
+        return [address(t) for t in tensors]
 
 
 def size_for(width: int) -> int:
-    """Numbers of a row at once."""
-    return min(WIDEST, 1 << (width - 1).bit_length())  # a power of two
+    """The numbers of a row at once: a power of two."""
+    return min(WIDEST, 1 << (width - 1).bit_length())
 
 
 def factors(parameter: Tensor, gradient: RowGradient | None) -> Factors | None:
-    """Made once for all features that have rows of a parameter."""
+    """The factors of a parameter's gradient, made once for all of its features."""
     if gradient is None:
         return None
     if gradient.prepared is None:
@@ -130,7 +131,7 @@ def factors(parameter: Tensor, gradient: RowGradient | None) -> Factors | None:
 
 
 def address(tensor: Tensor | None) -> int:
-    """Where it begins, 0 for nothing. Whoever puts this in a table keeps the tensor until the launch."""
+    """A tensor's address, 0 for None. Whoever puts it in a table keeps the tensor until the launch."""
     if tensor is None:
         return 0
     assert tensor.data_ptr() % 16 == 0 and tensor.is_contiguous()
@@ -140,7 +141,7 @@ def address(tensor: Tensor | None) -> int:
 def on_device(
     lines: list[list[int]] | list[list[float]], dtype: torch.dtype, like: Tensor
 ) -> Tensor:
-    """A table for a kernel. From pinned memory: the host doesn't wait for the copy."""
+    """A table for a kernel. It is copied from pinned memory, which does not synchronise."""
     table = torch.tensor(lines, dtype=dtype)
     return table.pin_memory().to(like.device, non_blocking=True) if like.is_cuda else table
 

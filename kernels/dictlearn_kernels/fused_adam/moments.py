@@ -1,9 +1,9 @@
-"""How Adam's two moments are stored: in full, in bfloat16, or as 8-bit codes with a scale a row.
+"""How Adam's two moments are stored: in full, in bfloat16, or as 8-bit codes with a scale for each row.
 
-Low forms are rounded stochastically: with beta2 = 0.999 a second moment moves by a thousandth a
-step, less than half of bfloat16's last place, and would stand still if it were rounded to nearest.
-The draws are fixed by a seed, so that a run which resumes repeats them. Kernels and compiled loops
-draw by a number's place and agree with each other; `store`, which is torch's, in the order it is called.
+bfloat16 and 8 bits are rounded stochastically. With beta2 = 0.999 a second moment moves by a thousandth
+in a step, less than half of bfloat16's last place, and rounding to nearest would leave it where it is.
+A seed fixes the draws, so that a run which resumes repeats them. Kernels and compiled loops draw by a
+number's position and agree with one another; `store` draws by torch, in the order of its calls.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 
 class Moments(Protocol):
-    """Both moments of one parameter [rows, D], read and written by rows low to high - 1."""
+    """Both moments of one parameter [rows, D], which are read and written a range of rows at a time."""
 
     form: str
     first: Tensor  # [rows, D]
@@ -25,13 +25,13 @@ class Moments(Protocol):
 
     @staticmethod
     def zeros(parameter: Tensor) -> dict[str, Tensor]:
-        """What is stored before the first step."""
+        """The stored tensors before the first step."""
         ...
 
     def __init__(self, stored: Mapping[str, Tensor], width: int, seed: int): ...
 
     def load(self, low: int, high: int) -> tuple[Tensor, Tensor]:
-        """(first, second) [rows, D] in the parameter's dtype; may be written to."""
+        """(first, second) [high - low, D] in the parameter's dtype. The caller may write to them."""
         ...
 
     def store(self, low: int, high: int, first: Tensor, second: Tensor) -> None: ...
@@ -39,7 +39,7 @@ class Moments(Protocol):
 
 @final
 class Full:
-    """In the parameter's own dtype, as torch.optim.Adam has them."""
+    """Moments in the parameter's own dtype, as in torch.optim.Adam."""
 
     form = "float32"
 
@@ -54,12 +54,12 @@ class Full:
         return self.first[low:high], self.second[low:high]
 
     def store(self, low: int, high: int, first: Tensor, second: Tensor) -> None:
-        """They were written where they are."""
+        """Does nothing: `load` gives the stored tensors themselves."""
 
 
 @final
 class BFloat16:
-    """Half of float32's memory; 8 bits of mantissa, stochastically rounded."""
+    """Moments in half of float32's memory: 8 bits of mantissa, stochastically rounded."""
 
     form = "bfloat16"
 
@@ -90,11 +90,11 @@ class BFloat16:
 
 @final
 class EightBit:
-    """A quarter of float32's memory: one byte a number and, per row, the largest magnitude.
+    """Moments in a quarter of float32's memory: a byte for each number, and a scale for each row.
 
-    Codes are powers of a fraction of that, so that small numbers keep some of their digits: the
-    first moment is +-(c / 127)^2, the second (c / 255)^4, never 0 where a gradient has been: a
-    second moment rounded to zero would make the next step as large as eps allows.
+    The scale is the row's largest magnitude. A code c stands for a power, so that small numbers keep
+    some digits: the first moment is +-(c / 127)^2 of the scale, the second (c / 255)^4. A positive
+    second moment never rounds to 0, which would make the next step as large as eps allows.
     """
 
     form = "8bit"
@@ -138,7 +138,7 @@ class EightBit:
         self.second_scale[low:high] = scale
 
     def _rounded(self, codes: Tensor, power: int) -> Tensor:
-        """One of the two whole codes beside each, so drawn that the mean of the powers is right."""
+        """The code below or above, drawn so that the mean of the power is the exact value."""
         below = codes.floor()
         low, high = below**power, (below + 1) ** power
         draws = torch.rand(codes.shape, device=codes.device, generator=self.draws)

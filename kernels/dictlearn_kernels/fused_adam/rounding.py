@@ -1,4 +1,4 @@
-"""Moments rounded by chance, right on average, as a kernel of Triton does it."""
+"""Stochastic rounding of moments in a kernel of Triton."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import triton.language as tl
 
 @triton.jit
 def to_bfloat16(x, noise):
-    """Rounded up or down by chance, right on average."""
+    """Rounds up or down by 16 bits of noise, without bias."""
     noise = (noise & 0xFFFF).to(tl.int32)
     bits = (x.to(tl.int32, bitcast=True) + noise) & -65536
     return bits.to(tl.float32, bitcast=True)
@@ -16,13 +16,13 @@ def to_bfloat16(x, noise):
 
 @triton.jit
 def _between(x, low, high, noise):
-    """Whether x, of low <= x < high, goes up: by chance, right on average."""
+    """Whether x with low <= x < high is rounded up, drawn without bias."""
     return x - low > (noise & 0xFFFF).to(tl.float32) * 2**-16 * (high - low)
 
 
 @triton.jit
 def to_codes(first, second, first_scale, second_scale, noise):
-    """`EightBit`'s codes of numbers up to the scales."""
+    """The codes of `EightBit` for both moments."""
     x = tl.sqrt(tl.abs(first) * (1 / tl.maximum(first_scale, 1.1754944e-38))) * 127
     c = tl.floor(x)
     c += _between(x * x, c * c, (c + 1) * (c + 1), noise).to(tl.float32)

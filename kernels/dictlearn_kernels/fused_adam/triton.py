@@ -1,8 +1,8 @@
-"""One program for every feature: its rows' gradients are summed, used and never written.
+"""The optimiser on a GPU: one program for every feature sums its rows' gradients and never writes them.
 
-A program goes through all of its feature's parts, so that launches don't grow with their number, and
-brings the feature back to its norm when the last part has moved. What is read twice for that, the rows
-it has just written, is still in the cache: of 12 parts of width 768 they are 36 KB.
+A program goes through all parts of its feature, so the number of launches does not depend on theirs. It
+brings the feature back to its norm when the last part has moved, and reads the rows that it has just
+written from the cache: 12 parts of width 768 take 36 KB.
 """
 
 # pyright: reportCallIssue=false, reportArgumentType=false, reportGeneralTypeIssues=false
@@ -41,15 +41,23 @@ from dictlearn_kernels.fused_adam.factors import (
 )
 from dictlearn_kernels.fused_adam.moments import FORMS, BFloat16, EightBit, Full, Moments
 from dictlearn_kernels.fused_adam.rounding import to_bfloat16, to_codes
-from dictlearn_kernels.fused_adam.types import CONCAT, FREE, SUM, Features, Step, projected, rows_of
+from dictlearn_kernels.fused_adam.types import (
+    CONCAT,
+    FREE,
+    SUM,
+    FeatureRows,
+    Step,
+    projected,
+    rows_of,
+)
 from dictlearn_kernels.rounded import SLACK
 from dictlearn_kernels.shipped import Variant
 from dictlearn_kernels.weight_grad import RowGradient
 
-ROOMY = 128  # registers, where ptxas would rather spill than have fewer programs at once
-HALF = WIDEST // 2  # numbers of a row at once by as many threads, where a step is computed twice
+REGISTERS = 128  # of a thread, where ptxas would spill to have more programs at once
+HALF = WIDEST // 2  # numbers of a row at once, by as many threads, where a step is computed twice
 
-# What Adam needs of a part beside its line: `LR` and `ROOT` hold the corrections of the moments' bias.
+# The slots of a part's numbers. LR and ROOT include the corrections of the moments' bias.
 LR, BETA1, BETA2, EPS, ROOT = map(tl.constexpr, range(5))
 NUMBERS = tl.constexpr(5)
 SLACK_OF_NORMS = tl.constexpr(SLACK)
@@ -68,7 +76,7 @@ def _square(w_ptr, row, D, SIZE: tl.constexpr):
 
 @triton.jit
 def _unit(w_ptr, row, D, length, NORM: tl.constexpr, SIZE: tl.constexpr):
-    """What a row is divided by to give the gradient of its feature's norm in it."""
+    """The number that divides a row to give the gradient of its feature's norm."""
     unit = length
     if NORM == "sum":
         unit = tl.maximum(tl.sqrt(_square(w_ptr, row, D, SIZE)), 1e-12)
@@ -80,7 +88,7 @@ def measure_kernel(
     parts_ptr, square_ptr, along_ptr, n_parts, D, length,
     NORM: tl.constexpr, CHUNK: tl.constexpr, SIZE: tl.constexpr,
 ):  # fmt: skip
-    """A feature's squared gradient, and the sum of its parts' along the feature's norm."""
+    """Writes a feature's squared gradient, and the gradient's part along the feature's norm."""
     feature = tl.program_id(0).to(tl.int64)
     square, along = 0.0, 0.0
     for part in range(n_parts):
@@ -109,7 +117,7 @@ def _moved(
     line_ptr, numbers_ptr, row, D, d, along, first_scale, second_scale, scale,
     PROJECT: tl.constexpr, FORM: tl.constexpr, CHUNK: tl.constexpr, SIZE: tl.constexpr,
 ):  # fmt: skip
-    """(the weights before the step, both moments after it) at d."""
+    """(weights before the step, first moment after it, second moment after it) at d."""
     inside = d < D
     at = row * D + d
     g = row_gradient(line_ptr, row, D, d, CHUNK, SIZE)
@@ -150,10 +158,10 @@ def _step(
     PROJECT: tl.constexpr, FORM: tl.constexpr, WHOLE: tl.constexpr,
     CHUNK: tl.constexpr, SIZE: tl.constexpr,
 ):  # fmt: skip
-    """Adam on a row of one part; the row's sum of squares afterwards.
+    """One step of Adam on a row of one part; returns the row's sum of squares afterwards.
 
-    FORM says how moments are stored. In 8 bits a row has one scale, which must be known before its
-    first code is written: unless SIZE holds the WHOLE row, the step is computed twice.
+    FORM says how moments are stored. In 8 bits a row has one scale, which must be known before its first
+    code is written. So the step is computed twice, unless SIZE holds the WHOLE row.
     """
     w_ptr = pointer(line_ptr, WEIGHTS, tl.float32)
     first_ptr, second_ptr = _moments(line_ptr, FORM)
@@ -207,9 +215,9 @@ def update_kernel(
     NORM: tl.constexpr, PROJECT: tl.constexpr, FORM: tl.constexpr, WHOLE: tl.constexpr,
     HAS_SHADOW: tl.constexpr, CHUNK: tl.constexpr, SIZE: tl.constexpr,
 ):  # fmt: skip
-    """Adam on all parts of a feature, then its norm, then its copy in low precision, as `rounded`'s."""
+    """One step on all parts of a feature, then its norm, then its copy in low precision (`rounded`)."""
     feature = tl.program_id(0).to(tl.int64)
-    size = 0.0  # what the feature's norm is made of: a sum of squares, or of norms
+    size = 0.0  # the sum of squares, or of norms, that the feature's norm is computed from
     for part in range(n_parts):
         line_ptr = parts_ptr + part * SLOTS
         row = tl.load(line_ptr + FIRST_ROW) + feature
@@ -231,7 +239,7 @@ def update_kernel(
         size = tl.sqrt(size)
     norm = tl.maximum(size / length, 1e-12)
     if NORM != "free" or HAS_SHADOW:
-        tl.debug_barrier()  # what one thread wrote, another may read
+        tl.debug_barrier()  # another thread may read what this one wrote
         square, error_square = 0.0, 0.0
         for part in range(n_parts):
             line_ptr = parts_ptr + part * SLOTS
@@ -255,79 +263,79 @@ def update_kernel(
 
 
 def measure(
-    features: Features, gradients: Sequence[RowGradient | None]
+    rows: FeatureRows, gradients: Sequence[RowGradient | None]
 ) -> tuple[Tensor, Tensor | None]:
-    first = features.parts[0][0]
-    square_N = first.new_zeros(features.n, dtype=torch.float32)
+    first = rows.parts[0][0]
+    square_N = first.new_zeros(rows.n, dtype=torch.float32)
     along_N = torch.zeros_like(square_N)
-    if features.n > 0 and any(gradients):
+    if rows.n > 0 and any(gradients):
         lines = [
             _line(p, first_row, gradient, None, None)
-            for (p, first_row), gradient in zip(features.parts, gradients, strict=True)
+            for (p, first_row), gradient in zip(rows.parts, gradients, strict=True)
         ]
-        measure_kernel[(features.n,)](
+        measure_kernel[(rows.n,)](
             on_device(lines, torch.int64, first),
             square_N,
             along_N,
-            **_launch(features),
+            **_launch(rows),
         )
-    return projected(features, square_N.double().sum(), along_N)
+    return projected(rows, square_N.double().sum(), along_N)
 
 
 def update(
-    features: Features,
+    rows: FeatureRows,
     gradients: Sequence[RowGradient | None],
     moments: Sequence[Moments | None],
     along_N: Tensor | None,
     steps: Sequence[Step | None],
     scale: float,
 ) -> None:
-    first = features.parts[0][0]
-    forms = {type(one) for one in moments if one is not None}
-    if features.n == 0 or not forms:
+    first = rows.parts[0][0]
+    forms = {type(stored) for stored in moments if stored is not None}
+    if rows.n == 0 or not forms:
         return
     (form,) = forms
-    launch = _launch(features)
+    launch = _launch(rows)
     whole = form is not EightBit or first.shape[-1] <= launch["SIZE"]
     lines = [
         _line(p, first_row, None if stored is None else gradient, stored, step)
         for (p, first_row), gradient, stored, step in zip(
-            features.parts, gradients, moments, steps, strict=True
+            rows.parts, gradients, moments, steps, strict=True
         )
     ]
-    update_kernel[(features.n,)](
+    update_kernel[(rows.n,)](
         on_device(lines, torch.int64, first),
         on_device([_numbers(step) for step in steps], torch.float32, first),
         along_N,
-        *(features.shadow or (None, None, None)),
+        *(rows.shadow or (None, None, None)),
         scale=scale,
         PROJECT=along_N is not None,
         FORM=form.form,
         WHOLE=whole,
-        HAS_SHADOW=features.shadow is not None,
+        HAS_SHADOW=rows.shadow is not None,
         **launch | ({} if whole else {"SIZE": HALF}),
-        **_room(features.norm, form.form),
+        **_registers(rows.norm, form.form),
     )
 
 
-def _launch(features: Features) -> dict[str, Any]:
-    """What both passes are launched with."""
-    width = features.parts[0][0].shape[-1]
+def _launch(rows: FeatureRows) -> dict[str, Any]:
+    """The arguments and options of both launches."""
+    width = rows.parts[0][0].shape[-1]
     size = size_for(width)
     return {
-        "n_parts": len(features.parts),
+        "n_parts": len(rows.parts),
         "D": width,
-        "length": features.length,
-        "NORM": features.norm,
+        "length": rows.length,
+        "NORM": rows.norm,
         "CHUNK": CHUNK,
         "SIZE": size,
         "num_warps": warps(size),
     }
 
 
-def _room(norm: str, form: str) -> dict[str, int]:
-    """Registers for the update; in its simplest forms ptxas does well by itself."""
-    return {} if form == "float32" and norm != SUM else {"maxnreg": ROOMY}
+def _registers(norm: str, form: str) -> dict[str, int]:
+    """The limit on registers of the update. ptxas does well by itself for the simplest forms."""
+    return {} if form == "float32" and norm != SUM else {"maxnreg": REGISTERS}
 
 
 def _line(
@@ -337,9 +345,9 @@ def _line(
     stored: Moments | None,
     step: Step | None,
 ) -> list[int]:
-    """A part's line of the table, slot by slot; without a gradient it has weights alone."""
-    made = factors(parameter, gradient)
-    summed = [0] * 6 if made is None else made.addresses()
+    """A part's line of the table, slot by slot; without a gradient it has only weights."""
+    sums = factors(parameter, gradient)
+    summed = [0] * 6 if sums is None else sums.addresses()
     assert stored is None or isinstance(stored, Full | BFloat16 | EightBit)
     kept = [0] * 4
     if stored is not None:
@@ -379,10 +387,10 @@ def shipped() -> list[Variant]:
                 for low, whole in product(lows, wholes):
                     chosen = {**options, "WHOLE": whole, "HAS_SHADOW": low != ""}
                     chosen |= {} if whole else {"SIZE": HALF}
-                    there = {"along_ptr": "*fp32" if chosen["PROJECT"] else "", "low_ptr": low}
-                    there |= dict.fromkeys(("norm_ptr", "error_ptr"), "*fp32" if low else "")
-                    signature = updated | {name: to for name, to in there.items() if to}
-                    chosen |= {name: None for name, to in there.items() if not to}
-                    launch = {"num_warps": warps(size), **_room(norm, form)}
+                    optional = {"along_ptr": "*fp32" if chosen["PROJECT"] else "", "low_ptr": low}
+                    optional |= dict.fromkeys(("norm_ptr", "error_ptr"), "*fp32" if low else "")
+                    signature = updated | {name: kind for name, kind in optional.items() if kind}
+                    chosen |= {name: None for name, kind in optional.items() if not kind}
+                    launch = {"num_warps": warps(size), **_registers(norm, form)}
                     variants.append(Variant(update_kernel, signature, chosen, **launch))
     return variants

@@ -1,7 +1,7 @@
-"""KL(teacher || patched) of next-token distributions, from the states that their logits come from.
+"""KL(teacher || patched) of next-token distributions, from the states that give their logits.
 
-For 4,096 tokens and a vocabulary of 152k one float32 copy of the logits is 2.5 GB, and a KL with its
-gradient needs several; the states are 60 times smaller.
+With 4,096 tokens and a vocabulary of 152k one float32 copy of the logits takes 2.5 GB, and a KL with its
+gradient needs several. The states are 60 times smaller.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ def kl_of_states(
 ) -> Tensor:
     """KL of softmax(teacher_states teacher_W^T / temperature) from softmax(states W^T / temperature).
 
-    In nats, of each row: [N], float32 or better. Differentiable in `states` alone, once: the gradient
-    is computed with the value. `chunk`: rows whose logits exist at once where no kernel serves.
+    The KL of each row in nats: [N], float32 or better. Differentiable only in `states`, and once: the
+    gradient is computed with the value. `chunk` rows have logits at once where no kernel serves.
     """
     chosen = choose("kl_of_states", states_ND, unserved(states_ND, W_VD, teacher_states_NE))
     if chosen == "reference":
@@ -49,7 +49,7 @@ def kl_of_states(
 
 
 def unserved(states_ND: Tensor, W_VD: Tensor, teacher_states_NE: Tensor) -> str | None:
-    """Why no kernel of ours serves these tensors; None where one does."""
+    """Why no kernel of Triton serves these tensors; None where one does."""
     dtypes = {t.dtype for t in (states_ND, W_VD, teacher_states_NE)}
     if len(dtypes) > 1:
         return f"tensors of different dtypes ({', '.join(sorted(map(str, dtypes)))})"
@@ -73,12 +73,12 @@ def _kl_of_states(
     wants_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
     """(KL [N], its gradient in the states [N, D] or an empty tensor)."""
-    given = states_ND, W_VD, teacher_states_NE, teacher_W_VE, temperature
+    inputs = states_ND, W_VD, teacher_states_NE, teacher_W_VE, temperature
     if chosen == "triton":
         from dictlearn_kernels.kl_chunked import triton
 
-        return triton.kl_of_states(*given, wants_gradient)
-    return cpu.kl_of_states(*given, chunk, wants_gradient)
+        return triton.kl_of_states(*inputs, wants_gradient)
+    return cpu.kl_of_states(*inputs, chunk, wants_gradient)
 
 
 @_kl_of_states.register_fake

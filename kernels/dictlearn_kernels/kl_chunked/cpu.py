@@ -1,4 +1,4 @@
-"""Some rows' whole logits at a time, by torch; their gradient is taken at once."""
+"""The KL by torch, a chunk of rows at a time: their logits give the value and the gradient at once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def kl_of_states(
     """(KL [N], its gradient in the states [N, D] or an empty tensor)."""
     dtype = torch.promote_types(states_ND.dtype, torch.float32)
     kl_N = states_ND.new_empty(len(states_ND), dtype=dtype)
-    # The layout of the states, as autograd would have it.
+    # The gradient has the layout of the states, as in autograd.
     gradient = torch.empty_like(states_ND) if wants_gradient else states_ND.new_empty(0)
     for start in range(0, len(states_ND), chunk):
         rows = slice(start, start + chunk)

@@ -1,4 +1,4 @@
-"""The specification of kl_of_states: whole logits of both, and their log-softmax."""
+"""The specification of kl_of_states: all logits of both models, and their log-softmax."""
 
 import torch
 from torch import Tensor

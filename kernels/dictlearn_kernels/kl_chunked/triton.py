@@ -1,16 +1,16 @@
-"""The vocabulary a block at a time: logits live in registers, and a block of probabilities in memory.
+"""The KL on a GPU, a block of the vocabulary at a time. Logits stay in registers.
 
-`statistics` goes over the vocabulary once, with both models' logits of a tile side by side, and keeps
-for every row the largest logit, the sum of exponentials and the teacher's mean of (teacher - patched),
-rescaled when the largest changes; a few segments of the vocabulary run at the same time, to fill the
-GPU, and are put together in their order. From these the KL is
+`statistics` goes over the vocabulary once, with both models' logits of a tile side by side. It keeps for
+every row the largest logit, the sum of exponentials and the teacher's mean of (teacher - patched), and
+rescales them when the largest changes. A few segments of the vocabulary run at the same time, to fill the
+GPU, and are combined in their order. The KL is
 
     KL = E_teacher[teacher - patched] - lse(teacher) + lse(patched)
 
-in which equal models cancel to exactly zero. The gradient (softmax(patched) - softmax(teacher)) W
-goes over it again: `gap` makes the difference for one block of the vocabulary, in float32 before it
-is rounded, and `accumulate` adds its product with W. That is five products of N x V x D for three
-with whole logits, and no [N, V].
+so that equal models cancel to exactly zero. The gradient (softmax(patched) - softmax(teacher)) W takes a
+second pass: `gap` computes the difference for one block of the vocabulary, in float32 before it is
+rounded, and `accumulate` adds its product with W. That makes five products of N x V x D where whole
+logits take three, but no tensor [N, V].
 """
 
 # pyright: reportCallIssue=false, reportArgumentType=false
@@ -27,16 +27,16 @@ from torch import Tensor
 from dictlearn_kernels.shipped import Variant
 
 TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
-GAP_BYTES = 64 * 2**20  # of the block of differences
-PROGRAMS = 512  # how many run at once at least, where rows are few: some for each processor
+GAP_BYTES = 64 * 2**20  # the size of a block of differences
+PROGRAMS = 512  # the fewest programs, also for few rows: some for each multiprocessor
 
 
 def config(dtype: torch.dtype, even: bool, tf32: bool) -> dict[str, Any]:
-    """The constants of a launch; none of N or of the vocabulary.
+    """The constants of a launch. None depends on N or on the vocabulary.
 
-    Two tiles of logits, BM x BV each, are in registers at once: as large as these allow, for the
-    fewer times states and W are read. `even`: 16 divides both widths, so that whole vectors are
-    loaded; numbers loaded one by one need registers too, and so do products in exact float32.
+    Two tiles of logits, BM x BV each, are in registers at once. They are as large as these allow, so
+    that states and W are read fewer times. `even` says that 16 divides both widths, so that whole
+    vectors are loaded; numbers loaded one by one need more registers, as products in float32 do.
     """
     small = dtype is torch.float32 or not even
     return {
@@ -49,9 +49,9 @@ def config(dtype: torch.dtype, even: bool, tf32: bool) -> dict[str, Any]:
 
 
 def pipeline(constants: dict[str, Any]) -> dict[str, int]:
-    """Warps, one for every 16 rows of a tile and four at least, and blocks loaded ahead.
+    """The launch's warps, one for every 16 rows of a tile and at least four, and its stages.
 
-    What stays ahead takes registers where numbers are loaded one by one: there nothing does.
+    Blocks that are loaded ahead take registers where numbers are loaded one by one: there is one stage.
     """
     stages = 1 if not constants["EVEN"] else 2 if constants["BM"] == 32 else 3
     return {"num_warps": max(4, constants["BM"] // 16), "num_stages": stages}
@@ -110,7 +110,7 @@ def _logits(
     states_ptr, W_ptr, n, v, N, V, D,
     BM: tl.constexpr, BV: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """states W^T of some rows and ids: [BM, BV]."""
+    """states W^T for rows n and ids v: [BM, BV]."""
     acc = tl.zeros((BM, BV), tl.float32)
     for first in range(0, D, BK):
         d = first + tl.arange(0, BK)
@@ -145,8 +145,8 @@ def statistics(
     BK: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Of BM rows over one segment of the vocabulary, `length` ids long."""
-    if EVEN:  # themselves; said so that the compiler knows what divides them
+    """Writes the statistics of BM rows over one segment of the vocabulary, `length` ids long."""
+    if EVEN:  # unchanged, but now the compiler knows that 16 divides them
         D = D // 16 * 16
         E = E // 16 * 16
     n = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
@@ -164,7 +164,7 @@ def statistics(
         gap = t - s
         s = tl.where(has_v, s, float("-inf"))
         t = tl.where(has_v, t, float("-inf"))
-        # A segment's first block has an id, so the largest is finite from there on.
+        # A segment's first block has at least one id, so the largest is finite from there on.
         new = tl.maximum(m_s, tl.max(s, 1))
         l_s = l_s * tl.exp(m_s - new) + tl.sum(tl.exp(s - new[:, None]), 1)
         m_s = new
@@ -174,12 +174,12 @@ def statistics(
         l_t = l_t * kept + tl.sum(p, 1)
         mean = mean * kept + tl.sum(p * gap, 1)
         m_t = new
-    place = tl.program_id(1).to(tl.int64) * N + n
-    tl.store(m_s_ptr + place, m_s, mask=n < N)
-    tl.store(l_s_ptr + place, l_s, mask=n < N)
-    tl.store(m_t_ptr + place, m_t, mask=n < N)
-    tl.store(l_t_ptr + place, l_t, mask=n < N)
-    tl.store(mean_ptr + place, mean, mask=n < N)
+    position = tl.program_id(1).to(tl.int64) * N + n
+    tl.store(m_s_ptr + position, m_s, mask=n < N)
+    tl.store(l_s_ptr + position, l_s, mask=n < N)
+    tl.store(m_t_ptr + position, m_t, mask=n < N)
+    tl.store(l_t_ptr + position, l_t, mask=n < N)
+    tl.store(mean_ptr + position, mean, mask=n < N)
 
 
 @triton.jit(do_not_specialize=["N", "V", "D", "E", "first", "block"])
@@ -204,7 +204,7 @@ def gap(
     BK: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """softmax(patched) - softmax(teacher) of BM rows and BV ids of the block that begins at `first`."""
+    """softmax(patched) - softmax(teacher) for BM rows and BV ids of the block that begins at `first`."""
     if EVEN:
         D = D // 16 * 16
         E = E // 16 * 16
@@ -217,8 +217,8 @@ def gap(
     t = scale * _logits(teacher_states_ptr, teacher_W_ptr, n, v, N, V, E, BM, BV, BK, PRECISION)
     out = tl.exp(s - lse_s[:, None]) - tl.exp(t - lse_t[:, None])
     mask = (n < N)[:, None] & (v < V)[None, :]
-    place = n[:, None] * block + within[None, :]
-    tl.store(gap_ptr + place, out.to(gap_ptr.dtype.element_ty), mask=mask)
+    position = n[:, None] * block + within[None, :]
+    tl.store(gap_ptr + position, out.to(gap_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=["N", "V", "D", "first", "block"])
@@ -253,24 +253,24 @@ def accumulate(
         W = tl.load(W_ptr + v[:, None] * D + d[None, :], mask=W_mask, other=0.0)
         acc = tl.dot(g, W, acc, input_precision=PRECISION)
     mask = (n < N)[:, None] & (d < D)[None, :]
-    place = gradient_ptr + n[:, None] * D + d[None, :]
-    tl.store(place, tl.load(place, mask=mask, other=0.0) + acc, mask=mask)
+    position = gradient_ptr + n[:, None] * D + d[None, :]
+    tl.store(position, tl.load(position, mask=mask, other=0.0) + acc, mask=mask)
 
 
 def shipped() -> list[Variant]:
-    """Every kernel, with every dtype; TF32 where a whole vector is loaded, as it is for speed."""
+    """Every kernel with every dtype. TF32 is for whole vectors only: without them it gains nothing."""
     variants = []
     for dtype, name in TYPES.items():
         for even, tf32 in ((True, False), (False, False), (True, True)):
             if tf32 and dtype is not torch.float32:
                 continue
             for kernel in (statistics, gap, accumulate):
-                of_launch = config(dtype, even, tf32)
-                ahead = pipeline(of_launch)
-                of_launch["BD"] = 2 * of_launch["BV"]
-                constants = {k: of_launch[k] for k in of_launch if k in kernel.arg_names}
-                rest = [k for k in kernel.arg_names if k not in constants]
-                signature = {k: _kind(k, name) for k in rest}
+                launch = config(dtype, even, tf32)
+                ahead = pipeline(launch)
+                launch["BD"] = 2 * launch["BV"]
+                constants = {k: v for k, v in launch.items() if k in kernel.arg_names}
+                arguments = [k for k in kernel.arg_names if k not in constants]
+                signature = {k: _kind(k, name) for k in arguments}
                 variants.append(Variant(kernel, signature, constants, **ahead))
     return variants
 
@@ -280,5 +280,5 @@ def _kind(argument: str, dtype: str) -> str:
         return "fp32"
     if not argument.endswith("_ptr"):
         return "i32"
-    given = "gap_ptr", "states_ptr", "W_ptr", "teacher_states_ptr", "teacher_W_ptr"
-    return f"*{dtype}" if argument in given else "*fp32"
+    low = "gap_ptr", "states_ptr", "W_ptr", "teacher_states_ptr", "teacher_W_ptr"
+    return f"*{dtype}" if argument in low else "*fp32"

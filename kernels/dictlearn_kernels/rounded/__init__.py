@@ -1,7 +1,7 @@
-"""A matrix in a lower precision, and how far rounding moved its rows: what an error bound is made of.
+"""A matrix in a lower precision, with the distances that rounding moved its rows, for error bounds.
 
-A weight matrix is rounded once for each time that it moves. Who moves its rows (`fused_adam`) can round
-them there, while they are at hand: `keep` says that it will, `settle` that it has.
+A weight matrix is rounded once each time that it moves. The optimiser (`fused_adam`) can round the rows
+where it moves them: `keep` registers a copy that it maintains, and `settle` says that it is up to date.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from dictlearn_kernels.dispatch import choose
 from dictlearn_kernels.rounded import reference
 
-SLACK = 1 + 2.0**-10  # on norms, for the rounding of the norms themselves
-LOW = (torch.bfloat16, torch.float16)  # what the kernel rounds to
+SLACK = 1 + 2.0**-10  # a factor on norms, which covers their own rounding
+LOW = (torch.bfloat16, torch.float16)  # the dtypes that the kernel rounds to
 
 
 class Rounded(NamedTuple):
-    """A matrix in a lower precision; its rows' norms before, and how far rounding moved them."""
+    """A matrix in a lower precision, the norms of its rows before, and the distances they moved."""
 
     low_RD: Tensor
     norm_R: Tensor
@@ -29,10 +29,10 @@ class Rounded(NamedTuple):
 
 
 def rounded(x_RD: Tensor, dtype: torch.dtype) -> Rounded:
-    """`x_RD` in `dtype`, contiguous, with norms that are no smaller than the true ones. No gradient.
+    """`x_RD` in `dtype`, contiguous, with norms and errors that are not below the true ones. No gradient.
 
-    A number too large for `dtype` makes its row's error infinite; where a row has inf or NaN its error
-    is not a number. On a GPU rows are read once: 6 bytes a number, where torch's calls take 24.
+    A number too large for `dtype` makes its row's error infinite, and inf or NaN in a row makes it NaN.
+    On a GPU rows are read once: 6 bytes of traffic a number, where torch's calls take 24.
     """
     kept = _kept_rows(x_RD, dtype)
     if kept is not None:
@@ -52,22 +52,22 @@ def _unserved(x_RD: Tensor, dtype: torch.dtype) -> str | None:
     return None if served else f"{dtype} of {x_RD.dtype}"
 
 
-# --- kept up to date by who moves the rows ----------------------------------------------------------
+# --- copies that the optimiser maintains -------------------------------------------------------------
 
 
 @dataclass
 class _Kept:
     copy: Rounded
-    state: tuple[int, int] | None = None  # of the matrix when `copy` was last made to agree
+    state: tuple[int, int] | None = None  # of the matrix when `copy` was last brought up to date
 
 
 _kept = WeakTensorKeyDictionary()
 
 
 def keep(matrix: Tensor, dtype: torch.dtype) -> Rounded:
-    """Room for the rows of a matrix [..., D] in `dtype`, which the caller fills whenever it moves them.
+    """An uninitialised copy of a matrix [..., D] in `dtype`, which the caller fills when it moves rows.
 
-    `rounded` takes it from `settle` on, for the matrix and for whole rows of it, until something else
+    From `settle` on `rounded` returns it, for the matrix and for whole rows of it, until something else
     writes to the matrix.
     """
     rows = matrix.detach().view(-1, matrix.shape[-1])
@@ -78,12 +78,12 @@ def keep(matrix: Tensor, dtype: torch.dtype) -> Rounded:
 
 
 def settle(matrix: Tensor) -> None:
-    """Says that what `keep` gave agrees with the matrix as it is now."""
+    """Says that the copy of `keep` is up to date."""
     _kept[matrix].state = _state(matrix)
 
 
 def _state(matrix: Tensor) -> tuple[int, int]:
-    """What changes when torch writes to a matrix, or gives it other memory."""
+    """(version, address), one of which changes when torch writes to a matrix or moves it."""
     return matrix._version, matrix.data_ptr()
 
 

@@ -1,4 +1,4 @@
-"""The plain specification: a cast, a difference and two norms."""
+"""The specification of `rounded`: a cast, a difference and two norms."""
 
 import torch
 from torch import Tensor

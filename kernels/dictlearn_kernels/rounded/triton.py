@@ -1,4 +1,4 @@
-"""One pass: a program reads a row, rounds it and sums what both norms need."""
+"""Rounding in one pass on a GPU: a program reads a row, rounds it and sums both norms."""
 
 # pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
 # A launch takes numbers where the kernel says constexpr, and options of its own.
@@ -11,12 +11,12 @@ from torch import Tensor
 
 from dictlearn_kernels.shipped import Variant
 
-WIDEST = 1024  # numbers of a row at once: 4 for a thread
+WIDEST = 1024  # numbers of a row at once: 4 in a thread
 
 
 @triton.jit
 def rounded_kernel(x_ptr, low_ptr, norm_ptr, error_ptr, stride, D, slack, SIZE: tl.constexpr):
-    """A row of x, `stride` numbers after the one before: its copy, its norm and the copy's error."""
+    """Writes a row's copy, its norm and the copy's error. Rows of x are `stride` numbers apart."""
     row = tl.program_id(0).to(tl.int64)
     square = tl.zeros((SIZE,), tl.float32)
     error_square = tl.zeros((SIZE,), tl.float32)
@@ -36,7 +36,7 @@ def rounded_kernel(x_ptr, low_ptr, norm_ptr, error_ptr, stride, D, slack, SIZE: 
 def rounded(x_RD: Tensor, dtype: torch.dtype, slack: float) -> tuple[Tensor, Tensor, Tensor]:
     """(x in `dtype` [R, D], norms of its rows [R], norms of their rounding errors [R])."""
     R, D = x_RD.shape
-    if x_RD.stride(1) != 1:  # rows may lie apart, a row's numbers may not
+    if x_RD.stride(1) != 1:  # rows may lie apart, but not the numbers of a row
         x_RD = x_RD.contiguous()
     low_RD = x_RD.new_empty(R, D, dtype=dtype)
     norm_R, error_R = x_RD.new_empty(R), x_RD.new_empty(R)

@@ -1,4 +1,4 @@
-"""Dot products of the rows of two matrices, at chosen pairs: the gradient of a code's values."""
+"""Dot products of the rows of two matrices at stored pairs: the gradient of a code's values."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def sampled(
 ) -> Tensor:
     """<g_r, W_c> at every pair (rows[i], columns[i]): [nnz].
 
-    The pairs are the entries of a CSR matrix: rows ascend and `row_starts` [R + 1] says where each
-    begins; all three are int32, or int64. Sums are taken in float32 or better; the output has the
+    The pairs are the entries of a CSR matrix: rows ascend, and `row_starts` [R + 1] has where each
+    begins. All three are int32, or all int64. Sums are taken in float32 or better; the output has the
     dtype that g and W promote to. No gradient: `sparse_encode` has one.
     """
     dtype = torch.promote_types(g_RD.dtype, W_CD.dtype)
@@ -30,7 +30,7 @@ def sampled(
             return triton.sampled(g_RD, W_CD, rows, columns, dtype)
         case "reference":
             return reference.sampled(g_RD.to(dtype), W_CD.to(dtype), rows, columns)
-    # Torch's own gradient of an embedding bag's weights is this; in low precision it sums in it.
+    # This is torch's gradient of an embedding bag's weights, which sums in the precision of its inputs.
     wide = torch.promote_types(dtype, torch.float32)
     return torch.ops.aten._embedding_bag_per_sample_weights_backward(
         g_RD.to(wide), W_CD.to(wide), columns, row_starts, rows, 0, -1

@@ -1,4 +1,4 @@
-"""The dense specification of sampled."""
+"""The specification of sampled, by dense matrices."""
 
 from torch import Tensor
 

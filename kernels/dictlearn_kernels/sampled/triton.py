@@ -1,7 +1,7 @@
-"""Sampled dot products on a GPU: a program for every few consecutive pairs.
+"""Sampled dot products on a GPU: one program for every 8 consecutive pairs.
 
-However unequal rows are, programs do equal work. Pairs of one row stand together, so that the row is
-read from memory once and from the first cache by all the others.
+Programs do equal work however unequal rows are. Pairs of one row are neighbours, so that all but the
+first read the row from the first cache.
 """
 
 # pyright: reportArgumentType=false
@@ -46,7 +46,7 @@ def _sampled_kernel(
 
 
 def config(D: int) -> dict[str, int]:
-    """8 pairs, 256 of the width: 16 numbers a thread of each of three tiles."""
+    """8 pairs and 256 of the width: a thread has 16 numbers of each of three tiles."""
     block_d = 32 if D <= 32 else 256
     return {"BLOCK_K": 8, "BLOCK_D": block_d, "num_warps": max(1, block_d // 64)}
 

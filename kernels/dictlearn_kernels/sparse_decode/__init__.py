@@ -1,4 +1,4 @@
-"""y = A @ W for a sparse code A: sums of decoder rows, never a dense code."""
+"""y = A @ W for a sparse code A: sums of decoder rows, without a dense code."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dictlearn_kernels.weight_grad import weight_grad
 
 
 def sparse_decode(pattern: Pattern, values: Tensor, W_CD: Tensor) -> Tensor:
-    """Sum of W's rows weighted by the stored values: [R, D].
+    """The sums of W's rows weighted by the stored values: [R, D].
 
     Differentiable in `values` [nnz] and `W_CD`; the gradient of W is summed in a fixed order, so two
     runs agree to the bit. Entries stored at value zero get their gradient too (JumpReLU needs it).

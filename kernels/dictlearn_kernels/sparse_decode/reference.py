@@ -1,4 +1,4 @@
-"""The dense specification of sparse_decode."""
+"""The specification of sparse_decode, by dense matrices."""
 
 from torch import Tensor
 

@@ -1,4 +1,4 @@
-"""Pre-activations at chosen (token, feature) pairs, with gradients for those pairs alone."""
+"""Pre-activations at selected (token, feature) pairs, with gradients for only those pairs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 from dictlearn_kernels.pattern import Pattern
 from dictlearn_kernels.weight_grad import weight_grad
 
-PARTS = 32  # that a row times a matrix is split into: torch gives the whole to one thread
+PARTS = 32  # of the product of a row with a matrix, which torch gives to one thread as a whole
 
 
 def sparse_encode(
@@ -25,10 +25,11 @@ def sparse_encode(
 ) -> Tensor:
     """<x_r, W_c> + b_c at every stored (r, c) of the pattern: [nnz].
 
-    `known` gives the values when the selection has computed them already; they are returned as they
-    are. `centre_SD` is what x is less of, row r by centre r % S, whose columns are the s-th part of C:
-    it gets its gradient here, by a product with W, where one through x would gather rows of W for each
-    row of x. Differentiable in x, W, b and centre, in a fixed order of summation.
+    `known` are the values if the selection has computed them already; they are returned as they are.
+    `centre_SD` is what the caller subtracted from x: centre s from the rows r with r % S = s, whose
+    entries lie in the s-th of S equal ranges of columns. It gets its gradient here, by one product with
+    W, whereas a gradient through x would gather rows of W for each row of x. Differentiable in x, W, b
+    and centre, in a fixed order of summation.
     """
     return _SparseEncode.apply(x_RD, W_CD, b_C, centre_SD, pattern, known)
 

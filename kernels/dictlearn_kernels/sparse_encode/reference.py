@@ -1,4 +1,4 @@
-"""The dense specification of sparse_encode."""
+"""The specification of sparse_encode, by dense matrices."""
 
 from torch import Tensor
 

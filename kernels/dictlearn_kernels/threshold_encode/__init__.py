@@ -1,8 +1,8 @@
 """Every entry of x W^T + b above its column's threshold, without keeping the others.
 
-A matmul in low precision, or a kernel that never writes its results, says by upper bounds which entries
-could be above; these are evaluated again in the operands' own precision and compared. So nothing is
-missed, whatever the threshold, and nothing needs room set aside: the kernel writes one bit an entry.
+A matmul in low precision, or a kernel that never writes its product, says by upper bounds which entries
+could be above. These are evaluated again in x's own precision and compared. So nothing is missed,
+whatever the threshold, and no room is set aside for results: the kernel writes one bit an entry.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dictlearn_kernels import bounds, dispatch, fixed_point, selection
+from dictlearn_kernels import bounds, routes, selection
 from dictlearn_kernels.linear import passing
 from dictlearn_kernels.selection import Selection
-from dictlearn_kernels.threshold_encode import reference
+from dictlearn_kernels.threshold_encode import compiled, reference
 
 
+@torch.no_grad()
 def threshold_encode(
     x_RD: Tensor,
     W_CD: Tensor,
@@ -23,59 +24,54 @@ def threshold_encode(
     threshold_C: Tensor | float,
     matmul_dtype: torch.dtype | None = None,
 ) -> Selection:
-    """The entries with x W^T + b > threshold of their column, as CSR. No gradient.
+    """The entries with x W^T + b above the threshold of their column, as CSR. No gradient.
 
-    `matmul_dtype` is a lower precision for the matmul, int16 for 16-bit fixed point; which entries are
-    taken, and their values, are those of x's own.
+    `matmul_dtype` is a lower precision for the matmul, int16 for fixed point; the selected entries and
+    their values are those of x's own precision.
     """
-    dtype = matmul_dtype or x_RD.dtype
-    fixed = dtype == torch.int16 and fixed_point.serves(x_RD, W_CD) and len(x_RD) > 0
-    if dtype == torch.int16:  # where it doesn't serve, float32 is next
-        dtype = x_RD.dtype
-    loops = dtype == x_RD.dtype and loops_serve(x_RD)
-    how = dispatch.choose("threshold_encode", x_RD, _unserved(x_RD, dtype), loops, fixed)
-    with torch.no_grad():
-        if how == "fixed":
-            from dictlearn_kernels.threshold_encode import compiled
+    inputs = x_RD, W_CD, b_C, threshold_C
 
-            found = compiled.above_fixed(x_RD, W_CD, b_C, threshold_C)
-            if found is not None:
-                return found
-            how = dispatch.choose("threshold_encode", x_RD, _unserved(x_RD, dtype), loops)
-        if how == "reference" or len(x_RD) == 0:
-            return reference.threshold_encode(x_RD, W_CD, b_C, threshold_C)
-        if how == "compiled":
-            from dictlearn_kernels.threshold_encode import compiled
+    def dense() -> Selection:
+        pre_RC = passing(x_RD[:, None], W_CD[None], b_C[None])
+        return reference.select_above(pre_RC, threshold_C)
 
-            return compiled.threshold_encode(x_RD, W_CD, b_C, threshold_C)
-        if how == "cpu" and not bounds.certifies(x_RD, dtype):
-            pre_RC = passing(x_RD[:, None], W_CD[None], b_C[None])
-            return reference.select_above(pre_RC, threshold_C)
-        if not isinstance(threshold_C, Tensor):  # made there: a GPU would be waited for
-            threshold_C = torch.full((), threshold_C, dtype=x_RD.dtype, device=x_RD.device)
-        threshold_C = threshold_C.to(x_RD.dtype).expand(len(W_CD)).contiguous()
-        if how == "triton":
-            rows, columns = _places(contenders(x_RD, W_CD, b_C, threshold_C, dtype, how))
-        else:
-            upper_RC = bounds.upper_bounds(x_RD, W_CD, b_C, dtype)
-            rows, columns = (upper_RC > threshold_C).nonzero(as_tuple=True)
-        row_starts = selection.starts(torch.bincount(rows, minlength=len(x_RD)))
-        values = bounds.at(x_RD, W_CD, b_C, row_starts, columns)
-        return selection.where((row_starts, columns, values), values > threshold_C[columns])
+    implementations = routes.Routes(
+        fixed=lambda: compiled.above_fixed(*inputs),
+        loop=lambda: compiled.threshold_encode(*inputs),
+        dense=dense,
+        certified=lambda dtype, how: _certified(*inputs, dtype, how),
+        reference=lambda: reference.threshold_encode(*inputs),
+    )
+    return routes.select("threshold_encode", x_RD, W_CD, matmul_dtype, implementations)
 
 
-def loops_serve(x: Tensor) -> bool:
-    """Whether a compiled loop finds what is above a threshold."""
-    on_cpu = x.device.type == "cpu" and x.dtype == torch.float32
-    return on_cpu and not torch.compiler.is_compiling()
+def _certified(
+    x_RD: Tensor,
+    W_CD: Tensor,
+    b_C: Tensor,
+    threshold_C: Tensor | float,
+    dtype: torch.dtype,
+    how: str,
+) -> Selection:
+    if not isinstance(threshold_C, Tensor):  # made on the device: a copy synchronises with a GPU
+        threshold_C = torch.full((), threshold_C, dtype=x_RD.dtype, device=x_RD.device)
+    threshold_C = threshold_C.to(x_RD.dtype).expand(len(W_CD)).contiguous()
+    if how == "triton":
+        rows, columns = _set_bits(contenders(x_RD, W_CD, b_C, threshold_C, dtype, how))
+    else:
+        upper_RC = bounds.upper_bounds(x_RD, W_CD, b_C, dtype)
+        rows, columns = (upper_RC > threshold_C).nonzero(as_tuple=True)
+    row_starts = selection.starts(torch.bincount(rows, minlength=len(x_RD)))
+    values = bounds.at(x_RD, W_CD, b_C, row_starts, columns)
+    return selection.where((row_starts, columns, values), values > threshold_C[columns])
 
 
-def _places(words_RW: Tensor) -> tuple[Tensor, Tensor]:
+def _set_bits(words_RW: Tensor) -> tuple[Tensor, Tensor]:
     """(rows, columns) of the bits that are set, in order."""
     rows, words = words_RW.nonzero(as_tuple=True)
     bits = torch.arange(32, device=words.device, dtype=torch.int32)
-    found, bit = (words_RW[rows, words][:, None] >> bits & 1).nonzero(as_tuple=True)
-    return rows[found], words[found] * 32 + bit
+    entries, bit = (words_RW[rows, words][:, None] >> bits & 1).nonzero(as_tuple=True)
+    return rows[entries], words[entries] * 32 + bit
 
 
 @torch.library.custom_op("dictlearn::threshold_contenders", mutates_args=())
@@ -95,8 +91,3 @@ def _(
     x_RD: Tensor, W_CD: Tensor, b_C: Tensor, threshold_C: Tensor, dtype: torch.dtype, how: str
 ) -> Tensor:
     return x_RD.new_empty((len(x_RD), (len(W_CD) + 31) // 32), dtype=torch.int32)
-
-
-def _unserved(x_RD: Tensor, dtype: torch.dtype) -> str | None:
-    served = x_RD.dtype == torch.float32 and dtype in bounds.KERNEL_DTYPES
-    return None if served else f"{dtype} of {x_RD.dtype}"

@@ -1,4 +1,4 @@
-"""The plain specification: a dense matmul and a comparison."""
+"""The specification of threshold_encode: a dense matmul and a comparison."""
 
 import torch
 from torch import Tensor

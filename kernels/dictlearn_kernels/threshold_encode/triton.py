@@ -27,7 +27,7 @@ def above_kernel(
     R, C, D_16, n_words,
     SWIZZLE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """words [R, n_words]: bit j of word w is column 32 w + j."""
+    """Writes words [R, n_words], where bit j of word w stands for column 32 w + j."""
     tile_m, tile_n = tile_of(tl.program_id(0), R, C, BM, BN, SWIZZLE)  # pyright: ignore
     rm = tile_m * BM + tl.arange(0, BM)
     rn = tile_n * BN + tl.arange(0, BN)
@@ -39,8 +39,8 @@ def above_kernel(
     bits = above.to(tl.int32) << (rn & 31)[None, :]
     words = tl.sum(tl.reshape(bits, (BM, BN // 32, 32)), 2)
     word = tile_n * (BN // 32) + tl.arange(0, BN // 32)
-    place = rm.to(tl.int64)[:, None] * n_words + word[None, :]
-    tl.store(word_ptr + place, words, mask=(rm < R)[:, None] & (word < n_words)[None, :])
+    position = rm.to(tl.int64)[:, None] * n_words + word[None, :]
+    tl.store(word_ptr + position, words, mask=(rm < R)[:, None] & (word < n_words)[None, :])
 
 
 def contenders(
@@ -51,10 +51,10 @@ def contenders(
     n_words = -(-C // 32)
     words = torch.empty(R, n_words, dtype=torch.int32, device=x_RD.device)
     blocks, launch = config(dtype)
-    given = aligned(bounds.terms(x_RD, W_CD, b_C, dtype))
+    terms = aligned(bounds.terms(x_RD, W_CD, b_C, dtype))
     grid = (triton.cdiv(R, blocks["BM"]) * triton.cdiv(C, blocks["BN"]),)
     above_kernel[grid](
-        *given, threshold_C, words, R, C, width_16(given), n_words,
+        *terms, threshold_C, words, R, C, width_16(terms), n_words,
         SWIZZLE=SWIZZLE, **blocks, **launch,  # pyright: ignore
     )  # fmt: skip
     return words

@@ -1,9 +1,10 @@
 """The k largest positive entries of every row of x W^T + b, without keeping the others.
 
-A matmul in low precision, or a kernel that never writes its results, gives each row's likeliest
-candidates and an upper bound of all that it left out. The candidates are evaluated again in the
-operands' own precision. Where the bound is no larger than the k-th best of them the row is certified:
-its k largest are those of full precision, ties aside. The other rows are computed again in full.
+A matmul in low precision, or a kernel that never writes its product, gives each row's likeliest
+candidates and an upper bound of all entries that it left out. The candidates are evaluated again in x's
+own precision. A row is certified where the bound is no larger than the k-th best of them: its k largest
+entries are those of x's own precision, ties aside. Other rows are computed again in full
+(derivations.md, section 2).
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dictlearn_kernels import bounds, dispatch, fixed_point, selection
+from dictlearn_kernels import bounds, routes, selection
 from dictlearn_kernels.selection import Selection
-from dictlearn_kernels.topk_encode import cpu, reference
+from dictlearn_kernels.topk_encode import compiled, cpu, reference
 from dictlearn_kernels.topk_encode.groups import layout
 
 _rows = _flagged = 0
@@ -28,8 +29,8 @@ def topk_encode(
     """The k largest positive entries of every row, as CSR, columns ascending. No gradient.
 
     Entries at or below zero are left out even where a row has fewer than k others. Which of equal
-    entries is taken is not promised. `matmul_dtype` is a lower precision for the matmul; which entries
-    are taken, and their values, are those of x's own.
+    entries are taken is not promised. `matmul_dtype` is a lower precision for the matmul; the selected
+    entries and their values are those of x's own precision.
     """
     return _finished([_begun(x_RD, W_CD, b_C, k, matmul_dtype)])[0]
 
@@ -39,14 +40,15 @@ def topk_encode_each(
 ) -> Selection:
     """The same for every source s: row r of source s is row r * S + s.
 
-    How many rows must be computed again is asked once for all sources: a GPU is waited for once.
+    The number of rows to compute again is read once for all sources, since reading it synchronises
+    with the GPU.
     """
     begun = [_begun(x_RSD[:, s], W_SCD[s], b_SC[s], k, matmul_dtype) for s in range(len(W_SCD))]
     return selection.interleaved(_finished(begun))
 
 
 class _Unproven(NamedTuple):
-    """Of one matrix: the best candidates of every row, and which rows they may be wrong in."""
+    """The best candidates of every row of one product, and which rows they may be wrong in."""
 
     x_RD: Tensor
     W_CD: Tensor
@@ -56,55 +58,53 @@ class _Unproven(NamedTuple):
     flagged_R: Tensor
 
 
+@torch.no_grad()
 def _begun(
     x_RD: Tensor, W_CD: Tensor, b_C: Tensor, k: int, matmul_dtype: torch.dtype | None
 ) -> Selection | _Unproven:
     n_columns = len(W_CD)
     assert 0 <= k <= n_columns
-    dtype = matmul_dtype or x_RD.dtype
-    with torch.no_grad():
-        if len(x_RD) == 0 or k == 0:
-            return reference.topk_encode(x_RD, W_CD, b_C, k)
-        fixed = dtype == torch.int16 and fixed_point.serves(x_RD, W_CD)
-        if dtype == torch.int16:  # where it doesn't serve, float32 is next
-            dtype = x_RD.dtype
-        m = min(taken(k, dtype), n_columns)
-        loops = dtype == x_RD.dtype and _loops_serve(x_RD)
-        unserved = _unserved(x_RD, dtype, m, n_columns)
-        how = dispatch.choose("topk_encode", x_RD, unserved, loops, fixed)
-        if how == "fixed":
-            from dictlearn_kernels.topk_encode import compiled
+    operands = x_RD, W_CD, b_C
 
-            found = compiled.topk_encode_fixed(x_RD, W_CD, b_C, k)
-            if found is not None:
-                return found
-            how = dispatch.choose("topk_encode", x_RD, unserved, loops)
-        if how == "reference":
-            return reference.topk_encode(x_RD, W_CD, b_C, k)
-        if how == "compiled":
-            from dictlearn_kernels.topk_encode import compiled
+    def n_candidates(dtype: torch.dtype) -> int:
+        return min(taken(k, dtype), n_columns)
 
-            return compiled.topk_encode(x_RD, W_CD, b_C, k)
-        if how == "cpu" and not bounds.certifies(x_RD, dtype):
-            values_RK, columns_RK = cpu.dense(x_RD, W_CD, b_C, k)
-            return selection.of_positive(columns_RK, values_RK)
-        return _candidates(x_RD, W_CD, b_C, k, m, dtype, how)
+    def unserved(x: Tensor, dtype: torch.dtype) -> str | None:
+        m = n_candidates(dtype)
+        crowded = None if layout(m, n_columns) else f"{m} candidates of {n_columns} columns"
+        return routes.unserved(x, dtype) or crowded
+
+    def dense() -> Selection:
+        values_RK, columns_RK = cpu.dense(*operands, k)
+        return selection.of_positive(columns_RK, values_RK)
+
+    if k == 0:
+        return reference.topk_encode(*operands, k)
+    implementations: routes.Routes[Selection | _Unproven] = routes.Routes(
+        fixed=lambda: compiled.topk_encode_fixed(*operands, k),
+        loop=lambda: compiled.topk_encode(*operands, k),
+        dense=dense,
+        certified=lambda dtype, how: _candidates(*operands, k, n_candidates(dtype), dtype, how),
+        reference=lambda: reference.topk_encode(*operands, k),
+    )
+    return routes.select("topk_encode", x_RD, W_CD, matmul_dtype, implementations, unserved)
 
 
 def flagged() -> tuple[int, int]:
-    """(rows that had to be computed again in full, rows that were to be certified), until `forget`."""
+    """(rows that were computed again in full, rows that were to be certified) since `forget`."""
     return _flagged, _rows
 
 
 def forget() -> None:
+    """Sets both counts of `flagged` to zero."""
     global _rows, _flagged
     _rows = _flagged = 0
 
 
 def taken(k: int, dtype: torch.dtype) -> int:
-    """How many candidates let nearly every row be certified: the looser the bound, the more.
+    """The number of candidates that certifies nearly every row: a looser bound needs more of them.
 
-    scripts/selection_exactness.py measures what share is not, on real activations.
+    scripts/selection_exactness.py measures the share of other rows on real activations.
     """
     extra = {torch.float16: k // 4, torch.bfloat16: k}
     return k + 8 + extra.get(dtype, 0)
@@ -116,29 +116,31 @@ def _candidates(
     columns_RM, left_out_R = candidates(x_RD, W_CD, b_C, m, dtype, how)
     n_rows = len(x_RD)
     row_starts = torch.arange(n_rows + 1, device=x_RD.device) * m
-    places = columns_RM.clamp(min=0).flatten()
-    values_RM = bounds.at(x_RD, W_CD, b_C, row_starts, places).view(n_rows, m)
+    columns = columns_RM.clamp(min=0).flatten()
+    values_RM = bounds.at(x_RD, W_CD, b_C, row_starts, columns).view(n_rows, m)
     values_RM = values_RM.masked_fill(columns_RM < 0, -torch.inf)
     values_RK, order = values_RM.topk(k, dim=1)
     columns_RK = columns_RM.gather(1, order)
-    # Also true where anything is not a number: such rows are computed in full.
+    # This is true where anything is NaN, too: such rows are computed in full.
     flagged_R = ~(left_out_R <= values_RK[:, -1].clamp(min=0))
     return _Unproven(x_RD, W_CD, b_C, values_RK, columns_RK, flagged_R)
 
 
 @torch.no_grad()
 def _finished(begun: Sequence[Selection | _Unproven]) -> list[Selection]:
-    unproven = [one for one in begun if isinstance(one, _Unproven)]
+    unproven = [part for part in begun if isinstance(part, _Unproven)]
     if not unproven:
-        return [one for one in begun if not isinstance(one, _Unproven)]
-    counts = [torch.stack([one.flagged_R.sum(), (one.values_RK > 0).sum()]) for one in unproven]
-    known = iter(torch.stack(counts).tolist())
-    return [_proven(one, *next(known)) if isinstance(one, _Unproven) else one for one in begun]
+        return [part for part in begun if not isinstance(part, _Unproven)]
+    counts = [torch.stack([part.flagged_R.sum(), (part.values_RK > 0).sum()]) for part in unproven]
+    numbers = iter(torch.stack(counts).tolist())
+    return [
+        _proven(part, *next(numbers)) if isinstance(part, _Unproven) else part for part in begun
+    ]
 
 
-def _proven(one: _Unproven, n_flagged: int, n_positive: int) -> Selection:
+def _proven(unproven: _Unproven, n_flagged: int, n_positive: int) -> Selection:
     global _rows, _flagged
-    x_RD, W_CD, b_C, values_RK, columns_RK, flagged_R = one
+    x_RD, W_CD, b_C, values_RK, columns_RK, flagged_R = unproven
     _rows, _flagged = _rows + len(x_RD), _flagged + n_flagged
     if n_flagged == 0:
         return selection.of_positive(columns_RK, values_RK, n_positive)
@@ -152,7 +154,7 @@ def _proven(one: _Unproven, n_flagged: int, n_positive: int) -> Selection:
 def candidates(
     x_RD: Tensor, W_CD: Tensor, b_C: Tensor, m: int, dtype: torch.dtype, how: str
 ) -> tuple[Tensor, Tensor]:
-    """(columns [R, m], left_out [R]): likely winners, -1 for none, and a bound of all the others."""
+    """(columns [R, m] of likely winners, -1 for none; left_out [R], a bound of all other entries)."""
     if how == "triton":
         from dictlearn_kernels.topk_encode import triton
 
@@ -165,17 +167,3 @@ def _(
     x_RD: Tensor, W_CD: Tensor, b_C: Tensor, m: int, dtype: torch.dtype, how: str
 ) -> tuple[Tensor, Tensor]:
     return x_RD.new_empty((len(x_RD), m), dtype=torch.int64), x_RD.new_empty(len(x_RD))
-
-
-def _unserved(x_RD: Tensor, dtype: torch.dtype, m: int, n_columns: int) -> str | None:
-    if x_RD.dtype != torch.float32 or dtype not in bounds.KERNEL_DTYPES:
-        return f"{dtype} of {x_RD.dtype}"
-    return None if layout(m, n_columns) else f"{m} candidates of {n_columns} columns"
-
-
-def _loops_serve(x_RD: Tensor) -> bool:
-    if x_RD.device.type != "cpu" or torch.compiler.is_compiling():
-        return False
-    from dictlearn_kernels.topk_encode import compiled
-
-    return compiled.serves(x_RD)

@@ -1,15 +1,14 @@
-"""The k largest positive entries of every row, in two passes over pre-activations or bounds of them.
+"""The k largest positive entries of every row, in two passes over entries or upper bounds of them.
 
-The first finds a threshold that at least k entries reach: the k-th largest of the maxima of groups of
-columns. The second keeps what reaches it, which is little more than k. Both go by vectors, because
-float32 numbers above zero are ordered as the integers of their bits are, and those below zero as
-negative ones. Bounds come with the maxima of every few neighbours: both passes go over those, and only
-where one reaches the threshold are its neighbours looked at.
+The first pass finds a threshold that at least k entries reach: the k-th largest of the maxima of groups
+of columns. The second pass keeps the entries that reach it, which are a few more than k. Both passes
+compare vectors of integers: positive float32 numbers are ordered as the integers of their bits, and
+negative ones are negative integers. Tiles come with the maxima of their panels, so both passes go over
+these, and look at a panel's entries only where its maximum reaches the threshold.
 
-In fixed point no bound exceeds its entry by more than the row's spread. So the k entries with the
-largest bounds are no smaller than the k-th largest bound less the spread, and what has a lower bound
-than that cannot be selected: the little that is left is evaluated in float32, and no row needs a second
-look. Rows are taken a few at a time, whose bounds are in the cache when they are searched.
+In fixed point no bound exceeds its entry by more than the row's spread. So the k-th largest bound less
+the spread excludes what cannot be among the k largest. The few other entries are evaluated in float32,
+and no row needs a second look (derivations.md, section 3).
 """
 
 from __future__ import annotations
@@ -26,21 +25,19 @@ from torch import Tensor
 
 from dictlearn_kernels import fixed_point, selection, tiles
 from dictlearn_kernels.compiled import array, loop, sizes
+from dictlearn_kernels.dispatch import loops_serve
 from dictlearn_kernels.linear import passing
 from dictlearn_kernels.selection import Selection
 from dictlearn_kernels.threads import over
 from dictlearn_kernels.tiles import Tiled
+from dictlearn_kernels.vector import BIT, INT, LINE_BYTES, LONG, broadcast, fetch, load
 
-GROUPS_PER_PICK = 3  # so many groups for each entry that is looked for, where there are so many
+GROUPS_PER_PICK = 3  # groups for each of the k entries, where a row has enough columns
 WIDE = 16  # numbers whose comparisons are the bits of one word
-LANES = 64  # that are looked at together
-LANES_OF_MAXIMA = 16  # which are a few hundred
-INFINITY = 0x7F800000  # as an integer; above it nothing is a number
-ROUGH = 12  # bits that a first threshold may lack: it is then less by a 2,000th at most
-
-
-def serves(x_RD: Tensor) -> bool:
-    return x_RD.device.type == "cpu" and x_RD.dtype == torch.float32
+BLOCK = 64  # numbers that are compared before the next branch
+BLOCK_OF_MAXIMA = 16  # a row has a few hundred maxima
+INFINITY = 0x7F800000  # as an integer; the bits of NaN are above it
+ROUGH = 12  # low bits that a first threshold may lack: it is then too low by a 2,000th at most
 
 
 def topk_encode(x_RD: Tensor, W_CD: Tensor, b_C: Tensor, k: int) -> Selection:
@@ -52,15 +49,15 @@ def topk_encode(x_RD: Tensor, W_CD: Tensor, b_C: Tensor, k: int) -> Selection:
 
 
 def topk_encode_fixed(x_RD: Tensor, W_CD: Tensor, b_C: Tensor, k: int) -> Selection | None:
-    """The same by bounds in fixed point; None where the operands don't go into it."""
-    of = fixed_point.bounded(x_RD, W_CD, b_C)
-    return None if of is None else largest_in_tiles(of, k)
+    """The same by bounds in fixed point; None where the operands do not fit it."""
+    tiled = fixed_point.bounded(x_RD, W_CD, b_C)
+    return None if tiled is None else largest_in_tiles(tiled, k)
 
 
 def largest(pre_RC: Tensor, k: int) -> Selection:
     """The k largest positive entries of every row of a float32 matrix, as CSR."""
     n_rows = sizes(pre_RC=pre_RC)["R"]
-    if not serves(pre_RC):
+    if not loops_serve(pre_RC):
         raise ValueError(f"pre_RC is {pre_RC.dtype} on {pre_RC.device}: want float32 on a CPU")
     bits = array(pre_RC.view(torch.int32))
     return _collected(
@@ -68,26 +65,28 @@ def largest(pre_RC: Tensor, k: int) -> Selection:
     )
 
 
-def largest_in_tiles(of: Tiled, k: int) -> Selection:
-    """The same of a product, a few rows of which are searched at a time."""
-    of.check()
+def largest_in_tiles(tiled: Tiled, k: int) -> Selection:
+    """The k largest positive entries of every row of a product, searched strip by strip, as CSR."""
+    tiled.check()
 
     def search(values: Any, columns: Any, counts: Any) -> None:
         def part(low: int, high: int) -> None:
-            for strip in tiles.strips(of, low, high):
+            for strip in tiles.strips(tiled, low, high):
                 bits = strip.upper.view(np.int32), strip.maxima.view(np.int32)
-                _contenders(*bits, k, of.spread_R[strip.rows], strip.starts, strip.columns)
+                spread = tiled.spread_R[strip.rows]
+                _contenders(*bits, k, spread, strip.starts, strip.columns)
                 strip.evaluate()
-                of_rows = (out[strip.rows] for out in (values, columns, counts))
-                _largest_of(strip.entries.view(np.int32), strip.starts, strip.columns, k, *of_rows)
+                entries = strip.entries.view(np.int32), strip.starts, strip.columns
+                out = values[strip.rows], columns[strip.rows], counts[strip.rows]
+                _largest_of(*entries, k, *out)
 
-        over(of.n_tiles, part)
+        over(tiled.n_tiles, part)
 
-    return _collected(len(of.operands[0]), k, search)
+    return _collected(len(tiled.operands[0]), k, search)
 
 
 def _collected(n_rows: int, k: int, search: Callable[..., object]) -> Selection:
-    """What `search` writes into the bits of values, columns and counts: [R, k] twice and [R]."""
+    """What `search` writes into the bits of values [R, k], columns [R, k] and counts [R], as CSR."""
     if k < 1:
         raise ValueError(f"k={k}: want 1 or more")
     values_RK = torch.empty(n_rows, k)
@@ -97,68 +96,69 @@ def _collected(n_rows: int, k: int, search: Callable[..., object]) -> Selection:
     row_starts = selection.starts(counts_R)
     if int(row_starts[-1]) == n_rows * k:
         return row_starts, columns_RK.flatten(), values_RK.flatten()
-    taken = torch.arange(k) < counts_R[:, None]
-    return row_starts, columns_RK[taken], values_RK[taken]
+    written = torch.arange(k) < counts_R[:, None]
+    return row_starts, columns_RK[written], values_RK[written]
 
 
 @loop
 def _largest(low, high, bits, k, values, columns, counts):
-    kept, places, memory, word = _memory(bits.shape[1], k)
+    kept, positions, memory, word = _memory(bits.shape[1], k)
     for r in range(low, high):
         threshold = _threshold(bits[r], k, np.float32(0), memory, word)
-        n = _reaching(bits[r], threshold, kept, places)
-        counts[r] = _taken(kept, places, n, k, values[r], columns[r])
+        n = _reaching(bits[r], threshold, kept, positions)
+        counts[r] = _take(kept, positions, n, k, values[r], columns[r])
 
 
 @loop
 def _contenders(bits, maxima, k, spread, starts, columns):
-    """Which entries of every row may be among its k largest, by the bits of their bounds."""
-    of_panel = bits.shape[2]
-    kept, places, memory, word = _memory(len(bits) * of_panel, k)
+    """The entries of every row that may be among its k largest, by the bits of their bounds."""
+    panel_columns = bits.shape[2]
+    kept, positions, memory, word = _memory(len(bits) * panel_columns, k)
     largest, panels = np.empty(maxima.shape[1], np.int32), np.empty(maxima.shape[1], np.int64)
     starts[0] = 0
     for r in range(len(spread)):
         threshold = _threshold_of_maxima(maxima[r], k, spread[r], memory, word)
-        n_near = _reaching_of_maxima(maxima[r], threshold, largest, panels)
-        for i in range(n_near):
-            place = bits[panels[i], r].ctypes.data
-            for line in range(0, of_panel * bits.itemsize, 64):
-                tiles.fetch(place + line)  # pyright: ignore
+        n_panels = _reaching_of_maxima(maxima[r], threshold, largest, panels)
+        for i in range(n_panels):
+            first = bits[panels[i], r].ctypes.data
+            for line in range(0, panel_columns * bits.itemsize, LINE_BYTES):
+                fetch(first + line)  # pyright: ignore
         n = 0
-        for i in range(n_near):
+        for i in range(n_panels):
             panel = panels[i]
-            for first in range(0, of_panel, WIDE):
+            for first in range(0, panel_columns, WIDE):
                 reached = _reaching_mask(bits[panel, r, first:].ctypes.data, threshold)  # pyright: ignore
                 while reached:
-                    j = first + _lowest(reached)  # pyright: ignore
-                    kept[n], places[n] = bits[panel, r, j], panel * of_panel + j
+                    j = first + _lowest_bit(reached)  # pyright: ignore
+                    kept[n], positions[n] = bits[panel, r, j], panel * panel_columns + j
                     n += 1
                     reached &= reached - 1
-        # What the groups' maxima say is a little too low.
+        # The threshold of the groups' maxima is a little too low: this one is exact.
         threshold = max(1, _less(_kth_largest(kept, n, k, 0), spread[r], word)) if n > k else 1
         end = starts[r]
         for i in range(n):
-            columns[end] = places[i]
+            columns[end] = positions[i]
             end += kept[i] >= threshold
         starts[r + 1] = end
 
 
 @loop
-def _largest_of(bits, starts, places, k, values, columns, counts):
+def _largest_of(bits, starts, positions, k, values, columns, counts):
+    """The k largest of each row's entries from starts[r] to starts[r + 1] - 1."""
     kept = np.empty(len(bits) + WIDE, np.int32)
     for r in range(len(counts)):
         n = 0
         first = starts[r]
         for i in range(first, starts[r + 1]):
-            kept[n], places[first + n] = bits[i], places[i]
+            kept[n], positions[first + n] = bits[i], positions[i]
             n += bits[i] > 0
-        counts[r] = _taken(kept, places[first:], n, k, values[r], columns[r])
+        counts[r] = _take(kept, positions[first:], n, k, values[r], columns[r])
 
 
 @loop
 def _memory(n_columns, k):
-    """(kept, places, memory, word) that the searches of all rows share."""
-    room = max(n_columns, GROUPS_PER_PICK * k) + LANES
+    """(kept, positions, memory, word) that the searches of all rows share."""
+    room = max(n_columns, GROUPS_PER_PICK * k) + BLOCK
     return (
         np.empty(room, np.int32),
         np.empty(room, np.int64),
@@ -167,72 +167,73 @@ def _memory(n_columns, k):
     )
 
 
-def _threshold_by(lanes: int) -> Any:
+def _threshold_by(block: int) -> Any:
     @loop
     def threshold(bits, k, spread, memory, word):
-        """The bits of a number above zero that no entry is below which `spread` more would bring among
-        the k largest: their k-th largest or a little less, less the spread.
+        """The bits of a positive number: an entry below it plus `spread` is not among the k largest.
+
+        It is the k-th largest entry or a little less, less the spread.
         """
-        n_blocks = len(bits) // lanes
-        n_groups = min((GROUPS_PER_PICK * k + lanes - 1) // lanes, n_blocks)
-        if n_groups * lanes < k:
+        n_blocks = len(bits) // block
+        n_groups = min((GROUPS_PER_PICK * k + block - 1) // block, n_blocks)
+        if n_groups * block < k:
             return np.int32(1)
-        blocks = bits[: n_blocks * lanes].reshape(n_blocks, lanes)
-        groups = memory[: n_groups * lanes].reshape(n_groups, lanes)
+        blocks = bits[: n_blocks * block].reshape(n_blocks, block)
+        groups = memory[: n_groups * block].reshape(n_groups, block)
         groups[:] = 0
         for first in range(0, n_blocks, n_groups):
             for group in range(min(n_groups, n_blocks - first)):
-                for j in range(lanes):
+                for j in range(block):
                     x = blocks[first + group, j]
                     groups[group, j] = x if x > groups[group, j] else groups[group, j]
-        reached = _kth_largest(memory, n_groups * lanes, k, ROUGH)
+        reached = _kth_largest(memory, n_groups * block, k, ROUGH)
         return max(np.int32(1), _less(reached, spread, word))
 
     return threshold
 
 
-def _reaching_by(lanes: int) -> Any:
+def _reaching_by(block: int) -> Any:
     @loop
-    def reaching(bits, threshold, kept, places):
-        """Keeps the numbers that reach the threshold: how many."""
-        n, n_blocks = 0, len(bits) // lanes
-        blocks = bits[: n_blocks * lanes].reshape(n_blocks, lanes)
-        for block in range(n_blocks):
+    def reaching(bits, threshold, kept, positions):
+        """Keeps the numbers that reach the threshold, and returns their count."""
+        n, n_blocks = 0, len(bits) // block
+        blocks = bits[: n_blocks * block].reshape(n_blocks, block)
+        for b in range(n_blocks):
             reached = np.int32(0)
-            for j in range(lanes):
-                reached |= np.int32(blocks[block, j] >= threshold)
+            for j in range(block):
+                reached |= np.int32(blocks[b, j] >= threshold)
             if reached:
-                for j in range(lanes):
-                    x = blocks[block, j]
+                for j in range(block):
+                    x = blocks[b, j]
                     if x >= threshold:
-                        kept[n], places[n] = x, block * lanes + j
+                        kept[n], positions[n] = x, b * block + j
                         n += 1
-        for i in range(n_blocks * lanes, len(bits)):
+        for i in range(n_blocks * block, len(bits)):
             if bits[i] >= threshold:
-                kept[n], places[n] = bits[i], i
+                kept[n], positions[n] = bits[i], i
                 n += 1
         return n
 
     return reaching
 
 
-_threshold, _reaching = _threshold_by(LANES), _reaching_by(LANES)
-_threshold_of_maxima = _threshold_by(LANES_OF_MAXIMA)
-_reaching_of_maxima = _reaching_by(LANES_OF_MAXIMA)
+_threshold, _reaching = _threshold_by(BLOCK), _reaching_by(BLOCK)
+_threshold_of_maxima = _threshold_by(BLOCK_OF_MAXIMA)
+_reaching_of_maxima = _reaching_by(BLOCK_OF_MAXIMA)
 
 
 @loop
 def _less(bits, spread, word):
-    """The bits of the number of these bits, less `spread`."""
+    """The bits of the number with these bits, less `spread`."""
     word[0] = bits
     word.view(np.float32)[0] -= spread
     return word[0]
 
 
 @loop
-def _taken(kept, places, n, k, values, columns):
-    """Writes the k largest of the first n, in the order they come in: how many there are."""
-    ties = 0  # that may still be taken
+def _take(kept, positions, n, k, values, columns):
+    """Writes the k largest of the first n, in their order, and returns their count."""
+    ties = 0  # entries equal to the threshold that may still be taken
     threshold = np.int32(0)
     if n > k:
         threshold = _kth_largest(kept, n, k, 0)
@@ -247,68 +248,64 @@ def _taken(kept, places, n, k, values, columns):
             if ties < 0:
                 continue
         if x >= threshold and x <= INFINITY:
-            values[count], columns[count] = x, places[i]
+            values[count], columns[count] = x, positions[i]
             count += 1
     return count
 
 
 @loop
 def _kth_largest(numbers, n, k, lowest):
-    """Of the first n, none below zero, a bit at a time; the `lowest` bits are left out.
+    """The k-th largest of the first n numbers, none negative, bit by bit; it lacks the `lowest` bits.
 
-    What comes after them is overwritten with zeros, up to a whole vector.
+    The numbers after them are overwritten with zeros, up to a whole vector.
     """
     numbers[n : n + -n % WIDE] = 0
     first = numbers.ctypes.data
-    found = np.int32(0)
+    kth = np.int32(0)
     for bit in range(30, lowest - 1, -1):
-        higher = found | np.int32(1 << bit)
+        higher = kth | np.int32(1 << bit)
         reaching = 0
         for i in range(0, n, WIDE):
             reaching += _n_reaching(first + i * numbers.itemsize, higher)  # pyright: ignore
         if reaching >= k:
-            found = higher
-    return found
+            kth = higher
+    return kth
 
 
-_i1, _i32, _i64 = (ir.IntType(n) for n in (1, 32, 64))
-_ints = ir.VectorType(_i32, WIDE)
+_WIDE_INTS = ir.VectorType(INT, WIDE)
 
 
-def _which_reach(builder, place, threshold):
-    numbers = builder.load(builder.inttoptr(place, _ints.as_pointer()), align=4)
-    nothing = ir.Constant(_ints, ir.Undefined)
-    first = builder.insert_element(nothing, threshold, ir.Constant(_i32, 0))
-    everywhere = builder.shuffle_vector(first, nothing, ir.Constant(_ints, [0] * WIDE))
-    reach = builder.icmp_signed(">=", numbers, everywhere)
+def _which_reach(builder, address, threshold):
+    numbers = load(builder, address, _WIDE_INTS)
+    reach = builder.icmp_signed(">=", numbers, broadcast(builder, threshold, _WIDE_INTS))
     return builder.bitcast(reach, ir.IntType(WIDE))
 
 
 @intrinsic
-def _reaching_mask(typingctx, place, threshold):
-    """A bit for each of WIDE int32 at an address: whether it is no less than the threshold."""
+def _reaching_mask(typingctx, address, threshold):
+    """A bit for each of the WIDE int32 at an address: whether it is at least the threshold."""
 
     def generate(context, builder, signature, arguments):
-        return builder.zext(_which_reach(builder, *arguments), _i32)
+        return builder.zext(_which_reach(builder, *arguments), INT)
 
     return types.int32(types.intp, types.int32), generate
 
 
 @intrinsic
-def _n_reaching(typingctx, place, threshold):
-    """How many of them are."""
+def _n_reaching(typingctx, address, threshold):
+    """The number of bits that `_reaching_mask` would set."""
 
     def generate(context, builder, signature, arguments):
-        return builder.zext(builder.ctpop(_which_reach(builder, *arguments)), _i64)
+        return builder.zext(builder.ctpop(_which_reach(builder, *arguments)), LONG)
 
     return types.int64(types.intp, types.int32), generate
 
 
 @intrinsic
-def _lowest(typingctx, mask):
-    """The place of the lowest bit of an int32 that has any."""
+def _lowest_bit(typingctx, mask):
+    """The position of the lowest bit that is set in an int32 other than zero."""
 
     def generate(context, builder, signature, arguments):
-        return builder.zext(builder.cttz(arguments[0], ir.Constant(_i1, 1)), _i64)
+        return builder.zext(builder.cttz(arguments[0], ir.Constant(BIT, 1)), LONG)
 
     return types.int64(types.int32), generate

@@ -1,4 +1,4 @@
-"""The largest entries of every row by a dense matmul and two short searches."""
+"""The largest entries of every row, by torch: a dense matmul and two short searches."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from torch import Tensor
 from dictlearn_kernels import bounds
 from dictlearn_kernels.linear import passing
 
-# scripts/bench_selection.py: groups of so many columns, and where they pay.
-GROUP = 8
-GROUPED_FROM = 2048  # columns
-GROUPS_PER_PICK = 2  # at least so many groups for each entry that is looked for
+# Measured by scripts/bench_selection.py.
+GROUP = 8  # columns
+GROUPED_FROM = 2048  # the fewest columns for which groups are faster
+GROUPS_PER_PICK = 2  # the fewest groups for each of the k entries
 
 
 def largest(pre_RC: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """(values, columns) [R, k] of the k largest entries of every row, the largest first.
 
-    In wide rows the k columns' groups with the largest maxima are found first: a group that holds one
-    of the k largest entries has a maximum no smaller, so nothing outside these can be missed, except
-    an equal. Groups are strided, so that a group's maximum is a maximum over contiguous slices.
+    In wide rows a first search finds the k groups of columns with the largest maxima. A group that holds
+    one of the k largest entries has a maximum at least as large, so other groups hold nothing but ties.
+    A group's columns are n_groups apart, so that all maxima come from contiguous slices.
     """
     R, C = pre_RC.shape
     n_groups = C // GROUP

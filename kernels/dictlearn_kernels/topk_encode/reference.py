@@ -1,4 +1,4 @@
-"""The plain specification: a dense matmul and a full sort of every row."""
+"""The specification of topk_encode: a dense matmul and a full sort of every row."""
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from dictlearn_kernels.selection import Selection
 
 
 def topk_encode(x_RD: Tensor, W_CD: Tensor, b_C: Tensor, k: int) -> Selection:
-    """Of equal entries the lowest column is taken; the fast paths promise their value alone."""
+    """Equal entries are taken from the lowest column on; fast paths promise only their value."""
     pre_RC = torch.addmm(b_C, x_RD, W_CD.T)
     values_RC, columns_RC = pre_RC.sort(dim=1, descending=True, stable=True)
     return selection.of_positive(columns_RC[:, :k], values_RC[:, :k])

@@ -13,14 +13,14 @@ from dictlearn_kernels import bounds
 from dictlearn_kernels.shipped import Variant
 from dictlearn_kernels.topk_encode.groups import LAYOUTS, layout
 
-NONE = tl.constexpr(-(2**31))  # below the key of every number
-SWIZZLE = 8  # column tiles that share their rows of x in the cache
+NONE = tl.constexpr(-(2**31))  # less than the key of any number
+SWIZZLE = 8  # tiles of columns that share their rows of x in the cache
 OPERANDS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
 @triton.jit
 def tile_of(pid, R, C, BM: tl.constexpr, BN: tl.constexpr, SWIZZLE: tl.constexpr):
-    """(row tile, column tile): programs that run together share columns first."""
+    """(row tile, column tile). Programs that run together share their columns first."""
     n_rows = tl.cdiv(R, BM)
     n_columns = tl.cdiv(C, BN)
     first = pid // (SWIZZLE * n_rows) * SWIZZLE
@@ -34,10 +34,10 @@ def upper_tile(
     rm, rn, R, C, D_16,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """Upper bounds of x W^T + b at rows rm and columns rn, float32 [BM, BN]; inf for no number.
+    """Upper bounds of x W^T + b at rows rm and columns rn, float32 [BM, BN]; inf where one is NaN.
 
-    The width comes in sixteens, so that the compiler knows that rows are aligned: loaded number by
-    number, 16-bit tiles would not fit in registers.
+    D_16 is the width in units of 16 numbers, so that the compiler knows that rows are aligned: 16-bit
+    tiles would not fit in registers if they were loaded number by number.
     """
     D = D_16 * 16
     row = rm < R
@@ -67,10 +67,10 @@ def top_of_groups_kernel(
     GROUP: tl.constexpr, KEPT: tl.constexpr, SWIZZLE: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """keys [R, n_groups, KEPT], the largest first, each an upper bound and its column in its group.
+    """Writes keys [R, n_groups, KEPT], the largest first: an upper bound and its column in its group.
 
-    A key is the bound's float32 as an integer that is ordered alike; its low bits are replaced by the
-    column, counted from the end so that of equal bounds the lowest column is the largest key.
+    A key is the bound's float32 as an integer in the same order. Its low bits hold the column, counted
+    from the group's end, so that among equal bounds the lowest column has the largest key.
     """
     tile_m, tile_n = tile_of(tl.program_id(0), R, C, BM, BN, SWIZZLE)  # pyright: ignore
     rm = tile_m * BM + tl.arange(0, BM)
@@ -84,35 +84,35 @@ def top_of_groups_kernel(
     key = tl.where((rn < C)[None, :], key, NONE)
     key = tl.reshape(key, (BM, BN // GROUP, GROUP))
     group = tile_n * (BN // GROUP) + tl.arange(0, BN // GROUP)
-    place = (rm.to(tl.int64)[:, None] * n_groups + group[None, :]) * KEPT
+    position = (rm.to(tl.int64)[:, None] * n_groups + group[None, :]) * KEPT
     mask = (rm < R)[:, None] & (group < n_groups)[None, :]
     for t in tl.static_range(KEPT):
         best = tl.max(key, 2)
-        tl.store(key_ptr + place + t, best, mask=mask)
+        tl.store(key_ptr + position + t, best, mask=mask)
         key = tl.where(key == best[:, :, None], NONE, key)
 
 
 def candidates(
     x_RD: Tensor, W_CD: Tensor, b_C: Tensor, m: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """(columns [R, m], left_out [R]): likely winners, -1 for none, and a bound of all the others."""
+    """(columns [R, m] of likely winners, -1 for none; left_out [R], a bound of all other entries)."""
     R, C = len(x_RD), len(W_CD)
-    found = layout(m, C)
-    assert found is not None
-    n_groups = -(-C // found.group)
-    keys = torch.empty(R, n_groups, found.kept, dtype=torch.int32, device=x_RD.device)
+    groups = layout(m, C)
+    assert groups is not None
+    n_groups = -(-C // groups.group)
+    keys = torch.empty(R, n_groups, groups.kept, dtype=torch.int32, device=x_RD.device)
     blocks, launch = config(dtype)
-    given = aligned(bounds.terms(x_RD, W_CD, b_C, dtype))
+    terms = aligned(bounds.terms(x_RD, W_CD, b_C, dtype))
     grid = (triton.cdiv(R, blocks["BM"]) * triton.cdiv(C, blocks["BN"]),)
     top_of_groups_kernel[grid](
-        *given, keys, R, C, width_16(given), n_groups,
-        GROUP=found.group, KEPT=found.kept, SWIZZLE=SWIZZLE, **blocks, **launch,  # pyright: ignore
+        *terms, keys, R, C, width_16(terms), n_groups,
+        GROUP=groups.group, KEPT=groups.kept, SWIZZLE=SWIZZLE, **blocks, **launch,  # pyright: ignore
     )  # fmt: skip
-    return _first(keys, m, found.group)
+    return _best(keys, m, groups.group)
 
 
 def aligned(terms: bounds.Terms) -> bounds.Terms:
-    """The same with zeros at the end of rows, up to a multiple of 16."""
+    """The terms with zeros at the end of rows, up to a multiple of 16."""
     pad = (0, -terms.x_RD.shape[1] % 16)
     if pad == (0, 0):
         return terms
@@ -124,14 +124,14 @@ def width_16(terms: bounds.Terms) -> int:
     return terms.x_RD.shape[1] // 16
 
 
-def _first(keys_RGT: Tensor, m: int, group: int) -> tuple[Tensor, Tensor]:
-    """The m largest keys' columns and a bound of whatever has no place among them."""
+def _best(keys_RGT: Tensor, m: int, group: int) -> tuple[Tensor, Tensor]:
+    """The columns of the m largest keys, and a bound of all entries that are not among them."""
     R, _, kept = keys_RGT.shape
     keys = keys_RGT.flatten(1)
-    best, places = keys.topk(min(m + 1, keys.shape[1]), dim=1)
-    columns = places[:, :m] // kept * group + (group - 1 - (best[:, :m] & (group - 1)))
+    best, positions = keys.topk(min(m + 1, keys.shape[1]), dim=1)
+    columns = positions[:, :m] // kept * group + (group - 1 - (best[:, :m] & (group - 1)))
     columns = columns.masked_fill(best[:, :m] == NONE.value, -1)
-    # What a group could not keep is no larger than the last it kept.
+    # An entry that a group did not keep is no larger than the last one that it kept.
     hidden = keys_RGT[:, :, -1].amax(1) if kept < group else best.new_full((R,), NONE.value)
     if best.shape[1] > m:
         hidden = torch.maximum(hidden, best[:, m])
@@ -144,9 +144,9 @@ def _first(keys_RGT: Tensor, m: int, group: int) -> tuple[Tensor, Tensor]:
 def config(dtype: torch.dtype) -> tuple[dict[str, int], dict[str, int]]:
     """(blocks, launch): tiles as large as registers hold.
 
-    16-bit operands go to tensor cores: with 128 x 128 the epilogue stays in registers (128 x 256 does
-    not) and two programs share a multiprocessor, the one multiplying while the other selects. float32
-    is multiplied by the ordinary units, which need registers for the operands too.
+    Tensor cores multiply 16-bit operands: the epilogue of 128 x 128 stays in registers (that of 128 x
+    256 does not), and two programs share a multiprocessor, one of which multiplies while the other
+    selects. Ordinary units multiply float32, and need registers for the operands too.
     """
     if dtype == torch.float32:
         return {"BM": 64, "BN": 128, "BK": 32}, {"num_warps": 8, "num_stages": 2}
@@ -154,7 +154,7 @@ def config(dtype: torch.dtype) -> tuple[dict[str, int], dict[str, int]]:
 
 
 def operands(dtype: torch.dtype) -> dict[str, str]:
-    """The signature of the arguments that every kernel here begins with."""
+    """The signature of the arguments that selection kernels begin with."""
     low = f"*{OPERANDS[dtype]}"
     rest = ("over_ptr", "reach_ptr", "norm_ptr", "error_ptr", "bias_ptr")
     return {"x_ptr": low, "w_ptr": low, **dict.fromkeys(rest, "*fp32")}

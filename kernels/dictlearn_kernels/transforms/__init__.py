@@ -1,9 +1,9 @@
 """y = sum of value * U_t V_t x over a token's active transforms, and the norms ||U_t V_t||_F.
 
-Transforms of equal rank are stored together: U and V are sequences of [n, rank, D] tensors, row k of
-U_t a direction written and row k of V_t the direction it reads. Columns of a pattern number the
-transforms through the sequence. Only stored (token, transform) pairs are computed, a transform's
-tokens together; past a measured density all of them are, in two large matrix products.
+U and V are sequences of [n, rank, D] tensors, with transforms of equal rank in one tensor. Row k of V_t
+is a direction that the transform reads, and row k of U_t the direction that it writes for it. A
+pattern's columns number the transforms through the sequence. Only stored (token, transform) pairs are
+computed, a transform's tokens together; above a measured density all pairs are, in two large matmuls.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dictlearn_kernels.pattern import Pattern
 from dictlearn_kernels.transforms import cpu, reference
 from dictlearn_kernels.weight_grad import collecting
 
-# scripts/bench_transforms.py: above this fraction of stored pairs, computing all of them wins.
+# Computing all pairs is faster above these fractions of stored ones (scripts/bench_transforms.py).
 DENSE_ABOVE, DENSE_ABOVE_LOOPS = 0.3, 0.75
 SERVED = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -32,11 +32,11 @@ def transform(
     V: Sequence[Tensor],
     recompute: bool = False,
 ) -> Tensor:
-    """Sum over a row's stored entries of value * U_t V_t x: [R, D].
+    """The sums of value * U_t V_t x over each row's stored entries: [R, D].
 
-    Differentiable in `values` [nnz], x, U and V; all sums run in a fixed order, so two runs agree to
-    the bit. `recompute` gives up V x after the forward pass and computes it again in the backward
-    pass: memory then doesn't grow with the number of active ranks.
+    Differentiable in `values` [nnz], x, U and V. All sums run in a fixed order, so two runs agree to the
+    bit. `recompute` drops V x after the forward pass and computes it again in the backward pass, so that
+    memory doesn't grow with the number of active ranks.
     """
     assert pattern.n_columns == sum(len(U_g) for U_g in U) == sum(len(V_g) for V_g in V)
     loops = _loops_serve(values, x_RD, U, V)
@@ -52,14 +52,15 @@ def transform(
         order, starts = pattern.by_column
     inputs = [values, x_RD, *U, *V]
     keep = not recompute and torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
-    place = pattern.row_starts, pattern.columns, order, starts
-    return _forward(values, x_RD, list(U), list(V), *place, chosen, keep)[0]
+    positions = pattern.row_starts, pattern.columns, order, starts
+    return _forward(values, x_RD, list(U), list(V), *positions, chosen, keep)[0]
 
 
 def gram_norms(U: Sequence[Tensor], V: Sequence[Tensor]) -> Tensor:
     """||U_t V_t||_F of every transform: [C], differentiable.
 
-    By <U U', V V'> over the rank, never a D x D matrix. A map that is exactly zero has no gradient.
+    Two Gram matrices of rank x rank give it, without a D x D matrix (derivations.md, section 4). A map
+    that is exactly zero has no gradient.
     """
     squares = torch.cat([_squared_norms(U_g, V_g) for U_g, V_g in zip(U, V, strict=True)])
     return squares.clamp_min(torch.finfo(squares.dtype).tiny).sqrt()
@@ -70,7 +71,7 @@ def _squared_norms(U_CKD: Tensor, V_CKD: Tensor) -> Tensor:
 
 
 def unserved(values: Tensor, x_RD: Tensor, U: Sequence[Tensor], V: Sequence[Tensor]) -> str | None:
-    """Why no kernel of ours serves these tensors; None where one does."""
+    """Why no kernel of Triton serves these tensors; None where one does."""
     dtypes = {t.dtype for t in (values, x_RD, *U, *V)}
     if len(dtypes) > 1:
         return f"tensors of different dtypes ({', '.join(sorted(map(str, dtypes)))})"
@@ -101,7 +102,7 @@ def _forward(
     chosen: str,
     keep: bool,
 ) -> tuple[Tensor, Tensor]:
-    """(y, V x), the second empty unless it is kept. `chosen`: dense, compiled, cpu or triton."""
+    """(y, V x or an empty tensor unless `keep`). `chosen` is dense, compiled, cpu or triton."""
     pattern = _pattern(row_starts, columns, order, column_starts, U)
     match chosen:
         case "triton":
@@ -142,21 +143,21 @@ def _backward(
     chosen: str,
     wants_x: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(g_values, g_x or an empty tensor, g_U, g_V), the last two [all ranks, D]."""
+    """(g_values, g_x or an empty tensor, g_U, g_V). The last two are [all ranks, D]."""
     pattern = _pattern(row_starts, columns, order, column_starts, U)
-    given = pattern, values, x_RD, U, V, hidden, g_RD.contiguous(), wants_x
+    inputs = pattern, values, x_RD, U, V, hidden, g_RD.contiguous(), wants_x
     if chosen == "triton":
         from dictlearn_kernels.transforms import triton
 
-        g_values, g_x, g_U, g_V = triton.backward(*given)
+        g_values, g_x, g_U, g_V = triton.backward(*inputs)
     else:
         g_U, g_V = (x_RD.new_empty(_n_ranks(maps), x_RD.shape[1]) for maps in (U, V))
         into = cpu.split(g_U, U), cpu.split(g_V, V)
-        g_values, g_x = _backward_on_a_cpu(chosen, *given, *into)
+        g_values, g_x = _backward_on_a_cpu(chosen, *inputs, *into)
     return g_values, x_RD.new_empty(0) if g_x is None else g_x, g_U, g_V
 
 
-def _backward_on_a_cpu(chosen: str, *given: Any) -> tuple[Tensor, Tensor | None]:
+def _backward_on_a_cpu(chosen: str, *inputs: Any) -> tuple[Tensor, Tensor | None]:
     match chosen:
         case "compiled":
             from dictlearn_kernels.transforms.compiled import backward
@@ -164,7 +165,7 @@ def _backward_on_a_cpu(chosen: str, *given: Any) -> tuple[Tensor, Tensor | None]
             backward = cpu.backward_dense
         case _:
             backward = cpu.backward_grouped
-    return backward(*given)
+    return backward(*inputs)
 
 
 @_backward.register_fake
@@ -208,20 +209,20 @@ def _gradients(ctx: Any, g_RD: Tensor | None, _: Tensor | None) -> tuple[Any, ..
     values, x_RD, *rest = ctx.saved_tensors
     hidden = rest.pop() if ctx.keep else None
     U, V, rest = rest[: ctx.n_maps], rest[ctx.n_maps : 2 * ctx.n_maps], rest[2 * ctx.n_maps :]
-    place = rest if len(rest) == 4 else [*rest, None, None]
+    positions = rest if len(rest) == 4 else [*rest, None, None]
     collector = collecting(*U, *V)
     if collector is not None and ctx.chosen != "triton":
-        rooms = [collector.room(p) for p in (*U, *V)]
-        row_starts, columns, order, starts = place
+        buffers = [collector.buffer(p) for p in (*U, *V)]
+        row_starts, columns, order, starts = positions
         pattern = _pattern(row_starts, columns, order, starts, U)
-        given = pattern, values, x_RD, U, V, hidden, g_RD.contiguous(), ctx.wants_x
-        into = rooms[: len(U)], rooms[len(U) :]
-        g_values, g_x = _backward_on_a_cpu(ctx.chosen, *given, *into)
-        for p, g_p in zip((*U, *V), rooms, strict=True):
+        inputs = pattern, values, x_RD, U, V, hidden, g_RD.contiguous(), ctx.wants_x
+        into = buffers[: len(U)], buffers[len(U) :]
+        g_values, g_x = _backward_on_a_cpu(ctx.chosen, *inputs, *into)
+        for p, g_p in zip((*U, *V), buffers, strict=True):
             collector.add_dense(p, g_p)
         return g_values, g_x, nothing, nothing, *(None,) * 6
     g_values, g_x, g_U, g_V = _backward(
-        g_RD, values, x_RD, U, V, *place, hidden, ctx.chosen, ctx.wants_x
+        g_RD, values, x_RD, U, V, *positions, hidden, ctx.chosen, ctx.wants_x
     )
     maps = cpu.split(g_U, U), cpu.split(g_V, V)
     return g_values, g_x if ctx.wants_x else None, *maps, *(None,) * 6

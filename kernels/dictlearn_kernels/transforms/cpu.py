@@ -1,8 +1,9 @@
-"""A few calls of torch for each transform's tokens together, or all transforms on all tokens.
+"""Transforms by torch: each on its own tokens together (grouped), or all on all tokens (dense).
 
-What a call keeps for its backward pass is V x, flat: of every stored entry in the order of
-`Pattern.by_column`, as many numbers as its transform has ranks; on the dense route of every token,
-one place of the sequence after the other. Gradients of U and V are written where the caller says.
+A call keeps V x for its backward pass, flat (`hidden`). The grouped route has a number for each stored
+entry, in the order of `Pattern.by_column`, and each rank of its transform. The dense route has one for
+each token and rank, tensor by tensor of the sequence. Gradients of U and V are written into the
+caller's tensors.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from dictlearn_kernels.pattern import Pattern
 
-# --- a transform's tokens together ------------------------------------------------------------
+# --- grouped ------------------------------------------------------------------------------------
 
 
 class _Work:
@@ -31,7 +32,7 @@ class _Work:
         self.U, self.V = _one_by_one(U), _one_by_one(V)
 
     def hidden(self, flat: Tensor) -> list[Tensor]:
-        """Of what is kept, each transform's [M, K]."""
+        """Each transform's part of V x: [M, K]."""
         parts = flat.split(self.sizes)
         return [part.view(-1, rank) for part, rank in zip(parts, self.ranks, strict=True)]
 
@@ -47,7 +48,7 @@ def forward_grouped(
     for t, h_MK in enumerate(work.hidden(flat)):
         rows = work.rows[t]
         torch.mm(x_RD.index_select(0, rows), work.V[t].T, out=h_MK)
-        # A transform has a token once, so this adds without collisions.
+        # A transform has each token at most once, so no two rows are added to one.
         y_RD.index_add_(0, rows, (work.values[t] * h_MK) @ work.U[t])
     return y_RD, flat
 
@@ -65,7 +66,7 @@ def backward_grouped(
     g_U: Sequence[Tensor],
     g_V: Sequence[Tensor],
 ) -> tuple[Tensor, Tensor | None]:
-    """(g_values, g_x); the maps' gradients are written where the caller says."""
+    """(g_values, g_x). The maps' gradients are written into g_U and g_V."""
     work = _Work(pattern, values, U, V)
     hidden = None if flat is None else work.hidden(flat)
     into_U, into_V = _one_by_one(g_U), _one_by_one(g_V)
@@ -88,32 +89,32 @@ def backward_grouped(
 
 
 def _one_by_one(maps: Sequence[Tensor]) -> list[Tensor]:
-    return [one_KD for maps_CKD in maps for one_KD in maps_CKD.detach().unbind()]
+    return [map_KD for maps_CKD in maps for map_KD in maps_CKD.detach().unbind()]
 
 
 def split(flat_PD: Tensor, maps: Sequence[Tensor]) -> list[Tensor]:
-    """Of [all ranks, D] the views that are shaped like the maps."""
+    """The views of a tensor [all ranks, D] that have the shapes of the maps."""
     rows = flat_PD.split([m.shape[0] * m.shape[1] for m in maps])
     return [part.view(m.shape) for part, m in zip(rows, maps, strict=True)]
 
 
-# --- all of them --------------------------------------------------------------------------------
+# --- dense ----------------------------------------------------------------------------------------
 
 
 def _gates(pattern: Pattern, values: Tensor, U: Sequence[Tensor]) -> list[Tensor]:
-    """The values as dense [R, n, 1], per place of the sequence."""
+    """The values as dense [R, n, 1], for each tensor of the sequence."""
     return [g_RC[..., None] for g_RC in pattern.dense(values).split([len(t) for t in U], dim=1)]
 
 
 def _hidden_dense(x_RD: Tensor, V: Sequence[Tensor]) -> Tensor:
     hidden = x_RD.new_empty(len(x_RD) * sum(V_g.shape[0] * V_g.shape[1] for V_g in V))
-    for V_CKD, h_RP in zip(V, _by_place(hidden, V, len(x_RD)), strict=True):
+    for V_CKD, h_RP in zip(V, _by_tensor(hidden, V, len(x_RD)), strict=True):
         torch.mm(x_RD, V_CKD.flatten(0, 1).T, out=h_RP)
     return hidden
 
 
-def _by_place(hidden: Tensor, maps: Sequence[Tensor], n_rows: int) -> list[Tensor]:
-    """[R, ranks of the transforms] of every place of the sequence."""
+def _by_tensor(hidden: Tensor, maps: Sequence[Tensor], n_rows: int) -> list[Tensor]:
+    """The parts [R, all ranks] of V x, for each tensor of the sequence."""
     ranks = [m.shape[0] * m.shape[1] for m in maps]
     parts = hidden.split([n_rows * n for n in ranks])
     return [part.view(n_rows, n) for part, n in zip(parts, ranks, strict=True)]
@@ -125,8 +126,8 @@ def forward_dense(
     """(y [R, D], V x)."""
     y_RD = torch.zeros_like(x_RD)
     hidden = _hidden_dense(x_RD, V)
-    by_place = _by_place(hidden, V, len(x_RD))
-    for gate_RC1, U_CKD, h_RP in zip(_gates(pattern, values, U), U, by_place, strict=True):
+    by_tensor = _by_tensor(hidden, V, len(x_RD))
+    for gate_RC1, U_CKD, h_RP in zip(_gates(pattern, values, U), U, by_tensor, strict=True):
         gated_RCK = gate_RC1 * h_RP.view(len(h_RP), *U_CKD.shape[:2])
         y_RD.addmm_(gated_RCK.flatten(1), U_CKD.flatten(0, 1))
     return y_RD, hidden
@@ -144,14 +145,14 @@ def backward_dense(
     g_U: Sequence[Tensor],
     g_V: Sequence[Tensor],
 ) -> tuple[Tensor, Tensor | None]:
-    """(g_values, g_x); the maps' gradients are written where the caller says."""
+    """(g_values, g_x). The maps' gradients are written into g_U and g_V."""
     if hidden is None:
         hidden = _hidden_dense(x_RD, V)
     g_x = torch.zeros_like(x_RD) if wants_x else None
     g_gates = []
-    by_place = _by_place(hidden, V, len(x_RD))
+    by_tensor = _by_tensor(hidden, V, len(x_RD))
     gates = _gates(pattern, values, U)
-    for g, (gate_RC1, U_CKD, V_CKD, h_RP) in enumerate(zip(gates, U, V, by_place, strict=True)):
+    for g, (gate_RC1, U_CKD, V_CKD, h_RP) in enumerate(zip(gates, U, V, by_tensor, strict=True)):
         h_RCK = h_RP.view(len(h_RP), *U_CKD.shape[:2])
         read_RCK = (g_RD @ U_CKD.flatten(0, 1).T).view_as(h_RCK)
         g_gates.append(torch.linalg.vecdot(h_RCK, read_RCK))

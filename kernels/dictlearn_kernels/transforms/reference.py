@@ -1,4 +1,4 @@
-"""The dense specification of transform and gram_norms: every transform on every token."""
+"""The specification of transform and gram_norms: every transform as a matrix, on every token."""
 
 from collections.abc import Sequence
 

@@ -1,8 +1,8 @@
-"""The grouped route on a GPU: a transform's tokens together, tile by tile, without atomics.
+"""The grouped route on a GPU: each transform's tokens together, tile by tile, without atomics.
 
-Entries are taken in the order of `Pattern.by_column`, in which those of a transform are neighbours; a
-tile is up to BM of them. What transforms of different ranks K_t say of their entries lies in one flat
-buffer (`hidden`), K_t numbers an entry. Five kernels make all outputs and gradients:
+Entries are in the order of `Pattern.by_column`, where those of a transform are neighbours, and a tile has
+up to BM of them. V x lies in one flat buffer (`hidden`) with K_t numbers for an entry of a transform of
+rank K_t. Five kernels make all outputs and gradients:
 
     project   hidden = a[row] W_t^T               V x, and U g in the backward pass
     expand    part[entry] = value * hidden W_t    a piece of the width at a time,
@@ -10,8 +10,8 @@ buffer (`hidden`), K_t numbers an entry. Five kernels make all outputs and gradi
     outer     g_W_t = (value * hidden)^T a[row]   over a transform's entries in their order
     dots      g_value = <hidden, hidden'>
 
-The parts of one piece take at most PART_BYTES: few enough to stay in the cache of a large GPU, so
-that writing and reading them again costs less than atomics would, and the sum is repeatable.
+The parts of one piece take at most PART_BYTES and stay in the cache of a large GPU. So writing them and
+reading them again costs less than atomics would, and the sum is repeatable.
 """
 
 # pyright: reportCallIssue=false, reportArgumentType=false
@@ -39,7 +39,7 @@ SUM_WIDTH = 256  # of add_rows
 def forward(
     pattern: Pattern, values: Tensor, x_RD: Tensor, U: Sequence[Tensor], V: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """(y [R, D], hidden): V x of every entry, flat."""
+    """(y [R, D], V x of every entry, flat)."""
     work = _Work(pattern, U, x_RD)
     hidden = work.project(x_RD.contiguous(), _flat(V))
     return work.expand(hidden, values, _flat(U)), hidden
@@ -55,7 +55,7 @@ def backward(
     g_RD: Tensor,
     wants_x: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-    """(g_values, g_x, g_U, g_V), the last two flat: [all ranks, D]."""
+    """(g_values, g_x, g_U, g_V). The last two are [all ranks, D]."""
     work = _Work(pattern, U, x_RD)
     x_RD, g_RD, V_PD = x_RD.contiguous(), g_RD.contiguous(), _flat(V)
     if hidden is None:
@@ -67,7 +67,7 @@ def backward(
 
 
 def _flat(maps: Sequence[Tensor]) -> Tensor:
-    """[all ranks, D]. Maps of one rank are not copied; those of several are small beside the work."""
+    """The maps as [all ranks, D]. Only maps of several ranks are copied, which costs little."""
     rows = [map_CKD.contiguous().flatten(0, 1) for map_CKD in maps]
     return rows[0] if len(rows) == 1 else torch.cat(rows)
 
@@ -77,12 +77,12 @@ def _flat(maps: Sequence[Tensor]) -> Tensor:
 
 @dataclass(frozen=True)
 class _Ranks:
-    """What is known before there are tokens, on the device."""
+    """The ranks of the transforms and the tiles of the flat maps, on the device."""
 
     rank_C: Tensor  # int32
-    start_C: Tensor  # int64: a transform's first row of the flat maps
-    tile_transform: Tensor  # int32: of each tile of the flat maps
-    tile_first: Tensor  # int32: its first rank
+    start_C: Tensor  # int64: a transform's first row in the flat maps
+    tile_transform: Tensor  # int32: each tile's transform
+    tile_first: Tensor  # int32: each tile's first rank
     largest: int
     total: int
 
@@ -103,12 +103,12 @@ def _ranks(shapes: tuple[tuple[int, int], ...], block: int, device: torch.device
 
 
 def config(dtype: torch.dtype, even: bool, tf32: bool) -> dict[str, Any]:
-    """The constants of a launch; no size of a batch is in them, so nothing is compiled again.
+    """The constants of a launch. None depends on the size of a batch, so kernels compile once.
 
-    BM entries: at the usual few percent a transform has some hundreds of a batch's tokens. BR ranks:
-    the published mixtures' are multiples of 32. BK is what is read of a row at once, 128 bytes.
-    `even`: 16 divides the width and all ranks, so that whole vectors are loaded; numbers loaded one
-    by one need more registers, hence smaller blocks.
+    BM is a block of entries: a transform is usually active on a few percent of a batch's tokens, some
+    hundreds. BR is a block of ranks, which are multiples of 32 in published mixtures. BK numbers of a
+    row, 128 bytes, are read at once. `even` says that 16 divides the width and all ranks, so that whole
+    vectors are loaded; numbers loaded one by one need more registers, and so smaller blocks.
     """
     small = dtype is torch.float32 or not even
     return {
@@ -138,9 +138,9 @@ class _Work:
         hidden_C = counts_C * self.ranks.rank_C
         ends_C = hidden_C.cumsum(0)
         self.hidden_starts = ends_C - hidden_C
-        # The one number that the host waits for: by how much ranks differ, so does what is stored.
+        # This is the only number that the host waits for: the size of `hidden` depends on the pattern.
         self.n_hidden = int(ends_C[-1])
-        # Tiles are counted on the device; of the list the host knows how long it can be at most.
+        # Tiles are counted on the device, and the host knows a bound of their number.
         block = self.config["BM"]
         tiles_C = (counts_C + block - 1) // block
         tile_ends_C = tiles_C.cumsum(0)
@@ -155,8 +155,8 @@ class _Work:
 
     def _tiles(self) -> tuple[Tensor, ...]:
         ranks = self.ranks
-        where = self.tile_transform, self.tile_first, self.starts, self.hidden_starts
-        return *where, ranks.rank_C, ranks.start_C
+        tiles = self.tile_transform, self.tile_first, self.starts, self.hidden_starts
+        return *tiles, ranks.rank_C, ranks.start_C
 
     def _constants(self, *names: str) -> dict[str, Any]:
         return {name: self.config[name] for name in names}
@@ -193,19 +193,19 @@ class _Work:
         W_PD = a_RD.new_empty(self.ranks.total, self.width)
         grid = len(self.ranks.tile_first), triton.cdiv(self.width, self.config["BD"])
         ranks = self.ranks
-        lists = ranks.tile_transform, ranks.tile_first, self.starts, self.hidden_starts
-        lists = *lists, ranks.rank_C, ranks.start_C
+        tiles = ranks.tile_transform, ranks.tile_first, self.starts, self.hidden_starts
+        tiles = *tiles, ranks.rank_C, ranks.start_C
         constants = self._constants("EVEN", "BM", "BR", "BD", "PRECISION")
         order = self.order, self.rows
-        outer[grid](W_PD, hidden, values, a_RD, *order, *lists, self.width, **constants)
+        outer[grid](W_PD, hidden, values, a_RD, *order, *tiles, self.width, **constants)
         return W_PD
 
     def dots(self, hidden: Tensor, read: Tensor) -> Tensor:
         out = hidden.new_empty(self.n_entries)
         if self.n_entries:
-            lists = self._tiles()[:-1]
+            tiles = self._tiles()[:-1]
             constants = self._constants("EVEN", "BM", "BR")
-            dots[(self.n_tiles,)](out, hidden, read, self.order, *lists, **constants)
+            dots[(self.n_tiles,)](out, hidden, read, self.order, *tiles, **constants)
         return out
 
 
@@ -216,7 +216,7 @@ class _Work:
 def _rank(rank_ptr, transform, EVEN: tl.constexpr):
     rank = tl.load(rank_ptr + transform)
     if EVEN:
-        rank = rank // 16 * 16  # itself; said so that the compiler knows what divides it
+        rank = rank // 16 * 16  # unchanged, but now the compiler knows that 16 divides it
     return rank
 
 
@@ -239,7 +239,7 @@ def project(
     BK: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """One tile of entries against BR ranks of its transform."""
+    """hidden: one tile of entries times BR ranks of its transform."""
     transform = tl.load(tile_transform_ptr + tl.program_id(0))
     if transform < 0:
         return
@@ -268,9 +268,9 @@ def project(
     base = tl.load(hidden_starts_ptr + transform)
     if EVEN:
         base = base // 16 * 16
-    place = base + (entry - start)[:, None] * rank + r[None, :]
+    position = base + (entry - start)[:, None] * rank + r[None, :]
     value = acc.to(hidden_ptr.dtype.element_ty)
-    tl.store(hidden_ptr + place, value, mask=has_entry[:, None] & has_r[None, :])
+    tl.store(hidden_ptr + position, value, mask=has_entry[:, None] & has_r[None, :])
 
 
 @triton.jit(do_not_specialize=["first_d", "piece", "D"])
@@ -295,7 +295,7 @@ def expand(
     BD: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """One tile of entries, BD of the piece of the width that begins at first_d."""
+    """part: one tile of entries, in BD columns of the piece that begins at first_d."""
     transform = tl.load(tile_transform_ptr + tl.program_id(0))
     if transform < 0:
         return
@@ -327,8 +327,8 @@ def expand(
         W = tl.load(W_ptr + (W_first + r)[:, None] * D + d[None, :], mask=W_mask, other=0.0)
         acc = tl.dot(h, W, acc, input_precision=PRECISION)
     value = (gate[:, None] * acc).to(part_ptr.dtype.element_ty)
-    place = stored[:, None] * piece + within[None, :]
-    tl.store(part_ptr + place, value, mask=has_entry[:, None] & has_d[None, :])
+    position = stored[:, None] * piece + within[None, :]
+    tl.store(part_ptr + position, value, mask=has_entry[:, None] & has_d[None, :])
 
 
 @triton.jit(do_not_specialize=["first_d", "piece", "D"])
@@ -342,7 +342,7 @@ def add_rows(
     EVEN: tl.constexpr,
     BD: tl.constexpr,
 ):
-    """One row's parts, in their order, BD of the piece that begins at first_d."""
+    """y: the sum of one row's parts in their order, in BD columns of the piece from first_d on."""
     piece = piece // 16 * 16
     first_d = first_d // 16 * 16
     if EVEN:
@@ -378,7 +378,7 @@ def outer(
     BD: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """BR ranks of one transform, BD of the width: all of its entries, BM at a time."""
+    """g_W: BR ranks of one transform and BD columns, summed over its entries, BM at a time."""
     transform = tl.load(tile_transform_ptr + tl.program_id(0))
     rank = _rank(rank_ptr, transform, EVEN)
     if EVEN:
@@ -399,9 +399,9 @@ def outer(
         stored = tl.load(order_ptr + entry, mask=has_entry, other=0)
         row = tl.load(rows_ptr + entry, mask=has_entry, other=0)
         gate = tl.load(values_ptr + stored, mask=has_entry, other=0.0).to(tl.float32)
-        place = base + (entry - start)[:, None] * rank + r[None, :]
+        position = base + (entry - start)[:, None] * rank + r[None, :]
         h_mask = has_entry[:, None] & has_r[None, :]
-        h = tl.load(hidden_ptr + place, mask=h_mask, other=0.0).to(tl.float32) * gate[:, None]
+        h = tl.load(hidden_ptr + position, mask=h_mask, other=0.0).to(tl.float32) * gate[:, None]
         a_mask = has_entry[:, None] & has_d[None, :]
         a = tl.load(a_ptr + row[:, None] * D + d[None, :], mask=a_mask, other=0.0)
         acc = tl.dot(tl.trans(h.to(a.dtype)), a, acc, input_precision=PRECISION)
@@ -425,7 +425,7 @@ def dots(
     BM: tl.constexpr,
     BR: tl.constexpr,
 ):
-    """Of one tile of entries, <hidden, read> of each."""
+    """out: <hidden, read> of each entry in one tile."""
     transform = tl.load(tile_transform_ptr + tl.program_id(0))
     if transform < 0:
         return
@@ -436,26 +436,26 @@ def dots(
     start = tl.load(starts_ptr + transform)
     entry = tl.load(tile_first_ptr + tl.program_id(0)) + tl.arange(0, BM)
     has_entry = entry < tl.load(starts_ptr + transform + 1)
-    place = base + (entry - start) * rank
+    position = base + (entry - start) * rank
     acc = tl.zeros((BM, BR), tl.float32)
     for first_rank in range(0, rank, BR):
         r = first_rank + tl.arange(0, BR)
         mask = has_entry[:, None] & (r < rank)[None, :]
-        h = tl.load(hidden_ptr + place[:, None] + r[None, :], mask=mask, other=0.0)
-        read = tl.load(read_ptr + place[:, None] + r[None, :], mask=mask, other=0.0)
+        h = tl.load(hidden_ptr + position[:, None] + r[None, :], mask=mask, other=0.0)
+        read = tl.load(read_ptr + position[:, None] + r[None, :], mask=mask, other=0.0)
         acc += h.to(tl.float32) * read.to(tl.float32)
     stored = tl.load(order_ptr + entry, mask=has_entry, other=0)
     tl.store(out_ptr + stored, tl.sum(acc, 1).to(out_ptr.dtype.element_ty), mask=has_entry)
 
 
-# --- what an offline compiler needs --------------------------------------------------------------
+# --- configurations -------------------------------------------------------------------------------
 
 _INTEGERS = {"tile_first_ptr": "*i64", "tile_transform_ptr": "*i32", "rank_ptr": "*i32"}
 _SIZES = "first_d", "piece", "D"
 
 
 def shipped() -> list[Variant]:
-    """Every kernel, with every dtype; TF32 where a whole vector is loaded, as it is for speed."""
+    """Every kernel with every dtype. TF32 is for whole vectors only: without them it gains nothing."""
     variants = []
     for dtype in TYPES:
         for even, tf32 in ((True, False), (False, False), (True, True)):
@@ -465,11 +465,11 @@ def shipped() -> list[Variant]:
 
 
 def _variants(dtype: torch.dtype, even: bool, tf32: bool) -> list[Variant]:
-    of_launch = config(dtype, even, tf32)
+    constants_of_all = config(dtype, even, tf32)
     kernels = [project, expand, outer] if tf32 else [project, expand, outer, dots, add_rows]
     variants = []
     for kernel in kernels:
-        constants = {name: of_launch[name] for name in of_launch if name in kernel.arg_names}
+        constants = {k: v for k, v in constants_of_all.items() if k in kernel.arg_names}
         if kernel is add_rows:
             constants["BD"] = SUM_WIDTH
         signature = {

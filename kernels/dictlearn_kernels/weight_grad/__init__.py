@@ -1,11 +1,12 @@
-"""The gradient A.T @ g of a weight matrix that a sparse code multiplies: made, or kept in its parts.
+"""The gradient A.T @ g of a weight matrix that a sparse code multiplies: dense, or as its factors.
 
-As a dense tensor it is as large as the matrix: written once, then read and written again by the
-projection, the norm, the clipping and the optimiser. A `Collector` keeps the three factors instead
-(pattern, values, g: what the batch has, not what the matrix has), and whoever wants the gradient
-sums the rows it is about to use, in a fixed order, from one sort per pattern. A gradient that is dense
-by nature is written into memory that it keeps from step to step: new pages of a large tensor cost a
-CPU more than filling them.
+A dense gradient is as large as the matrix. It is written once, then read and written again by the
+projection, the norm, the clipping and the optimiser. A `Collector` keeps the factors instead (pattern,
+values and g), whose size depends on the batch and not on the matrix. The optimiser sums the rows that it
+is about to use, in a fixed order, from one sort per pattern.
+
+The collector writes gradients that are dense by nature into memory that it keeps from step to step: on a
+CPU the new pages of a large tensor cost more than filling them.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ _active: Collector | None = None
 
 
 def weight_grad(pattern: Pattern, values: Tensor, g_RD: Tensor, W_CD: Tensor) -> Tensor | None:
-    """A.T @ g: [C, D], the gradient of W in y = A @ W; None where a collector has taken it.
+    """A.T @ g: [C, D], the gradient of W in y = A @ W; None where the active collector has taken it.
 
-    `W_CD` is the matrix that was multiplied: a parameter, or some of a parameter's rows.
+    `W_CD` is the matrix that was multiplied: a parameter, or some of its rows.
     """
     if _active is not None and _active.takes(W_CD) and not pattern.prefers_dense:
         _active.add(W_CD, pattern, values, g_RD)
@@ -37,13 +38,13 @@ def weight_grad(pattern: Pattern, values: Tensor, g_RD: Tensor, W_CD: Tensor) ->
 
 
 def collecting(*parameters: Tensor) -> Collector | None:
-    """The active collector, where it takes the gradients of all these parameters."""
+    """The active collector if it takes the gradients of all these parameters, or None."""
     return _active if _active is not None and all(map(_active.takes, parameters)) else None
 
 
 @dataclass(eq=False)
 class Product:
-    """A.T @ g for some rows of a parameter."""
+    """A.T @ g, the gradient of some rows of a parameter."""
 
     first_row: int  # of the parameter, seen as [rows, D]
     pattern: Pattern
@@ -52,7 +53,7 @@ class Product:
 
     @cached_property
     def by_column(self) -> tuple[Tensor, Tensor, Tensor]:
-        """(row of g, value) of every entry in the order of columns, and where columns start."""
+        """(row of g, value) of every entry in the order of columns, and the columns' starts."""
         order, starts = self.pattern.by_column
         return self.pattern.sorted_rows, self.values.index_select(0, order), starts
 
@@ -61,7 +62,7 @@ class Product:
         return self.by_column[2].tolist()
 
     def rows(self, low: int, high: int) -> Tensor | None:
-        """Rows low to high - 1 of the product, [high - low, D]; None where they are all zero."""
+        """Rows low to high - 1 of the product, [high - low, D]; None if they are all zero."""
         rows, values, starts = self.by_column
         first, last = self._starts[low], self._starts[high]
         if first == last:
@@ -70,7 +71,7 @@ class Product:
         weights = values[first:last]
         if self.g_RD.is_cuda:
             return bag(rows[first:last], local, weights, self.g_RD)
-        # What bag comes to on a CPU, without an operator's overhead: there are many small ones.
+        # `bag` does this on a CPU, but its overhead counts in many small calls.
         return F.embedding_bag(
             rows[first:last],
             self.g_RD,
@@ -81,7 +82,7 @@ class Product:
         )
 
     def sorted(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Entries by column: (rows of g, values, columns), each [nnz], and where columns start."""
+        """(rows of g, values, columns), each [nnz] in the order of columns, and the columns' starts."""
         order, starts = self.pattern.by_column
         return (
             self.pattern.sorted_rows,
@@ -93,15 +94,15 @@ class Product:
 
 @final
 class RowGradient:
-    """The gradient of one parameter, seen as [rows, D]: a sum of products, made where it is read."""
+    """The gradient of one parameter, as [rows, D]: a sum of products, computed where it is read."""
 
     def __init__(self, dense: Tensor | None, products: list[Product], width: int):
         self.dense_RD = None if dense is None else dense.reshape(-1, width)
         self.products, self.width = products, width
-        self.prepared: Any = None  # what an implementation has made of it and will need again
+        self.prepared: Any = None  # an implementation's own form of it, kept for its next pass
 
     def whole(self, n_rows: int) -> Product:
-        """All the products as one, over all of the parameter's rows."""
+        """All products as one, over all rows of the parameter."""
         if len(self.products) == 1:
             (only,) = self.products
             if (only.first_row, only.pattern.n_columns) == (0, n_rows):
@@ -119,7 +120,7 @@ class RowGradient:
         return Product(0, pattern, values, torch.cat([none, *(p.g_RD for p in self.products)]))
 
     def rows(self, low: int, high: int) -> Tensor | None:
-        """Rows low to high - 1, a tensor of the caller's own; None where they are all zero."""
+        """Rows low to high - 1 in a new tensor; None if they are all zero."""
         total = None if self.dense_RD is None else self.dense_RD[low:high].clone()
         for product in self.products:
             start = max(low, product.first_row)
@@ -140,43 +141,44 @@ class RowGradient:
 
 @final
 class Collector:
-    """Takes the weight gradients of the given parameters while it is active.
+    """Takes the weight gradients of some parameters while it is active.
 
-    The parameters must be contiguous, their last dimension a row. Gradients that reach them by other
-    ways (a penalty on norms, a nearly dense code) are in `.grad` as always and are added.
+    The parameters must be contiguous, with rows in their last dimension. Gradients that reach them in
+    other ways (a penalty on norms, a nearly dense code) are in `.grad` as always, and are added.
     """
 
     def __init__(self, parameters: Iterable[Tensor]):
         self.parameters = list(parameters)
-        self._given = {id(p) for p in self.parameters}
+        self._ids = {id(p) for p in self.parameters}
         self._products: dict[int, list[Product]] = {}
-        self._rooms: dict[int, Tensor] = {}  # memory for dense gradients
-        self._dense: dict[int, Tensor] = {}  # those of this step
+        self._buffers: dict[int, Tensor] = {}  # memory for dense gradients
+        self._dense: dict[int, Tensor] = {}  # the dense gradients of this step
 
     def takes(self, W_CD: Tensor) -> bool:
+        """Whether this is one of the parameters, or some of its rows."""
         return W_CD.untyped_storage().data_ptr() in self._products
 
     def has(self, parameter: Tensor) -> bool:
-        """Whether this is one of the parameters given, itself."""
-        return id(parameter) in self._given
+        """Whether this is one of the parameters."""
+        return id(parameter) in self._ids
 
     def add(self, W_CD: Tensor, pattern: Pattern, values: Tensor, g_RD: Tensor) -> None:
         key, first_row = W_CD.untyped_storage().data_ptr(), W_CD.storage_offset() // W_CD.shape[1]
         self._products[key].append(Product(first_row, pattern, values.detach(), g_RD))
 
-    def room(self, parameter: Tensor) -> Tensor:
-        """Where to write a dense gradient for `add_dense`: kept memory, once in a step."""
+    def buffer(self, parameter: Tensor) -> Tensor:
+        """Memory to write a dense gradient into for `add_dense`. The first call of a step reuses it."""
         key = parameter.untyped_storage().data_ptr()
-        if key not in self._rooms:
-            self._rooms[key] = torch.empty_like(parameter, requires_grad=False)
-        return torch.empty_like(self._rooms[key]) if key in self._dense else self._rooms[key]
+        if key not in self._buffers:
+            self._buffers[key] = torch.empty_like(parameter, requires_grad=False)
+        return torch.empty_like(self._buffers[key]) if key in self._dense else self._buffers[key]
 
     def add_dense(self, parameter: Tensor, g: Tensor) -> None:
         key = parameter.untyped_storage().data_ptr()
         self._dense[key] = self._dense[key].add_(g) if key in self._dense else g
 
     def gradient(self, parameter: Tensor) -> RowGradient | None:
-        """What has come for a parameter, here or in its `.grad`; None where nothing has."""
+        """The gradient of a parameter from here and from its `.grad`; None if there is none."""
         key = parameter.untyped_storage().data_ptr()
         products, dense = self._products.get(key, []), self._dense.get(key)
         if dense is None:
@@ -194,14 +196,14 @@ class Collector:
             products.clear()
 
     def start(self) -> None:
-        """Becomes the active collector of the process. Memory may have moved since the last time."""
+        """Makes this the process's active collector. Parameters may have moved since the last step."""
         global _active
         keys = [p.untyped_storage().data_ptr() for p in self.parameters]
         if list(self._products) != keys:
             collected = self._dense or any(self._products.values())
             assert not collected, "parameters moved within one step"
             self._products = {key: [] for key in keys}
-            self._rooms.clear()
+            self._buffers.clear()
         _active = self
 
     def stop(self) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from dictlearn_kernels.fused_adam import Features
+from dictlearn_kernels.fused_adam import FeatureRows
 from torch import Tensor, nn
 
 from dictlearn.types import Code
@@ -147,7 +147,7 @@ class Decoder(nn.Module, ABC):
     def reset_parameters(self) -> None:
         """Random directions: of norm 1, or 0.1 where norms are free."""
 
-    def features(self) -> list[Features]:
+    def features(self) -> list[FeatureRows]:
         """Which rows of which parameters make a feature, for the fused optimiser; maybe none."""
         return []
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, final
 
 import torch
 from dictlearn_kernels.decode_error import decode_error
-from dictlearn_kernels.fused_adam import CONCAT, FREE, Features
+from dictlearn_kernels.fused_adam import CONCAT, FREE, FeatureRows
 from dictlearn_kernels.sparse_decode import sparse_decode
 from torch import Tensor, nn
 
@@ -86,9 +86,9 @@ class DiagonalDecoder(Decoder):
     def costs(self, k: float) -> Costs:
         return bag_costs(self, k)
 
-    def features(self) -> list[Features]:
+    def features(self) -> list[FeatureRows]:
         n_rows = self.W_dec.shape[0] * self.W_dec.shape[1]
-        return [Features(((self.W_dec, 0),), n_rows, CONCAT if self.unit_norm else FREE)]
+        return [FeatureRows(((self.W_dec, 0),), n_rows, CONCAT if self.unit_norm else FREE)]
 
     def reset_parameters(self) -> None:
         nn.init.normal_(self.W_dec)

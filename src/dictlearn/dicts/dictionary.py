@@ -9,7 +9,7 @@ from typing import Any, TypeVar, final
 
 import torch
 from dictlearn_kernels import rounded
-from dictlearn_kernels.fused_adam import Features
+from dictlearn_kernels.fused_adam import FeatureRows
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -343,7 +343,7 @@ class Dictionary(nn.Module):
         """Sets the decoder's bias to the mean of the targets, in the units it trains in."""
         self.decoder.b_dec.copy_(y_NTD.mean(0))
 
-    def features(self, kept: torch.dtype | None = None) -> list[Features]:
+    def features(self, kept: torch.dtype | None = None) -> list[FeatureRows]:
         """The rows that a fused optimiser takes: those whose gradients are sums over a code.
 
         `kept` is a precision in which it is to keep a copy of W_enc up to date for selection.
@@ -351,7 +351,7 @@ class Dictionary(nn.Module):
         W_enc = self.encoder.W_enc
         n_rows = W_enc.shape[0] * W_enc.shape[1]
         shadow = None if kept is None else rounded.keep(W_enc, kept)
-        return [Features(((W_enc, 0),), n_rows, shadow=shadow), *self.decoder.features()]
+        return [FeatureRows(((W_enc, 0),), n_rows, shadow=shadow), *self.decoder.features()]
 
     def after_step(self) -> None:
         """After every optimiser step: puts constrained parameters back where they must be."""

@@ -166,7 +166,7 @@ class LinearEncoder(nn.Module):
         """
         W_enc = self.n_features * self.width
         if number := self.tile_bytes(n_tokens, precision):  # both operands, and bounds of some rows
-            rows = min(n_tokens, tiles.AT_ONCE * torch.get_num_threads())
+            rows = min(n_tokens, tiles.STRIP_ROWS * torch.get_num_threads())
             return number * (W_enc + n_tokens * self.width) + FLOAT * rows * self.n_features
         rounded = 2 * W_enc + 2 * n_tokens * self.n_features if low else 0
         return search_bytes(n_tokens, self.n_features, k, low) + rounded

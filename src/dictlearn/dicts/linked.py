@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
 import torch
 from dictlearn_kernels.decode_error import decode_error
-from dictlearn_kernels.fused_adam import FREE, Features
+from dictlearn_kernels.fused_adam import FREE, FeatureRows
 from dictlearn_kernels.sparse_decode import sparse_decode
 from torch import Tensor, nn
 
@@ -185,13 +185,13 @@ class LinkedDecoder(Decoder):
         indices = sum(k * (self.n_sources + len(sources)) for sources in self.sources_of)
         return replace(costs, indices=indices)
 
-    def features(self) -> list[Features]:
+    def features(self) -> list[FeatureRows]:
         norm = self.norm if self.unit_norm else FREE
         parts_S: list[list[tuple[Tensor, int]]] = [[] for _ in range(self.n_sources)]
         for sources, W_SFD in self._links():
             for place, s in enumerate(sources):
                 parts_S[s].append((W_SFD, place * self.n_features))
-        return [Features(tuple(parts), self.n_features, norm) for parts in parts_S if parts]
+        return [FeatureRows(tuple(parts), self.n_features, norm) for parts in parts_S if parts]
 
     def reset_parameters(self) -> None:
         for W_SFD in self.W_dec:

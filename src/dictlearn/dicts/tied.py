@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import final
 
 import torch
-from dictlearn_kernels.fused_adam import CONCAT, FREE, Features
+from dictlearn_kernels.fused_adam import CONCAT, FREE, FeatureRows
 from dictlearn_kernels.sparse_decode import sparse_decode
 from torch import Tensor, nn
 
@@ -67,11 +67,11 @@ class TiedDecoder(Decoder):
     def costs(self, k: float) -> Costs:
         return bag_costs(self, k)
 
-    def features(self) -> list[Features]:
+    def features(self) -> list[FeatureRows]:
         n_features, norm = self.W_dec.shape[1], CONCAT if self.unit_norm else FREE
         reach_S = torch.linalg.vector_norm(self.links_TS, dim=0).tolist()
         return [
-            Features(((self.W_dec, s * n_features),), n_features, norm, 1 / reach)
+            FeatureRows(((self.W_dec, s * n_features),), n_features, norm, 1 / reach)
             for s, reach in enumerate(reach_S)
         ]
 

@@ -8,7 +8,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, ClassVar, NoReturn, final
 
 import torch
-from dictlearn_kernels.fused_adam import Features
+from dictlearn_kernels.fused_adam import FeatureRows
 from dictlearn_kernels.transforms import gram_norms, transform
 from torch import Tensor, nn
 
@@ -146,11 +146,11 @@ class TransformDecoder(Decoder):
             V_CKD.mul_(root)
             start += len(U_CKD)
 
-    def features(self) -> list[Features]:
+    def features(self) -> list[FeatureRows]:
         """The rows of U and V; none where the norm of a map, which no single row has, is kept."""
         if self.unit_norm:
             return []
-        return [Features(((rows, 0),), len(rows) * rows.shape[1]) for rows in (*self.U, *self.V)]
+        return [FeatureRows(((rows, 0),), len(rows) * rows.shape[1]) for rows in (*self.U, *self.V)]
 
     @torch.no_grad()
     def project_gradient(self) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Literal, final
 
 import torch
 from dictlearn_kernels import rounded
-from dictlearn_kernels.fused_adam import Features, Step, adam, measure, update
+from dictlearn_kernels.fused_adam import FeatureRows, Step, adam, measure, update
 from dictlearn_kernels.fused_adam.moments import FORMS
 from dictlearn_kernels.weight_grad import Collector, RowGradient
 from torch import Tensor
@@ -32,7 +32,7 @@ Moments = Literal["float32", "bfloat16", "8bit"]
 class _Rows:
     """Rows that form features, and the state of their gradient in this step."""
 
-    features: Features
+    features: FeatureRows
     along_N: Tensor | None = None  # the component that the projection removes, from `measure`
     scale: float = 1.0  # the factor of clipping
 
@@ -77,7 +77,7 @@ class FusedAdam(torch.optim.Optimizer):
 
     # --- gradients in factors -----------------------------------------------------------------
 
-    def attach(self, features: Mapping[str, list[Features]]) -> bool:
+    def attach(self, features: Mapping[str, list[FeatureRows]]) -> bool:
         """Takes over the rows of named dictionaries, if that is faster. Returns whether it did."""
         parts = [part for several in features.values() for rows in several for part in rows.parts]
         parameters = {id(p): p for p, _ in parts}
@@ -142,7 +142,7 @@ class FusedAdam(torch.optim.Optimizer):
     @torch.no_grad()
     def _update_whole(self, p: Tensor, step: Step) -> None:
         if p.ndim > 2:
-            self._update_rows(_Rows(Features(((p, 0),), p[..., 0].numel())), {id(p): step})
+            self._update_rows(_Rows(FeatureRows(((p, 0),), p[..., 0].numel())), {id(p): step})
         else:
             assert p.grad is not None
             adam(p, p.grad, self.state[p]["exp_avg"], self.state[p]["exp_avg_sq"], step)
@@ -174,7 +174,7 @@ class FusedAdam(torch.optim.Optimizer):
         seed = (number * 2**16 + index) % 2**31
         return Step(number, float(group["lr"]), beta1, beta2, group["eps"], seed)
 
-    def _gradients(self, features: Features) -> list[RowGradient | None]:
+    def _gradients(self, features: FeatureRows) -> list[RowGradient | None]:
         return [self._gradient(p) for p, _ in features.parts]
 
     def _gradient(self, p: Tensor) -> RowGradient | None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from dictlearn_kernels import rounded
 from dictlearn_kernels.dispatch import using
-from dictlearn_kernels.fused_adam import Features, compiled, measure, reference, update
+from dictlearn_kernels.fused_adam import FeatureRows, compiled, measure, reference, update
 
 from tests.kernels.adam_cases import CASES, WHERE, assert_right_on_average, build
 from tests.kernels.interpreted.conftest import INTERPRETED
@@ -108,7 +108,7 @@ def test_a_shadow_follows_its_rows(device):
     case = build("concat", device)
     (W, _) = case.features.parts[0]
     shadow = rounded.keep(W, torch.float16)
-    whole = Features(((W, 0),), W.shape[1], "concat", shadow=shadow)
+    whole = FeatureRows(((W, 0),), W.shape[1], "concat", shadow=shadow)
     with using("triton"):
         _, along = measure(whole, case.gradients)
         update(whole, case.gradients, case.moments, along, case.steps)

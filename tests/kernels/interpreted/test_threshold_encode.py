@@ -41,7 +41,7 @@ def test_the_words_hold_the_contenders_and_little_else(device, dtype):
     ours = triton.contenders(x, W, b, threshold, dtype)
     assert ours.shape == (33, 6)
     seen = torch.zeros(33, 161, dtype=torch.bool, device=device)
-    seen[op._places(ours)] = True
+    seen[op._set_bits(ours)] = True
     pre = torch.addmm(b, x, W.T)
     assert seen[pre > 0].all()
     assert not seen[pre < -0.05].any()
