@@ -16,7 +16,7 @@ Result = TypeVar("Result")
 
 SOFT = 1  # omp_pause_soft: OpenMP 5.0, section 3.2.44
 ALONE = 2**20  # one thread is done with fewer numbers before others have started
-LEAST = 16  # the last parts are at least this fraction of a thread's share
+LEAST = 16  # no part is smaller than a thread's share divided by this
 
 
 def over(n: int, part: Callable[[int, int], Result], numbers: int | None = None) -> list[Result]:

@@ -88,8 +88,8 @@ def _decode_error_kernel(
         tl.store(along + head, head_along, mask=head < end)
 
 
-# 64 entries are more than most codes have, and 64 of the width are two lines of the cache. A thread has
-# 16 numbers: with 32, unaligned addresses spill registers.
+# 64 entries are more than most codes have, and 64 of the width fill whole lines of the cache. A thread
+# has 16 numbers: with 32, unaligned addresses spill registers.
 SIZES = {"BLOCK_K": 64, "BLOCK_D": 64}
 WARPS = {"num_warps": 8}
 

@@ -455,7 +455,7 @@ _SIZES = "first_d", "piece", "D"
 
 
 def shipped() -> list[Variant]:
-    """Every kernel with every dtype. TF32 is for whole vectors only: without them it gains nothing."""
+    """Every kernel with every dtype. TF32 is chosen for speed, so only with whole vectors."""
     variants = []
     for dtype in TYPES:
         for even, tf32 in ((True, False), (False, False), (True, True)):
