@@ -112,6 +112,13 @@ def inner(x):
     assert uncovered(source) == {"dictlearn.types"}
 
 
+def test_no_function_is_longer_than_a_page():
+    for path in ROOT.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                assert (node.end_lineno or 0) - node.lineno < 60, (path, node.name)
+
+
 SHOW = """
 import numpy as np
 from dictlearn_kernels import fixed_point

@@ -44,12 +44,8 @@ def _rows(low, high, row_starts, columns, values, W, y, bias, e, squares, along)
         for d in range(D):
             left[d] = y[r, d] - bias[s, d]
         while i + 4 <= stop:  # four rows at a time, so that four are on their way from memory
-            w0, w1, w2, w3 = (
-                W[columns[i]],
-                W[columns[i + 1]],
-                W[columns[i + 2]],
-                W[columns[i + 3]],
-            )
+            w0, w1 = W[columns[i]], W[columns[i + 1]]
+            w2, w3 = W[columns[i + 2]], W[columns[i + 3]]
             a0, a1, a2, a3 = values[i], values[i + 1], values[i + 2], values[i + 3]
             for d in range(D):
                 left[d] -= a0 * w0[d] + a1 * w1[d] + a2 * w2[d] + a3 * w3[d]
@@ -68,12 +64,8 @@ def _rows(low, high, row_starts, columns, values, W, y, bias, e, squares, along)
             continue
         i = row_starts[r]
         while i + 4 <= stop:
-            w0, w1, w2, w3 = (
-                W[columns[i]],
-                W[columns[i + 1]],
-                W[columns[i + 2]],
-                W[columns[i + 3]],
-            )
+            w0, w1 = W[columns[i]], W[columns[i + 1]]
+            w2, w3 = W[columns[i + 2]], W[columns[i + 3]]
             t0 = t1 = t2 = t3 = np.float32(0)
             for d in range(D):
                 x = left[d]

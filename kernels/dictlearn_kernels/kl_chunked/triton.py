@@ -124,27 +124,11 @@ def _logits(
 
 @triton.jit(do_not_specialize=["N", "V", "D", "E", "length"])
 def statistics(
-    m_s_ptr,
-    l_s_ptr,
-    m_t_ptr,
-    l_t_ptr,
-    mean_ptr,
-    states_ptr,
-    W_ptr,
-    teacher_states_ptr,
-    teacher_W_ptr,
-    N,
-    V,
-    D,
-    E,
-    length,
-    scale,
-    EVEN: tl.constexpr,
-    BM: tl.constexpr,
-    BV: tl.constexpr,
-    BK: tl.constexpr,
+    m_s_ptr, l_s_ptr, m_t_ptr, l_t_ptr, mean_ptr, states_ptr, W_ptr, teacher_states_ptr,
+    teacher_W_ptr, N, V, D, E, length, scale,
+    EVEN: tl.constexpr, BM: tl.constexpr, BV: tl.constexpr, BK: tl.constexpr,
     PRECISION: tl.constexpr,
-):
+):  # fmt: skip
     """Writes the statistics of BM rows over one segment of the vocabulary, `length` ids long."""
     if EVEN:  # unchanged, but now the compiler knows that 16 divides them
         D = D // 16 * 16
@@ -184,26 +168,11 @@ def statistics(
 
 @triton.jit(do_not_specialize=["N", "V", "D", "E", "first", "block"])
 def gap(
-    gap_ptr,
-    lse_s_ptr,
-    lse_t_ptr,
-    states_ptr,
-    W_ptr,
-    teacher_states_ptr,
-    teacher_W_ptr,
-    N,
-    V,
-    D,
-    E,
-    first,
-    block,
-    scale,
-    EVEN: tl.constexpr,
-    BM: tl.constexpr,
-    BV: tl.constexpr,
-    BK: tl.constexpr,
+    gap_ptr, lse_s_ptr, lse_t_ptr, states_ptr, W_ptr, teacher_states_ptr, teacher_W_ptr, N, V, D,
+    E, first, block, scale,
+    EVEN: tl.constexpr, BM: tl.constexpr, BV: tl.constexpr, BK: tl.constexpr,
     PRECISION: tl.constexpr,
-):
+):  # fmt: skip
     """softmax(patched) - softmax(teacher) for BM rows and BV ids of the block that begins at `first`."""
     if EVEN:
         D = D // 16 * 16
@@ -223,20 +192,10 @@ def gap(
 
 @triton.jit(do_not_specialize=["N", "V", "D", "first", "block"])
 def accumulate(
-    gradient_ptr,
-    gap_ptr,
-    W_ptr,
-    N,
-    V,
-    D,
-    first,
-    block,
-    EVEN: tl.constexpr,
-    BM: tl.constexpr,
-    BD: tl.constexpr,
-    BK: tl.constexpr,
+    gradient_ptr, gap_ptr, W_ptr, N, V, D, first, block,
+    EVEN: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr, BK: tl.constexpr,
     PRECISION: tl.constexpr,
-):
+):  # fmt: skip
     """gradient += gap W over the block that begins at `first`: each program adds to a tile of its own."""
     if EVEN:
         D = D // 16 * 16

@@ -222,23 +222,11 @@ def _rank(rank_ptr, transform, EVEN: tl.constexpr):
 
 @triton.jit(do_not_specialize=["D"])
 def project(
-    hidden_ptr,
-    a_ptr,
-    W_ptr,
-    rows_ptr,
-    tile_transform_ptr,
-    tile_first_ptr,
-    starts_ptr,
-    hidden_starts_ptr,
-    rank_ptr,
-    rank_start_ptr,
-    D,
-    EVEN: tl.constexpr,
-    BM: tl.constexpr,
-    BR: tl.constexpr,
-    BK: tl.constexpr,
+    hidden_ptr, a_ptr, W_ptr, rows_ptr, tile_transform_ptr, tile_first_ptr, starts_ptr,
+    hidden_starts_ptr, rank_ptr, rank_start_ptr, D,
+    EVEN: tl.constexpr, BM: tl.constexpr, BR: tl.constexpr, BK: tl.constexpr,
     PRECISION: tl.constexpr,
-):
+):  # fmt: skip
     """hidden: one tile of entries times BR ranks of its transform."""
     transform = tl.load(tile_transform_ptr + tl.program_id(0))
     if transform < 0:
@@ -275,26 +263,11 @@ def project(
 
 @triton.jit(do_not_specialize=["first_d", "piece", "D"])
 def expand(
-    part_ptr,
-    hidden_ptr,
-    values_ptr,
-    W_ptr,
-    order_ptr,
-    tile_transform_ptr,
-    tile_first_ptr,
-    starts_ptr,
-    hidden_starts_ptr,
-    rank_ptr,
-    rank_start_ptr,
-    first_d,
-    piece,
-    D,
-    EVEN: tl.constexpr,
-    BM: tl.constexpr,
-    BR: tl.constexpr,
-    BD: tl.constexpr,
+    part_ptr, hidden_ptr, values_ptr, W_ptr, order_ptr, tile_transform_ptr, tile_first_ptr,
+    starts_ptr, hidden_starts_ptr, rank_ptr, rank_start_ptr, first_d, piece, D,
+    EVEN: tl.constexpr, BM: tl.constexpr, BR: tl.constexpr, BD: tl.constexpr,
     PRECISION: tl.constexpr,
-):
+):  # fmt: skip
     """part: one tile of entries, in BD columns of the piece that begins at first_d."""
     transform = tl.load(tile_transform_ptr + tl.program_id(0))
     if transform < 0:
@@ -333,15 +306,9 @@ def expand(
 
 @triton.jit(do_not_specialize=["first_d", "piece", "D"])
 def add_rows(
-    y_ptr,
-    part_ptr,
-    row_starts_ptr,
-    first_d,
-    piece,
-    D,
-    EVEN: tl.constexpr,
-    BD: tl.constexpr,
-):
+    y_ptr, part_ptr, row_starts_ptr, first_d, piece, D,
+    EVEN: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
     """y: the sum of one row's parts in their order, in BD columns of the piece from first_d on."""
     piece = piece // 16 * 16
     first_d = first_d // 16 * 16
@@ -359,25 +326,11 @@ def add_rows(
 
 @triton.jit(do_not_specialize=["D"])
 def outer(
-    g_W_ptr,
-    hidden_ptr,
-    values_ptr,
-    a_ptr,
-    order_ptr,
-    rows_ptr,
-    tile_transform_ptr,
-    tile_first_ptr,
-    starts_ptr,
-    hidden_starts_ptr,
-    rank_ptr,
-    rank_start_ptr,
-    D,
-    EVEN: tl.constexpr,
-    BM: tl.constexpr,
-    BR: tl.constexpr,
-    BD: tl.constexpr,
+    g_W_ptr, hidden_ptr, values_ptr, a_ptr, order_ptr, rows_ptr, tile_transform_ptr,
+    tile_first_ptr, starts_ptr, hidden_starts_ptr, rank_ptr, rank_start_ptr, D,
+    EVEN: tl.constexpr, BM: tl.constexpr, BR: tl.constexpr, BD: tl.constexpr,
     PRECISION: tl.constexpr,
-):
+):  # fmt: skip
     """g_W: BR ranks of one transform and BD columns, summed over its entries, BM at a time."""
     transform = tl.load(tile_transform_ptr + tl.program_id(0))
     rank = _rank(rank_ptr, transform, EVEN)
@@ -412,19 +365,10 @@ def outer(
 
 @triton.jit
 def dots(
-    out_ptr,
-    hidden_ptr,
-    read_ptr,
-    order_ptr,
-    tile_transform_ptr,
-    tile_first_ptr,
-    starts_ptr,
-    hidden_starts_ptr,
-    rank_ptr,
-    EVEN: tl.constexpr,
-    BM: tl.constexpr,
-    BR: tl.constexpr,
-):
+    out_ptr, hidden_ptr, read_ptr, order_ptr, tile_transform_ptr, tile_first_ptr, starts_ptr,
+    hidden_starts_ptr, rank_ptr,
+    EVEN: tl.constexpr, BM: tl.constexpr, BR: tl.constexpr,
+):  # fmt: skip
     """out: <hidden, read> of each entry in one tile."""
     transform = tl.load(tile_transform_ptr + tl.program_id(0))
     if transform < 0:
