@@ -20,7 +20,7 @@ from dictlearn.lm.load import load_model, read_info
 from dictlearn.sparsity.abstopk import AbsTopK
 from dictlearn.sparsity.protocol import Sparsity
 from dictlearn.sparsity.topk import TopK
-from dictlearn.verbs import evaluate, opened
+from dictlearn.verbs import build, evaluate, opened
 
 
 @pytest.fixture(autouse=True)
@@ -82,9 +82,9 @@ def test_another_dictionary_stands_beside_the_first(tmp_path, capsys):
     OmegaConf.update(cfg, "data.held_out", 0.3)
     cfg.eval = {name: cfg.eval[name] for name in ("reconstruction", "sparsity")}
     cfg.eval_tokens = 256
-    record = evaluate.evaluate_into(
-        tmp_path / "run", cfg, first, load_model("pico"), {"the other one": other}
-    )
+    lm = load_model("pico")
+    text, beside = build.read_text(cfg, lm), {"the other one": other}
+    record = evaluate.evaluate_into(tmp_path / "run", cfg, first, lm, text, beside)
     assert record["beside"]["the other one"]["figures"].keys() == record["figures"].keys()
     assert record["beside"]["the other one"]["dictionary"]["parameters"] > 0
     assert "the other one" in capsys.readouterr().out

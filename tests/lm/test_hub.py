@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ import torch
 from huggingface_hub import constants
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from dictlearn.lm.load import load_model, read_info
+from dictlearn.lm.hub import PICO_PATH
+from dictlearn.lm.load import load_model, load_skeleton, load_tokenizer, read_info
 from tests.pretend_hub import COMMIT, Hub, empty_cache, served
 
 
@@ -56,6 +58,21 @@ def test_info_downloads_the_config_alone(hub, cache):
     info = read_info("owner/tiny")
     assert (info.n_layers, info.width, info.revision) == (2, 16, COMMIT)
     assert {path.name for path in cache.rglob("snapshots/*/*")} == {"config.json"}
+
+
+@pytest.mark.parametrize(
+    "load", [load_tokenizer, partial(load_skeleton, tokenizer=True)], ids=["alone", "with sizes"]
+)
+def test_a_tokenizer_comes_without_the_weights(hub, cache, load):
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        hub.files[name] = (PICO_PATH / name).read_bytes()
+    hub.files["config.json"] = hub.files["config.json"].replace(
+        b'"vocab_size": 16', b'"vocab_size": 4096'
+    )
+    found = load("owner/tiny")
+    assert getattr(found, "tokenizer", found) is not None
+    assert "tokenizer.json" in {path.name for path in cache.rglob("snapshots/*/*")}
+    assert not any("safetensors" in ask for ask in hub.asked)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelF
 
 from dictlearn.lm.capture import capture
 from dictlearn.lm.language_model import document_start, pad_id
-from dictlearn.lm.load import PICO_PATH, bos_id, freeze, load_model, read_info
+from dictlearn.lm.load import PICO_PATH, bos_id, freeze, load_model, load_skeleton, read_info
 
 WORDS = ["[PAD]", "[UNK]", "the", "cat", "sat", "on", "mat", "<s>", "</s>", "<think>"]
 
@@ -397,6 +397,33 @@ def test_a_damaged_folder_gets_one_sentence(folder, damage, says, monkeypatch):
         load_model(str(folder))
     sentence = str(caught.value)
     assert sentence.startswith(f"model.path={folder}: ") and "\n" not in sentence
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        (
+            {"num_hidden_layers": 1 << 30, "layer_types": None},
+            r"num_hidden_layers=1073741824; .* at most 4,096$",
+        ),
+        ({"vocab_size": 1 << 30}, r"vocab_size=1073741824; .* at most 16,777,216$"),
+        ({"hidden_act": "loud"}, "config.json describes no model: "),
+        ({"vocab_size": 8}, "its tokenizer has ids up to"),
+    ],
+    ids=str,
+)
+def test_sizes_of_nonsense_are_refused_where_no_weights_are_looked_at(folder, changed, says):
+    _edit(folder, **changed)
+    with pytest.raises(ValueError, match=says) as caught:
+        load_skeleton(str(folder), tokenizer=True)
+    assert str(caught.value).startswith(f"model.path={folder}: ")
+
+
+def test_a_folder_without_weights_is_refused_before_its_text_is_read(folder):
+    _no_weights(folder)
+    assert load_skeleton(str(folder)).tokenizer is None
+    with pytest.raises(ValueError, match=r"no \*\.safetensors in"):
+        load_skeleton(str(folder), tokenizer=True)
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ def fingerprint(path: str, revision: str | None = None) -> dict[str, str]:
     bytes are: a tensor of more than a few thousandths of the file is always in it.
     Raises ValueError as `load_model` does.
     """
-    folder, _ = locate(path, revision, weights=True)
+    folder, _ = locate(path, revision, "weights")
     weights = weight_files(path, folder)
     tokenizer = sorted({file for pattern in TOKENIZER for file in folder.glob(pattern)})
     found = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Literal
 
 from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, snapshot_download
 from huggingface_hub.errors import (
@@ -27,19 +28,21 @@ SHAPES = Path(__file__).parent / "shapes"  # config.json of the presets' models:
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 REACH_SECONDS = 5.0  # the hub's own client retries for half a minute; one look is enough
 
-WANTED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+Part = Literal["config", "tokenizer", "weights"]  # of a model's folder, each with those before it
+TOKENIZER = ["*.json", "*.model", "*.txt", "*.jinja"]
+WANTED = [*TOKENIZER, "*.safetensors"]
 # Subfolders and `consolidated` files hold the same weights once more, in other people's layouts.
 UNWANTED = ["*/*", "consolidated*"]
 
 
 def locate(
-    path: str, revision: str | None, *, weights: bool, shape: bool = False
+    path: str, revision: str | None, part: Part, *, shape: bool = False
 ) -> tuple[Path, str | None]:
     """The model's folder and its revision: a commit hash for a hub id, as asked for a folder.
 
-    A hub id is downloaded into the hub's own cache, or found there when the hub is out of reach;
-    without `weights`, its config alone. Where only its `shape` is wanted, the hub does not give it
-    and no copy is here, it is the one that comes with this package, for the models of the presets.
+    Of a hub id, the part is downloaded into the hub's own cache, or found there when the hub is out
+    of reach. Where only its `shape` is wanted, the hub does not give it and no copy is here, it is the
+    one that comes with this package, for the models of the presets.
     ValueError with what to do about it otherwise.
     """
     if path == "pico":
@@ -48,7 +51,7 @@ def locate(
         folder = Path(path).expanduser()
     elif path and HUB_ID.fullmatch(path):
         try:
-            folder = _from_hub(path, revision, weights)
+            folder = _from_hub(path, revision, part)
         except ValueError:
             if shape and revision is None and (SHAPES / path / "config.json").is_file():
                 return SHAPES / path, None
@@ -79,11 +82,11 @@ def read_json(path: str, folder: Path, name: str) -> dict[str, object]:
     return found
 
 
-def _from_hub(path: str, revision: str | None, weights: bool) -> Path:
+def _from_hub(path: str, revision: str | None, part: Part) -> Path:
     trouble = _trouble(path, revision)
     local_only = trouble is not None
     try:
-        if not weights:
+        if part == "config":
             file = hf_hub_download(
                 path, "config.json", revision=revision, local_files_only=local_only
             )
@@ -91,7 +94,7 @@ def _from_hub(path: str, revision: str | None, weights: bool) -> Path:
         folder = snapshot_download(
             path,
             revision=revision,
-            allow_patterns=WANTED,
+            allow_patterns=WANTED if part == "weights" else TOKENIZER,
             ignore_patterns=UNWANTED,
             local_files_only=local_only,
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +26,7 @@ from transformers.utils import logging as transformers_logging
 from dictlearn.lm.check import check_sums
 from dictlearn.lm.hub import PICO_PATH, locate, read_json
 from dictlearn.lm.language_model import LanguageModel, bos_id, describe, freeze, n_embedded
-from dictlearn.lm.weights import check_sizes, check_tokenizer, weight_files
+from dictlearn.lm.weights import check_sizes, check_tokenizer, weight_files, without_weights
 from dictlearn.types import ModelInfo
 
 Dtype = Literal["auto", "float32", "bfloat16"]
@@ -46,14 +46,21 @@ __all__ = [
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # No names of hub kernels here: those are code that comes with a download.
 ATTENTIONS = ("auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3")
-SIZES = ("num_hidden_layers", "hidden_size", "vocab_size", "max_position_embeddings")
 GENERATION = "generation_config.json"
+# The most that a config may say. Many layers take long to make, and ids are listed, also where no
+# weights are at hand to compare the sizes with.
+SIZES = {
+    "num_hidden_layers": 1 << 12,
+    "hidden_size": 1 << 24,
+    "vocab_size": 1 << 24,
+    "max_position_embeddings": 1 << 31,
+}
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
 
 def read_info(path: str, revision: str | None = None) -> ModelInfo:
     """What a dictionary must know of a model, from its config.json alone: no weights are read."""
-    folder, revision = locate(path, revision, weights=False)
+    folder, revision = locate(path, revision, "config")
     return describe(_read_config(path, folder), path, revision)
 
 
@@ -87,7 +94,7 @@ def load_model(
     if attn not in ATTENTIONS:
         raise ValueError(f"model.attn={attn}: want one of {', '.join(ATTENTIONS)}")
 
-    folder, revision = locate(path, revision, weights=True)
+    folder, revision = locate(path, revision, "weights")
     config = _read_config(path, folder)
     files = weight_files(path, folder)  # refuses what transformers would unpickle
     check_sizes(path, files, config, _loader(config))
@@ -107,9 +114,10 @@ def load_model(
 def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenizerBase | None:
     """The tokenizer of the model at `path`, None where it has none.
 
-    A model of the hub that is not here yet is downloaded. Raises ValueError as `load_model` does.
+    Of a model of the hub that is not here yet it alone is downloaded. Raises ValueError as `load_model`
+    does.
     """
-    folder, _ = locate(path, revision, weights=True)
+    folder, _ = locate(path, revision, "tokenizer")
     return _load_tokenizer(path, folder)
 
 
@@ -128,19 +136,25 @@ def _beside(lm: LanguageModel, other: LanguageModel) -> LanguageModel:
 
 
 def load_skeleton(
-    path: str, revision: str | None = None, other: str | None = None
+    path: str, revision: str | None = None, other: str | None = None, *, tokenizer: bool = False
 ) -> LanguageModel:
     """The model of `load_model` on the meta device: shapes, sites and costs, but no weights.
 
     Reads config.json alone, and for the models of the presets needs no hub: their sizes come with
-    this package. Raises ValueError as `load_model` does.
+    this package. With `tokenizer` it has that too, if there is one: what text is cut into windows
+    with, before the weights are loaded or, of a hub id, even here. Raises ValueError as `load_model`
+    does.
     """
-    folder, revision = locate(path, revision, weights=False, shape=True)
+    part = "tokenizer" if tokenizer else "config"
+    folder, revision = locate(path, revision, part, shape=not tokenizer)
     config = _read_config(path, folder)
-    with torch.device("meta"):
-        model = _loader(config).from_config(config, trust_remote_code=False)
-    lm = freeze(model, name=path, revision=revision)
-    return lm if other is None else _beside(lm, load_skeleton(other))
+    if tokenizer and Path(path).expanduser().is_dir():
+        weight_files(path, folder)  # whoever goes on to load them should learn now what they lack
+    model = without_weights(path, config, _loader(config))
+    words = _load_tokenizer(path, folder) if tokenizer else None
+    _refuse_more_tokens(f"model.path={path}", model, words)
+    lm = freeze(model, words, name=path, revision=revision)
+    return lm if other is None else _beside(lm, load_skeleton(other, tokenizer=tokenizer))
 
 
 def _device(device: str) -> torch.device:
@@ -168,6 +182,9 @@ def _device(device: str) -> torch.device:
 def _read_config(path: str, folder: Path) -> PretrainedConfig:
     found = read_json(path, folder, "config.json")
     model_type = found.get("model_type")
+    for said in (found, found.get("text_config")):
+        if isinstance(said, dict):  # a family's config may make a list of as many layers
+            _refuse_sizes(path, said.get)
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         text = config.get_text_config()
@@ -180,13 +197,18 @@ def _read_config(path: str, folder: Path) -> PretrainedConfig:
             f"{model_type!r}, and code that comes with a model is not run; want a model_type of "
             f"transformers"
         ) from error
-    for key in SIZES:
-        size = getattr(text, key, None)
-        if size is not None and (type(size) is not int or not 0 <= size < 1 << 31):
-            raise ValueError(
-                f"model.path={path}: config.json has {key}={ascii(size)[:60]}; want a whole number"
-            )
+    _refuse_sizes(path, lambda key: getattr(text, key, None))
     return config
+
+
+def _refuse_sizes(path: str, size_of: Callable[[str], object]) -> None:
+    for key, most in SIZES.items():
+        size = size_of(key)
+        if size is not None and (type(size) is not int or not 0 <= size <= most):
+            raise ValueError(
+                f"model.path={path}: config.json has {key}={ascii(size)[:60]}; want a whole number of "
+                f"at most {most:,}"
+            )
 
 
 def _load_tokenizer(path: str, folder: Path) -> PreTrainedTokenizerBase | None:

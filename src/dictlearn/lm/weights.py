@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedModel
 
 from dictlearn.disk.amiss import told
 from dictlearn.lm.hub import read_json
@@ -68,19 +68,24 @@ def check_sizes(path: str, files: list[Path], config: PretrainedConfig, loader: 
     n_layers = getattr(config.get_text_config(), "num_hidden_layers", None) or 0
     described = 0
     if n_layers <= n_tensors:
-        try:
-            with torch.device("meta"):
-                model = loader.from_config(config, trust_remote_code=False)
-            described = sum(parameter.numel() for parameter in model.parameters())
-        except Exception as error:  # whatever a family's code stumbles over in a config of nonsense
-            raise ValueError(
-                f"model.path={path}: config.json describes no model: {' '.join(str(error).split())}"
-            ) from error
+        model = without_weights(path, config, loader)
+        described = sum(parameter.numel() for parameter in model.parameters())
     if n_layers > n_tensors or described > SLACK * stored + SLACK_NUMBERS:
         raise ValueError(
             f"model.path={path}: config.json describes {n_layers:,} layers and {described:,} numbers, "
             f"and its weights hold {stored:,} in {n_tensors:,} tensors; they do not belong together"
         )
+
+
+def without_weights(path: str, config: PretrainedConfig, loader: Any) -> PreTrainedModel:
+    """The model that the config describes, on the meta device; ValueError where it describes none."""
+    try:
+        with torch.device("meta"):
+            return loader.from_config(config, trust_remote_code=False)
+    except Exception as error:  # whatever a family's code stumbles over in a config of nonsense
+        raise ValueError(
+            f"model.path={path}: config.json describes no model: {' '.join(str(error).split())}"
+        ) from error
 
 
 def _stored(files: list[Path]) -> tuple[int, int]:

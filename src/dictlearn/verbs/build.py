@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import torch
 from hydra.core.hydra_config import HydraConfig
@@ -16,7 +16,7 @@ from dictlearn.dicts.dictionary import Dictionary
 from dictlearn.dicts.plt import plt_beside
 from dictlearn.dicts.start import check_start
 from dictlearn.lm.language_model import LanguageModel
-from dictlearn.lm.load import read_info
+from dictlearn.lm.load import load_skeleton, read_info
 from dictlearn.objectives.objective import Objective
 from dictlearn.objectives.teacher import Teacher
 from dictlearn.sources.protocol import MakesActivations, Source
@@ -75,6 +75,12 @@ def build_model(cfg: DictConfig) -> LanguageModel | None:
     return instantiate(cfg.model, device=model_device(cfg)) if reads_model(cfg) else None
 
 
+def build_skeleton(cfg: DictConfig) -> LanguageModel:
+    """The model without its weights, but with the tokenizer: enough to check a source and read text."""
+    model = cfg.model
+    return load_skeleton(model.path, model.revision, model.other, tokenizer=True)
+
+
 def model_device(cfg: DictConfig) -> str:
     """The language model's device: the trainer's, unless model.device says otherwise."""
     return "cpu" if cfg.model.device == "auto" and accelerator(cfg) == "cpu" else cfg.model.device
@@ -131,11 +137,30 @@ def build_start(cfg: DictConfig, dictionary: Dictionary) -> Dictionary | None:
 
 
 def build_windows(cfg: DictConfig, lm: LanguageModel, split: str) -> Any:
-    """Tokenised text of one split: "train", "eval", or "whole" for all of it."""
+    """Tokenised text of one split: "train", "eval", or "whole" for all of it.
+
+    `lm` may have no weights: who reads text before it loads them says at once what is wrong with it.
+    """
     settings = plain(cfg.data)
     # Hydra would interpolate resolved values again, and a file's name may contain `${`.
     odd = {key: settings.pop(key) for key in list(settings) if "${" in str(settings[key])}
     return instantiate(settings)(lm=lm, split=split, **odd)
+
+
+class Text(NamedTuple):
+    """Windows of both splits; of `whole` text, which has none, the same ones twice."""
+
+    train: Any
+    held_out: Any
+    whole: bool = False
+
+
+def read_text(cfg: DictConfig, lm: LanguageModel) -> Text:
+    """Both splits: what an evaluation would refuse at the end of a run is refused at its start."""
+    return Text(
+        train=build_windows(cfg, lm, "train"),
+        held_out=build_windows(cfg, lm, "eval"),
+    )
 
 
 def build_source(

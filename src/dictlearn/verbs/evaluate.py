@@ -54,7 +54,10 @@ def main(cfg: DictConfig) -> int:
     with lock.writing(folder / "report.html", "evaluate"):
         opened = open_dictionary(cfg, "evaluate", "evaluations")
         beside = {name: d.to(opened.lm.device) for name, d in load_beside(opened.path).items()}
-        evaluate_into(folder, cfg, opened.dictionary, opened.lm, beside, opened.split)
+        text = build.Text(opened.windows, opened.windows, whole=True)
+        if opened.split == "eval":
+            text = build.Text(build.build_windows(cfg, opened.lm, "train"), opened.windows)
+        evaluate_into(folder, cfg, opened.dictionary, opened.lm, text, beside)
         escape.say(f"The report: {folder / 'report.html'}")
     return 0
 
@@ -82,11 +85,11 @@ def evaluate_into(
     cfg: DictConfig,
     dictionary: Dictionary,
     lm: LanguageModel,
+    text: build.Text,
     beside: Mapping[str, Dictionary] | None = None,
-    split: str = "eval",
 ) -> dict[str, Any]:
     """Evaluates, then writes figures.json and the report. Returns the content of figures.json."""
-    record = evaluated(cfg, dictionary, lm, beside, split)
+    record = evaluated(cfg, dictionary, lm, text, beside)
     write_into(folder, record)
     return record
 
@@ -111,25 +114,23 @@ def evaluated(
     cfg: DictConfig,
     dictionary: Dictionary,
     lm: LanguageModel,
+    text: build.Text,
     beside: Mapping[str, Dictionary] | None = None,
-    split: str = "eval",
 ) -> dict[str, Any]:
     """Runs `cfg.eval` on held-out text and prints the table; the record for figures.json.
 
-    Reads `data`, `eval`, `eval_tokens` and `eval_windows` of the configuration. `beside` are other
-    dictionaries of the same model, by label. They get the same figures without baselines, on the
-    same text, in the same tables. Baselines are fitted on the training split; if `split` is the
-    whole text, on the whole text.
+    Reads `eval`, `eval_tokens` and `eval_windows` of the configuration, and records its `data`.
+    `beside` are other dictionaries of the same model, by label. They get the same figures without
+    baselines, on the same text, in the same tables. Baselines are fitted on the training split; if
+    the whole text is read, on the whole text.
     """
     for key in ("eval_tokens", "eval_windows"):
         if cfg[key] < 1:
             raise ValueError(f"{key}={cfg[key]}: want at least 1")
     evals = build.named(cfg.eval)
-    held_out = build.build_windows(cfg, lm, split)
-    train = build.build_windows(cfg, lm, "train") if split == "eval" else held_out
     console = escape.console(stderr=True)
     if not console.is_terminal:
-        n_tokens = min(cfg.eval_tokens, len(held_out) * held_out.context)
+        n_tokens = min(cfg.eval_tokens, len(text.held_out) * text.held_out.context)
         escape.say(f"Evaluating on {n_tokens:,} tokens.")
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
 
@@ -140,9 +141,9 @@ def evaluated(
             return evaluate_dictionary(
                 dictionary,
                 lm,
-                held_out,
+                text.held_out,
                 evals,
-                train_windows=train,
+                train_windows=text.train,
                 n_tokens=cfg.eval_tokens,
                 batch_windows=cfg.eval_windows,
                 progress=lambda done, total: bar.update(task, completed=done, total=total),
@@ -156,9 +157,8 @@ def evaluated(
         }
     data = OmegaConf.to_container(cfg.data, resolve=True)
     assert isinstance(data, dict)
-    text = {str(key): value for key, value in data.items()}
-    record = record_of(
-        evaluation, dictionary, lm.info, text, others, HELD_OUT if split == "eval" else WHOLE
-    )
+    read = {str(key): value for key, value in data.items()}
+    part = WHOLE if text.whole else HELD_OUT
+    record = record_of(evaluation, dictionary, lm.info, read, others, part)
     escape.console().print(renderable(record), *layers.renderables(record), sep="\n")
     return record

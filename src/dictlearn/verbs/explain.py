@@ -15,6 +15,7 @@ from rich.text import Text
 
 from dictlearn import escape
 from dictlearn.ckpt import lock
+from dictlearn.dicts.dictionary import Dictionary
 from dictlearn.dicts.identity import sha256_of
 from dictlearn.explain.protocol import Explainer, Feature, Material
 from dictlearn.explain.sample import random_like, take_sample
@@ -26,8 +27,7 @@ from dictlearn.ranges import Count, Fraction, Natural, Seed
 from dictlearn.store.explanations import ExplanationWriter, read_explanations
 from dictlearn.store.features import has_store, open_store
 from dictlearn.store.text import token_text
-from dictlearn.types import NamedProgress
-from dictlearn.verbs import build
+from dictlearn.types import ModelInfo, NamedProgress
 from dictlearn.verbs.opened import Opened, check_positive, open_dictionary, where
 from dictlearn.verbs.reported import write_report_of
 
@@ -73,8 +73,13 @@ def explain(cfg: DictConfig) -> int:
     folder = where(cfg, "explain", "explanations")[1] / "features"
     if has_store(folder):
         check_pages_replaceable(folder, cfg.overwrite)
-    opened = open_dictionary(cfg, "explain", "explanations", check_positive)
-    asked = which(cfg, opened)
+    asked: list[Feature] = []
+
+    def check(dictionary: Dictionary, info: ModelInfo) -> None:
+        check_positive(dictionary, info)
+        asked.extend(which(cfg, dictionary))
+
+    opened = open_dictionary(cfg, "explain", "explanations", check)
     with _progress() as progress:
         material = read_material(cfg, opened, progress)
         live = [feature for feature in asked if len(material.firings.of(*feature)[0])]
@@ -131,9 +136,8 @@ def _left(writer: ExplanationWriter) -> str:
     )
 
 
-def which(cfg: DictConfig, opened: Opened) -> list[Feature]:
+def which(cfg: DictConfig, dictionary: Dictionary) -> list[Feature]:
     """The features that `cfg.features` names; all if it is null."""
-    dictionary = opened.dictionary
     names, size = code_names(dictionary.sources, dictionary.code_sources), dictionary.n_features
     if cfg.features is not None:
         return [_feature(str(name), names, size) for name in cfg.features]
@@ -157,7 +161,7 @@ def read_material(cfg: DictConfig, opened: Opened, progress: NamedProgress) -> M
     """Held-out text, and the firings there of the dictionary and of a random one like it."""
     lm, dictionary, folder = opened.lm, opened.dictionary, opened.folder / "features"
     store = open_store(folder, sha256_of(dictionary)) if has_store(folder) else None
-    windows = build.build_windows(cfg, lm, opened.split)
+    windows = opened.windows
     if len(windows) == 0:
         raise ValueError("data: the held-out split has no text to explain features on")
     first_BP = windows.window_batch(range(min(cfg.windows, len(windows))))

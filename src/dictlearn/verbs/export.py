@@ -32,7 +32,6 @@ from dictlearn.store.explanations import read_explanations
 from dictlearn.store.features import open_store
 from dictlearn.store.tokenizer import tokenizer_of
 from dictlearn.types import Batch, ModelInfo
-from dictlearn.verbs import build
 from dictlearn.verbs.opened import Opened, open_dictionary, where
 
 
@@ -179,7 +178,7 @@ class HeldOut:
 
 def held_out(cfg: DictConfig, opened: Opened) -> tuple[HeldOut, HeldOut]:
     """Two halves, of every other window each: one to fit thresholds on, one to compare on."""
-    windows = build.build_windows(cfg, opened.lm, opened.split)
+    windows = opened.windows
     sites = list(dict.fromkeys(opened.dictionary.sources + opened.dictionary.targets))
     reader = Reader(opened.lm, windows, sites, "error")
     n = windows_read(windows, cfg.tokens)

@@ -31,7 +31,6 @@ from dictlearn.store.explanations import read_explanations
 from dictlearn.store.features import FeatureStore
 from dictlearn.store.layout import FOLDER as STORE
 from dictlearn.store.writer import SORT
-from dictlearn.verbs import build
 from dictlearn.verbs.opened import check_positive, open_dictionary, where
 from dictlearn.verbs.pages import write_site
 
@@ -118,7 +117,7 @@ def opened(cfg: DictConfig) -> Harvest:
     if load_dictionary(path).training_figures.get("model") == SYNTHETIC:
         raise ValueError(f"{path}: its activations are synthetic: there is no text to look at")
     named = open_dictionary(cfg, "describe", FOLDER, check_positive)
-    text = Text(build.build_windows(cfg, named.lm, named.split), settings)
+    text = Text(named.windows, settings)
     data = OmegaConf.to_container(cfg.data, resolve=True)
     assert isinstance(data, dict)
     plain = {str(key): value for key, value in data.items()}

@@ -20,9 +20,10 @@ from dictlearn.config import conf_dir, literal
 from dictlearn.dicts.dictionary import Dictionary
 from dictlearn.evals.evaluation import check_fits
 from dictlearn.lm.language_model import LanguageModel
-from dictlearn.lm.load import load_model, read_info
+from dictlearn.lm.load import load_model, load_skeleton, read_info
 from dictlearn.sources.tokens import WHOLE
 from dictlearn.types import ModelInfo
+from dictlearn.verbs import build
 from dictlearn.verbs.trained_in import anywhere
 
 log = logging.getLogger(__name__)
@@ -43,6 +44,7 @@ class Opened:
     dictionary: Dictionary  # on the model's device
     lm: LanguageModel
     split: str = "eval"  # the split of the text that is read
+    windows: Any = None  # the windows of that split; None if no text is read
 
 
 def open_dictionary(
@@ -53,8 +55,8 @@ def open_dictionary(
     If the configuration names no `data`, it is set to the text that the dictionary was trained on,
     if the user chose that text or it comes with Python, and its held-out part is read. Text that the
     user names is read whole (but see `part_of`). Output goes to `output`, else into the run's
-    folder, else to `elsewhere`/<name>. `check` is called with the model's config before its weights
-    are read. With `text=False` no text is read.
+    folder, else to `elsewhere`/<name>. `check` is called with the model's config, then the text is
+    read, then the model's weights. With `text=False` no text is read.
 
     Raises:
         ValueError: one sentence if there is nothing to `verb`, or if dictionary and model don't fit.
@@ -69,8 +71,16 @@ def open_dictionary(
     elif text:
         with open_dict(cfg):
             cfg.data = literal(trained_on(trained, path))
-    lm = _model(cfg, dictionary, trained, path, check)
-    return Opened(Path(path), folder, dictionary.to(lm.device), lm, split)
+    name, revision, other = _model(cfg, dictionary, trained, path, check)
+    windows = None
+    if text:
+        skeleton = load_skeleton(name, revision, other, tokenizer=True)
+        windows = build.build_windows(cfg, skeleton, split)
+    if cfg.get("model"):
+        lm = instantiate(cfg.model)
+    else:
+        lm = load_model(name, revision, device="auto", other=other)
+    return Opened(Path(path), folder, dictionary.to(lm.device), lm, split, windows)
 
 
 def check_positive(dictionary: Dictionary, info: ModelInfo) -> None:
@@ -197,14 +207,17 @@ def own_model(trained: Mapping[str, Any], path: str, key: str = "model") -> str 
 
 def _model(
     cfg: DictConfig, dictionary: Dictionary, trained: Mapping[str, Any], path: str, check: Check
-) -> LanguageModel:
-    """The model of the configuration, else the one that the dictionary was trained on."""
+) -> tuple[str, str | None, str | None]:
+    """The model of the configuration, else the one that the dictionary was trained on.
+
+    Its path, its revision and the path of the other model, where there is one.
+    """
     if cfg.get("model"):
         name = trained.get("model")
         if name not in (None, cfg.model.path):
             escape.say(f"The dictionary was trained on {name}; the model is {cfg.model.path}.")
         check(dictionary, read_info(cfg.model.path, cfg.model.revision))
-        return instantiate(cfg.model)
+        return cfg.model.path, cfg.model.revision, cfg.model.other
     name = own_model(trained, path)
     if name is None:
         raise ValueError("model: the dictionary does not say which model it reads; pass model=")
@@ -218,4 +231,4 @@ def _model(
             f"{path}: was trained on {error}; model=<folder or hub id> names it"
         ) from error
     check(dictionary, info)
-    return load_model(name, revision, device="auto", other=other)
+    return name, revision, other

@@ -39,8 +39,8 @@ def main(cfg: DictConfig) -> int:
     output = Path(cfg.output)
     check_replaceable(output, SORT, cfg.overwrite)
     with lock.writing(output, "targets"):
+        windows = build.build_windows(cfg, build.build_skeleton(cfg), "train")
         lm = instantiate(cfg.model)
-        windows = build.build_windows(cfg, lm, "train")
         written = 0
 
         def write(temporary: Path) -> None:

@@ -35,7 +35,6 @@ from dictlearn.evals.ground_truth import mcc, mean_max_cosine
 from dictlearn.evals.record import FORMAT, versions, write_record
 from dictlearn.evals.table import LONG
 from dictlearn.lm.language_model import LanguageModel
-from dictlearn.lm.load import load_skeleton
 from dictlearn.ranges import Count, Positive, Seed
 from dictlearn.sources.named import text_of
 from dictlearn.sources.protocol import KnowsTruth, MakesActivations, Source
@@ -95,29 +94,26 @@ def main(cfg: DictConfig) -> int:
     dictionary = build.build_dictionary(cfg, info)  # refuses what can't work, before any work
     beside = build.build_beside(cfg, dictionary)
     training = build.build_training(cfg, dictionary, beside)
-    if build.reads_model(cfg):
-        skeleton = load_skeleton(cfg.model.path, cfg.model.revision, cfg.model.other)
+    skeleton = build.build_skeleton(cfg) if build.reads_model(cfg) else None
+    if skeleton is not None:
         build.check_source(cfg, skeleton, dictionary)
     with dispatch.using(cfg.kernels), run_lock(run):
         collect_garbage(run)
         for name, _ in training.named_trainees():  # refused now, not when the training is done
             check_replaceable(saved_in(run, name), DICTIONARY)
+        start = build.build_start(cfg, dictionary) if resume.folder is None else None
+        text = None if skeleton is None else read_text(cfg, skeleton)
+        contents: dict[str, str] = {}
+        if text is not None:
+            contents = fingerprints.of_files(cfg) | {"data": fingerprints.of_text(text.train)}
+        refuse_other_contents(cfg, resume.folder, contents)
         introduce(cfg, dictionary, info)
         for note in resume.notes:
             escape.say(note)
-        contents = fingerprints.of_files(cfg) if build.reads_model(cfg) else {}
-        refuse_other_contents(cfg, resume.folder, contents)  # before a model is loaded
-        start = build.build_start(cfg, dictionary) if resume.folder is None else None
         with waiting_for(f"{info.name}, which is being loaded"):
             lm = build.build_model(cfg)
         build.connect(cfg, training, lm)
-        with waiting_for(f"{text_of(cfg.data)}, which is being read and cut into tokens"):
-            windows = None if lm is None else build.build_windows(cfg, lm, "train")
-        if lm is not None and windows is not None:
-            contents["data"] = fingerprints.of_text(windows)
-            build.build_windows(cfg, lm, "eval")  # refuses now what the evaluation would at the end
-        refuse_other_contents(cfg, resume.folder, contents)
-        source = build.build_source(cfg, lm, dictionary, "train", windows)
+        source = build.build_source(cfg, lm, dictionary, "train", text and text.train)
         with guarded(build.named(cfg.get("logger")), build.plain(cfg)) as loggers:
             write_text(run / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
             if resume.folder is None:
@@ -132,15 +128,20 @@ def main(cfg: DictConfig) -> int:
                 return int(interrupted.code or 1)
             if rank_zero_only.rank != 0:
                 return 0
-            if lm is None:
+            if lm is None or text is None:
                 figures = finish_without_model(cfg, run, training, source)
             else:
-                figures = finish(cfg, run, training, lm)
+                figures = finish(cfg, run, training, lm, text)
             for one in loggers:
                 one.finish(figures, cfg.steps, run / "dictionary")
             for sentence in verdict.sentences(training.trainee(), figures):
                 escape.say(sentence)
             return int(verdict.diverged(training.trainee(), figures))
+
+
+def read_text(cfg: DictConfig, skeleton: LanguageModel) -> build.Text:
+    with waiting_for(f"{text_of(cfg.data)}, which is being read and cut into tokens"):
+        return build.read_text(cfg, skeleton)
 
 
 def refuse_other_contents(
@@ -229,14 +230,19 @@ def fit(
 
 
 def finish(
-    cfg: DictConfig, run: Path, training: DictionaryTraining, lm: LanguageModel
+    cfg: DictConfig,
+    run: Path,
+    training: DictionaryTraining,
+    lm: LanguageModel,
+    text: build.Text,
 ) -> dict[str, float | None]:
     """Saves the inference form, evaluates it on held-out text and writes the report; the figures.
 
     Raises:
         OSError: the dictionary cannot be saved. A report that cannot be is said, no more.
     """
-    held_out = build.build_source(cfg, lm, training.trainee().dictionary, "eval")
+    dictionary = training.trainee().dictionary
+    held_out = build.build_source(cfg, lm, dictionary, "eval", text.held_out)
     sample = held_out.sample(SAMPLE_TOKENS)
     finished, origin = {}, provenance(cfg, lm.info)
     for name, trainee in training.named_trainees():
@@ -246,7 +252,7 @@ def finish(
     trained_in.remember(run, origin)
     dictionary = finished.pop("dictionary")
     beside = {label_beside(name): one for name, one in finished.items()}
-    record = evaluated(cfg, dictionary, lm, beside)
+    record = evaluated(cfg, dictionary, lm, text, beside)
     try:
         with writing(run / "report.html", "train", wait=True):
             write_into(run, record)
