@@ -90,6 +90,8 @@ def _launch(verb: str, args: list[str], prefix: list[str]) -> int:
         sys.stdout.write(help.text(verb, command, keys, keys != texts))
         return 0
     folder = ["--config-dir", parsed.config_dir] if parsed.config_dir else []
+    if folder:  # modules of the user's own lie there, beside their yaml; ours come first
+        sys.path.append(str(Path(parsed.config_dir).resolve()))
     args = [*options, *texts]  # Hydra's parser takes no override on each side of an option
     if not (parsed.cfg or parsed.info or parsed.shell_completion):
         args = [*options, *overrides.checked(verb, texts, parsed.multirun, parsed.config_dir)]

@@ -45,3 +45,19 @@ def test_its_own_options_are_checked_before_work(tmp_path, capsys):
     assert trained(tmp_path, "own", "steps=20", "sparsity.total=-1") == 2
     assert "sparsity.total=-1" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
+
+
+def test_the_module_may_lie_in_the_folder_of_its_yaml(tmp_path, capsys):
+    folder = tmp_path / "mine"
+    (folder / "sparsity").mkdir(parents=True)
+    text = (OWN.parent / "sparsemax.py").read_text().replace('"sparsemax"', '"beside_its_yaml"')
+    (folder / "beside_its_yaml.py").write_text(text)
+    (folder / "sparsity/beside.yaml").write_text(
+        "_target_: beside_its_yaml.Sparsemax\n_partial_: true\n"
+    )
+    command = ["dictlearn", "plan", "--config-dir", str(folder), "sparsity=beside", *SMALL]
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(sys, "path", list(sys.path))
+        patch.setattr(sys, "argv", command)
+        cli.main()
+    assert "want Sparsemax.entries" in capsys.readouterr().out  # found, and asked
