@@ -59,6 +59,9 @@ LONG = 180  # seconds for one call
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--files", type=int, default=300)
+    parser.add_argument(
+        "--first", type=int, default=0, help="number of the first: to try one again"
+    )
     parser.add_argument("--calls", type=int, default=2, help="for each file")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
@@ -76,7 +79,7 @@ def main() -> int:
         outcomes: Counter[str] = Counter()
         wrong: list[str] = []
         largest = 0
-        for number in range(given.files):
+        for number in range(given.first, given.first + given.files):
             rng = random.Random(f"{given.seed} {number}")
             what, damaged, commands = "", None, []
             with tempfile.TemporaryDirectory() as other:

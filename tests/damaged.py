@@ -34,7 +34,7 @@ from dictlearn.evals.report.history import read_history
 from dictlearn.evals.report.settings import read_settings, summary
 from dictlearn.export.graph_labels import feature_of, read_graph
 from dictlearn.features.lookup import vector_from
-from dictlearn.lm.load import load_model
+from dictlearn.lm.load import load_model, load_skeleton, read_info
 from dictlearn.objectives.stored_teacher import StoredTeacher
 from dictlearn.sources import token_cache
 from dictlearn.sources.text_files import text_documents
@@ -132,6 +132,17 @@ def _model(folder: Path) -> None:
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
 
 
+def _config_of_a_model(folder: Path) -> None:
+    _model(folder)
+    for path in folder.iterdir():
+        if path.name != "config.json":
+            path.unlink()
+
+
+def _described(folder: Path) -> Any:
+    return read_info(str(folder)), load_skeleton(str(folder)).info
+
+
 def _texts(folder: Path) -> None:
     folder.mkdir()
     rows = "\n".join(json.dumps({"text": f"row {i}"}) for i in range(20))
@@ -201,6 +212,7 @@ KINDS: dict[str, Kind] = {
     "explanations": Kind(_explanations, read_explanations, hashed=False),
     "stored targets": Kind(lambda folder: stored(folder, head=8), _targets),
     "model": Kind(_model, lambda folder: load_model(str(folder)).info, hashed=False),
+    "model's config": Kind(_config_of_a_model, _described, hashed=False),
     "text": Kind(_texts, _read_texts, hashed=False),
     "token cache": Kind(_tokens, _tokens),
     "vectors": Kind(

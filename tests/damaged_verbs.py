@@ -283,6 +283,7 @@ def _plain(text: str, folder: Path) -> str:
 
 TIMES = re.compile(
     r"\d{8}-\d{6}(-\d+)?|\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d)?)?|[\d.,]+ (s|seconds|tokens/s)\b"
+    r'|"seconds": [\d.]+'
 )
 
 
@@ -373,6 +374,7 @@ def judged(call: Call, whole: Whole, damaged: str, believed: bool) -> str:
         return f"status {call.status} and leaves {left[0]}"
     new = [line for line in call.err.splitlines() if _shape(line) not in whole.shapes]
     if call.status == 2:
+        new = [line for line in new if not any(note.search(line) for note in NOTES)]
         if len(new) != 1 or len(new[0]) > 3000:
             return f"not a sentence: {new}"
         return "refused" if named(damaged, new) else f"doesn't say which file: {new[0]}"
@@ -389,12 +391,20 @@ def judged(call: Call, whole: Whole, damaged: str, believed: bool) -> str:
     return f"silently something else: {differ[:5]} {new} {call.out[-300:]}"
 
 
+KEYS = {"model": ("model.", "tokenizer"), "text.jsonl": ("data",)}
+NOTES = (  # what may be said of a run before it is refused
+    re.compile(r"^skipped a damaged checkpoint: "),
+    re.compile(r"^runs/\w+: .* tokens .*on the CPU$|tokens a parameter, "),
+)
+
+
 def named(damaged: str, lines: Iterable[str]) -> bool:
-    """Whether one of the lines has the file, or a folder that it is in, in it. Of the user's key none
-    has: without it, a run is as somebody else's."""
+    """Whether one of the lines has the file in it, a folder that it is in, or the key that led to it. Of
+    the user's key none has: without it, a run is as somebody else's."""
     if damaged.startswith("state/"):
         return True
     parts = [damaged, Path(damaged).name, *map(str, Path(damaged).parents)][:-1]
+    parts += KEYS.get(Path(damaged).parts[0], ())
     return any(part in line for line in lines for part in parts)
 
 

@@ -123,6 +123,14 @@ def rewritten(folder: Path, name: str, data: bytes) -> None:
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
+@pytest.mark.parametrize("value", [0, -1.0, float("inf")])
+def test_a_temperature_that_none_has_is_the_files_fault(folder, value):
+    key = json.loads((folder / "targets.json").read_text())
+    rewritten(folder, "targets.json", json.dumps({**key, "temperature": value}).encode())
+    with pytest.raises(ValueError, match=r"targets\.json has temperature=.* never wrote"):
+        StoredTeacher(model(), str(folder))
+
+
 @pytest.mark.parametrize(("name", "value"), [("tokenizer", "x"), ("vocabulary", 5), ("tokens", "")])
 def test_another_tokenizer_vocabulary_or_text_is_refused(folder, name, value):
     key = json.loads((folder / "targets.json").read_text())

@@ -42,7 +42,7 @@ KEY_TYPES: dict[str, tuple[type, ...]] = {
     "shard_windows": (int,),
     "tokens": (str,),
 }
-SIZES = ("vocabulary", "context", "shard_windows")
+POSITIVE = ("vocabulary", "context", "shard_windows", "temperature")
 
 
 @final
@@ -166,7 +166,8 @@ class StoredTeacher(Teacher):
             raise ValueError(f"{KEY} is not readable: {amiss(error)}") from None
         for name, types in KEY_TYPES.items():
             value = key.get(name) if isinstance(key, dict) else None
-            if type(value) not in types or (name in SIZES and not value):
+            of_type = type(value) in types
+            if not of_type or (name in POSITIVE and not 0 < value < math.inf):  # type: ignore[operator]
                 raise ValueError(
                     f"{KEY} has {name}={value!r}, which `dictlearn targets` never wrote"
                 )
