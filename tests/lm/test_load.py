@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import logging
 import textwrap
 from functools import partial
 from pathlib import Path
@@ -417,6 +418,13 @@ def test_sizes_of_nonsense_are_refused_where_no_weights_are_looked_at(folder, ch
     with pytest.raises(ValueError, match=says) as caught:
         load_skeleton(str(folder), tokenizer=True)
     assert str(caught.value).startswith(f"model.path={folder}: ")
+
+
+def test_what_transformers_says_of_a_file_gives_a_terminal_no_orders():
+    (handler,) = [one for one in logging.getLogger("transformers").handlers if one.filters]
+    record = logging.LogRecord("transformers", 30, "", 1, "no %s", ("\x1b[31m",), None)
+    assert handler.filter(record)
+    assert record.getMessage() == r"no \x1b[31m"
 
 
 def test_a_folder_without_weights_is_refused_before_its_text_is_read(folder):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
 
+from dictlearn import escape
 from dictlearn.lm.check import check_sums
 from dictlearn.lm.hub import PICO_PATH, locate, read_json
 from dictlearn.lm.language_model import LanguageModel, bos_id, describe, freeze, n_embedded
@@ -56,6 +58,19 @@ SIZES = {
     "max_position_embeddings": 1 << 31,
 }
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+
+
+class _Harmless(logging.Filter):
+    """What transformers says of a model's files holds strings of theirs."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg, record.args = escape.terminal(record.getMessage()), ()
+        return True
+
+
+transformers_logging.get_verbosity()  # sets up the handlers
+for _handler in logging.getLogger("transformers").handlers:
+    _handler.addFilter(_Harmless())
 
 
 def read_info(path: str, revision: str | None = None) -> ModelInfo:
