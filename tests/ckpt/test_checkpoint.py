@@ -27,7 +27,7 @@ def batches(run: Path) -> list[str]:
 
 
 def steps(run: Path) -> set[str]:
-    return {path.name for path in (run / "checkpoints").iterdir()}
+    return {path.name for path in (run / "checkpoints").glob("*")}
 
 
 EPOCHS_BEGUN = re.compile(r"loops.fit_loop.epoch_progress.(total|current).(ready|started)")

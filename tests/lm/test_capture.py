@@ -101,7 +101,7 @@ def test_nothing_captured_holds_a_graph(qwen3):
 def test_no_hook_is_left_behind(example):
     lm = example.lm
     capture(lm, example.inputs, ["resid_mid.1"])
-    with pytest.raises(ValueError, match=r"dict\.layer=9"):
+    with pytest.raises(ValueError, match=r"site resid_mid\.9: .* has layers 0 to"):
         capture(lm, example.inputs, ["resid_mid.1", "resid_mid.9"])
     hooks = [
         len(module._forward_hooks) + len(module._forward_pre_hooks) for module in lm.model.modules()

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Unpack, final
 
 import torch
-from dictlearn_kernels.fused_adam import CONCAT, FREE, Features
+from dictlearn_kernels.fused_adam import CONCAT, FREE, FeatureRows
 from dictlearn_kernels.sparse_decode import sparse_decode
 from torch import Tensor, nn
 
@@ -95,9 +95,9 @@ class BlockDecoder(Decoder):
         nn.init.normal_(self.W_dec)
         self.normalise()
 
-    def features(self) -> list[Features]:
+    def features(self) -> list[FeatureRows]:
         parts = tuple((self.W_dec, j * self.n_blocks) for j in range(self.size))
-        return [Features(parts, self.n_blocks, CONCAT if self.unit_norm else FREE)]
+        return [FeatureRows(parts, self.n_blocks, CONCAT if self.unit_norm else FREE)]
 
     @torch.no_grad()
     def project_gradient(self) -> None:
