@@ -18,12 +18,11 @@ def ended(monkeypatch: pytest.MonkeyPatch, *args: str) -> object:
 
 
 MISTAKES = {
-    "train dict.k=8 dict.k=16": "dict.k=8 and dict.k=16: both set dict.k; leave one of them out",
+    "train dict=sae dict=clt": "dict=sae and dict=clt: both set dict; leave one of them out",
     "train -m dict.k=8,16 dict.k=32": "dict.k=8,16 and dict.k=32: both set dict.k",
     "train dict.k=8 -m steps=1 +dict.k=32": "dict.k=8 and +dict.k=32: both set dict.k",
     "train model=./x model.path=./y": "model=./x and model.path=./y: both set model.path",
     "train dict=sae ~dict": "dict=sae and ~dict: both set dict",
-    "export run=a format=hub run=b": "run=a and run=b: both set run",
     "compare run=runs/a": "run=runs/a: no such key; folders stand without a key: dictlearn compare "
     "runs/a <another folder>",
     "compare dictionary=runs/a": "folders stand without a key: dictlearn compare runs/a",
@@ -57,6 +56,15 @@ def test_overrides_stand_on_each_side_of_options(monkeypatch, capsys) -> None:
     assert "steps: 7\n" in (said := capsys.readouterr().out) and "seed: 3\n" in said
     found = arguments.taken_apart(["a=1", "--cfg", "job", "b=2", "-m"])
     assert (found.options, found.overrides) == (["--cfg", "job", "-m"], ["a=1", "b=2"])
+
+
+def test_the_last_of_two_values_counts_and_is_said(monkeypatch, capsys) -> None:
+    assert (
+        ended(monkeypatch, "train", "steps=12", "seed=1", "seed=1", "steps=30", "--cfg", "job") == 0
+    )
+    said = capsys.readouterr()
+    assert "steps: 30\n" in said.out
+    assert said.err == "steps=30 replaces steps=12, which stands before it\n"
 
 
 @pytest.mark.parametrize("line", ["--version", "train --version"])

@@ -42,17 +42,34 @@ def taken_apart(args: Sequence[str]) -> Arguments:
     return Arguments(options, parsed, parsed.overrides)
 
 
-def refuse_repeated(overrides: Sequence[str]) -> None:
-    """Raises ValueError if two overrides set one key, as nothing would show which one counts."""
+def repeated(overrides: Sequence[str]) -> list[str]:
+    """A sentence for every value that a later one of the same key replaces, as Hydra has it.
+
+    Raises:
+        ValueError: nothing would show which one counts: a choice of a group, values of a multirun,
+            an addition or a removal.
+    """
     first: dict[str, str] = {}
+    notes = []
     for text in overrides:
         for key in {part.partition("=")[0].lstrip("+~") for part in config.translated([text])}:
             if key in first and not key.startswith("hydra."):  # launchers add some of those
-                raise ValueError(
-                    f"{first[key]} and {text}: both set {key}; leave one of them out, or give all "
-                    f"values in one, {key}=<a>,<b>, with -m to run each"
-                )
+                both = first[key], text
+                if any(map(_more_than_a_value, both)):
+                    raise ValueError(
+                        f"{both[0]} and {text}: both set {key}; leave one of them out, or give all "
+                        f"values in one, {key}=<a>,<b>, with -m to run each"
+                    )
+                if both[0] != text:
+                    notes.append(f"{text} replaces {both[0]}, which stands before it")
             first[key] = text
+    return notes
+
+
+def _more_than_a_value(text: str) -> bool:
+    key, _, value = text.partition("=")
+    several = "," in value and value[:1] not in tuple("[{\"'")
+    return key[:1] in ("+", "~") or several or (config.conf_dir() / key).is_dir()
 
 
 def _refuse(message: str) -> NoReturn:

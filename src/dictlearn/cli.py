@@ -82,7 +82,8 @@ def _run(args: list[str], verb: str | None) -> int:
 def _launch(verb: str, args: list[str], prefix: list[str]) -> int:
     """Hands a verb's arguments to Hydra; returns the worst status of its jobs."""
     options, parsed, typed = arguments.taken_apart(config.listed(verb, args))
-    arguments.refuse_repeated(typed)
+    for note in arguments.repeated(typed):
+        escape.say(note)
     texts = config.translated(typed)
     if parsed.help:
         command = f"{Path(sys.argv[0]).name} {' '.join(prefix)}".strip()
