@@ -183,7 +183,7 @@ def trained(cfg: DictConfig, activations: Activations, steps: int) -> Trainee:
 
 
 def measured(dictionary: Dictionary, activations: Activations) -> dict[str, float]:
-    """Of the dictionary in raw units, on held-out tokens."""
+    """Figures of the dictionary in raw units, on held-out tokens."""
     x_NSD, y_NTD = activations.held_out.x_NSD, activations.held_out.y_NTD
     with torch.no_grad():
         code = dictionary.encode(x_NSD)

@@ -191,7 +191,7 @@ def row_dots(a_SFD: Tensor, b_SFD: Tensor, rows: int = 1024) -> Tensor:
 
 
 def bag_costs(decoder: Decoder, k: float) -> Costs:
-    """Of targets that are sums of the rows of matrices, k of every source that they read."""
+    """Costs where a target is a sum of decoder rows: k of every source that it reads."""
     n_targets, width = decoder.b_dec.shape
     numbers = k * sum(len(decoder.reads(t)) for t in range(n_targets)) * width
     return Costs(numbers, gathered=numbers, in_factors=matrices(decoder))

@@ -6,26 +6,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from dictlearn import escape
+from dictlearn.types import DictionaryLike
 
 
-class Summarised(Protocol):
-    """What of a dictionary is looked at here."""
+class Summarised(DictionaryLike, Protocol):
+    """A dictionary with what its training and its evaluation said."""
 
     training_figures: dict[str, Any]
     figures: dict[str, float]
 
-    @property
-    def kind(self) -> str: ...
-    @property
-    def sources(self) -> tuple[str, ...]: ...
-    @property
-    def targets(self) -> tuple[str, ...]: ...
-    @property
-    def code_sources(self) -> int: ...
-    @property
-    def n_features(self) -> int: ...
-    @property
-    def width(self) -> int: ...
     @property
     def shape(self) -> Any: ...
     @property

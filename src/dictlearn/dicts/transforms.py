@@ -97,7 +97,7 @@ class TransformDecoder(Decoder):
         )
 
     def inner(self, a: tuple[int, slice], b: tuple[int, slice]) -> Tensor:
-        """By the Frobenius inner product of the maps."""
+        """Frobenius inner products of the maps."""
         return _inner(self.stacked(a[1]), self.stacked(b[1]))
 
     def lengths(self, source: int) -> Tensor:

@@ -41,7 +41,7 @@ def first(dictionary: Dictionary, folder: str) -> str:
 
 
 def thresholds(dictionary: Dictionary) -> Tensor:
-    """Of JumpReLU features, which have their pre-activations as values: [S, F]."""
+    """Thresholds [S, F] of the sparsity as JumpReLU, whose values are pre-activations."""
     form = dictionary.sparsity.as_jumprelu(dictionary.encoder.b_enc)
     assert form is not None and dictionary.sparsity.selects, dictionary.sparsity.name
     return form.threshold_SF

@@ -104,7 +104,7 @@ class Reader:
             self.read(number, indices_B)
 
     def _sent(self, tensor: Tensor) -> Tensor:
-        """To the model's device; from memory that need not be waited for, where that is a GPU."""
+        """Moves a tensor to the model's device; to a GPU without waiting, from pinned memory."""
         if self.lm.device.type != "cuda":
             return tensor.to(self.lm.device)
         return tensor.pin_memory().to(self.lm.device, non_blocking=True)

@@ -79,7 +79,7 @@ def _bits(values: Tensor) -> Tensor:
 
 
 def _groups(found: Selection, n_groups: int) -> Tensor:
-    """Of every entry."""
+    """The group of every entry: int64 [nnz]."""
     counts = found[0].diff()
     of_row = torch.arange(len(counts), device=counts.device) % n_groups
     return of_row.repeat_interleave(counts, output_size=len(found[1]))
@@ -110,7 +110,7 @@ def _smallest_winners(
 
 
 def _first(tied: Tensor, group: Tensor, left_G: Tensor) -> Tensor:
-    """Of the tied entries of each group as many as are left, those of the first processes first."""
+    """Which tied entries win: as many of each group as are left, the first processes' first."""
     n_groups = len(left_G)
     counts_G = torch.bincount(group[tied], minlength=n_groups)
     of_all = [torch.empty_like(counts_G) for _ in range(dist.get_world_size())]

@@ -67,7 +67,7 @@ class Run:
 
     @property
     def step_tokens(self) -> int:
-        """Of one device."""
+        """Tokens of an optimiser step on one device."""
         return self.batch * self.cfg.trainer.accumulate_grad_batches
 
     @property
