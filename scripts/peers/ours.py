@@ -130,7 +130,8 @@ class OursTrained:
         self.thresholded = self.sparsity.name == "jumprelu"
 
     def forward(self, x_ND: Tensor, threshold_scale: float = 1.0) -> tuple[Tensor, Tensor]:
-        self.dictionary.sparsity = self.sparsity.rescaled(torch.tensor([threshold_scale])).eval()
+        scale_SF = torch.full_like(self.dictionary.encoder.b_enc, threshold_scale)
+        self.dictionary.sparsity = self.sparsity.rescaled(scale_SF).eval()
         x_NSD = x_ND[:, None]
         code = self.dictionary.encode(x_NSD)
         return self.dictionary.decode(code, x_NSD)[:, 0], code.dense()[:, 0]
