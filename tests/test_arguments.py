@@ -67,6 +67,16 @@ def test_the_last_of_two_values_counts_and_is_said(monkeypatch, capsys) -> None:
     assert said.err == "steps=30 replaces steps=12, which stands before it\n"
 
 
+def test_the_last_of_two_models_counts_and_is_said(tmp_path: Path, monkeypatch, capsys) -> None:
+    models = [str(tmp_path / name) for name in "ab"]
+    for path in models:
+        Path(path).mkdir()
+    assert ended(monkeypatch, "train", *(f"model={path}" for path in models), "--cfg", "job") == 0
+    said = capsys.readouterr()
+    assert f"path: {models[1]}\n" in said.out
+    assert said.err == f"model={models[1]} replaces model={models[0]}, which stands before it\n"
+
+
 @pytest.mark.parametrize("line", ["--version", "train --version"])
 def test_the_version_is_ours(line: str, monkeypatch, capsys) -> None:
     assert ended(monkeypatch, *line.split()) == 0

@@ -42,34 +42,51 @@ def taken_apart(args: Sequence[str]) -> Arguments:
     return Arguments(options, parsed, parsed.overrides)
 
 
-def repeated(overrides: Sequence[str]) -> list[str]:
-    """A sentence for every value that a later one of the same key replaces, as Hydra has it.
+def last_of_each(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The overrides that count, and a sentence for each that a later one of its key replaces.
+
+    The last value of a key counts, as in Hydra.
 
     Raises:
         ValueError: nothing would show which one counts: a choice of a group, values of a multirun,
             an addition or a removal.
     """
-    first: dict[str, str] = {}
+    counts: dict[str, str] = {}  # by key
     notes = []
     for text in overrides:
-        for key in {part.partition("=")[0].lstrip("+~") for part in config.translated([text])}:
-            if key in first and not key.startswith("hydra."):  # launchers add some of those
-                both = first[key], text
-                if any(map(_more_than_a_value, both)):
-                    raise ValueError(
-                        f"{both[0]} and {text}: both set {key}; leave one of them out, or give all "
-                        f"values in one, {key}=<a>,<b>, with -m to run each"
-                    )
-                if both[0] != text:
-                    notes.append(f"{text} replaces {both[0]}, which stands before it")
-            first[key] = text
-    return notes
+        keys = _keys(text)
+        for key in keys & counts.keys():
+            earlier = counts[key]
+            if _keys(earlier) != keys or any(map(_more_than_a_value, (earlier, text))):
+                raise ValueError(
+                    f"{earlier} and {text}: both set {key}; leave one of them out, or give all "
+                    f"values in one, {key}=<a>,<b>, with -m to run each"
+                )
+            note = f"{text} replaces {earlier}, which stands before it"
+            if earlier != text and note not in notes:
+                notes.append(note)
+        counts |= dict.fromkeys(keys, text)
+    last = {text: place for place, text in enumerate(overrides)}
+    kept = [
+        text
+        for place, text in enumerate(overrides)
+        if last[text] == place and all(counts[key] == text for key in _keys(text))
+    ]
+    return kept, notes
+
+
+def _keys(text: str) -> set[str]:
+    """The keys that an override sets; launchers add some of hydra's own, which may repeat."""
+    keys = {part.partition("=")[0].lstrip("+~") for part in config.translated([text])}
+    return {key for key in keys if not key.startswith("hydra.")}
 
 
 def _more_than_a_value(text: str) -> bool:
+    """Whether an override adds, removes, chooses a file of a group or lists values to go through."""
     key, _, value = text.partition("=")
     several = "," in value and value[:1] not in tuple("[{\"'")
-    return key[:1] in ("+", "~") or several or (config.conf_dir() / key).is_dir()
+    chooses = (config.conf_dir() / key).is_dir() and config.translated([text]) == [text]
+    return key[:1] in ("+", "~") or several or chooses
 
 
 def _refuse(message: str) -> NoReturn:

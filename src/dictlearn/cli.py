@@ -82,7 +82,8 @@ def _run(args: list[str], verb: str | None) -> int:
 def _launch(verb: str, args: list[str], prefix: list[str]) -> int:
     """Hands a verb's arguments to Hydra; returns the worst status of its jobs."""
     options, parsed, typed = arguments.taken_apart(config.listed(verb, args))
-    for note in arguments.repeated(typed):
+    typed, notes = arguments.last_of_each(typed)
+    for note in notes:
         escape.say(note)
     texts = config.translated(typed)
     if parsed.help:
