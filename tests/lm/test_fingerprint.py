@@ -40,7 +40,7 @@ def test_each_part_is_known_apart(model):
 
 def test_large_weights_are_sampled_evenly(model, monkeypatch):
     weights = model / "model.safetensors"
-    monkeypatch.setattr(module, "WHOLE", 1 << 20)
+    monkeypatch.setattr(module, "HASHED_IN_FULL", 1 << 20)
     monkeypatch.setattr(module, "BLOCKS", 64)
     before = fingerprint(str(model))["weights"]
     for at in (12, weights.stat().st_size // 2 + 7, weights.stat().st_size * 63 // 64 + 100):

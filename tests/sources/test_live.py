@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from dictlearn.lm.capture import capture, capture_of
+from dictlearn.lm.capture import capture, capture_inputs
 from dictlearn.lm.language_model import Inputs, LanguageModel, freeze
 from dictlearn.sources import reader
 from dictlearn.sources.live import LiveSource
@@ -191,9 +191,9 @@ def test_ranks_share_an_epoch_between_them(lm, monkeypatch):
     def watched(lm: LanguageModel, inputs: Inputs, sites: list[str]) -> dict[str, Tensor]:
         tokens_BP = inputs["input_ids"]
         seen.append(tokens_BP[tokens_BP >= FIRST_WORD])
-        return capture_of(lm, inputs, sites)
+        return capture_inputs(lm, inputs, sites)
 
-    monkeypatch.setattr(reader, "capture_of", watched)
+    monkeypatch.setattr(reader, "capture_inputs", watched)
     for rank in range(2):
         half_an_epoch = build(lm, buffer_tokens=2 * 15 * CONTEXT)
         half_an_epoch.shard(rank, 2)
@@ -238,7 +238,9 @@ def test_a_sample_is_the_beginning_and_moves_nothing(lm, n):
 
 def test_a_sample_before_training_costs_no_forward(lm, monkeypatch):
     forwards = []
-    monkeypatch.setattr(reader, "capture_of", lambda *args: forwards.append(0) or capture_of(*args))
+    monkeypatch.setattr(
+        reader, "capture_inputs", lambda *args: forwards.append(0) or capture_inputs(*args)
+    )
     source = build(lm, batch_tokens=10)
     source.sample(30)
     source.next_batch()
@@ -298,7 +300,7 @@ def broken(monkeypatch) -> list[int]:
     ids = [FIRST_WORD + 2 * CONTEXT + 5, FIRST_WORD + 11 * CONTEXT + 1]
 
     def capture_broken(lm, inputs, sites):
-        values, tokens_BP = capture_of(lm, inputs, sites), inputs["input_ids"]
+        values, tokens_BP = capture_inputs(lm, inputs, sites), inputs["input_ids"]
         for site in sites[1:]:
             at = torch.isin(tokens_BP, torch.tensor(ids))
             values[site] = values[site].masked_fill(at[..., None], float("nan"))
@@ -306,7 +308,7 @@ def broken(monkeypatch) -> list[int]:
         special = (tokens_BP == BOS)[..., None]
         return {site: value.masked_fill(special, -torch.inf) for site, value in values.items()}
 
-    monkeypatch.setattr(reader, "capture_of", capture_broken)
+    monkeypatch.setattr(reader, "capture_inputs", capture_broken)
     return ids
 
 

@@ -15,7 +15,7 @@ from huggingface_hub.errors import (
 )
 
 from dictlearn.ckpt.foreign import importers, wanted
-from dictlearn.lm.hub import HUB_ID, REACH_SECONDS, said
+from dictlearn.lm.hub import HUB_ID, REACH_SECONDS, explain_refusal
 
 OWN = ("dictionary.safetensors", "dictionary.json")
 PLACES = ("", "dictionary/")  # of our own form: the folder itself, or a run's
@@ -51,7 +51,7 @@ def fetched(name: str, revision: str | None) -> Path:
         )
     except (LocalEntryNotFoundError, HTTPError, HFValidationError) as error:
         cause = trouble or error
-        sentence = said(
+        sentence = explain_refusal(
             cause,
             name,
             repo,

@@ -3,7 +3,7 @@
 A vector v that a feature writes to the residual stream changes the logits, for a fixed scale of the
 final norm, by W_U diag(w) v (a LayerNorm also takes the mean from v). The effect given here is this
 less its mean over the vocabulary, which no probability depends on, for one unit of activation and a
-residual of root mean square 1. The norm's weights w are fitted to the model's activations and checked
+residual of root mean square 1. The norm's weights w are fit_norm to the model's activations and checked
 on them, so no module has to be named; where no norm fits (there is none, or another one), w is 1.
 """
 
@@ -20,7 +20,7 @@ from torch import Tensor
 from dictlearn.dicts.dictionary import Dictionary
 from dictlearn.lm.capture import capture
 from dictlearn.lm.language_model import LanguageModel
-from dictlearn.lm.norms import Norm, fitted
+from dictlearn.lm.norms import Norm, fit_norm
 from dictlearn.lm.readout import Readout, has_head
 from dictlearn.store.writer import NOTHING
 
@@ -40,7 +40,7 @@ class Unembedding:
     def of(cls, lm: LanguageModel, tokens_BP: Tensor) -> Self | None:
         """The model's unembedding; None without a head or if that is no matrix.
 
-        `tokens_BP` is some text, on which the final norm is fitted.
+        `tokens_BP` is some text, on which the final norm is fit_norm.
         """
         if not has_head(lm):
             return None
@@ -78,7 +78,7 @@ def final_norm(lm: LanguageModel, readout: Readout, tokens_BP: Tensor) -> Norm |
     last = f"resid_post.{lm.info.n_layers - 1}"
     with torch.no_grad():
         x_ND = capture(lm, tokens_BP, (last,))[last].flatten(0, 1)
-        return fitted(x_ND, readout.states(tokens_BP).flatten(0, 1))
+        return fit_norm(x_ND, readout.states(tokens_BP).flatten(0, 1))
 
 
 def effects(

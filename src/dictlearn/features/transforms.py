@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from dictlearn.features.logits import IN_RESIDUAL, Unembedding
 from dictlearn.lm.capture import capture
 from dictlearn.lm.language_model import LanguageModel
-from dictlearn.lm.norms import Norm, fitted
+from dictlearn.lm.norms import Norm, fit_norm
 
 
 @final
@@ -67,7 +67,7 @@ def read_tokens(lm: LanguageModel, site: str, tokens_BP: Tensor) -> Tensor:
             f"resid_pre.{layer}",
         )  # the second where MLPs run in parallel with attention
         acts = capture(lm, tokens_BP, (site, *before))
-        norms = (fitted(acts[b].flatten(0, 1), acts[site].flatten(0, 1)) for b in before)
+        norms = (fit_norm(acts[b].flatten(0, 1), acts[site].flatten(0, 1)) for b in before)
         norm = next((norm for norm in norms if norm is not None), None)
     if norm is None:
         norm = Norm(torch.ones_like(embedding[0]), centred=False)

@@ -1,4 +1,4 @@
-"""Read sites while the model runs, and stop it when the last of them is known."""
+"""Read sites during a forward pass, which stops at the last site that is needed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dictlearn.types import Batch
 
 
 class StopForward(Exception):
-    """Every site is known: nothing further need run."""
+    """Every site has been read, so the rest of the forward pass is not needed."""
 
 
 @torch.no_grad()
@@ -26,22 +26,19 @@ def capture(
 ) -> dict[str, Tensor]:
     """The value of each site, [B, P, D] in the model's dtype, without a graph.
 
-    The model computes in its own dtype also within a trainer's autocast: the same activations in
-    training and evaluation.
+    Autocast is off during the pass, so training and evaluation see the same activations. The pass
+    stops when the last site has been read, and the head never runs. Two names of one tensor
+    (resid_post.L and resid_pre.(L+1)) return the same tensor: don't write into it.
 
-    The head never runs, nor does anything after the last site needed: which one that is, is
-    observed, so the order of `sites` means nothing. Sites that are one tensor come back as one
-    tensor (resid_post.L and resid_pre.(L+1)): don't write into them.
+    Sites of the other model (other/<site>) need a forward pass of that model.
 
-    Sites of another model that reads the same tokens, other/<site>, take a pass of that one.
-
-    `tokens_BP` may lie on any device; values come back on the model's. For a vision model it is
-    the pixels. Padding at the end of windows is masked, or what `attention_mask_BP` masks.
+    `tokens_BP` may be on any device; the values are on the model's device. A vision model takes
+    pixels in its place. Padding at the end of windows is masked, unless `attention_mask_BP` is given.
     """
     inputs = lm.inputs(tokens_BP)
     if attention_mask_BP is not None:
         inputs["attention_mask"] = attention_mask_BP.to(lm.device)
-    return capture_of(lm, inputs, sites)
+    return capture_inputs(lm, inputs, sites)
 
 
 def batch_at(
@@ -51,9 +48,9 @@ def batch_at(
     sources: Sequence[str],
     targets: Sequence[str] | None = None,
 ) -> Batch:
-    """Activations at the positions to keep, in reading order, in float32.
+    """Activations at the positions where `keep_BP` is True, in reading order, in float32.
 
-    `targets` None: the same as the sources.
+    Without `targets` the sources are the targets too.
     """
     targets = sources if targets is None else targets
     tokens_BP, keep_BP = tokens_BP.to(lm.device), keep_BP.to(lm.device)
@@ -68,32 +65,33 @@ def batch_at(
 
 
 @torch.no_grad()
-def capture_of(lm: LanguageModel, inputs: Inputs, sites: Sequence[str]) -> dict[str, Tensor]:
-    """`capture` of a forward pass on `lm.inputs(tokens_BP)`."""
+def capture_inputs(lm: LanguageModel, inputs: Inputs, sites: Sequence[str]) -> dict[str, Tensor]:
+    """`capture`, for the result of `lm.inputs(tokens_BP)`."""
     if theirs := [name for name in sites if name.startswith(OTHER)]:
         other = lm.at(theirs[0])[0]
-        bare = [name.removeprefix(OTHER) for name in theirs]
-        found = capture_of(other, {k: v.to(other.device) for k, v in inputs.items()}, bare)
-        own = capture_of(lm, inputs, [name for name in sites if name not in theirs])
-        both = own | {OTHER + name: value.to(lm.device) for name, value in found.items()}
-        return {name: both[name] for name in sites}
-    wanted = {name: resolve(lm.model, name, lm.info) for name in sites}
-    seen: dict[str, tuple[Tensor, int]] = {}
-    if not wanted:
+        names = [name.removeprefix(OTHER) for name in theirs]
+        other_inputs = {key: tensor.to(other.device) for key, tensor in inputs.items()}
+        values = capture_inputs(lm, inputs, [name for name in sites if name not in theirs])
+        for name, value in capture_inputs(other, other_inputs, names).items():
+            values[OTHER + name] = value.to(lm.device)
+        return {name: values[name] for name in sites}
+    resolved = {name: resolve(lm.model, name, lm.info) for name in sites}
+    captured: dict[str, tuple[Tensor, int]] = {}
+    if not resolved:
         return {}
 
-    def watch(site: Site) -> Callable[[Tensor], None]:
-        def see(value: Tensor) -> None:
-            seen[site.name] = value, value._version
-            if len(seen) == len(wanted):
+    def capture_hook(site: Site) -> Callable[[Tensor], None]:
+        def hook(value: Tensor) -> None:
+            captured[site.name] = value, value._version
+            if len(captured) == len(resolved):
                 raise StopForward
 
-        return see
+        return hook
 
     handles = []
     try:
-        for site in wanted.values():
-            handles += attach(lm.model, site, watch(site))
+        for site in resolved.values():
+            handles += attach(lm.model, site, capture_hook(site))
         with torch.autocast(lm.device.type, enabled=False):
             lm.trunk(**inputs)
     except StopForward:
@@ -101,16 +99,16 @@ def capture_of(lm: LanguageModel, inputs: Inputs, sites: Sequence[str]) -> dict[
     finally:
         for handle in handles:
             handle.remove()
-    if len(seen) < len(wanted):
-        missing = next(name for name in wanted if name not in seen)
+    if len(captured) < len(resolved):
+        missing = next(name for name in resolved if name not in captured)
         raise ValueError(
-            f"site {missing}: {wanted[missing].module_path} does not run in a forward pass of "
+            f"site {missing}: {resolved[missing].module_path} does not run in a forward pass of "
             f"{lm.info.name} without its head"
         )
-    for name, (value, version) in seen.items():
+    for name, (value, version) in captured.items():
         if value._version != version:
             raise ValueError(
-                f"site {name}: {lm.info.name} overwrites this tensor further on; capture it "
-                f"alone, or a place behind it"
+                f"site {name}: {lm.info.name} overwrites this tensor later in the forward pass; "
+                f"capture it alone, or a later site"
             )
-    return {name: seen[name][0] for name in wanted}
+    return {name: captured[name][0] for name in resolved}

@@ -1,4 +1,4 @@
-"""What running a language model takes, from its sizes alone: it may be on meta."""
+"""Memory and work of a language model, from its sizes; the model may be on the meta device."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from dictlearn.types import ModelInfo
 
 
 def weights(lm: LanguageModel) -> int:
-    """Numbers in the model, and in the other one beside it."""
+    """The number of parameters, those of the other model included."""
     return sum(p.numel() for p in lm.model.parameters()) + (
         0 if lm.other is None else weights(lm.other)
     )
 
 
 def layer_width(lm: LanguageModel) -> int:
-    """Numbers per token that one block of the model holds at once, roughly: residual and MLP."""
+    """Activations that one block holds per token, roughly: the residual and the MLP's."""
     text = lm.model.config.get_text_config().to_dict()
     hidden = text.get("hidden_size") or text.get("n_embd") or 0
     inner = text.get("intermediate_size") or text.get("n_inner") or 4 * hidden
@@ -28,20 +28,20 @@ def layer_width(lm: LanguageModel) -> int:
 
 
 def flops_per_token(lm: LanguageModel, info: ModelInfo, sites: Sequence[str]) -> float:
-    """Multiply-adds, as two, of the blocks that run before a capture stops; attention scores not.
+    """FLOPs per token of the blocks that a capture of `sites` runs, without attention scores.
 
-    A mixture of experts runs some of its experts on each token.
+    In a mixture of experts, only the experts that a token is routed to count.
     """
     theirs = [site.removeprefix(OTHER) for site in sites if site.startswith(OTHER)]
     if theirs and lm.other is not None:
         own = [site for site in sites if not site.startswith(OTHER)]
-        of_own = flops_per_token(lm, info, own) if own else 0.0
-        return of_own + flops_per_token(lm.other, lm.other.info, theirs)
+        flops = flops_per_token(lm, info, own) if own else 0.0
+        return flops + flops_per_token(lm.other, lm.other.info, theirs)
     path, layers = blocks(lm.model)
     last = 0
     for site in sites:
-        where = resolve(lm.model, site, info).module_path.removeprefix(f"{path}.")
-        number = where.split(".")[0]
+        module_path = resolve(lm.model, site, info).module_path.removeprefix(f"{path}.")
+        number = module_path.split(".")[0]
         last = max(last, int(number) if number.isdigit() else len(layers) - 1)
     text = lm.model.config.get_text_config().to_dict()
     experts = text.get("num_experts") or text.get("num_local_experts") or 1

@@ -1,4 +1,4 @@
-"""One way to look at a site while the model runs, and to put another tensor in its place."""
+"""Hooks that read a site during a forward pass, or replace its value."""
 
 from __future__ import annotations
 
@@ -10,40 +10,40 @@ from torch.utils.hooks import RemovableHandle
 
 from dictlearn.lm.sites import Site
 
-# Sees a site's value; returns what is to stand there instead, or None to leave it as it is.
-See = Callable[[Tensor], Tensor | None]
+# Takes a site's value; returns its replacement, or None to leave the value as it is.
+SiteHook = Callable[[Tensor], Tensor | None]
 
 
-def attach(model: nn.Module, site: Site, see: See) -> list[RemovableHandle]:
-    """Calls `see` with the site's value whenever the model computes it.
+def attach(model: nn.Module, site: Site, hook: SiteHook) -> list[RemovableHandle]:
+    """Calls `hook` with the site's value in every forward pass.
 
-    Hooks at one place run in the order they were attached, each seeing what the one before it put
-    there.
+    Hooks at one site run in the order in which they were attached; each gets the value that the
+    one before it returned.
     """
     if site.plus is None:
-        return [_attach_to_module(model, site, see)]
+        return [_attach_to_module(model, site, hook)]
 
-    # A sum that may exist nowhere as a tensor. To replace it, its last part makes up the
-    # difference: exactly zero where the sum stays what it was.
-    part: list[Tensor] = []
+    # The model may never compute this sum of two sites. It is replaced by adding the difference to
+    # the second; the difference is exactly zero where the sum doesn't change.
+    first: list[Tensor] = []
 
     def keep(value: Tensor) -> None:
-        part[:] = [value]
+        first[:] = [value]
 
-    def see_sum(value: Tensor) -> Tensor | None:
-        total = part.pop() + value
-        new = see(total)
+    def sum_hook(value: Tensor) -> Tensor | None:
+        total = first.pop() + value
+        new = hook(total)
         return None if new is None else value + (new - total)
 
-    return [*attach(model, site.plus, keep), _attach_to_module(model, site, see_sum)]
+    return [*attach(model, site.plus, keep), _attach_to_module(model, site, sum_hook)]
 
 
-def _attach_to_module(model: nn.Module, site: Site, see: See) -> RemovableHandle:
+def _attach_to_module(model: nn.Module, site: Site, hook: SiteHook) -> RemovableHandle:
     module = model.get_submodule(site.module_path)
 
     def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         value = args[0] if args else kwargs.get("hidden_states")
-        new = see(_checked(site, value))
+        new = hook(_checked(site, value))
         if new is None:
             return None
         if args:
@@ -51,9 +51,9 @@ def _attach_to_module(model: nn.Module, site: Site, see: See) -> RemovableHandle
         return args, {**kwargs, "hidden_states": new}
 
     def after(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
-        # Attention returns its weights too, some MLPs their router's scores: the value is first.
+        # Attention may also return its weights, and an MLP its router's scores; the value is first.
         value = output[0] if isinstance(output, tuple) else output
-        new = see(_checked(site, value))
+        new = hook(_checked(site, value))
         if new is None:
             return None
         return (new, *output[1:]) if isinstance(output, tuple) else new
@@ -66,8 +66,8 @@ def _attach_to_module(model: nn.Module, site: Site, see: See) -> RemovableHandle
 def _checked(site: Site, value: object) -> Tensor:
     if isinstance(value, Tensor) and value.is_floating_point() and value.ndim == 3:
         return value
-    found = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+    shape = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
     raise ValueError(
         f"site {site.name}: want activations [sequences, positions, width] at the {site.end} of "
-        f"{site.module_path}, found {found}"
+        f"{site.module_path}, found {shape}"
     )

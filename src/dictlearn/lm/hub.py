@@ -1,4 +1,4 @@
-"""From what a user wrote after `model.path=` to a local folder that holds the model."""
+"""Finds the local folder of the model that `model.path` names, downloading it if need be."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ PICO_PATH = Path(__file__).parent / "pico"
 SHAPES = Path(__file__).parent / "shapes"  # config.json of the presets' models: sizes, no weights
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
-REACH_SECONDS = 5.0  # the hub's own client retries for half a minute; one look is enough
+REACH_SECONDS = 5.0  # one request; the hub's own client would retry for half a minute
 
-Part = Literal["config", "tokenizer", "weights"]  # of a model's folder, each with those before it
+Part = Literal["config", "tokenizer", "weights"]  # each includes the parts before it
 TOKENIZER = ["*.json", "*.model", "*.txt", "*.jinja"]
 WANTED = [*TOKENIZER, "*.safetensors"]
 # Subfolders and `consolidated` files hold the same weights once more, in other people's layouts.
@@ -38,12 +38,11 @@ UNWANTED = ["*/*", "consolidated*"]
 def locate(
     path: str, revision: str | None, part: Part, *, shape: bool = False
 ) -> tuple[Path, str | None]:
-    """The model's folder and its revision: a commit hash for a hub id, as asked for a folder.
+    """The model's folder and its revision: the commit for a hub id, else `revision` as given.
 
-    Of a hub id, the part is downloaded into the hub's own cache, or found there when the hub is out
-    of reach. Where only its `shape` is wanted, the hub does not give it and no copy is here, it is the
-    one that comes with this package, for the models of the presets.
-    ValueError with what to do about it otherwise.
+    For a hub id, `part` is downloaded into the hub's own cache, or read from there if the hub cannot
+    be reached. With `shape`, a config.json that ships with dictlearn is the last resort; there is
+    one for every preset. Raises ValueError, in a sentence that says what to do.
     """
     if path == "pico":
         folder = PICO_PATH
@@ -64,7 +63,7 @@ def locate(
 
 
 def read_json(path: str, folder: Path, name: str) -> dict[str, object]:
-    """One JSON file of the model's folder; `path` is what the user wrote."""
+    """The JSON object in one file of the model's folder; errors name `path`, the user's own."""
     file = folder / name
     if not file.is_file():
         raise ValueError(
@@ -72,19 +71,19 @@ def read_json(path: str, folder: Path, name: str) -> dict[str, object]:
             f"(config.json, *.safetensors, tokenizer.json)"
         )
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"model.path={path}: {file} is not valid JSON: {amiss(error)}") from None
     except ValueError as error:
         raise ValueError(f"model.path={path}: {file} is not valid JSON: {error}") from error
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise ValueError(f"model.path={path}: {file} holds no JSON object")
-    return found
+    return content
 
 
 def _from_hub(path: str, revision: str | None, part: Part) -> Path:
-    trouble = _trouble(path, revision)
-    local_only = trouble is not None
+    refusal = _refusal(path, revision)
+    local_only = refusal is not None
     try:
         if part == "config":
             file = hf_hub_download(
@@ -100,8 +99,8 @@ def _from_hub(path: str, revision: str | None, part: Part) -> Path:
         )
         return Path(folder)
     except (LocalEntryNotFoundError, HTTPError, HFValidationError) as error:
-        cause = trouble or error
-        sentence = said(
+        cause = refusal or error
+        sentence = explain_refusal(
             cause,
             f"model.path={path}",
             path,
@@ -113,8 +112,8 @@ def _from_hub(path: str, revision: str | None, part: Part) -> Path:
         raise ValueError(sentence) from cause
 
 
-def _trouble(path: str, revision: str | None) -> Exception | None:
-    """Why the hub can't give us this model now; None where it can. One look, no retries."""
+def _refusal(path: str, revision: str | None) -> Exception | None:
+    """The error that the hub answers a request for this model with, or None. It doesn't retry."""
     try:
         url = hf_hub_url(path, "config.json", revision=revision)
         get_hf_file_metadata(url, timeout=REACH_SECONDS)
@@ -123,7 +122,7 @@ def _trouble(path: str, revision: str | None) -> Exception | None:
     return None
 
 
-def said(
+def explain_refusal(
     error: Exception,
     where: str,
     repo: str,
@@ -133,14 +132,14 @@ def said(
     at: str,
     remedy: str,
 ) -> str:
-    """Why the hub gave nothing, in one sentence that says what to do.
+    """One sentence that says why the hub refused a download, and what to do.
 
     Args:
-        error: what its client raised.
-        where: the user's own words for what was asked for, first in the sentence.
-        what: model or dictionary.
-        at: the key that names a revision.
-        remedy: what to do where the hub is out of reach.
+        error: the exception that the hub's client raised.
+        where: the key and value that named the download; the sentence begins with it.
+        what: the kind of repository: model, data set or dictionary.
+        at: the key of the revision.
+        remedy: what to do if the hub cannot be reached.
     """
     here = f" at revision {revision}" if revision else ""
     match error:
@@ -161,12 +160,12 @@ def said(
         case RemoteEntryNotFoundError():
             return f"{where}: the repository has no config.json{here}; want a transformers model"
         case HfHubHTTPError():
-            return f"{where}: {_refusal(error, here)}"
+            return f"{where}: {_explain_status(error, here)}"
         case _:
             return f"{where}: the hub cannot be reached and no local copy was found{here}; {remedy}"
 
 
-def _refusal(error: HfHubHTTPError, here: str) -> str:
+def _explain_status(error: HfHubHTTPError, here: str) -> str:
     status = error.response.status_code
     if status == 401 and "credentials" in error.response.headers.get("X-Error-Message", ""):
         return (

@@ -1,4 +1,4 @@
-"""A frozen language model with what the rest of the house asks of it."""
+"""A frozen language model with its tokenizer, special tokens and sizes."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ from dictlearn.types import ModelInfo
 
 OTHER = "other/"
 
-BEHIND_PADDING = (  # families whose positions are counted from behind the padding's id
+POSITIONS_AFTER_PAD = (  # families in which the first position is the padding id plus 1
     *("roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "camembert"),
     *("data2vec-text", "esm", "ibert", "longformer", "mpnet", "xmod"),
 )
 
-Inputs = dict[str, Tensor]  # by name, as the model's forward takes them
+Inputs = dict[str, Tensor]  # keyword arguments of the model's forward
 Send = Callable[[Tensor], Tensor]
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class LanguageModel:
-    """A model that never trains: evaluation mode (no dropout), no parameter wants a gradient.
+    """A model in evaluation mode (no dropout), whose parameters need no gradient.
 
-    It is no nn.Module, so that a trainer which holds it can neither move it, nor save it, nor put
-    it into training mode.
+    It is not an nn.Module, so a trainer that holds it can neither move it, nor save it, nor put it
+    into training mode.
     """
 
-    model: PreTrainedModel  # a causal LM with its head, or an encoder without
+    model: PreTrainedModel  # a causal LM with its head, or an encoder without one
     tokenizer: PreTrainedTokenizerBase | None
     info: ModelInfo
-    special_ids: frozenset[int]  # specials, pads and ids no text makes: never seen by a dictionary
+    special_ids: frozenset[int]  # special tokens, pads and unused ids: no dictionary reads them
     other: LanguageModel | None = None  # reads the same tokens; its sites are other/<site>
 
     def at(self, site: str) -> tuple[LanguageModel, str]:
-        """Whose the site is, and what it is called there."""
+        """The model that has the site, and the site's name in that model."""
         if not site.startswith(OTHER):
             return self, site
         if self.other is None:
@@ -52,37 +52,37 @@ class LanguageModel:
 
     @property
     def trunk(self) -> nn.Module:
-        """The model without its head: embeddings, blocks, final norm. Captures run this alone.
+        """The model without its head: embeddings, blocks and final norm.
 
-        In a model that also sees images it is the language half.
+        For a model that also takes images it is the language model alone.
         """
         return self.model.get_decoder()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> LanguageModel:
-        """Itself: what never changes is shared, also by a copy of whatever holds it."""
+        """Returns the model itself: it never changes, so copies share it."""
         return self
 
     def inputs(self, tokens_BP: Tensor, send: Send | None = None) -> Inputs:
-        """What a forward pass is given for some windows, on the model's device.
+        """The keyword arguments of a forward pass over windows, on the model's device.
 
-        Windows that end in padding come with an attention mask, so that what fills them up changes
-        no real token (an encoder attends to all of a window). Windows without any come without:
-        a mask of ones takes other paths through attention, which round otherwise.
+        Windows that end in padding get an attention mask, because an encoder attends to the whole
+        window. Windows without padding get none: a mask of ones would choose another attention
+        kernel, which rounds differently.
 
         Args:
             tokens_BP: token ids on any device, or a vision model's pixels.
-            send: moves tensors to the device, in place of a copy that is waited for.
+            send: moves a tensor to the device; the default copies it and waits for the copy.
         """
         send = send or (lambda tensor: tensor.to(self.device))
-        found = {self.model.main_input_name: send(tokens_BP)}
-        attended_BP = attended(self, tokens_BP) if tokens_BP.ndim == 2 else None
-        return found if attended_BP is None else found | {"attention_mask": send(attended_BP)}
+        inputs = {self.model.main_input_name: send(tokens_BP)}
+        mask_BP = attention_mask(self, tokens_BP) if tokens_BP.ndim == 2 else None
+        return inputs if mask_BP is None else inputs | {"attention_mask": send(mask_BP)}
 
     def logits(self, tokens_BP: Tensor) -> Tensor:
         """Next-token logits [B, P, V] in the model's dtype.
 
-        Keeps a graph only where something inside wants a gradient, as a replacement of `patched`
-        does; the model itself never does.
+        They have a graph only if a replacement of `patched` needs a gradient; the model's
+        parameters need none.
         """
         if self.trunk is self.model:
             raise ValueError(
@@ -99,21 +99,21 @@ def freeze(
     name: str = "in memory",
     revision: str | None = None,
 ) -> LanguageModel:
-    """A model that you already hold, as a LanguageModel. Freezes it in place."""
+    """Wraps a model that is already in memory, and freezes it in place."""
     model.requires_grad_(False)
     model.eval()
-    # A key-value cache is of no use to one pass over whole windows, and costs memory.
+    # One pass over whole windows never reads a key-value cache, which would cost memory.
     model.config.get_text_config().use_cache = False
     info = describe(model.config, name, revision)
     return LanguageModel(model, tokenizer, info, special_ids(model.config, tokenizer))
 
 
 def describe(config: PretrainedConfig, name: str, revision: str | None) -> ModelInfo:
-    """What a config says of its model's text half. Zero stands for what a family does not have."""
+    """Sizes of the text model in a config; zero for a size that its family doesn't have."""
     text = config.get_text_config()
 
     def size(key: str) -> int:
-        # Families differ in which fields they have; attribute maps make the common names work.
+        # The attribute maps of transformers translate these names for each family.
         return getattr(text, key, None) or 0
 
     return ModelInfo(
@@ -128,9 +128,9 @@ def describe(config: PretrainedConfig, name: str, revision: str | None) -> Model
 
 
 def _unread_positions(text: PretrainedConfig) -> int:
-    """Rows at the start of a table of positions that no token has."""
+    """The number of rows at the start of the position table that no token uses."""
     kind = getattr(text, "position_embedding_type", "absolute")
-    if text.model_type not in BEHIND_PADDING or kind != "absolute":
+    if text.model_type not in POSITIONS_AFTER_PAD or kind != "absolute":
         return 0
     return (getattr(text, "pad_token_id", None) or 0) + 1
 
@@ -138,11 +138,11 @@ def _unread_positions(text: PretrainedConfig) -> int:
 def special_ids(
     config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase | None
 ) -> frozenset[int]:
-    """Ids whose positions never reach a dictionary.
+    """Token ids that dictionaries never read.
 
-    With a tokenizer: its special tokens, and the rows of the embedding that stand for no token at
-    all (vocabularies are padded to round numbers). The config's ids are not asked then: where a
-    config leaves them out, its class invents some, and an invented id is somebody's word.
+    With a tokenizer these are its special tokens, and the rows of the embedding without a token
+    (vocabularies are padded to round numbers). The ids in the config count only without a tokenizer:
+    config classes have defaults for them, which may be ordinary words of this vocabulary.
     """
     text = config.get_text_config()
     if tokenizer is None:
@@ -155,7 +155,7 @@ def special_ids(
 
 
 def bos_id(lm: LanguageModel) -> int | None:
-    """The id a document starts with: BOS, or an encoder's CLS; None where there is neither."""
+    """The id of BOS, or of an encoder's CLS; None if the tokenizer has neither."""
     if lm.tokenizer is None:
         return None
     candidates = (lm.tokenizer.bos_token_id, lm.tokenizer.cls_token_id)
@@ -163,7 +163,7 @@ def bos_id(lm: LanguageModel) -> int | None:
 
 
 def pad_id(lm: LanguageModel) -> int | None:
-    """The id that fills up the last window: a special one that the model has; None without any."""
+    """The special token that pads the last window; None if the model has no special token."""
     if lm.tokenizer is None:
         return None
     candidates = (lm.tokenizer.pad_token_id, lm.tokenizer.eos_token_id, bos_id(lm))
@@ -171,19 +171,20 @@ def pad_id(lm: LanguageModel) -> int | None:
 
 
 def document_start(lm: LanguageModel) -> int | None:
-    """The id before each document: BOS; else what the model was trained to read between documents.
+    """The id that precedes each document: BOS, or without one the padding token.
 
-    A tokenizer without a BOS (Qwen) pads with that token; its EOS may be the end of a chat's turn.
+    Tokenizers without a BOS (Qwen) pad with the token that separated documents in pretraining; their
+    EOS may be the end of a chat's turn.
     """
     bos = bos_id(lm)
     return bos if bos is not None else pad_id(lm)
 
 
-def attended(lm: LanguageModel, tokens_BP: Tensor) -> Tensor | None:
-    """int64 [B, P]: 0 on the padding at the end of windows, 1 elsewhere; None where there is none.
+def attention_mask(lm: LanguageModel, tokens_BP: Tensor) -> Tensor | None:
+    """int64 [B, P]: 0 on the padding at the end of windows, else 1; None if there is no padding.
 
-    Where the pad also begins documents, a single one at the end of a window is taken for that: it is
-    what the next document would begin with.
+    If the padding token also precedes documents, a single one at the end of a window counts as the
+    start of the next document.
     """
     pad = pad_id(lm)
     if pad is None:
@@ -196,13 +197,13 @@ def attended(lm: LanguageModel, tokens_BP: Tensor) -> Tensor | None:
 
 
 def n_embedded(model: PreTrainedModel) -> int:
-    """How many ids the embedding has a row for, from 0 on: none above can be read."""
-    table: Any = model.get_input_embeddings()
-    return getattr(table, "num_embeddings", None) or len(table.weight)
+    """The number of rows of the token embedding; a larger id cannot be embedded."""
+    embedding: Any = model.get_input_embeddings()
+    return getattr(embedding, "num_embeddings", None) or len(embedding.weight)
 
 
 def _known(token_id: object, lm: LanguageModel) -> TypeGuard[int]:
-    """Whether it is an id that the embedding has: a tokenizer may have got more tokens since."""
+    """Whether the embedding has this id; tokens may have been added to the tokenizer only."""
     return isinstance(token_id, int) and 0 <= token_id < n_embedded(lm.model)
 
 

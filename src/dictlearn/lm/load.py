@@ -1,4 +1,4 @@
-"""Load a language model to read from: a folder in the hub's layout, a hub id, or `pico`."""
+"""Load a language model from a folder in the hub's layout, a hub id, or `pico`."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ __all__ = [
 ]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-# No names of hub kernels here: those are code that comes with a download.
+# Kernels of the hub are not accepted: they are downloaded code.
 ATTENTIONS = ("auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3")
 GENERATION = "generation_config.json"
-# The most that a config may say. Many layers take long to make, and ids are listed, also where no
-# weights are at hand to compare the sizes with.
-SIZES = {
+# The largest sizes that a config may ask for. They are checked before the weights are known, because
+# building many layers takes long and token ids are listed.
+LARGEST = {
     "num_hidden_layers": 1 << 12,
     "hidden_size": 1 << 24,
     "vocab_size": 1 << 24,
@@ -60,8 +60,8 @@ SIZES = {
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
 
-class _Harmless(logging.Filter):
-    """What transformers says of a model's files holds strings of theirs."""
+class _EscapeFilter(logging.Filter):
+    """Escapes log messages of transformers, which may quote strings from a model's files."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         record.msg, record.args = escape.terminal(record.getMessage()), ()
@@ -70,11 +70,11 @@ class _Harmless(logging.Filter):
 
 transformers_logging.get_verbosity()  # sets up the handlers
 for _handler in logging.getLogger("transformers").handlers:
-    _handler.addFilter(_Harmless())
+    _handler.addFilter(_EscapeFilter())
 
 
 def read_info(path: str, revision: str | None = None) -> ModelInfo:
-    """What a dictionary must know of a model, from its config.json alone: no weights are read."""
+    """Name and sizes of a model from its config.json; reads no weights."""
     folder, revision = locate(path, revision, "config")
     return describe(_read_config(path, folder), path, revision)
 
@@ -98,8 +98,8 @@ def load_model(
         other: a second model of the same width and tokenizer, such as a fine-tune of the first;
             its sites are called other/<site>.
 
-    Weights are safetensors of that folder; pickled ones are refused, as is code that comes with a model.
-    Warns where the family's residual is not the sum of its sites (see check.py).
+    The weights must be safetensors files in that folder; pickled weights and code that comes with a
+    model are refused. Warns if the residual is not the sum of its sites (see check.py).
     Raises ValueError, in one sentence that names the key.
     """
     where = f"model.path={path}"
@@ -114,7 +114,7 @@ def load_model(
     files = weight_files(path, folder)  # refuses what transformers would unpickle
     check_sizes(path, files, config, _loader(config))
     if (folder / GENERATION).is_file():
-        read_json(path, folder, GENERATION)  # transformers goes on without one that it can't read
+        read_json(path, folder, GENERATION)  # transformers ignores one that it can't read
     tokenizer = _load_tokenizer(path, folder)
     auto_dtype = torch.bfloat16 if on.type == "cuda" else torch.float32
     model = _load_weights(where, folder, config, DTYPES.get(dtype, auto_dtype), attn)
@@ -127,26 +127,25 @@ def load_model(
 
 
 def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenizerBase | None:
-    """The tokenizer of the model at `path`, None where it has none.
+    """The tokenizer of the model at `path`, or None if it has none.
 
-    Of a model of the hub that is not here yet it alone is downloaded. Raises ValueError as `load_model`
-    does.
+    For a hub id only the tokenizer is downloaded. Raises ValueError as `load_model` does.
     """
     folder, _ = locate(path, revision, "tokenizer")
     return _load_tokenizer(path, folder)
 
 
 def _beside(lm: LanguageModel, other: LanguageModel) -> LanguageModel:
-    """`lm` with the sites of `other` too. ValueError unless tokens and width mean the same to both."""
-    names = f"model.other={other.info.name}"
+    """`lm` with the sites of `other`. Raises ValueError unless width and vocabulary are equal."""
+    key = f"model.other={other.info.name}"
     if other.info.width != lm.info.width:
         raise ValueError(
-            f"{names}: it is {other.info.width} wide and {lm.info.name} {lm.info.width}; a dictionary "
+            f"{key}: it is {other.info.width} wide and {lm.info.name} {lm.info.width}; a dictionary "
             "has one width"
         )
-    ids = [one.tokenizer.get_vocab() if one.tokenizer else None for one in (lm, other)]
-    if ids[0] != ids[1]:
-        raise ValueError(f"{names}: want the tokenizer of {lm.info.name}; theirs differ")
+    own, theirs = (m.tokenizer.get_vocab() if m.tokenizer else None for m in (lm, other))
+    if own != theirs:
+        raise ValueError(f"{key}: want the tokenizer of {lm.info.name}; theirs differ")
     return replace(lm, other=other)
 
 
@@ -155,27 +154,26 @@ def load_skeleton(
 ) -> LanguageModel:
     """The model of `load_model` on the meta device: shapes, sites and costs, but no weights.
 
-    Reads config.json alone, and for the models of the presets needs no hub: their sizes come with
-    this package. With `tokenizer` it has that too, if there is one: what text is cut into windows
-    with, before the weights are loaded or, of a hub id, even here. Raises ValueError as `load_model`
-    does.
+    It needs config.json only, and for the models of the presets no hub: their configs ship with
+    dictlearn. With `tokenizer` the tokenizer is loaded too if there is one, so that text can be cut
+    into windows before the weights are downloaded. Raises ValueError as `load_model` does.
     """
     part = "tokenizer" if tokenizer else "config"
     folder, revision = locate(path, revision, part, shape=not tokenizer)
     config = _read_config(path, folder)
     if tokenizer and Path(path).expanduser().is_dir():
-        weight_files(path, folder)  # whoever goes on to load them should learn now what they lack
+        weight_files(path, folder)  # the weights come next: say now if they are missing
     model = without_weights(path, config, _loader(config))
-    words = _load_tokenizer(path, folder) if tokenizer else None
-    _refuse_more_tokens(f"model.path={path}", model, words)
-    lm = freeze(model, words, name=path, revision=revision)
+    loaded = _load_tokenizer(path, folder) if tokenizer else None
+    _refuse_more_tokens(f"model.path={path}", model, loaded)
+    lm = freeze(model, loaded, name=path, revision=revision)
     return lm if other is None else _beside(lm, load_skeleton(other, tokenizer=tokenizer))
 
 
 def _device(device: str) -> torch.device:
     n_cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device == "auto":
-        rank = int(os.environ.get("LOCAL_RANK", "0"))  # of a launcher's processes, this one
+        rank = int(os.environ.get("LOCAL_RANK", "0"))
         return torch.device(f"cuda:{rank % n_cuda}" if n_cuda else "cpu")
     try:
         on = torch.device(device)
@@ -195,15 +193,15 @@ def _device(device: str) -> torch.device:
 
 
 def _read_config(path: str, folder: Path) -> PretrainedConfig:
-    found = read_json(path, folder, "config.json")
-    model_type = found.get("model_type")
-    for said in (found, found.get("text_config")):
-        if isinstance(said, dict):  # a family's config may make a list of as many layers
-            _refuse_sizes(path, said.get)
+    content = read_json(path, folder, "config.json")
+    model_type = content.get("model_type")
+    for sizes in (content, content.get("text_config")):
+        if isinstance(sizes, dict):  # before config classes use them: some list their layers
+            _refuse_sizes(path, sizes.get)
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         text = config.get_text_config()
-    except Exception as error:  # each family checks its own in its own way
+    except Exception as error:  # config classes raise many types
         if isinstance(model_type, str) and model_type in transformers.CONFIG_MAPPING:
             reason = " ".join(str(error).split())
             raise ValueError(f"model.path={path}: config.json is not valid: {reason}") from error
@@ -217,12 +215,12 @@ def _read_config(path: str, folder: Path) -> PretrainedConfig:
 
 
 def _refuse_sizes(path: str, size_of: Callable[[str], object]) -> None:
-    for key, most in SIZES.items():
+    for key, largest in LARGEST.items():
         size = size_of(key)
-        if size is not None and (type(size) is not int or not 0 <= size <= most):
+        if size is not None and (type(size) is not int or not 0 <= size <= largest):
             raise ValueError(
                 f"model.path={path}: config.json has {key}={ascii(size)[:60]}; want a whole number of "
-                f"at most {most:,}"
+                f"at most {largest:,}"
             )
 
 
@@ -231,11 +229,11 @@ def _load_tokenizer(path: str, folder: Path) -> PreTrainedTokenizerBase | None:
         return None
     for name in ("tokenizer.json", "tokenizer_config.json"):
         if (folder / name).is_file():
-            read_json(path, folder, name)  # a truncated one gets a sentence, not a panic
+            read_json(path, folder, name)  # the Rust tokenizer panics on a truncated file
     check_tokenizer(path, folder)
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # its parts check theirs in their own ways
+    except Exception as error:  # tokenizers raise many types
         raise ValueError(
             f"model.path={path}: its tokenizer cannot be read: {_first_line(error)}"
         ) from error
@@ -257,10 +255,10 @@ def _load_weights(
                 trust_remote_code=False,
                 output_loading_info=True,
             )
-    except Exception as error:  # and so does what reads weights and settings of generation
+    except Exception as error:  # readers of weights and generation settings raise many types
         raise ValueError(f"{where}: cannot be loaded: {_first_line(error)}") from error
     model, report = cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)
-    # transformers would go on with random numbers in their place. A pooler is behind every site.
+    # transformers would initialise these at random. A pooler runs after every site.
     missing = sorted(key for key in report["missing_keys"] if "pooler" not in key.split("."))
     if missing:
         raise ValueError(
@@ -273,15 +271,16 @@ def _load_weights(
 def _refuse_more_tokens(
     where: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
 ) -> None:
-    """Text may not hold ids that the embedding has no row for. Special tokens never come from text."""
+    """Refuses a tokenizer whose ordinary tokens have ids beyond the embedding's rows."""
     if tokenizer is None:
         return
     special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     rows = n_embedded(model)
-    words = {i: word for word, i in tokenizer.get_vocab().items() if i >= rows and i not in special}
-    if words:
+    vocab = tokenizer.get_vocab().items()
+    extra = {i: token for token, i in vocab if i >= rows and i not in special}
+    if extra:
         raise ValueError(
-            f"{where}: its tokenizer has ids up to {max(words)} ({words[max(words)]!r}), its embedding "
+            f"{where}: its tokenizer has ids up to {max(extra)} ({extra[max(extra)]!r}), its embedding "
             f"{rows} rows; want the tokenizer that the model was trained with, or a model resized for "
             f"this one"
         )
@@ -292,7 +291,7 @@ def _loader(config: PretrainedConfig) -> Any:
 
 
 def _is_causal_lm(config: PretrainedConfig) -> bool:
-    """Whether next-token logits mean something: transformers gives bert such a head too."""
+    """Whether the model was trained on next tokens; transformers has such a head for bert too."""
     architecture = (config.architectures or [""])[0]
     if architecture:
         return (
@@ -305,7 +304,7 @@ def _is_causal_lm(config: PretrainedConfig) -> bool:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No progress bar for what takes a moment."""
+    """Hides the progress bar of transformers inside."""
     if not transformers_logging.is_progress_bar_enabled():
         yield
         return

@@ -1,4 +1,4 @@
-"""A norm's weights from what it reads and what it writes, whatever the family calls it."""
+"""Find a norm's weights from its inputs and outputs, whatever the family calls the module."""
 
 from __future__ import annotations
 
@@ -7,30 +7,30 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-TOLERANCE = 1e-2  # of the fit, relative: bfloat16 rounds by half of that
+TOLERANCE = 1e-2  # relative error of the fit; rounding to bfloat16 is half of it
 
 
 class Norm(NamedTuple):
-    """y = weight * x / scale(x) + bias, scale the root mean square, of x or of x less its mean."""
+    """y = weight * x / rms(x) + bias; with `centred`, the mean of x is subtracted first."""
 
     weight: Tensor  # D, float32
     centred: bool
 
     def linear(self, x_ND: Tensor) -> Tensor:
-        """What is left of it for a fixed scale of 1: how it passes on a direction."""
+        """The norm with its scale fixed at 1, which is linear: how it maps a direction."""
         return self.weight * (x_ND - x_ND.mean(-1, keepdim=True) if self.centred else x_ND)
 
     def unit(self, x_ND: Tensor) -> Tensor:
-        """The norm itself, without its bias."""
+        """The norm without its bias."""
         y_ND = self.linear(x_ND)
         x_ND = x_ND - x_ND.mean(-1, keepdim=True) if self.centred else x_ND
         return y_ND / x_ND.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-12)
 
 
-def fitted(x_ND: Tensor, y_ND: Tensor) -> Norm | None:
-    """The RMSNorm or LayerNorm that turns x into y, or None where neither does.
+def fit_norm(x_ND: Tensor, y_ND: Tensor) -> Norm | None:
+    """The RMSNorm or LayerNorm that maps x to y, or None if neither does.
 
-    Both are affine in the normalised input, channel by channel, so a few tokens determine them.
+    Each channel is affine in the normalised input, so a few tokens determine the weights.
     """
     x_ND, y_ND = x_ND.double(), y_ND.double()
     for centred in (False, True):

@@ -1,4 +1,4 @@
-"""Run the model with something else in place of its own activations."""
+"""Run the model with activations at some sites replaced."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import final
 import torch
 from torch import Tensor
 
-from dictlearn.lm.hooks import See, attach
+from dictlearn.lm.hooks import SiteHook, attach
 from dictlearn.lm.language_model import LanguageModel
 from dictlearn.lm.sites import SITES, Site, resolve
 
 
 @final
-class Seen(Mapping[str, Tensor]):
-    """The reads of the forward pass that is under way, [B, P, D] each."""
+class Reads(Mapping[str, Tensor]):
+    """The sites that the current forward pass has read so far, [B, P, D] each."""
 
     def __init__(self, values: dict[str, Tensor]) -> None:
         self._values = values
@@ -39,7 +39,7 @@ class Seen(Mapping[str, Tensor]):
         return len(self._values)
 
 
-# Sees the reads so far and the site's clean value [B, P, D]; returns what is to replace it.
+# Takes the reads so far and the site's clean value [B, P, D]; returns the new value.
 Replacement = Callable[[Mapping[str, Tensor], Tensor], Tensor]
 
 
@@ -50,49 +50,48 @@ def patched(
     reads: Sequence[str] = (),
     mask_BP: Tensor | None = None,
 ) -> Iterator[Mapping[str, Tensor]]:
-    """Inside, every forward pass of the model has the target sites replaced.
+    """Replaces the values of sites in every forward pass inside the context.
 
-    Where `mask_BP` is True (everywhere, without one) a target has the value that its replacement
-    returns; elsewhere it keeps, bit for bit, the value the model computed. Nothing is written in
-    place, so gradients flow through replacements and everything downstream of them.
+    At positions where `mask_BP` is True (everywhere without a mask) a site takes the value that its
+    replacement returns; elsewhere the value is bit for bit the model's. Nothing is written in place,
+    so gradients flow through replacements and all that follows.
 
-    `reads` are free-running: their values come from the patched pass, and include what earlier
-    replacements changed, but never the replacement of the read site itself. Yields them; they are
-    renewed by each pass.
+    Yields the values of the sites in `reads`, which each pass renews. They are free-running: they
+    include the effect of earlier replacements, but a site is read before it is replaced itself.
 
-    Replacing `resid_mid` changes what attention adds, so that the sum becomes the new value: exact
-    to rounding. The MLP of a parallel block does not read that sum.
+    `resid_mid` is replaced by changing attn_out, exactly up to rounding. The MLP of a parallel block
+    does not read that sum.
     """
     values: dict[str, Tensor] = {}
-    seen = Seen(values)
-    places = {name: resolve(lm.model, name, lm.info) for name in [*replacements, *reads]}
+    current = Reads(values)
+    sites = {name: resolve(lm.model, name, lm.info) for name in [*replacements, *reads]}
 
-    def read(site: Site) -> See:
-        def see(value: Tensor) -> None:
+    def read_hook(site: Site) -> SiteHook:
+        def hook(value: Tensor) -> None:
             values[site.name] = value
 
-        return see
+        return hook
 
-    def write(site: Site) -> See:
-        def see(clean: Tensor) -> Tensor:
-            new = replacements[site.name](seen, clean)
-            return _placed(site, clean, new, mask_BP)
+    def write_hook(site: Site) -> SiteHook:
+        def hook(clean: Tensor) -> Tensor:
+            new = replacements[site.name](current, clean)
+            return _masked(site, clean, new, mask_BP)
 
-        return see
+        return hook
 
     def forget(*_: object) -> None:
         values.clear()
 
     handles = [lm.trunk.register_forward_pre_hook(forget)]
     try:
-        # A module's output can be two sites (attn_out, and resid_mid by its sum): the upstream one
-        # goes first, and each is read before it is replaced.
-        for site in sorted(places.values(), key=_upstream_first):
+        # Two sites can hook one module's output (attn_out, and resid_mid as a sum): the upstream
+        # one goes first, and each is read before it is replaced.
+        for site in sorted(sites.values(), key=_upstream_first):
             if site.name in reads:
-                handles += attach(lm.model, site, read(site))
+                handles += attach(lm.model, site, read_hook(site))
             if site.name in replacements:
-                handles += attach(lm.model, site, write(site))
-        yield seen
+                handles += attach(lm.model, site, write_hook(site))
+        yield current
     finally:
         for handle in handles:
             handle.remove()
@@ -103,7 +102,7 @@ def _upstream_first(site: Site) -> int:
     return SITES.index(kind) if kind in SITES else len(SITES)
 
 
-def _placed(site: Site, clean: Tensor, new: Tensor, mask_BP: Tensor | None) -> Tensor:
+def _masked(site: Site, clean: Tensor, new: Tensor, mask_BP: Tensor | None) -> Tensor:
     if new.shape != clean.shape:
         raise ValueError(
             f"site {site.name}: its replacement returned {list(new.shape)}, want "

@@ -1,7 +1,7 @@
-"""Next-token logits a few positions at a time: a whole batch of them need never exist at once.
+"""Next-token logits in chunks, so that those of a whole batch never exist at once.
 
-For 4,096 tokens and a vocabulary of 152k one float32 copy is 2.5 GB, and comparing two models
-needs several. The hidden states they come from are 60 times smaller: keep those, apply the head
+For 4,096 tokens and a vocabulary of 152k one float32 copy is 2.5 GB, and a comparison of two models
+needs several. The final hidden states are 60 times smaller, so they are kept and the head is applied
 in chunks.
 """
 
@@ -20,10 +20,9 @@ from dictlearn.lm.language_model import LanguageModel
 class Readout:
     """`states` runs the model up to its head, `logits` applies the head to rows of states.
 
-    Heads differ between families (bias, soft-capping, scaling). The split is used only where it
-    gives the model's own logits on `probe_BP`; elsewhere the model's whole logits are the states.
-    Both keep a graph only where something inside wants a gradient, as a replacement of `patched`
-    does; a copy of it is itself, like the model's.
+    Heads differ between families (bias, soft-capping, scaling). If the split does not give the
+    model's own logits on `probe_BP`, the states are the logits. Both have a graph only if a
+    replacement of `patched` needs a gradient. A deep copy is the object itself, as for the model.
     """
 
     def __init__(self, lm: LanguageModel, probe_BP: Tensor):
@@ -35,10 +34,10 @@ class Readout:
         cap = text_config.get("final_logit_softcapping")
         self.head: Callable[[Tensor], Tensor] | None = _capped(head, cap)
         probe_BP = probe_BP[:1, :4].to(lm.device)
-        whole = lm.logits(probe_BP).flatten(0, 1).float()
+        logits = lm.logits(probe_BP).flatten(0, 1).float()
         split = self.logits(self.states(probe_BP).flatten(0, 1))
-        tolerance = 1e-3 * float(whole.nan_to_num().abs().max())  # NaN is for the caller to refuse
-        if not torch.allclose(whole, split, rtol=1e-3, atol=tolerance):
+        tolerance = 1e-3 * float(logits.nan_to_num().abs().max())  # callers refuse NaN
+        if not torch.allclose(logits, split, rtol=1e-3, atol=tolerance):
             self.head = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Readout:
@@ -51,20 +50,20 @@ class Readout:
         return self.lm.trunk(**self.lm.inputs(tokens_BP)).last_hidden_state
 
     def unembedding(self) -> Tensor | None:
-        """[V, width] where logits are nothing but its product with the states; None elsewhere."""
+        """[V, width] if the logits are its product with the states and nothing else, or None."""
         head = self.head
         if not isinstance(head, nn.Linear) or head.bias is not None:
             return None
-        # A quantised layer is one too, with a weight that is something else.
+        # A quantised layer is a subclass whose weight is packed.
         return head.weight if head.__class__ is nn.Linear else None
 
     def logits(self, states_ND: Tensor) -> Tensor:
-        """float32 [N, V]."""
+        """The logits of these states, float32 [N, V]."""
         return (states_ND if self.head is None else self.head(states_ND)).float()
 
 
 def has_head(lm: LanguageModel) -> bool:
-    """Whether the model predicts tokens at all: an encoder is loaded without a head."""
+    """Whether the model predicts next tokens; an encoder is loaded without a head."""
     return lm.trunk is not lm.model
 
 

@@ -1,17 +1,17 @@
-"""Where in a model things can be read and written: names for places, places for names.
+"""Names of the tensors in a model that can be read and replaced.
 
-    resid_pre.L    what block L receives
+    resid_pre.L    the input of block L
     attn_out.L     what its attention adds to the residual
     resid_mid.L    resid_pre.L + attn_out.L
-    mlp_in.L       what its MLP reads (after a norm before the MLP, where there is one)
-    mlp_out.L      what its MLP adds to the residual (after a norm behind the MLP, likewise)
-    resid_post.L   what block L hands on: resid_mid.L + mlp_out.L
+    mlp_in.L       the input of its MLP (after the norm, if there is one before the MLP)
+    mlp_out.L      what its MLP adds to the residual (after the norm, if there is one there)
+    resid_post.L   the output of block L: resid_mid.L + mlp_out.L
 
-These sums hold for every decoder family, with two things to know. Where attention and MLP run side
-by side (gpt_neox), the MLP reads resid_pre.L: no module ever sees resid_mid.L, which is then only
-the sum. Where a norm follows each sum (bert), resid_mid.L is the normed sum, which the MLP reads.
+These sums hold for every decoder family, with two exceptions. In parallel blocks (gpt_neox) the MLP
+reads resid_pre.L, and no module reads resid_mid.L. If a norm follows each sum (bert), resid_mid.L is
+the normed sum, which the MLP reads.
 
-Any other place goes by its module path: `model.layers.3.mlp:input`, `transformer.h.0.ln_2:output`.
+A module's input or output is a site too: `model.layers.3.mlp:input`, `transformer.h.0.ln_2:output`.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ ATTENTION = ("self_attn", "attention", "attn", "self_attention", "linear_attn")
 
 MLP = ("mlp", "feed_forward", "block_sparse_moe", "ffn", "intermediate")
 
-# An encoder has no MLP module: it reads with `intermediate` and writes with this. Its attention is
-# built alike, and the attention module's output is the sum (in bert, normed).
+# An encoder has no MLP module: `intermediate` is its input, and this its output. The output of its
+# attention module is the sum with the residual (in bert, normed).
 DENSE = "output.dense"
 
-# Norms that stand between a module and the residual it adds to: (after attention, after MLP).
-# The second name decides: on its own, `post_attention_layernorm` is llama's norm before the MLP.
+# Norms of the output of a module before it is added to the residual: (of attention, of the MLP).
+# A block must have the second: without it, `post_attention_layernorm` is llama's norm before the MLP.
 NORMS_AFTER = (
     ("post_attention_layernorm", "post_feedforward_layernorm"),  # gemma2, gemma3, olmo2
     ("post_self_attn_layernorm", "post_mlp_layernorm"),  # glm4
@@ -48,16 +48,16 @@ NORMS_AFTER = (
 
 @dataclass(frozen=True)
 class Site:
-    """A named tensor: what enters or leaves a module, plus the value of another site if any."""
+    """A named tensor: a module's input or output, plus the value of the site `plus` if any."""
 
     name: str
-    module_path: str  # from the whole model, head included
+    module_path: str  # within the model with its head
     end: End
     plus: Site | None = None
 
 
 def resolve(model: PreTrainedModel, name: str, info: ModelInfo) -> Site:
-    """The place that a name stands for in this model. ValueError when there is none."""
+    """The site of this name. Raises ValueError if the model has none."""
     path, colon, end = name.rpartition(":")
     if colon:
         return _explicit(model, name, path, end, info)
@@ -74,16 +74,16 @@ def resolve(model: PreTrainedModel, name: str, info: ModelInfo) -> Site:
 
 
 def site_names(model: PreTrainedModel) -> list[str]:
-    """Every named site of this model, block by block, each block in the order of its sums."""
+    """The named sites of this model, block by block, in the order in which they are computed."""
     _, layers = blocks(model)
     return [f"{kind}.{layer}" for layer in range(len(layers)) for kind in SITES]
 
 
 def blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
-    """The residual blocks of the model's text half, and the path of the list that holds them."""
+    """The path of the list of residual blocks of the text model, and the list."""
     config = model.config.get_text_config()
     trunk = model.get_decoder()
-    # Outer modules come before what they hold: lists of experts are never met first.
+    # modules() yields parents before children, so a list of experts never comes first.
     for module in trunk.modules():
         if isinstance(module, nn.ModuleList) and len(module) == config.num_hidden_layers:
             return next(path for path, m in model.named_modules() if m is module), module
@@ -105,18 +105,18 @@ def _in_block(name: str, kind: str, path: str, block: nn.Module, info: ModelInfo
     if attention is None or mlp is None:
         raise ValueError(
             f"site {name}: found no attention and MLP among the parts of a {type(block).__name__} "
-            f"({', '.join(children)}); name the place by its module path, such as "
+            f"({', '.join(children)}); name the site by its module path, such as "
             f"'{path}.{next(iter(children), 'mlp')}:output'"
         )
     if kind == "mlp_in":
         return Site(name, f"{path}.{mlp}", "input")
-    writes = DENSE if mlp == "intermediate" else mlp
+    last = DENSE if mlp == "intermediate" else mlp
     for after_attention, after_mlp in NORMS_AFTER:
         if after_mlp in children:
-            attention, writes = after_attention, after_mlp
+            attention, last = after_attention, after_mlp
     if kind == "mlp_out":
-        return Site(name, f"{path}.{writes}", "output")
-    if writes == DENSE:
+        return Site(name, f"{path}.{last}", "output")
+    if last == DENSE:
         inner = f".{DENSE}" if kind == "attn_out" else ""
         return Site(name, f"{path}.{attention}{inner}", "output")
     plus = Site(name.replace(kind, "resid_pre"), path, "input") if kind == "resid_mid" else None

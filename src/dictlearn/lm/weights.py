@@ -1,8 +1,8 @@
-"""Which files a model's weights are read from, checked before transformers opens one of them.
+"""Find and check the files of a model's weights before transformers opens any.
 
-What lies in the folder decides little: model.safetensors.index.json and config.json name the files
-that are read, and transformers hands whatever isn't *.safetensors to torch.load. So it is the names
-that are checked: plain ones, of safetensors files in the folder itself.
+model.safetensors.index.json and config.json name the files to read, and transformers gives every
+file that isn't *.safetensors to torch.load, which unpickles. So each name must be the plain name of
+a safetensors file in the folder itself.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from transformers import PretrainedConfig, PreTrainedModel
 from dictlearn.disk.amiss import told
 from dictlearn.lm.hub import read_json
 
-WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+SINGLE_FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
-SLACK, SLACK_NUMBERS = 2, 1 << 24  # what a model may have beyond its weights: tied ones, a pooler
+SLACK, SLACK_NUMBERS = 2, 1 << 24  # for parameters that are not stored: tied ones, a pooler
 TOKENIZER_CONFIG = "tokenizer_config.json"
 
 
@@ -28,7 +28,7 @@ def weight_files(path: str, folder: Path) -> list[Path]:
     """The safetensors files that hold the weights, in order; `path` is what the user wrote.
 
     Raises:
-        ValueError: one sentence, where the weights are missing, pickled, or outside the folder.
+        ValueError: if weights are missing, pickled or outside the folder.
     """
     where = f"model.path={path}"
     if (folder / ADAPTER).exists():
@@ -36,31 +36,31 @@ def weight_files(path: str, folder: Path) -> list[Path]:
             f"{where}: holds an adapter ({ADAPTER}), which dictlearn does not apply; merge it into "
             f"its model and give that model's folder, or remove the file"
         )
-    named: Any = read_json(path, folder, "config.json").get("transformers_weights")
-    if named is not None and not (_is_plain(named, ".safetensors") or _is_plain(named, INDEX)):
+    name: Any = read_json(path, folder, "config.json").get("transformers_weights")
+    if name is not None and not (_is_plain(name, ".safetensors") or _is_plain(name, INDEX)):
         raise ValueError(
-            f"{where}: config.json says transformers_weights={named!r}; want the name of a "
+            f"{where}: config.json says transformers_weights={name!r}; want the name of a "
             f"*.safetensors file in its folder"
         )
-    if named is None:
-        named = next((name for name in (WHOLE, INDEX) if (folder / name).is_file()), None)
-    if named is None:
-        raise _nothing(where, folder)
-    names = [named] if named.endswith(".safetensors") else _shards(path, folder, named)
-    for name in names:
-        if not (folder / name).is_file():
-            raise ValueError(f"{where}: no {name} in {folder}; a part of the weights is missing")
-    return [folder / name for name in names]
+    if name is None:
+        name = next((n for n in (SINGLE_FILE, INDEX) if (folder / n).is_file()), None)
+    if name is None:
+        raise _no_weights(where, folder)
+    files = [name] if name.endswith(".safetensors") else _shards(path, folder, name)
+    for file in files:
+        if not (folder / file).is_file():
+            raise ValueError(f"{where}: no {file} in {folder}; a part of the weights is missing")
+    return [folder / file for file in files]
 
 
 def check_sizes(path: str, files: list[Path], config: PretrainedConfig, loader: Any) -> None:
-    """Refuses a config that describes a model much larger than its weights, before it is made.
+    """Refuses a config that describes a much larger model than the weights, before building it.
 
-    A kilobyte of JSON can name sizes that take all memory, or a number of layers that takes days.
-    `loader` is the one of transformers' that is to load it.
+    A kilobyte of JSON can ask for sizes that take all memory, or for so many layers that building
+    them takes days. `loader` is the class of transformers that will load the model.
     """
     if getattr(config, "quantization_config", None) is not None:
-        return  # numbers are packed there
+        return  # quantised weights are packed
     try:
         n_tensors, stored = _stored(files)
     except (SafetensorError, OSError) as error:
@@ -78,18 +78,18 @@ def check_sizes(path: str, files: list[Path], config: PretrainedConfig, loader: 
 
 
 def without_weights(path: str, config: PretrainedConfig, loader: Any) -> PreTrainedModel:
-    """The model that the config describes, on the meta device; ValueError where it describes none."""
+    """The model on the meta device. Raises ValueError if no model can be built from the config."""
     try:
         with torch.device("meta"):
             return loader.from_config(config, trust_remote_code=False)
-    except Exception as error:  # whatever a family's code stumbles over in a config of nonsense
+    except Exception as error:  # a bad config can fail anywhere in a family's code
         raise ValueError(
             f"model.path={path}: config.json describes no model: {' '.join(str(error).split())}"
         ) from error
 
 
 def _stored(files: list[Path]) -> tuple[int, int]:
-    """(tensors, numbers in them), from the headers."""
+    """The number of tensors and of their elements, from the headers."""
     sizes = []
     for path in files:
         with safe_open(path, framework="pt") as file:
@@ -98,7 +98,7 @@ def _stored(files: list[Path]) -> tuple[int, int]:
 
 
 def check_tokenizer(path: str, folder: Path) -> None:
-    """Refuses a tokenizer_config.json that names files outside the folder, where they are there."""
+    """Refuses a tokenizer_config.json that names an existing file outside the folder."""
     if not (folder / TOKENIZER_CONFIG).is_file():
         return
     for key, value in read_json(path, folder, TOKENIZER_CONFIG).items():
@@ -113,10 +113,14 @@ def check_tokenizer(path: str, folder: Path) -> None:
 
 
 def _shards(path: str, folder: Path, index: str) -> list[str]:
-    """The files that an index names, each once."""
-    found = read_json(path, folder, index)
-    weights = found.get("weight_map")
-    if not isinstance(weights, dict) or not isinstance(found.get("metadata"), dict) or not weights:
+    """The files that an index names, sorted, without repeats."""
+    content = read_json(path, folder, index)
+    weights = content.get("weight_map")
+    if (
+        not weights
+        or not isinstance(weights, dict)
+        or not isinstance(content.get("metadata"), dict)
+    ):
         raise ValueError(
             f"model.path={path}: {index} is no index of weights; want metadata and a weight_map"
         )
@@ -129,10 +133,12 @@ def _shards(path: str, folder: Path, index: str) -> list[str]:
     return sorted(set(weights.values()))
 
 
-def _nothing(where: str, folder: Path) -> ValueError:
+def _no_weights(where: str, folder: Path) -> ValueError:
     pickled = sorted(f.name for pattern in ("*.bin", "*.pt", "*.pth") for f in folder.glob(pattern))
     if any(folder.glob("*.safetensors")):
-        return ValueError(f"{where}: {folder} has neither {WHOLE} nor {INDEX}; want one of them")
+        return ValueError(
+            f"{where}: {folder} has neither {SINGLE_FILE} nor {INDEX}; want one of them"
+        )
     if pickled:
         return ValueError(
             f"{where}: its weights are pickled ({pickled[0]}), which can run code when loaded; "
@@ -142,7 +148,7 @@ def _nothing(where: str, folder: Path) -> ValueError:
 
 
 def _is_plain(name: Any, end: str = "") -> bool:
-    """Whether it is a file's name and no path."""
+    """Whether `name` is a file name without a path."""
     if not isinstance(name, str) or not name.endswith(end) or name in ("", ".", ".."):
         return False
     return not any(mark in name for mark in "/\\:\0")

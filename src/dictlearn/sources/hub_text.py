@@ -11,7 +11,7 @@ from typing import Any, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dictlearn.lm.hub import HUB_ID, REACH_SECONDS, said
+from dictlearn.lm.hub import HUB_ID, REACH_SECONDS, explain_refusal
 from dictlearn.sources.content import TextReader, WrongField
 from dictlearn.sources.documents import Document
 from dictlearn.sources.left_out import LeftOut
@@ -132,7 +132,9 @@ def _look(path: str, revision: str | None, where: str) -> None:
     except HTTPError as error:
         remedy = "download it and pass data.path=<folder>"
         at, repo = "data.revision", f"datasets/{path}"
-        sentence = said(error, where, repo, revision, what="data set", at=at, remedy=remedy)
+        sentence = explain_refusal(
+            error, where, repo, revision, what="data set", at=at, remedy=remedy
+        )
         raise ValueError(sentence) from error
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor
 
-from dictlearn.lm.capture import capture_of
+from dictlearn.lm.capture import capture_inputs
 from dictlearn.lm.language_model import LanguageModel
 from dictlearn.lm.sites import resolve
 from dictlearn.sources.buffer import permutation
@@ -78,7 +78,7 @@ class Reader:
         keep_N = self._windows.valid(tokens_BP).flatten().nonzero().squeeze(1)
         inputs = self.lm.inputs(tokens_BP, self._sent)
         on_device_BP = inputs[self.lm.model.main_input_name]
-        captured = capture_of(self.lm, inputs, self._sites)
+        captured = capture_inputs(self.lm, inputs, self._sites)
         flat = {site: captured[site].flatten(0, 1) for site in self._sites}
         for site, values_MD in flat.items():
             if values_MD.shape[1] != self.lm.info.width:
