@@ -199,8 +199,12 @@ class TextWindows(Protocol):
         """Token ids of some windows, int64 [B, P]."""
         ...
 
-    def valid(self, tokens_BP: Tensor) -> Tensor:
-        """bool [B, P]: True where a token is neither special nor a pad, so a dictionary sees it."""
+    def kept(self, indices: Sequence[int] | Tensor) -> Tensor:
+        """bool [B, P] for some windows: True where a dictionary sees the token.
+
+        It is then neither special nor a pad and, in a conversation, of a turn that was asked for:
+        the same token may be kept at one place and not at another.
+        """
         ...
 
 

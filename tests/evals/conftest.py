@@ -59,7 +59,8 @@ class ToyWindows:
     def window_batch(self, indices: Sequence[int] | Tensor) -> Tensor:
         return self.tokens_WP[torch.as_tensor(indices)]
 
-    def valid(self, tokens_BP: Tensor) -> Tensor:
+    def kept(self, indices: Sequence[int] | Tensor) -> Tensor:
+        tokens_BP = self.window_batch(indices)
         return (tokens_BP != BOS) & (tokens_BP != PAD)
 
 

@@ -13,7 +13,7 @@ from dictlearn.lm.capture import capture
 
 def valid_activations(lm, windows, site):
     tokens = windows.window_batch(range(len(windows)))
-    return capture(lm, tokens, [site])[site][windows.valid(tokens)].double()
+    return capture(lm, tokens, [site])[site][windows.kept(range(len(windows)))].double()
 
 
 def fitted(lm, dictionary, windows, **options):

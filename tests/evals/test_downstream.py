@@ -23,8 +23,8 @@ def run(lm, dictionary, windows, rows=None, chunk_tokens=128, max_tokens=None, b
     context = EvalContext(dictionary, lm, windows, None, n_tokens, batch_windows, rows=rows or {})
     meter = Downstream(max_tokens, chunk_tokens).begin(context)
     for start in range(0, len(windows), batch_windows):
-        tokens_BP = windows.window_batch(range(start, min(start + batch_windows, len(windows))))
-        meter.update(observe_tokens(context, tokens_BP, windows.valid(tokens_BP)))
+        some = range(start, min(start + batch_windows, len(windows)))
+        meter.update(observe_tokens(context, windows.window_batch(some), windows.kept(some)))
     return meter.result()
 
 
@@ -38,7 +38,7 @@ def test_identity_changes_nothing(lm, toy, windows):
 def test_clean_cross_entropy_is_the_models_own(lm, toy, windows):
     tokens = windows.window_batch(range(len(windows)))
     log_probs = lm.logits(tokens).double().log_softmax(-1)
-    valid = windows.valid(tokens)
+    valid = windows.kept(range(len(windows)))
     total, n = 0.0, 0
     for b in range(tokens.shape[0]):
         for p in range(tokens.shape[1] - 1):
@@ -52,7 +52,7 @@ def test_clean_cross_entropy_is_the_models_own(lm, toy, windows):
 
 def test_zero_ablation_by_a_separate_computation(lm, toy, windows):
     tokens = windows.window_batch(range(len(windows)))
-    valid = windows.valid(tokens)
+    valid = windows.kept(range(len(windows)))
     scored = valid.clone()
     scored[:, -1] = False
     scored[:, :-1] &= valid[:, 1:]
@@ -96,8 +96,7 @@ def test_merging_parts_gives_the_whole(lm, toy, windows):
     context = EvalContext(dictionary, lm, windows)
     meters = [DownstreamMeter(lm, dictionary.targets) for _ in range(2)]
     for meter, indices in zip(meters, (range(3), range(3, 8)), strict=True):
-        tokens_BP = windows.window_batch(indices)
-        meter.update(observe_tokens(context, tokens_BP, windows.valid(tokens_BP)))
+        meter.update(observe_tokens(context, windows.window_batch(indices), windows.kept(indices)))
     meters[0].merge(meters[1])
     whole = run(lm, dictionary, windows).figures
     assert meters[0].result().figures == pytest.approx(whole, rel=1e-5)
@@ -196,11 +195,11 @@ def test_loss_by_position_adds_up_to_the_whole(lm, toy, windows):
 
 def test_loss_by_position_is_that_of_each_token(lm, toy, windows):
     """One window at a time: the position's own token, by a separate computation."""
-    dictionary, tokens = toy(), windows.window_batch(range(len(windows)))
+    dictionary = toy()
     rows = {ZERO_ABLATION: lambda x_NSD, y_NTD: torch.zeros_like(y_NTD)}
     whole = run(lm, dictionary, windows, rows).series["ce_by_position"]
     parts = run(lm, dictionary, windows, rows, chunk_tokens=5, batch_windows=3).series
     assert torch.allclose(whole, parts["ce_by_position"], atol=1e-5)
-    valid = windows.valid(tokens)
+    valid = windows.kept(range(len(windows)))
     expected = (valid[:, :-1] & valid[:, 1:]).sum(0)
     assert whole[2, :-1].tolist() == expected.tolist()

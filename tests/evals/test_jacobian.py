@@ -17,7 +17,7 @@ EXACT = {"tokens": 40, "windows": 8, "probes": 16}  # as many probes as the toy 
 
 def activations(lm, dictionary, windows):
     tokens = windows.window_batch(range(len(windows)))
-    valid = windows.valid(tokens)
+    valid = windows.kept(range(len(windows)))
     acts = capture(lm, tokens, (*dictionary.sources, *dictionary.targets))
     x = torch.stack([acts[site][valid] for site in dictionary.sources], 1)
     return x, torch.stack([acts[site][valid] for site in dictionary.targets], 1)

@@ -147,7 +147,7 @@ def test_features_share_their_norms_among_targets(deep_lm, layers_of, windows):
     """A crosscoder whose features write to the second site 3.1 times what they write to the first."""
     dictionary = layers_of(2, "shared")
     tokens = windows.window_batch(range(len(windows)))
-    acts, valid = capture(deep_lm, tokens, dictionary.targets), windows.valid(tokens)
+    acts, valid = capture(deep_lm, tokens, dictionary.targets), windows.kept(range(len(windows)))
     for W_SFD, site, size in zip(
         dictionary.decoder.W_dec, dictionary.targets, (1, 3.1), strict=True
     ):

@@ -20,8 +20,8 @@ def run(lm, dictionary, windows, batch_windows=8, **options):
     context = EvalContext(dictionary, lm, windows, None, len(windows) * 12, batch_windows)
     meter = ReplacementModel(**options).begin(context)
     for start in range(0, len(windows), batch_windows):
-        tokens_BP = windows.window_batch(range(start, min(start + batch_windows, len(windows))))
-        meter.update(observe_tokens(context, tokens_BP, windows.valid(tokens_BP)))
+        some = range(start, min(start + batch_windows, len(windows)))
+        meter.update(observe_tokens(context, windows.window_batch(some), windows.kept(some)))
     return meter.result()
 
 
@@ -52,7 +52,7 @@ def modules_replaced(lm, dictionary, subset, valid, monkeypatch):
 
 def kl_with_modules(lm, dictionary, subset, windows, monkeypatch):
     tokens = windows.window_batch(range(len(windows)))
-    valid = windows.valid(tokens)
+    valid = windows.kept(range(len(windows)))
     scored = valid.clone()
     scored[:, -1] = False
     scored[:, :-1] &= valid[:, 1:]
@@ -121,7 +121,7 @@ def test_masked_tokens_are_clean_and_not_even_encoded(deep_lm, layers_of, window
         dictionary, "encode_source", lambda x, s: seen.append(len(x)) or encode(x, s)
     )
     run(deep_lm, dictionary, windows)
-    valid = windows.valid(windows.window_batch(range(len(windows))))
+    valid = windows.kept(range(len(windows)))
     assert set(seen) == {int(valid.sum())}
     assert len(seen) == 4 + 2 + 2  # each source once in each of the three free-running passes
 
@@ -145,8 +145,7 @@ def test_merging_parts_gives_the_whole(deep_lm, layers_of, windows):
     context = EvalContext(dictionary, deep_lm, windows)
     meters = [ReplacementModel().begin(context) for _ in range(2)]
     for meter, indices in zip(meters, (range(3), range(3, 8)), strict=True):
-        tokens_BP = windows.window_batch(indices)
-        meter.update(observe_tokens(context, tokens_BP, windows.valid(tokens_BP)))
+        meter.update(observe_tokens(context, windows.window_batch(indices), windows.kept(indices)))
     meters[0].merge(meters[1])
     whole = run(deep_lm, dictionary, windows).figures
     assert meters[0].result().figures == pytest.approx(whole, rel=1e-4)
@@ -170,8 +169,7 @@ def test_a_shared_code_counts_once_per_token(deep_lm, layers_of, windows):
     dictionary = layers_of(4, "shared")
     context = EvalContext(dictionary, deep_lm, windows)
     meter = Sparsity().begin(context)
-    tokens_BP = windows.window_batch(range(8))
-    meter.update(observe_tokens(context, tokens_BP, windows.valid(tokens_BP)))
+    meter.update(observe_tokens(context, windows.window_batch(range(8)), windows.kept(range(8))))
     result = meter.result()
     assert result.series["density"].shape == (1, 24)
     assert 0 < result.figures["l0"] <= 4 and math.isfinite(result.figures["dead"])

@@ -61,9 +61,7 @@ def test_no_document_is_in_both_halves(taken):
 
 def test_every_token_but_the_special_ones_is_there_once(taken, windows):
     sample, _ = taken
-    assert len(sample.places_N) == int(
-        windows.valid(windows.window_batch(range(len(windows)))).sum()
-    )
+    assert len(sample.places_N) == int(windows.kept(range(len(windows))).sum())
     assert not np.isin(sample.tokens_WP.ravel()[sample.places_N], [BOS, PAD]).any()
 
 
@@ -79,7 +77,7 @@ def test_firings_are_those_of_the_code(taken, lm, windows):
     sample, firings = taken
     torch.manual_seed(0)
     tokens_BP = windows.window_batch(range(len(windows)))
-    x_NSD = batch_at(lm, tokens_BP, windows.valid(tokens_BP), ("resid_post.0",)).x_NSD
+    x_NSD = batch_at(lm, tokens_BP, windows.kept(range(len(windows))), ("resid_post.0",)).x_NSD
     both = {"a": dictionary()}
     _, again = take_sample(lm, both, windows, 10_000, batch_windows=5)
     dense: Tensor = both["a"].encode(x_NSD).dense()
@@ -92,7 +90,7 @@ def test_firings_are_those_of_the_code(taken, lm, windows):
 
 def test_a_random_dictionary_has_the_l0_of_the_trained_one(lm, windows):
     tokens_BP = windows.window_batch(range(len(windows)))
-    x_NSD = batch_at(lm, tokens_BP, windows.valid(tokens_BP), ("resid_post.0",)).x_NSD
+    x_NSD = batch_at(lm, tokens_BP, windows.kept(range(len(windows))), ("resid_post.0",)).x_NSD
     x_NSD = 3 * x_NSD  # so that some features fire on every token
     own = dictionary()
     random = random_like(own, x_NSD)

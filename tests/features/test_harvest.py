@@ -32,7 +32,7 @@ def activations(kind: str) -> Tensor:
     acts = capture(pico(), tokens, dictionary.sources)
     x_NSD = torch.stack([acts[site].flatten(0, 1) for site in dictionary.sources], 1)
     code = dictionary.encode(x_NSD).dense()
-    return code.view(*tokens.shape, *code.shape[1:]) * text.valid(tokens)[..., None, None]
+    return code.view(*tokens.shape, *code.shape[1:]) * text.kept(range(len(text)))[..., None, None]
 
 
 def made(kind: str, folder: Path, processes: int = 1, **settings: object) -> FeatureStore:
@@ -57,7 +57,7 @@ def test_the_store_says_what_the_dictionary_does(kind: str, tmp_path: Path):
     store, values_WPSF = made(kind, tmp_path), activations(kind)
     info, text = store.info, windows()
     assert (info.kind, info.windows) == (dictionary_of(kind).kind, len(text))
-    assert info.tokens == int(text.valid(text.window_batch(range(len(text)))).sum())
+    assert info.tokens == int(text.kept(range(len(text))).sum())
     assert info.documents == 40 and info.model == "pico" and info.data == {"x": [1]}
     assert not (tmp_path / "features" / PARTIAL).exists()
     assert bool(store.statistics["dead"][:, 1].all())

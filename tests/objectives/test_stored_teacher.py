@@ -38,8 +38,8 @@ class Text:
         whole = torch.randint(0, VOCAB, (len(self), self.context), generator=generator)
         return whole[torch.as_tensor(list(indices))]
 
-    def valid(self, tokens_BP: Tensor) -> Tensor:
-        return torch.ones_like(tokens_BP, dtype=torch.bool)
+    def kept(self, indices) -> Tensor:
+        return torch.ones_like(self.window_batch(indices), dtype=torch.bool)
 
 
 @cache

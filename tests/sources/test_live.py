@@ -41,8 +41,8 @@ class Numbered:
         ids[indices % 5 == 0, -3:] = PAD
         return ids
 
-    def valid(self, tokens_BP: Tensor) -> Tensor:
-        return tokens_BP >= FIRST_WORD
+    def kept(self, indices: Tensor) -> Tensor:
+        return self.window_batch(indices) >= FIRST_WORD
 
 
 WORDS = (lambda ids: ids[ids >= FIRST_WORD])(Numbered().window_batch(torch.arange(WINDOWS)))

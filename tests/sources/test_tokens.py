@@ -98,6 +98,10 @@ def _all(windows: TokenWindows) -> torch.Tensor:
     return windows.window_batch(range(len(windows)))
 
 
+def _kept(windows: TokenWindows) -> list[int]:
+    return _all(windows)[windows.kept(range(len(windows)))].tolist()
+
+
 def _texts(lm: LanguageModel, windows: TokenWindows) -> list[str]:
     """The documents, read back from the windows by their boundaries."""
     assert lm.tokenizer is not None
@@ -116,9 +120,8 @@ def test_no_token_is_lost_and_only_the_last_window_is_padded(n: int, context: in
     stream = torch.arange(3, 3 + n, dtype=torch.int32)
     windows = TokenWindows(stream, context, frozenset({PAD, BOS}), PAD if padded else None)
     assert len(windows) == (-(-n // context) if padded else n // context)
-    flat = _all(windows).flatten()
-    assert flat[windows.valid(flat)].tolist() == stream[: len(windows) * context].tolist()
-    assert (flat[n:] == PAD).all()
+    assert _kept(windows) == stream[: len(windows) * context].tolist()
+    assert (_all(windows).flatten()[n:] == PAD).all()
 
 
 def test_window_batch_takes_any_order_and_refuses_what_is_not_there() -> None:
@@ -134,10 +137,10 @@ def test_window_batch_takes_any_order_and_refuses_what_is_not_there() -> None:
 
 
 def test_ids_above_all_specials_are_valid_ones() -> None:
-    windows = TokenWindows(torch.ones(4, dtype=torch.int32), 4, frozenset({0, 5}), 0)
-    seen = windows.valid(torch.tensor([[0, 4, 5], [6, 7, 4000]]))
+    stream = torch.tensor([0, 4, 5, 6, 7, 4000], dtype=torch.int32)
+    seen = TokenWindows(stream, 3, frozenset({0, 5}), 0).kept([0, 1])
     assert seen.tolist() == [[False, True, False], [True, True, True]]
-    assert TokenWindows(torch.ones(4), 4, frozenset(), None).valid(torch.arange(3)).all()
+    assert TokenWindows(stream, 3, frozenset(), None).kept([1, 0]).all()
 
 
 def test_documents_come_back_whole_each_on_its_side(lm: LanguageModel, jsonl: str) -> None:
@@ -186,8 +189,7 @@ def test_a_special_tokens_name_in_a_text_is_only_text(lm: LanguageModel, tmp_pat
     text = "a<bos>b<pad>c"
     (tmp_path / "quoted.txt").write_text(text)
     windows = text_windows(lm, "train", str(tmp_path / "quoted.txt"), context=64, held_out=0)
-    (tokens_P,) = _all(windows)
-    assert windows.valid(tokens_P).sum() == len(text)
+    assert len(windows) == 1 and len(_kept(windows)) == len(text)
     assert _texts(lm, windows) == [text]
 
 
@@ -214,7 +216,7 @@ def test_what_stands_between_documents(tmp_path: Path) -> None:
         lm = _lm(_tokenizer(**roles))
         assert document_start(lm) == start
         windows = text_windows(lm, "train", str(tmp_path / "*.txt"), context=5, held_out=0)
-        assert windows.valid(_all(windows)).sum() == 5
+        assert len(_kept(windows)) == 5
         found = windows.documents(range(len(windows))).flatten().tolist()
         if start is None:
             assert len(windows) == 1 and found == [0, 0, 1, 1, 1]
@@ -226,9 +228,8 @@ def test_what_stands_between_documents(tmp_path: Path) -> None:
 def test_a_tokenizer_in_python_gives_the_same_windows(jsonl: str) -> None:
     lm = _lm(ByT5Tokenizer())
     windows = text_windows(lm, "train", jsonl, context=16, held_out=0)
-    flat = _all(windows).flatten()
     ids = [byte + 3 for text in dict.fromkeys(TEXTS) for byte in text.encode()]
-    assert flat[windows.valid(flat)].tolist() == ids
+    assert _kept(windows) == ids
 
 
 def test_the_second_start_reads_no_text(
@@ -480,7 +481,7 @@ def test_what_fills_up_the_last_window_changes_nothing_that_an_encoder_makes(jso
     assert 1 < n < 60
     read = Reader(encoder, windows, ["resid_post.1"], "error").read(0, last)
     alone = capture(encoder, tokens_P[None, :n], ["resid_post.1"])["resid_post.1"][0]
-    kept = windows.valid(tokens_P[:n])
+    kept = windows.kept(last)[0, :n]
     torch.testing.assert_close(read.values["resid_post.1"][read.keep_N], alone[kept])
 
 

@@ -46,8 +46,8 @@ class Text:
         ids[indices == 5] = 0
         return ids
 
-    def valid(self, tokens_BP: Tensor) -> Tensor:
-        return tokens_BP >= FIRST_WORD
+    def kept(self, indices: Sequence[int] | Tensor) -> Tensor:
+        return self.window_batch(indices) >= FIRST_WORD
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def test_rows_are_the_valid_positions_of_the_windows_in_reading_order(lm):
     assert torch.equal(batch.x_NSD[:, 0], captured["resid_pre.1"][batch.valid_BP])
     assert torch.equal(batch.y_NTD[:, 0], captured["resid_post.0"][batch.valid_BP])
     assert torch.equal(batch.tokens_N, batch.tokens_BP[batch.valid_BP])
-    assert torch.equal(batch.valid_BP, Text().valid(batch.tokens_BP))
+    assert torch.equal(batch.valid_BP, batch.tokens_BP >= FIRST_WORD)
     position_BP = torch.arange(CONTEXT).expand(2, -1)
     assert torch.equal(batch.positions_N, position_BP[batch.valid_BP])
 

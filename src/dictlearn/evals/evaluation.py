@@ -97,7 +97,7 @@ def _shared_pass(
     for done, indices in enumerate(batches, start=1):
         tokens_BP = context.windows.window_batch(indices)
         digest.update(tokens_BP.cpu().long().numpy().tobytes())
-        seen = observe_tokens(context, tokens_BP, context.windows.valid(tokens_BP))
+        seen = observe_tokens(context, tokens_BP, context.windows.kept(indices))
         for meter in meters:
             meter.update(seen)
         tokens += len(seen.valid_N)

@@ -94,7 +94,7 @@ class JacobianCosine:
         each = -(-self.tokens // max(len(batches), 1))
         for indices in batches:
             tokens_BP = context.windows.window_batch(indices)
-            position_K = context.windows.valid(tokens_BP)[0].nonzero().squeeze(1)
+            position_K = context.windows.kept(indices)[0].nonzero().squeeze(1)
             order_K = torch.randperm(len(position_K), generator=random)
             chosen_N = position_K[order_K.to(position_K.device)[:each]]
             if len(chosen_N) == 0:

@@ -33,7 +33,7 @@ def observe(context: EvalContext, windows: TextWindows, n_tokens: int) -> Iterat
     """Observations of `n_tokens` positions, with the reconstructions of all rows known so far."""
     for indices in window_batches(windows, n_tokens, context.batch_windows):
         tokens_BP = windows.window_batch(indices)
-        valid_BP = windows.valid(tokens_BP)
+        valid_BP = windows.kept(indices)
         yield observe_tokens(context, tokens_BP, valid_BP)
 
 

@@ -119,7 +119,7 @@ def take_sample(
     for start in range(0, n_windows, batch_windows):
         indices = chosen[start : start + batch_windows]
         tokens_BP = windows.window_batch(indices)
-        kept_BP = windows.valid(tokens_BP)
+        kept_BP = windows.kept(indices)
         x_NSD = batch_at(lm, tokens_BP, kept_BP, sources).x_NSD
         for name, dictionary in dictionaries.items():
             parts[name].append(_entries(dictionary.encode(x_NSD), n_kept))

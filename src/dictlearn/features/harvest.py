@@ -125,16 +125,19 @@ class Harvest:
             yield Block(source, first, tensors)
             progress("writing", number + 1, len(blocks))
 
-    def _probe(self, tokens: int = PROBE_TOKENS) -> Tensor:
-        """About `tokens` tokens of the text, int64 [B, P]."""
-        windows = self.text.windows
-        n = min(-(-tokens // windows.context), len(self.text))
-        return windows.window_batch(self.text.numbers(range(n)))
+    def _probe(self) -> Tensor:
+        """About `PROBE_TOKENS` tokens of the text, int64 [B, P]."""
+        return self.text.windows.window_batch(self._first(PROBE_TOKENS))
+
+    def _first(self, tokens: int) -> list[int]:
+        """Numbers of windows that hold about `tokens` tokens."""
+        n = min(-(-tokens // self.text.context), len(self.text))
+        return self.text.numbers(range(n))
 
     def _deviations(self) -> Tensor:
         """Root mean square distance of each target's activations from their mean: [T]."""
-        tokens_BP = self._probe(DEVIATION_TOKENS)
-        valid_BP = self.text.windows.valid(tokens_BP)
+        numbers, windows = self._first(DEVIATION_TOKENS), self.text.windows
+        tokens_BP, valid_BP = windows.window_batch(numbers), windows.kept(numbers)
         y_NTD = batch_at(self.lm, tokens_BP, valid_BP, self.dictionary.targets).x_NSD.double()
         y_TND = y_NTD.unbind(1)
         return torch.stack([(y - y.mean(0)).square().sum(1).mean().sqrt() for y in y_TND])
@@ -143,7 +146,7 @@ class Harvest:
         self, windows: StoredWindows, tokens: int, sampled: Sampled, unembedding: Unembedding | None
     ) -> Info:
         dictionary, settings = self.dictionary, self.settings
-        in_sample = self.text.windows.valid(windows.tokens[sampled.rows()])
+        in_sample = self.text.windows.kept(windows.numbers[sampled.rows()])
         return Info(
             kind=dictionary.kind,
             sources=dictionary.sources,

@@ -81,8 +81,9 @@ class Reading:
     @torch.no_grad()
     def _read(self, batch: int) -> None:
         rows = self.text.rows(batch)
-        tokens_BP = self.text.windows.window_batch(self.text.numbers(rows))
-        valid_BP = self.text.windows.valid(tokens_BP)
+        numbers = self.text.numbers(rows)
+        tokens_BP = self.text.windows.window_batch(numbers)
+        valid_BP = self.text.windows.kept(numbers)
         places_N = (rows.start * self.text.context + valid_BP.flatten().nonzero()[:, 0]).cpu()
         self.tokens += len(places_N)
         x_NSD = batch_at(self.lm, tokens_BP, valid_BP, self.dictionary.sources).x_NSD

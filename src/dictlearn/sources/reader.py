@@ -75,7 +75,7 @@ class Reader:
         for nonfinite="drop", which must know what to keep.
         """
         tokens_BP = self._windows.window_batch(indices_B)
-        keep_N = self._windows.valid(tokens_BP).flatten().nonzero().squeeze(1)
+        keep_N = self._windows.kept(indices_B).flatten().nonzero().squeeze(1)
         inputs = self.lm.inputs(tokens_BP, self._sent)
         on_device_BP = inputs[self.lm.model.main_input_name]
         captured = capture_inputs(self.lm, inputs, self._sites)

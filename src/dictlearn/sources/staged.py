@@ -30,8 +30,8 @@ class Chosen:
     def window_batch(self, indices: Sequence[int] | Tensor) -> Tensor:
         return self._windows.window_batch(self._indices[torch.as_tensor(indices)])
 
-    def valid(self, tokens_BP: Tensor) -> Tensor:
-        return self._windows.valid(tokens_BP)
+    def kept(self, indices: Sequence[int] | Tensor) -> Tensor:
+        return self._windows.kept(self._indices[torch.as_tensor(indices)])
 
 
 @final

@@ -92,10 +92,9 @@ class TokenWindows:
         place_BP = window_B1 * self.context + torch.arange(self.context)
         return torch.searchsorted(self._starts, place_BP, right=True) - 1
 
-    def valid(self, tokens_BP: Tensor) -> Tensor:
-        """bool, shaped as the tokens: True where a token is neither special nor a pad."""
-        special = self._special.to(tokens_BP.device)
-        return ~special[tokens_BP.clamp(max=len(special) - 1)]
+    def kept(self, indices: Tensor | Sequence[int] | range) -> Tensor:
+        """bool [B, P]: True where a token is neither special nor a pad."""
+        return ~self._special[self.window_batch(indices).clamp(max=len(self._special) - 1)]
 
 
 def stdlib_windows(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, final
 
 import torch
@@ -32,7 +32,7 @@ class Cut:
         self._windows, self._per_window = windows, windows.context // n
         self._len = len(windows) * self._per_window
         if len(windows):
-            last_P = windows.valid(windows.window_batch(torch.tensor([len(windows) - 1])))[0]
+            last_P = windows.kept(torch.tensor([len(windows) - 1]))[0]
             padding = last_P.flip(0).long().argmax()  # 0 too where all is: some of that may stay
             self._len -= int(padding) // n
 
@@ -40,13 +40,18 @@ class Cut:
         return self._len
 
     def window_batch(self, indices: Sequence[int] | Tensor) -> Tensor:
+        return self._pieces(self._windows.window_batch, indices)
+
+    def kept(self, indices: Sequence[int] | Tensor) -> Tensor:
+        return self._pieces(self._windows.kept, indices)
+
+    def _pieces(
+        self, of_windows: Callable[[Tensor], Tensor], indices: Sequence[int] | Tensor
+    ) -> Tensor:
         indices_B = torch.as_tensor(indices)
-        whole_BP = self._windows.window_batch(indices_B // self._per_window)
+        whole_BP = of_windows(indices_B // self._per_window)
         pieces_BKn = whole_BP.unflatten(1, (self._per_window, self.context))
         return pieces_BKn[torch.arange(len(indices_B)), indices_B % self._per_window]
-
-    def valid(self, tokens_BP: Tensor) -> Tensor:
-        return self._windows.valid(tokens_BP)
 
 
 @final

@@ -196,8 +196,8 @@ class NoText:
     def window_batch(self, indices: Tensor) -> Tensor:
         return torch.zeros(len(indices), self.context, dtype=torch.int64)
 
-    def valid(self, tokens_BP: Tensor) -> Tensor:
-        return torch.zeros_like(tokens_BP, dtype=torch.bool)
+    def kept(self, indices: Tensor) -> Tensor:
+        return torch.zeros(len(indices), self.context, dtype=torch.bool)
 
 
 def check_source(cfg: DictConfig, lm: LanguageModel | None, dictionary: Dictionary) -> Source:

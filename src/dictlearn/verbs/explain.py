@@ -164,8 +164,9 @@ def read_material(cfg: DictConfig, opened: Opened, progress: NamedProgress) -> M
     windows = opened.windows
     if len(windows) == 0:
         raise ValueError("data: the held-out split has no text to explain features on")
-    first_BP = windows.window_batch(range(min(cfg.windows, len(windows))))
-    x_NSD = batch_at(lm, first_BP, windows.valid(first_BP), dictionary.sources).x_NSD
+    first = range(min(cfg.windows, len(windows)))
+    first_BP, kept_BP = windows.window_batch(first), windows.kept(first)
+    x_NSD = batch_at(lm, first_BP, kept_BP, dictionary.sources).x_NSD
     both = {"own": dictionary, "untrained": random_like(dictionary, x_NSD, cfg.seed)}
     sample, firings = take_sample(
         lm,
