@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,11 +17,12 @@ from dictlearn.ckpt.dictionary import load_dictionary, save_dictionary
 from dictlearn.ckpt.signature import signed
 from dictlearn.config import compose, conf_dir
 from dictlearn.dicts.sae import sae
+from dictlearn.evals.record import write_record
 from dictlearn.lm.load import load_model, read_info
 from dictlearn.sparsity.abstopk import AbsTopK
 from dictlearn.sparsity.protocol import Sparsity
 from dictlearn.sparsity.topk import TopK
-from dictlearn.verbs import build, evaluate, opened
+from dictlearn.verbs import asked, build, evaluate, opened
 
 
 @pytest.fixture(autouse=True)
@@ -84,7 +86,8 @@ def test_another_dictionary_stands_beside_the_first(tmp_path, capsys):
     cfg.eval_tokens = 256
     lm = load_model("pico")
     text, beside = build.read_text(cfg, lm), {"the other one": other}
-    record = evaluate.evaluate_into(tmp_path / "run", cfg, first, lm, text, beside)
+    record = evaluate.evaluated(cfg, first, lm, text, beside)
+    evaluate.write_into(tmp_path / "run", record)
     assert record["beside"]["the other one"]["figures"].keys() == record["figures"].keys()
     assert record["beside"]["the other one"]["dictionary"]["parameters"] > 0
     assert "the other one" in capsys.readouterr().out
@@ -117,7 +120,8 @@ NAMED = ["dictionary=d", "model=pico", "data=text", "data.context=64", "eval=spa
 
 def read(tmp_path, *overrides):
     """(tokens that evaluate read, positions of text)"""
-    evaluate.main(compose("evaluate", [*NAMED, "eval_tokens=1000000", *overrides]))
+    given = [*NAMED, "eval_tokens=1000000", "overwrite=true", *overrides]
+    evaluate.main(compose("evaluate", given))
     return json.loads((tmp_path / "evaluations/d/figures.json").read_text())["text"]["tokens"]
 
 
@@ -144,6 +148,60 @@ def test_figures_on_other_text_leave_those_of_the_run():
     assert evaluate.destination(named) == Path("evaluations/a")
     said = compose("evaluate", ["run=runs/a", "data=stdlib", "output=there"])
     assert evaluate.destination(said) == Path("there")
+
+
+def asked_of_run(*given):
+    """runs/a with figures such as training leaves; asked for with the default options but those given."""
+    options = asked.asked(compose("evaluate", list(given)))
+    record = {"format": 1, "figures": {}, "versions": {}, "asked": options}
+    write_record(Path("runs/a"), record)
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        (["eval_tokens=256"], "eval_tokens=256, not 65536"),
+        (["eval.baselines.rank=3"], "eval.baselines.rank=3, not null"),
+        (["eval=sparsity"], "eval has sparsity, not reconstruction, sparsity, downstream"),
+        (["model=pico"], "model= named"),
+        (["data=stdlib"], "data= named"),
+    ],
+    ids=str,
+)
+def test_other_options_leave_the_figures_of_the_run(given, why):
+    asked_of_run()
+    cfg = compose("evaluate", ["run=runs/a", *given])
+    assert evaluate.destination(cfg) == Path("evaluations/a")
+    assert re.search(why, asked.not_a_runs_own(Path("runs/a"), asked.asked(cfg)))
+    assert evaluate.destination(compose("evaluate", ["run=runs/a"])) == Path("runs/a")
+    same = compose("evaluate", ["run=runs/a", "eval_windows=1"])  # figures don't depend on it
+    assert evaluate.destination(same) == Path("runs/a")
+
+
+def test_a_run_made_with_other_options_keeps_its_figures_too():
+    asked_of_run("eval_tokens=4096")
+    cfg = compose("evaluate", ["run=runs/a"])
+    assert evaluate.destination(cfg) == Path("evaluations/a")
+    again = compose("evaluate", ["run=runs/a", "eval_tokens=4096"])
+    assert evaluate.destination(again) == Path("runs/a")
+    (Path("runs/a") / "figures.json").write_text("{")  # damaged ones are made anew
+    assert evaluate.destination(cfg) == Path("runs/a")
+
+
+def test_figures_of_two_evaluations_do_not_replace_each_other_unasked(tmp_path, capsys):
+    saved(tmp_path / "runs/a/dictionary")
+    asked_of_run("eval=sparsity")
+    own = (tmp_path / "runs/a/figures.json").read_bytes()
+    given = ["run=runs/a", "eval=sparsity", "eval_windows=2"]
+    assert evaluate.main(compose("evaluate", [*given, "eval_tokens=128"])) == 0
+    first = "The figures go to evaluations/a, and runs/a keeps its own: eval_tokens=128, not 65536"
+    assert first in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"evaluations/a: .*\(eval_tokens=256, not 128\); output="):
+        evaluate.main(compose("evaluate", [*given, "eval_tokens=256"]))
+    for way in ("overwrite=true", "output=other"):
+        assert evaluate.main(compose("evaluate", [*given, "eval_tokens=256", way])) == 0
+    assert (tmp_path / "runs/a/figures.json").read_bytes() == own
+    assert (tmp_path / "other/report.html").is_file()
 
 
 def test_windows_are_as_long_as_in_training(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -27,7 +28,7 @@ DICTIONARY = {
 def made(folder: Path, k: int, lr: float, model: str = "pico", **figures: Any) -> Path:
     found = {"l0": float(k), "fvu": 1 / k, "ce_increase": 2 / k, "kl": None, "dead": 0.01} | figures
     record = {"format": FORMAT, "figures": found, "dictionary": DICTIONARY}
-    record |= {"model": {"name": model}, "text": {"sha256": "ab"}}
+    record |= {"model": {"name": model}, "text": {"sha256": "ab", "tokens": 2000}}
     write_record(folder, record)
     config = {"name": folder.name, "seed": 0, "dict": {"_target_": "a.b.sae", "k": k}}
     OmegaConf.save({**config, "optim": {"lr": lr}}, folder / "config.yaml")
@@ -86,7 +87,7 @@ def test_a_page_goes_where_it_was_asked_for_and_links_from_there(multirun: Path)
 
 
 def test_lines_join_runs_that_differ_in_what_moves_l0(multirun: Path) -> None:
-    runs = read_runs(run_folders([multirun]))
+    runs = read_runs(run_folders([multirun]).runs)
     assert differing(runs) == ["dict.k", "optim.lr"]
     assert mover(runs) == "dict.k"
     assert grouped(runs, range(4), "dict.k") == {"optim.lr 0.01": [0, 2], "optim.lr 0.1": [1, 3]}
@@ -95,7 +96,7 @@ def test_lines_join_runs_that_differ_in_what_moves_l0(multirun: Path) -> None:
 
 def test_what_files_hold_is_text_on_the_page(multirun: Path) -> None:
     made(multirun / "odd <b> $\\q$", 4, 0.1, model=NASTY)
-    html = page(read_runs(run_folders([multirun])), multirun, "a & b")
+    html = page(read_runs(run_folders([multirun]).runs), multirun, "a & b")
     assert NASTY not in html and "odd <b>" not in html
     assert "&lt;script&gt;" in html and "odd &lt;b&gt;" in html and "<h1>a &amp; b</h1>" in html
 
@@ -109,6 +110,46 @@ def test_other_text_and_missing_figures_are_said(multirun: Path) -> None:
     assert "Not all were evaluated on the same text" in html
     assert html.count("<svg") == 1 and "\N{EN DASH}" in html
     assert isinstance(runs[0], Run) and runs[1].settings == {} and runs[1].report is None
+
+
+def test_the_number_of_tokens_is_a_column_where_it_differs(
+    multirun: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made(multirun / "short", 4, 0.1)
+    record = json.loads((multirun / "short/figures.json").read_text())
+    write_record(multirun / "short", record | {"text": {"sha256": "cd", "tokens": 300}})
+    assert compared(f"runs=[{multirun}]") == 0
+    said = capsys.readouterr().out
+    ends = {line.split()[0]: line.split()[-1] for line in said.splitlines() if line.strip()}
+    assert ends["run"] == "tokens" and ends["short"] == "300"
+    assert ends["dict.k=8,optim.lr=0.1"] == "2,000"
+    assert "Not all were evaluated on the same text" in said
+    assert 'data-value="300.0">300</td>' in (multirun / "report.html").read_text()
+
+
+def test_runs_without_figures_are_named(multirun: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stopped, new, saved = (Path("runs") / name for name in ("m/a stop", "new", "saved"))
+    for run, inside in (
+        (stopped, "checkpoints/step-20"),
+        (new, "checkpoints"),
+        (saved, "dictionary"),
+    ):
+        (run / inside).mkdir(parents=True)
+        (run / "config.yaml").write_text("run_dir: x\nsteps: 5000\n")
+    (stopped / "checkpoints/step-1000").mkdir()
+    assert compared("runs=[runs]") == 0
+    assert capsys.readouterr().err.splitlines() == [
+        "The page: runs/report.html",
+        "Left out: runs/m/a stop has no figures.json yet, step 1,000 of 5,000; `dictlearn train "
+        "resume=auto 'name=m/a stop'` goes on",
+        "Left out: runs/new has no figures.json yet, nor a checkpoint",
+        "Left out: runs/saved has no figures.json; `dictlearn evaluate run=runs/saved` writes it",
+    ]
+    elsewhere = stopped.rename("stopped")
+    with pytest.raises(
+        ValueError, match=r"runs: no figures to compare yet: stopped has .* goes on"
+    ):
+        compared(f"runs=[{elsewhere}]")
 
 
 @pytest.mark.parametrize(

@@ -52,8 +52,9 @@ def cell(column: Column, figures: Mapping[str, float | None]) -> str:
     value = figures.get(column.key)
     if value is None:
         return MISSING
-    # Figures of a diverged run would be as long as a line.
-    form = ".2e" if abs(value) >= LONG and column.format else column.format
+    # Figures of a diverged run would be as long as a line; a count (.0f) is shown whole.
+    exponent = abs(value) >= LONG and not column.format.endswith(".0f")
+    form = ".2e" if exponent and column.format else column.format
     return format(value, form).replace("-", MINUS)
 
 

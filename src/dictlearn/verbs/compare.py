@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -9,10 +10,15 @@ from pathlib import Path
 from omegaconf import DictConfig, ListConfig
 
 from dictlearn import escape
+from dictlearn.ckpt.resume import CHECKPOINTS
+from dictlearn.commands import command
 from dictlearn.evals.record import FILE
 from dictlearn.evals.report.compared.page import PAGE, is_ours, write_page
 from dictlearn.evals.report.compared.read import Run, read_runs, run_folders
 from dictlearn.evals.report.compared.table import renderable
+from dictlearn.evals.report.settings import parsed, read_settings
+
+SHOWN_LEFT_OUT = 8  # of the runs without figures, those that are named
 
 
 class Keys:
@@ -30,9 +36,32 @@ def main(cfg: DictConfig) -> int:
         raise ValueError(
             "nothing to compare; want folders of runs: dictlearn compare runs/a runs/b"
         )
-    path = _page(cfg.output, folders)
-    show(read_runs(run_folders(folders)), path)
+    path, found = _page(cfg.output, folders), run_folders(folders)
+    left_out = [why_without_figures(run) for run in found.unfinished]
+    if more := len(left_out[SHOWN_LEFT_OUT:]):
+        left_out[SHOWN_LEFT_OUT:] = [f"{more} more runs without figures"]
+    if not found.runs:
+        raise ValueError(f"runs: no figures to compare yet: {'; '.join(left_out)}")
+    show(read_runs(found.runs), path)
+    for sentence in left_out:
+        escape.say(f"Left out: {sentence}")
     return 0
+
+
+def why_without_figures(run: Path) -> str:
+    """How far a run without figures came, and the command that finds them."""
+    if (run / "dictionary").is_dir():
+        return f"{run} has no figures.json; `{command('evaluate', run=run)}` writes it"
+    config = run / "config.yaml"
+    steps = parsed(read_settings(config)).get("steps") if config.is_file() else None
+    done = [re.fullmatch(r"step-(\d{1,12})", path.name) for path in (run / CHECKPOINTS).glob("*")]
+    newest = max((int(step[1]) for step in done if step), default=0)
+    if not newest:
+        return f"{run} has no figures.json yet, nor a checkpoint"
+    of = f" of {steps:,}" if type(steps) is int else ""
+    named = {"name": str(run.relative_to("runs"))} if run.parts[:1] == ("runs",) else {}
+    goes_on = command("train", resume="auto", **(named or {"run_dir": str(run)}))
+    return f"{run} has no figures.json yet, step {newest:,}{of}; `{goes_on}` goes on"
 
 
 def conclude(runs: Sequence[Path], folder: Path | None) -> None:

@@ -29,6 +29,8 @@ from dictlearn.evals.table import renderable
 from dictlearn.lm.language_model import LanguageModel
 from dictlearn.ranges import Count
 from dictlearn.verbs import build
+from dictlearn.verbs.asked import KEY as ASKED
+from dictlearn.verbs.asked import asked, not_a_runs_own, refuse_other_figures
 from dictlearn.verbs.opened import open_dictionary, where
 from dictlearn.verbs.reported import write_report_of
 
@@ -48,26 +50,37 @@ class Keys:
 
 def main(cfg: DictConfig) -> int:
     """Loads, evaluates, prints the table; returns the process's exit status."""
-    folder = destination(cfg)
+    folder, options = destination(cfg), asked(cfg)
     if cfg.output is not None:
         check_record_replaceable(folder, cfg.overwrite)
+    elif not cfg.overwrite:
+        refuse_other_figures(folder, options)
+    if folder == elsewhere(cfg):
+        why = not_a_runs_own(Path(cfg.run), options)
+        escape.say(f"The figures go to {folder}, and {cfg.run} keeps its own: {why}.")
     with lock.writing(folder / "report.html", "evaluate"):
         opened = open_dictionary(cfg, "evaluate", "evaluations")
         beside = {name: d.to(opened.lm.device) for name, d in load_beside(opened.path).items()}
         text = build.Text(opened.windows, opened.windows, whole=True)
         if opened.split == "eval":
             text = build.Text(build.build_windows(cfg, opened.lm, "train"), opened.windows)
-        evaluate_into(folder, cfg, opened.dictionary, opened.lm, text, beside)
+        record = evaluated(cfg, opened.dictionary, opened.lm, text, beside)
+        write_into(folder, record | {ASKED: options})
         escape.say(f"The report: {folder / 'report.html'}")
     return 0
 
 
 def destination(cfg: DictConfig) -> Path:
-    """The folder for figures and report: a run's folder only for figures on the run's own text."""
-    path, folder = where(cfg, "evaluate", "evaluations")
-    if cfg.output is None and cfg.run is not None and cfg.get("data"):
-        return Path("evaluations") / Path(path).resolve().name
-    return folder
+    """The folder for figures and report: a run's folder only for what the run's own figures are of."""
+    _, folder = where(cfg, "evaluate", "evaluations")
+    return elsewhere(cfg) or folder
+
+
+def elsewhere(cfg: DictConfig) -> Path | None:
+    """The folder for figures of a run that are not its own; None for all others."""
+    if cfg.output is not None or cfg.run is None or not not_a_runs_own(Path(cfg.run), asked(cfg)):
+        return None
+    return Path("evaluations") / Path(cfg.run).resolve().name
 
 
 def load_beside(run: Path) -> dict[str, Dictionary]:
@@ -78,20 +91,6 @@ def load_beside(run: Path) -> dict[str, Dictionary]:
 
 def label_beside(name: str) -> str:
     return f"{name}, equal parameters"
-
-
-def evaluate_into(
-    folder: Path,
-    cfg: DictConfig,
-    dictionary: Dictionary,
-    lm: LanguageModel,
-    text: build.Text,
-    beside: Mapping[str, Dictionary] | None = None,
-) -> dict[str, Any]:
-    """Evaluates, then writes figures.json and the report. Returns the content of figures.json."""
-    record = evaluated(cfg, dictionary, lm, text, beside)
-    write_into(folder, record)
-    return record
 
 
 def write_into(folder: Path, record: Mapping[str, Any]) -> None:

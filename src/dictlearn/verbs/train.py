@@ -44,6 +44,8 @@ from dictlearn.train.loggers import guarded
 from dictlearn.train.module import DictionaryTraining
 from dictlearn.types import Batch, ModelInfo
 from dictlearn.verbs import build, fingerprints, trained_in, verdict
+from dictlearn.verbs.asked import KEY as ASKED
+from dictlearn.verbs.asked import asked
 from dictlearn.verbs.continued import OF_THIS_START, continued, goes_on
 from dictlearn.verbs.described import beside_published, first_line
 from dictlearn.verbs.evaluate import BESIDE, evaluated, label_beside, write_into
@@ -255,7 +257,7 @@ def finish(
     record = evaluated(cfg, dictionary, lm, text, beside)
     try:
         with writing(run / "report.html", "train", wait=True):
-            write_into(run, record)
+            write_into(run, record | {ASKED: asked(cfg, own=True)})
     except (OSError, ValueError) as error:  # the disk, or a damaged file that a report shows
         escape.say(str(error))
         escape.say(f"dictlearn.load({str(run)!r}) gives the dictionary")

@@ -15,8 +15,8 @@ from dictlearn import __version__
 from dictlearn.disk.whole import write_text
 from dictlearn.escape import html as escape
 from dictlearn.evals.report.compared.plots import anchor, plots
-from dictlearn.evals.report.compared.read import Run, differing
-from dictlearn.evals.report.compared.table import best, cells, columns
+from dictlearn.evals.report.compared.read import Run, differing, on_other_texts
+from dictlearn.evals.report.compared.table import TEXTS_DIFFER, best, cells, columns
 from dictlearn.evals.report.plots import Plot
 from dictlearn.evals.report.theme import inline_svg
 
@@ -85,10 +85,8 @@ def _note(runs: Sequence[Run]) -> str:
         "A column's head sorts by it; a run's name, and its point, lead to its report. The least of "
         "a column is bold."
     )
-    texts = [run.record.get("text") for run in runs]
-    hashes = {str(text.get("sha256")) if isinstance(text, dict) else "" for text in texts}
-    if len(hashes) > 1:
-        text += " Not all were evaluated on the same text: small differences say nothing."
+    if on_other_texts(runs):
+        text += f" {TEXTS_DIFFER}"
     return f'<p class="note">{text}</p>'
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from dictlearn.disk.replace import is_run
 from dictlearn.evals.record import FILE, read_record
 from dictlearn.evals.report.settings import parsed, read_settings
 from dictlearn.evals.table import MISSING, label_of
@@ -33,9 +34,13 @@ class Run:
     settings: Mapping[str, str]
 
     def figure(self, key: str) -> float | None:
-        value = self.record["figures"].get(key)
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        return float(value) if number and abs(value) < math.inf else None
+        """A figure; `tokens` is the number of tokens that the others rest on."""
+        text = self.record.get("text")
+        figures = text if key == "tokens" and isinstance(text, dict) else self.record["figures"]
+        value: object = figures.get(key)
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            return None
+        return float(value) if abs(value) < math.inf else None
 
     @property
     def report(self) -> Path | None:
@@ -43,31 +48,45 @@ class Run:
         return path if path.is_file() else None
 
 
-def run_folders(folders: Iterable[Path]) -> list[Path]:
+class Found(NamedTuple):
+    """Folders of runs and evaluations: those with figures, and runs without any yet."""
+
+    runs: list[Path]
+    unfinished: list[Path]
+
+
+def run_folders(folders: Iterable[Path]) -> Found:
     """The runs in some folders, each a run itself or a folder of runs.
 
     Raises ValueError for a folder that holds none.
     """
-    by_path: dict[Path, Path] = {}
+    done: dict[Path, Path] = {}
+    unfinished: dict[Path, Path] = {}
     for folder in folders:
-        runs = _runs_in(folder, DEEPEST)
-        if not runs:
+        found = list(_runs_in(folder, DEEPEST))
+        if not found:
             where = "has no figures" if folder.is_dir() else "no such folder"
             raise ValueError(
                 f"runs: {folder}: {where}; want the folders of runs that came to their end, or of "
                 "evaluations (dictlearn evaluate writes figures.json)"
             )
-        by_path |= {run.resolve(): run for run in runs}
-    return list(by_path.values())
+        for run in found:
+            (done if (run / FILE).is_file() else unfinished)[run.resolve()] = run
+    return Found(list(done.values()), list(unfinished.values()))
 
 
-def _runs_in(folder: Path, depth: int) -> list[Path]:
-    if (folder / FILE).is_file():
-        return [folder]
-    if depth == 0 or not folder.is_dir():
-        return []
-    inner = sorted((path for path in folder.iterdir() if path.is_dir()), key=_natural)
-    return [run for path in inner for run in _runs_in(path, depth - 1)]
+def _runs_in(folder: Path, depth: int) -> Iterator[Path]:
+    if (folder / FILE).is_file() or (folder.is_dir() and is_run(folder)):
+        yield folder
+    elif depth > 0 and folder.is_dir():
+        for path in sorted((path for path in folder.iterdir() if path.is_dir()), key=_natural):
+            yield from _runs_in(path, depth - 1)
+
+
+def on_other_texts(runs: Sequence[Run]) -> bool:
+    """Whether the figures are of different tokens, as the hashes of these say."""
+    texts = [run.record.get("text") for run in runs]
+    return len({str(text.get("sha256")) if isinstance(text, dict) else "" for text in texts}) > 1
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:

@@ -8,7 +8,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from dictlearn.evals.report.compared.read import Run, differing, in_order
+from dictlearn.evals.report.compared.read import Run, differing, in_order, on_other_texts
 from dictlearn.evals.table import COLUMNS as FIGURES
 from dictlearn.evals.table import DEAD, L0, Column, cell
 
@@ -17,12 +17,15 @@ COLUMNS = (
     *(column for column in FIGURES if column.key in ("fvu", "ce_increase", "kl")),
     DEAD,
 )
+TOKENS = Column("tokens", "tokens", "", ",.0f", "tokens that the figures rest on")
+TEXTS_DIFFER = "Not all were evaluated on the same text: small differences say nothing."
 SHOWN_VALUES = 8  # of a setting, in the line that says what differs
 
 
 def columns(runs: Sequence[Run]) -> list[Column]:
-    """The columns for which at least one run has a figure."""
-    return [c for c in COLUMNS if any(run.figure(c.key) is not None for run in runs)]
+    """The columns for which at least one run has a figure; the tokens where their numbers differ."""
+    shown = [c for c in COLUMNS if any(run.figure(c.key) is not None for run in runs)]
+    return [*shown, TOKENS] if len({run.figure(TOKENS.key) for run in runs}) > 1 else shown
 
 
 def cells(run: Run, shown: Sequence[Column]) -> list[str]:
@@ -30,8 +33,8 @@ def cells(run: Run, shown: Sequence[Column]) -> list[str]:
 
 
 def best(runs: Sequence[Run], column: Column) -> float | None:
-    """The column's least figure; None for L0 and dead features, which have no best."""
-    if column.key in ("l0", "dead"):
+    """The column's least figure; None for L0, dead features and tokens, which have no best."""
+    if column.key in ("l0", "dead", "tokens"):
         return None
     values = [value for run in runs if (value := run.figure(column.key)) is not None]
     return min(values, default=None)
@@ -54,7 +57,8 @@ def renderable(runs: Sequence[Run]) -> Group:
         table.add_row(Text(run.name), *values)
     lines = [Text(f"{key}: {_values(runs, key)}", style="dim") for key in differing(runs)]
     below = [Text("What differs", style="dim"), *lines, Text()] if lines else []
-    return Group(Text(), table, Text(), *below)
+    note = [Text(TEXTS_DIFFER), Text()] if on_other_texts(runs) else []
+    return Group(Text(), table, Text(), *note, *below)
 
 
 def _values(runs: Sequence[Run], key: str) -> str:
