@@ -456,7 +456,7 @@ def test_what_was_left_out_is_said_once_also_of_tokens_on_disk(
             "data: half a character (a lone surrogate) became U+FFFD in 1 document",
         ]
         caplog.clear()
-        tokens._said.clear()  # as in a new process, which finds the tokens on disk
+        tokens._logged.clear()  # as in a new process, which finds the tokens on disk
 
 
 def test_what_fills_up_the_last_window_changes_nothing_that_an_encoder_makes(jsonl: str) -> None:

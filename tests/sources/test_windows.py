@@ -17,7 +17,7 @@ from dictlearn.sources.live import LiveSource
 from dictlearn.sources.protocol import Source
 from dictlearn.sources.staged import StagedSource
 from dictlearn.sources.tokens import TokenWindows
-from dictlearn.sources.windows import Cut, WindowsSource
+from dictlearn.sources.windows import ShorterWindows, WindowsSource
 from dictlearn.types import Batch
 
 CONTEXT, N_WINDOWS, FIRST_WORD = 8, 12, 10
@@ -142,7 +142,7 @@ def test_windows_are_cut_into_pieces_that_a_batch_takes_from_all_over(lm):
 def test_pieces_are_the_shorter_windows_of_the_text():
     stream_T = torch.arange(3, 3 + 19, dtype=torch.int32)
     whole, short = (TokenWindows(stream_T, n, frozenset({0}), 0) for n in (CONTEXT, 2))
-    pieces = Cut(whole, 2)  # the last 5 tokens of the last window are pads
+    pieces = ShorterWindows(whole, 2)  # the last 5 tokens of the last window are pads
     assert len(pieces) == len(short) == 10
     everything = torch.arange(len(short))
     assert torch.equal(pieces.window_batch(everything), short.window_batch(everything))

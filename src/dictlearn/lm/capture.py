@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -55,13 +55,20 @@ def batch_at(
     targets = sources if targets is None else targets
     tokens_BP, keep_BP = tokens_BP.to(lm.device), keep_BP.to(lm.device)
     values = capture(lm, tokens_BP, tuple(dict.fromkeys((*sources, *targets))))
-
-    def stacked(sites: Sequence[str]) -> Tensor:
-        return torch.stack([values[site][keep_BP] for site in sites], 1).float()
-
-    targets_NTD = None if tuple(targets) == tuple(sources) else stacked(targets)
+    x_NSD, targets_NTD = stack_sites(values, keep_BP, sources, targets)
     positions_BP = torch.arange(tokens_BP.shape[1], device=lm.device).expand_as(tokens_BP)
-    return Batch(stacked(sources), targets_NTD, tokens_BP[keep_BP], positions_BP[keep_BP])
+    return Batch(x_NSD, targets_NTD, tokens_BP[keep_BP], positions_BP[keep_BP])
+
+
+def stack_sites(
+    values: Mapping[str, Tensor], keep: Tensor, sources: Sequence[str], targets: Sequence[str]
+) -> tuple[Tensor, Tensor | None]:
+    """The rows `keep` of the sources and targets, float32; None for targets equal to the sources."""
+
+    def stack(sites: Sequence[str]) -> Tensor:
+        return torch.stack([values[site][keep] for site in sites], 1).float()
+
+    return stack(sources), None if tuple(targets) == tuple(sources) else stack(targets)
 
 
 @torch.no_grad()

@@ -1,18 +1,18 @@
 """A token-level shuffle buffer whose whole state is two integers.
 
-Time is cut into rounds. Round c reads chunk c, a fixed number of reads, and deals its rows into
-parts of 1/2, 1/4, 1/8 and 1/8 that wait 0, 1, 2 and 3 rounds. It emits what is due,
+The stream is divided into rounds. Round c reads chunk c, a fixed number of reads, and splits its rows
+into parts of 1/2, 1/4, 1/8 and 1/8 that wait 0, 1, 2 and 3 rounds. Then it emits
 
     part 0 of chunk c,  part 1 of chunk c-1,  part 2 of chunk c-2,  part 3 of chunk c-3,
 
-shuffled together. That is the usual buffer that refills when it is half empty, in which a row stays
-for another round with probability 1/2, with the geometric tail cut at four rounds. The cut is what
-makes it resumable: round c is a pure function of (seed, c) and of four chunks, which are read again
-on resume instead of being saved. Every row is emitted exactly once.
+shuffled together. The usual buffer refills when it is half empty, so a row stays for another round
+with probability 1/2; here no row stays longer than four rounds. This makes the buffer resumable:
+round c is a pure function of (seed, c) and of four chunks, which are read again on resume instead of
+being saved. Every row is emitted exactly once.
 
-Reading `ahead` spreads the reads of chunk c+1 over the batches of round c, and on a GPU puts them on a
-stream of their own: the model runs while the dictionary takes its step. Which rows come, and when, is
-the same; memory for one read more lets each be under way before it is waited for.
+With `ahead` the reads of chunk c+1 are spread over the batches of round c. On a GPU they run on a
+stream of their own, so the language model runs during the dictionary's steps. The rows and their
+order are the same; memory for one more read lets a read start before its rows are needed.
 """
 
 from __future__ import annotations
@@ -29,30 +29,32 @@ LONGEST_WAIT = 3  # rounds
 
 
 class Read(NamedTuple):
-    """One read: which rows to keep, of tensors that may hold more (special tokens, pads)."""
+    """The tensors of one read, and which of their rows to keep (no special tokens, no pads)."""
 
-    groups: Sequence[Sequence[Tensor]]  # sites that stay together, each [M, D]
+    groups: Sequence[Sequence[Tensor]]  # the sites of each group, [M, D]
     keep_N: Tensor  # int64 row numbers below M, without repeats, on the buffer's device
     tokens_N: Tensor  # int64
     positions_N: Tensor  # int64
-    check: Callable[[], None] | None = None  # raises where the rows are bad; put off, as it waits
+    check: Callable[[], None] | None = (
+        None  # raises for bad rows; called late, as it waits for a GPU
+    )
 
 
 class Rows(NamedTuple):
-    """Rows that left the buffer, in order of delivery."""
+    """Rows that the buffer emitted, in order."""
 
-    groups: list[Tensor]  # one [N, sites of the group, D] each
+    groups: list[Tensor]  # [N, sites of the group, D] each
     tokens_N: Tensor  # int64
     positions_N: Tensor  # int64
 
 
-def permutation(n: int, seed: int, *where: int) -> Tensor:
-    """A permutation of 0..n-1 that depends on the arguments alone: int64 [n], on the CPU."""
-    return torch.from_numpy(np.random.default_rng((seed, *where)).permutation(n))
+def permutation(n: int, seed: int, *key: int) -> Tensor:
+    """A permutation of 0..n-1 that depends on the arguments only: int64 [n], on the CPU."""
+    return torch.from_numpy(np.random.default_rng((seed, *key)).permutation(n))
 
 
 def rows_held(chunk_rows: int) -> int:
-    """Rows that the buffer holds at most, for chunks of at most `chunk_rows`: under twice as many.
+    """The largest number of rows in the buffer, for chunks of at most `chunk_rows`; under twice that.
 
     Parts end at ceil(n/2), ceil(3n/4) and ceil(7n/8), so that floor(n/2), floor(n/4) and floor(n/8)
     rows of a chunk still wait after its first, second and third round.
@@ -62,19 +64,19 @@ def rows_held(chunk_rows: int) -> int:
 
 @final
 class ShuffleBuffer:
-    """The rows of `read(0), read(1), ...` in shuffled order, without end.
+    """Shuffles the endless sequence of rows that `read(0)`, `read(1)`, ... return.
 
-    Memory: storage for `rows_held(reads_per_chunk * rows_per_read)` rows, allocated once, for
-    `rows_per_read` more where it reads ahead, and the one read that is being copied into it.
+    The storage for `rows_held(reads_per_chunk * rows_per_read)` rows, and with `ahead` for
+    `rows_per_read` more, is allocated once. Beside it there is the read that is being copied.
 
     Args:
-        read: a pure function of the read's number; on resume it is called again for the same ones.
-        reads_per_chunk: how many reads are shuffled at a time.
-        rows_per_read: the most rows that one read keeps.
-        device: of the reads, of the storage and of what is delivered.
-        dtype: of the storage; None takes that of the first read.
-        out_dtype: of the rows delivered; None takes that of the storage.
-        ahead: whether the next round's chunk is read while this round's rows are taken.
+        read: a pure function of the read's number; resuming calls it again for some numbers.
+        reads_per_chunk: the number of reads that are shuffled together.
+        rows_per_read: the largest number of rows that a read keeps.
+        device: the device of reads, storage and emitted rows.
+        dtype: the storage's dtype; None takes the dtype of the first read.
+        out_dtype: the dtype of emitted rows; None takes the storage's.
+        ahead: whether the next chunk is read while this round's rows are taken.
     """
 
     def __init__(
@@ -106,11 +108,11 @@ class ShuffleBuffer:
 
     @property
     def position(self) -> tuple[int, int]:
-        """(round, rows of that round already taken): the whole state."""
+        """(round, rows already taken of it), which is the whole state."""
         return self._round, self._taken
 
     def restore(self, round_: int, taken: int) -> None:
-        """Goes to a `position`. Free of charge here; the next `take` reads at most four chunks."""
+        """Goes to a `position`. The next `take` then reads at most four chunks."""
         self._round, self._taken = round_, taken
         self._loaded = False
 
@@ -119,25 +121,24 @@ class ShuffleBuffer:
         before = self.position
         try:
             return self._take(n)
-        except BaseException:  # Ctrl-C too: the storage may hold half a round
+        except BaseException:  # Ctrl-C too: the storage may be inconsistent
             self.restore(*before)
             raise
 
     def peek(self, n: int) -> Rows:
-        """n rows of the stream's beginning; the position stays where it is.
+        """n rows from the start of the stream; the position stays where it is.
 
-        They are what round 0 emits and then the rest of chunk 0, which costs a fresh buffer nothing
-        that it doesn't need anyway. Should that be too few, they go on in reading order, with rows
-        that will have to be read again when their round comes.
+        They are the rows that round 0 emits and then the rest of chunk 0, so a new buffer reads
+        nothing extra. If n is larger, further reads follow in order, which are read again later.
         """
         before = self.position
-        gone = self._round > 0 or (self._ahead and self._taken > 0)
-        if gone:
+        moved = self._round > 0 or (self._ahead and self._taken > 0)
+        if moved:
             self.restore(0, 0)
         try:
             return self._peek(n)
         finally:
-            if gone:
+            if moved:
                 self.restore(*before)
 
     def _take(self, n: int) -> Rows:
@@ -168,35 +169,35 @@ class ShuffleBuffer:
                 read.check()
             rows = slice(filled, min(n, filled + len(read.keep_N)))
             count = rows.stop - rows.start
-            for whole, part, sites in zip(self._groups, out.groups, read.groups, strict=True):
+            for storage, part, sites in zip(self._groups, out.groups, read.groups, strict=True):
                 for s, site in enumerate(sites):
                     kept = site.index_select(0, read.keep_N[:count])
-                    part[rows, s] = kept.to(whole.dtype)  # rounded as the stream would round it
+                    part[rows, s] = kept.to(storage.dtype)  # rounded as in the stream
             out.tokens_N[rows] = read.tokens_N[:count]
             out.positions_N[rows] = read.positions_N[:count]
             filled, number = rows.stop, number + 1
         return out
 
     def _load(self) -> None:
-        """Brings the storage to the current round, if it is not there already."""
+        """Reads the chunks of the current round, unless they are in the storage."""
         if self._loaded:
             return
         self._wait()
         self._follow()
-        self._coming: list[Tensor] = []  # slots of what is read of the next chunk, a read each
-        self._checks: list[Callable[[], None]] = []  # of these reads
-        self._freed = 0  # rows of this round whose slots are free again
-        nothing = torch.empty(0, dtype=torch.int64, device=self._device)
+        self._coming: list[Tensor] = []  # slots of each read of the next chunk
+        self._checks: list[Callable[[], None]] = []  # checks of these reads
+        self._freed = 0  # rows of this round whose slots are free
+        empty = torch.empty(0, dtype=torch.int64, device=self._device)
         self._free = torch.arange(self.capacity, device=self._device)
-        self._due = nothing  # slots, in the order in which the current round emits them
-        self._waiting = [nothing] * LONGEST_WAIT  # slots due 1, 2 and 3 rounds later
+        self._due = empty  # slots of the current round, in the order of emission
+        self._waiting = [empty] * LONGEST_WAIT  # slots due 1, 2 and 3 rounds later
         for chunk in range(max(0, self._round - LONGEST_WAIT), self._round + 1):
             self._refill(chunk)
         assert self._taken <= len(self._due)
         self._loaded = True
 
     def _refill(self, chunk: int) -> None:
-        """Reads what is missing of a chunk into the slots that are free, and deals it out."""
+        """Reads the rest of a chunk into free slots, and assigns its rows to rounds."""
         self._free_slots(len(self._due))
         first = chunk * self.reads_per_chunk
         for number in range(first + len(self._coming), first + self.reads_per_chunk):
@@ -211,20 +212,22 @@ class ShuffleBuffer:
                 f"data: {self.reads_per_chunk} LM batches in a row hold no token to train on, only "
                 "special tokens, pads and activations that source.nonfinite=drop dropped"
             )
-        # Row i of the chunk is in slots[i]. Which slot that is differs after a resume; i does not.
+        # Row i of the chunk is in slots[i]. The slots may differ after a resume; i does not.
         slots = slots[permutation(n, self._seed, 0, chunk).to(self._device)]
-        now, one, two, three = slots.tensor_split([-(n // -2), -(3 * n // -4), -(7 * n // -8)])
-        due = torch.cat([now, self._waiting[0]])
+        wait_0, wait_1, wait_2, wait_3 = slots.tensor_split(
+            [-(n // -2), -(3 * n // -4), -(7 * n // -8)]
+        )
+        due = torch.cat([wait_0, self._waiting[0]])
         self._due = due[permutation(len(due), self._seed, 1, chunk).to(self._device)]
         self._freed = 0
         self._waiting = [
-            torch.cat([one, self._waiting[1]]),
-            torch.cat([two, self._waiting[2]]),
-            three,
+            torch.cat([wait_1, self._waiting[1]]),
+            torch.cat([wait_2, self._waiting[2]]),
+            wait_3,
         ]
 
     def _read_ahead(self) -> None:
-        """As much of the next chunk as of this round has been taken, and a read more."""
+        """Reads the share of the next chunk that was taken of this round, plus one read."""
         self._free_slots(self._taken)
         first = (self._round + 1) * self.reads_per_chunk
         wanted = self.reads_per_chunk * self._taken // len(self._due) + 1
@@ -239,18 +242,18 @@ class ShuffleBuffer:
 
     def _fill(self, number: int) -> Tensor:
         """Copies a read into free slots; returns the slots in reading order."""
-        with self._aside():  # which may make the host wait for this stream: not for the other
+        with self._on_side_stream():  # a read may wait for its stream, not for the current one
             read = self._read(number)
         if not self._groups:
             self._allocate(read)
         slots = self._shared(self._free[: len(read.keep_N)])
         assert len(slots) == len(read.keep_N), "a read kept more than rows_per_read"
-        self._follow()  # rows in these slots were taken on the current stream
-        with self._aside():
-            for whole, sites in zip(self._groups, read.groups, strict=True):
+        self._follow()  # the current stream took the rows that were in these slots
+        with self._on_side_stream():
+            for storage, sites in zip(self._groups, read.groups, strict=True):
                 for s, site in enumerate(sites):
-                    kept = site.index_select(0, read.keep_N).to(whole.dtype)
-                    whole[:, s].index_copy_(0, slots, kept)
+                    kept = site.index_select(0, read.keep_N).to(storage.dtype)
+                    storage[:, s].index_copy_(0, slots, kept)
             self._tokens[slots] = read.tokens_N
             self._positions[slots] = read.positions_N
         if read.check is not None:
@@ -259,10 +262,8 @@ class ShuffleBuffer:
         return slots
 
     @contextmanager
-    def _aside(self) -> Iterator[None]:
-        """On the stream for reads. What a read makes lives and dies there; what belongs to both
-        streams is `_shared`.
-        """
+    def _on_side_stream(self) -> Iterator[None]:
+        """Runs its body on the stream for reads. Tensors that both streams use are `_shared`."""
         if self._side is None:
             yield
             return
@@ -270,18 +271,18 @@ class ShuffleBuffer:
             yield
 
     def _follow(self) -> None:
-        """Nothing that the stream for reads is asked from here on comes before the current one's."""
+        """Makes the stream for reads wait for all that the current stream has been given."""
         if self._side is not None:
             self._side.wait_stream(torch.cuda.current_stream(self._device))
 
     def _shared(self, tensor: Tensor) -> Tensor:
-        """Of the current stream; its memory isn't given to others before the reads' is done too."""
+        """Keeps the memory of a current-stream tensor until the stream for reads is done with it."""
         if self._side is not None:
             tensor.record_stream(self._side)
         return tensor
 
     def _wait(self) -> None:
-        """Nothing that the current stream is asked from here on comes before the reads so far."""
+        """Makes the current stream wait for the reads so far."""
         if self._side is not None:
             torch.cuda.current_stream(self._device).wait_stream(self._side)
 
@@ -289,14 +290,14 @@ class ShuffleBuffer:
         for sites in read.groups:
             shape = (self.capacity, len(sites), sites[0].shape[1])
             dtype = self._dtype or sites[0].dtype
-            whole = torch.empty(shape, dtype=dtype, device=self._device)
-            self._groups.append(self._shared(whole))
+            storage = torch.empty(shape, dtype=dtype, device=self._device)
+            self._groups.append(self._shared(storage))
 
     def _empty(self, n: int) -> Rows:
         return Rows(
             [
-                whole.new_empty((n, *whole.shape[1:]), dtype=self._out_dtype)
-                for whole in self._groups
+                storage.new_empty((n, *storage.shape[1:]), dtype=self._out_dtype)
+                for storage in self._groups
             ],
             self._tokens.new_empty(n),
             self._positions.new_empty(n),
@@ -304,7 +305,7 @@ class ShuffleBuffer:
 
     def _gather(self, slots: Tensor, out: Rows, start: int) -> None:
         rows = slice(start, start + len(slots))
-        for whole, part in zip(self._groups, out.groups, strict=True):
-            part[rows] = whole.index_select(0, slots)
+        for storage, part in zip(self._groups, out.groups, strict=True):
+            part[rows] = storage.index_select(0, slots)
         out.tokens_N[rows] = self._tokens[slots]
         out.positions_N[rows] = self._positions[slots]

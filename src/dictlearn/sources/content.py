@@ -1,7 +1,7 @@
-"""The documents in one file, which its content tells apart: JSON lines, parquet or plain text.
+"""Read the documents of one file, whose format is detected from its content, not from its name.
 
-Names say nothing reliable: JSON lines are called .jsonl, .ndjson, .json and .JSONL, and data sets
-compress them or not under the same name.
+The formats are JSON lines, a JSON array, parquet and plain text, compressed or not. Names are not
+reliable: JSON lines are called .jsonl, .ndjson, .json and .JSONL, with or without compression.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from fsspec.compression import compr
 from dictlearn.disk.amiss import told
 from dictlearn.sources.left_out import ROWS, LeftOut
 
-PACKED = {  # what each begins with, by the name that fsspec opens it under
+COMPRESSED = {  # fsspec's name of the compression, and the first bytes of its files
     "gzip": rb"\x1f\x8b",
     "bz2": rb"BZh[1-9]1AY&SY",
     "xz": rb"\xfd7zXZ\x00",
@@ -32,7 +32,7 @@ PACKED = {  # what each begins with, by the name that fsspec opens it under
 }
 NO_TEXT = {"a zip archive": rb"PK\x03\x04", "a PDF": rb"%PDF-"}
 PARQUET = b"PAR1"
-BLANK = b"\xef\xbb\xbf \t\r\n\f\v"  # white space, and the mark that may stand before UTF-8
+BLANK = b"\xef\xbb\xbf \t\r\n\f\v"  # white space, and the byte order mark of UTF-8
 Rows = Iterable[tuple[str, Mapping[str, Any]]]  # (which row of which file, its fields)
 NAMED_JSON_LINES = re.compile(r"\.(jsonl|ndjson)(\.\w+)?$", re.IGNORECASE)
 
@@ -40,12 +40,12 @@ NAMED_JSON_LINES = re.compile(r"\.(jsonl|ndjson)(\.\w+)?$", re.IGNORECASE)
 @final
 @dataclass(frozen=True)
 class TextReader:
-    """Reads files by what they hold.
+    """Reads the documents of files.
 
     Args:
-        key: what a user's configuration calls the files, for sentences.
-        field: of a row of JSON or parquet, a document each; None reads every file as plain text.
-        split_on: what stands between the documents of plain text; None: a file is one document.
+        key: the configuration's key for the files, for errors.
+        field: the field of a JSON or parquet row that is a document; None reads every file as text.
+        split_on: the separator of documents in plain text; None makes a file one document.
         left_out: counts rows without text.
     """
 
@@ -62,51 +62,51 @@ class TextReader:
             )
 
     def texts(self, file: IO[bytes], name: str) -> Iterator[str]:
-        """The documents of an open file. ValueError, with its name, where it cannot be read."""
+        """The documents of an open file. Raises ValueError, with its name, if it cannot be read."""
         with self._named(name):
             yield from self._texts(file, name)
 
     def _texts(self, file: IO[bytes], name: str) -> Iterator[str]:
         inner = unpacked(file)
         head = _head(inner)
-        for what, magic in NO_TEXT.items():
+        for kind, magic in NO_TEXT.items():
             if re.match(magic, head):
-                raise ValueError(f"it is {what}; want text, JSON lines or parquet")
+                raise ValueError(f"it is {kind}; want text, JSON lines or parquet")
         if self.field is None:
             yield from self._pieces(inner.read())
         elif head.startswith(PARQUET):
-            # It is read from its end: what is compressed has to be unpacked first.
+            # Parquet is read from the end, so a compressed file is unpacked first.
             table = file if inner is file else io.BytesIO(inner.read())
             yield from self.column(_parquet(table, self.field, name))
         else:
-            lines, is_json = _told_apart(inner)
+            lines, is_json = _detect_json_lines(inner)
             if is_json or NAMED_JSON_LINES.search(name):
                 yield from self.column(_json_lines(lines, name))
                 return
-            whole = b"".join(lines)
-            rows = _json_array(whole, name)
-            yield from self._pieces(whole) if rows is None else self.column(rows)
+            content = b"".join(lines)
+            rows = _json_array(content, name)
+            yield from self._pieces(content) if rows is None else self.column(rows)
 
     def column(self, rows: Rows) -> Iterator[str]:
-        """The text of each row. One with text shows that the field is meant: later ones may lack it."""
+        """The text of each row; rows without text are left out, but the first must have some."""
         assert self.field is not None
-        found = False
+        has_text = False
         for where, row in rows:
             text = row.get(self.field)
             if isinstance(text, str):
-                found = True
+                has_text = True
                 yield text
-            elif found or (text is None and self.field in row):
+            elif has_text or (text is None and self.field in row):
                 self.left_out[ROWS] += 1
             else:
                 raise WrongField(self.field, row, where)
 
-    def _pieces(self, whole: bytes) -> Iterator[str]:
-        text = whole.decode("utf-8-sig")
+    def _pieces(self, content: bytes) -> Iterator[str]:
+        text = content.decode("utf-8-sig")
         if self.split_on is None:
             yield text
         else:
-            yield from re.split(_between(self.split_on), text)
+            yield from re.split(_separator(self.split_on), text)
 
     @contextmanager
     def _named(self, name: str) -> Iterator[None]:
@@ -122,20 +122,20 @@ class TextReader:
 
 
 class WrongField(ValueError):
-    """A row has no text in the field: a sentence with the fields that it does have."""
+    """A row has no text in the field; the message lists the row's fields."""
 
     def __init__(self, wanted: str, row: Mapping[str, Any], where: str):
         if wanted in row:
-            said = f"{where} holds {type(row[wanted]).__name__}; want a field of text"
+            reason = f"{where} holds {type(row[wanted]).__name__}; want a field of text"
         else:
-            said = f"{where} has no such field, but {', '.join(map(str, row)) or 'none at all'}"
-        super().__init__(f"data.field={wanted}: {said}")
+            reason = f"{where} has no such field, but {', '.join(map(str, row)) or 'none at all'}"
+        super().__init__(f"data.field={wanted}: {reason}")
 
 
 def unpacked(file: IO[bytes]) -> IO[bytes]:
-    """The file itself, or what is compressed in it."""
+    """The file itself, or a reader of its decompressed content."""
     head = _head(file)
-    for kind, magic in PACKED.items():
+    for kind, magic in COMPRESSED.items():
         if re.match(magic, head):
             if kind not in compr:
                 raise ValueError(f"it is compressed with {kind}, which needs `pip install {kind}`")
@@ -145,7 +145,7 @@ def unpacked(file: IO[bytes]) -> IO[bytes]:
 
 
 def _head(file: IO[bytes]) -> bytes:
-    """The first bytes, which are still to be read afterwards."""
+    """The first bytes, without moving the file's position."""
     if hasattr(file, "peek"):
         return file.peek(16)[:16]  # type: ignore[attr-defined]
     head = file.read(16)
@@ -153,12 +153,12 @@ def _head(file: IO[bytes]) -> bytes:
     return head
 
 
-def _told_apart(file: IO[bytes]) -> tuple[Iterator[bytes], bool]:
-    """(all lines, whether they are JSON lines): their first two that are not blank tell."""
-    seen: list[bytes] = []
+def _detect_json_lines(file: IO[bytes]) -> tuple[Iterator[bytes], bool]:
+    """(all lines, whether they are JSON lines), judged by the first two that are not blank."""
+    lines: list[bytes] = []
     objects = 0
     for line in file:
-        seen.append(line)
+        lines.append(line)
         if not line.strip(BLANK):
             continue
         if not line.lstrip(BLANK).startswith(b"{") or not _is_object(line):
@@ -167,7 +167,7 @@ def _told_apart(file: IO[bytes]) -> tuple[Iterator[bytes], bool]:
         objects += 1
         if objects == 2:
             break
-    return chain(seen, file), objects > 0
+    return chain(lines, file), objects > 0
 
 
 def _is_object(line: bytes) -> bool:
@@ -196,12 +196,12 @@ def _json_lines(lines: Iterable[bytes], name: str) -> Rows:
         yield f"{name} line {number}", row
 
 
-def _json_array(whole: bytes, name: str) -> Rows | None:
-    """The rows of a file that is one JSON array of objects; None for any other."""
-    if not whole.lstrip(BLANK).startswith(b"["):
+def _json_array(content: bytes, name: str) -> Rows | None:
+    """The rows of a file that is one JSON array of objects; None for any other file."""
+    if not content.lstrip(BLANK).startswith(b"["):
         return None
     try:
-        rows = _loads(whole)
+        rows = _loads(content)
     except (ValueError, RecursionError):
         return None
     if not rows or not all(isinstance(row, dict) for row in rows):
@@ -219,12 +219,12 @@ def _parquet(file: IO[bytes], wanted: str, name: str) -> Rows:
         raise ValueError(str(error)) from error
 
 
-def _between(split_on: str) -> str:
-    r"""A pattern for it: `\n` and `\t`, as a shell gives them, are what they stand for.
+def _separator(split_on: str) -> str:
+    r"""The pattern for `split_on`, in which backslash escapes such as `\n` may stand for characters.
 
-    A line may also end as Windows ends it.
+    A line may also end with Windows' CR LF.
     """
-    meant = re.sub(
+    text = re.sub(
         r"\\([ntr\\])", lambda m: {"n": "\n", "t": "\t", "r": "\r"}.get(m[1], "\\"), split_on
     )
-    return re.escape(meant).replace("\\\n", "\n").replace("\n", "\r?\n")
+    return re.escape(text).replace("\\\n", "\n").replace("\n", "\r?\n")

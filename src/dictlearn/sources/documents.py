@@ -1,8 +1,9 @@
-"""Documents: where text comes from, and which side of the train/eval split each one is on.
+"""Documents, and the split of documents into train and eval.
 
-A document's key decides its side, by hash: adding, removing or reordering documents moves no other
-document. The standard library's key is the relative path, so that another Python version leaves a
-file on the side it was on; elsewhere the key is the content, so that a copy goes with its original.
+The hash of a document's key decides its split, so adding, removing or reordering documents moves no
+other document. In the standard library the key is the relative path, so that a file stays in its
+split from one Python version to the next. Elsewhere the key is the text, so that copies are in the
+same split.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ class Document(NamedTuple):
 
 
 def is_held_out(key: str, fraction: float, salt: str = "") -> bool:
-    """Whether the document belongs to eval rather than train. A pure function of its arguments.
+    """Whether the document is in eval, not in train; a pure function of the arguments.
 
-    What a fraction holds out, every larger fraction does too.
+    A larger fraction holds out the same documents and more.
     """
     if not 0 <= fraction <= 1:
         raise ValueError(f"data.held_out={fraction}: want a fraction of the documents from 0 to 1")
@@ -39,9 +40,9 @@ def is_held_out(key: str, fraction: float, salt: str = "") -> bool:
 def without_duplicates(
     documents: Iterable[Document], left_out: LeftOut | None = None
 ) -> Iterator[Document]:
-    """Leaves out documents whose text came before, and those without any.
+    """The documents without those that are empty or repeat an earlier text.
 
-    Half a character (a lone surrogate, where somebody cut an emoji in two) becomes U+FFFD.
+    Half a character (a lone surrogate, from an emoji that was cut in two) becomes U+FFFD.
     """
     left_out = LeftOut() if left_out is None else left_out
     seen: set[bytes] = set()
@@ -60,7 +61,7 @@ def without_duplicates(
 
 
 def with_whole_characters(text: str) -> str:
-    """`text` with U+FFFD in place of half a character, which no tokenizer takes."""
+    """`text` with U+FFFD for each lone surrogate, which no tokenizer accepts."""
     return HALF.sub("\ufffd", text)
 
 
@@ -69,16 +70,16 @@ def stdlib_files() -> list[Path]:
     installed = {"site-packages", "dist-packages", "__pycache__"}
     files: list[Path] = []
     for folder, below, names in os.walk(_stdlib()):
-        below[:] = [name for name in below if name not in installed]  # not even entered
+        below[:] = [name for name in below if name not in installed]  # os.walk skips these
         files += [Path(folder, name) for name in names if name.endswith(".py")]
     return sorted(files)
 
 
 def stdlib_documents(left_out: LeftOut | None = None) -> list[Document]:
-    """The running interpreter's standard library, tests included where they are installed.
+    """The running interpreter's standard library, with its tests if they are installed.
 
-    The key is the path relative to the library. Left out: repeated contents, and the few files that
-    are not text in the encoding they declare, which the library's tests hold on purpose.
+    The key is the path relative to the library. Repeated contents are left out, and the few test
+    files that are deliberately not text in the encoding that they declare.
     """
     left_out = LeftOut() if left_out is None else left_out
     documents = []

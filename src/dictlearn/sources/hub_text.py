@@ -25,19 +25,19 @@ def hub_documents(
     revision: str | None = None,
     left_out: LeftOut | None = None,
 ) -> Iterator[Document]:
-    """Rows in the data set's own order, nothing downloaded ahead; the key of each is its text.
+    """Streams the rows of a data set in its own order; the key of a document is its text.
 
     Args:
         path: hub id of the data set, or a folder with its files.
-        name: which of its configurations, where it has several.
-        split: the data set's own split; ours, into train and eval, is within it.
-        field: the column that holds the text; no other column is read, whatever it holds.
+        name: one of its configurations, if it has several.
+        split: the data set's own split, which we split into train and eval.
+        field: the column of the text; no other column is read.
         revision: branch, tag or commit.
         left_out: counts rows without text.
 
     Raises ValueError, in one sentence that names the key.
     """
-    import datasets  # most of a second, and only this kind of data needs it
+    import datasets  # the import takes most of a second, and only this kind of data needs it
     from datasets.exceptions import DatasetGenerationError
     from huggingface_hub.errors import (
         HTTPError,  # pyright: ignore[reportPrivateImportUsage]  httpx's or httpx2's
@@ -51,13 +51,13 @@ def hub_documents(
         raise ValueError(f"data.field={field}: want the name of the column that holds the text")
     try:
         if not folder.exists():
-            _look(path, revision, where)
-        with _its_arguments(f"{where} data.name={name} data.hub_split={split}"):
+            _check_exists(path, revision, where)
+        with _naming_keys(f"{where} data.name={name} data.hub_split={split}"):
             builder = datasets.load_dataset_builder(
                 str(folder) if folder.is_dir() else path, name=name, revision=revision
             )
         _check_files(builder, path, folder if folder.is_dir() else None)
-        with _its_arguments(f"{where} data.name={name} data.hub_split={split}"):
+        with _naming_keys(f"{where} data.name={name} data.hub_split={split}"):
             texts = _texts(builder, path, split, TextReader(where, field, None, left_out))
         for text in texts:
             yield Document(text, text)
@@ -76,9 +76,9 @@ def hub_documents(
 
 
 def _check_files(builder: Any, path: str, folder: Path | None) -> None:
-    """Refuses a data set whose README.md names files of another place: it comes from anybody.
+    """Refuses a data set whose README.md, written by anybody, names files outside the data set.
 
-    Its patterns are expanded by now, so what is looked at is what would be read.
+    The patterns in it are expanded by now, so these are the files that would be read.
     """
     inside = f"hf://datasets/{builder.repo_id}@" if folder is None else ""
     for files in (builder.config.data_files or {}).values():
@@ -95,24 +95,24 @@ def _check_files(builder: Any, path: str, folder: Path | None) -> None:
 
 
 def _is_inside(file: str, folder: Path) -> bool:
-    """By name: a snapshot of the hub's cache holds links to where its files are."""
+    """Compares paths without following links: a snapshot in the hub's cache consists of links."""
     root = os.path.abspath(folder)
     return os.path.commonpath([root, os.path.abspath(file)]) == root
 
 
 @contextmanager
-def _its_arguments(given: str) -> Iterator[None]:
-    """What `datasets` refuses, with the keys that it is about."""
+def _naming_keys(keys: str) -> Iterator[None]:
+    """Puts the keys and their values before the message of a ValueError of `datasets`."""
     try:
         yield
-    except (pa.ArrowInvalid, WrongField):  # ValueErrors too
+    except (pa.ArrowInvalid, WrongField):  # these are ValueErrors that name their cause
         raise
     except ValueError as error:
-        raise ValueError(f"{given}: {error}") from error
+        raise ValueError(f"{keys}: {error}") from error
 
 
-def _look(path: str, revision: str | None, where: str) -> None:
-    """One look at the hub, without the retries of half a minute: a sentence where it gives nothing."""
+def _check_exists(path: str, revision: str | None, where: str) -> None:
+    """Asks the hub for the data set once, as `datasets` would retry for half a minute."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import (
         HTTPError,  # pyright: ignore[reportPrivateImportUsage]
@@ -126,9 +126,9 @@ def _look(path: str, revision: str | None, where: str) -> None:
         url = hf_hub_url(path, "README.md", repo_type="dataset", revision=revision)
         get_hf_file_metadata(url, timeout=REACH_SECONDS)
     except RemoteEntryNotFoundError:
-        return  # it is there, without a card
+        return  # the data set exists, without a card
     except OfflineModeIsEnabled:
-        return  # `datasets` answers at once then, from a copy that is here if there is one
+        return  # `datasets` doesn't retry then, and may have a local copy
     except HTTPError as error:
         remedy = "download it and pass data.path=<folder>"
         at, repo = "data.revision", f"datasets/{path}"
@@ -139,7 +139,7 @@ def _look(path: str, revision: str | None, where: str) -> None:
 
 
 def _texts(builder: Any, path: str, split: str, reader: TextReader) -> Iterator[str]:
-    """The texts of one split. JSON is read here: `datasets` wants all columns of all files to agree."""
+    """The texts of one split. JSON is read here, as `datasets` wants equal columns in all files."""
     from datasets.packaged_modules.json.json import Json
     from datasets.packaged_modules.parquet.parquet import Parquet
     from datasets.utils.file_utils import xopen
@@ -148,7 +148,9 @@ def _texts(builder: Any, path: str, split: str, reader: TextReader) -> Iterator[
     if isinstance(builder, Json | Parquet) and split not in files:
         raise ValueError(f"there are {', '.join(map(str, files))}")
     if isinstance(builder, Json):
-        return (text for name in files[split] for text in _of_file(xopen(name, "rb"), name, reader))
+        return (
+            text for name in files[split] for text in _file_texts(xopen(name, "rb"), name, reader)
+        )
     if isinstance(builder, Parquet):
         with xopen(files[split][0], "rb") as file:
             names = pq.read_schema(file).names
@@ -160,6 +162,6 @@ def _texts(builder: Any, path: str, split: str, reader: TextReader) -> Iterator[
     return reader.column((f"row {number} of {path}", row) for number, row in rows)
 
 
-def _of_file(file: Any, name: str, reader: TextReader) -> Iterator[str]:
+def _file_texts(file: Any, name: str, reader: TextReader) -> Iterator[str]:
     with file:
         yield from reader.texts(file, name)

@@ -1,4 +1,4 @@
-"""What a pass over text left out or changed, counted by reason, so that it can be said."""
+"""Counts of what a pass over text left out or changed, by reason."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import final
 REPEATED, EMPTY, ROWS, FILES = "repeated", "empty", "rows", "files"
 HALVES = "halves"  # changed, not left out
 
-WORDS = {  # of one, and of several
+WORDS = {  # singular and plural
     REPEATED: ("repeated document", "repeated documents"),
     EMPTY: ("document without text", "documents without text"),
     ROWS: ("row without text in data.field", "rows without text in data.field"),
@@ -18,15 +18,15 @@ WORDS = {  # of one, and of several
 
 @final
 class LeftOut(Counter[str]):
-    """How often each reason held."""
+    """The number of documents, rows or files for each reason."""
 
     def sentences(self) -> list[str]:
-        """One line on what was left out and one on what was changed, where there is anything."""
-        gone = [
+        """A line that says what was left out and one for what was changed, if anything was."""
+        counts = [
             f"{self[why]:,} {words[self[why] > 1]}" for why, words in WORDS.items() if self[why]
         ]
-        said = [f"data: left out {', '.join(gone)}"] if gone else []
+        lines = [f"data: left out {', '.join(counts)}"] if counts else []
         if n := self[HALVES]:
             where = f"in {n:,} document{'s' * (n > 1)}"
-            said.append(f"data: half a character (a lone surrogate) became U+FFFD {where}")
-        return said
+            lines.append(f"data: half a character (a lone surrogate) became U+FFFD {where}")
+        return lines

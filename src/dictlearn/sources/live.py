@@ -1,4 +1,4 @@
-"""Activations as the language model computes them: nothing is stored, and no epoch repeats."""
+"""Activations that the language model computes during training; nothing is stored on disk."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from dictlearn.lm.language_model import LanguageModel
 from dictlearn.ranges import Count
 from dictlearn.sources.buffer import Read, ShuffleBuffer
-from dictlearn.sources.reader import Reader, WindowOrder
+from dictlearn.sources.reader import Reader, WindowOrder, check_state
 from dictlearn.types import Batch, TextWindows
 
 DTYPES = {"model": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -17,28 +17,28 @@ DTYPES = {"model": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
 
 @final
 class LiveSource:
-    """Tokens through the language model, then through a shuffle buffer.
+    """Runs the language model on windows and shuffles the tokens in a buffer.
 
-    The order of windows is a pure function of (seed, epoch) and the order of tokens one of (seed,
-    round of the buffer), so that a state is a handful of integers. Resuming runs the language model
-    again on what was waiting in the buffer, in the same batches of windows, and so to the same bits
-    on a CPU.
+    The order of windows is a pure function of (seed, epoch), and the order of tokens one of (seed,
+    round of the buffer), so a state is a few integers. Resuming runs the language model again for
+    the tokens that waited in the buffer, in the same batches of windows, which on a CPU gives the
+    same bits.
 
-    Memory: never more than `buffer_tokens` rows and one LM batch, on the model's device; two where it
-    reads ahead.
+    On the model's device there are at most `buffer_tokens` rows and one LM batch, or two LM batches
+    with `ahead`.
 
     Args:
-        windows: tokenised text. Special tokens and pads are read by the model, then left out.
-        sources, targets: sites that x_NSD and y_NTD stack. Where a site is in both and they are
-            not equal, it is stored twice.
+        windows: tokenised text. The model reads special tokens and pads; batches leave them out.
+        sources, targets: sites that x_NSD and y_NTD stack. If the two differ, a site in both is
+            stored twice.
         batch_tokens: N, rows in every batch.
-        buffer_tokens: rows that are shuffled together; half of them are new after each refill.
-        lm_batch_windows: windows in one forward of the language model.
+        buffer_tokens: rows that are shuffled together; each refill replaces half of them.
+        lm_batch_windows: windows in one forward pass of the language model.
         nonfinite: "error", or "drop" to leave out tokens with NaN or Inf at any of the sites.
-        store_dtype: of the buffer, "model" for the dtype in which the model computes.
-        batch_dtype: of the batches, "model" to leave them as they are stored.
-        ahead: whether the model reads on while batches are taken, on a stream of its own: "auto" on
-            a GPU, true or false. The batches are the same.
+        store_dtype: dtype of the buffer; "model" is the dtype in which the model computes.
+        batch_dtype: dtype of the batches; "model" leaves them as they are stored.
+        ahead: whether the model runs on a stream of its own while batches are taken; "auto" does
+            that on a GPU. The batches are the same.
 
     Raises:
         ValueError: for sizes that don't fit, NaN or Inf in activations, a state of another stream.
@@ -90,7 +90,7 @@ class LiveSource:
             ahead=self._ahead,
         )
         self._rank, self._ranks = 0, 1
-        # What must be equal for a state to mean the same place in the same stream.
+        # A state is valid only for a source with these values.
         self._stream = {
             "seed": seed,
             "data.windows": len(windows),
@@ -116,13 +116,13 @@ class LiveSource:
         """Every rank takes each `ranks`-th LM batch, and shuffles its own."""
         if (rank, ranks) != (self._rank, self._ranks):
             self._rank, self._ranks = rank, ranks
-            self._buffer.restore(*self._buffer.position)  # what it holds is another rank's
+            self._buffer.restore(*self._buffer.position)  # its rows belong to another rank
 
     def next_batch(self) -> Batch:
         return self._batch(self.batch_tokens, from_start=False)
 
     def sample(self, n: int) -> Batch:
-        """See `Source.sample`. Before the first batch, half a buffer costs no extra forward."""
+        """See `Source.sample`. Before the first batch, half a buffer needs no extra forward pass."""
         return self._batch(n, from_start=True)
 
     def state(self) -> dict[str, int]:
@@ -130,12 +130,7 @@ class LiveSource:
         return {"round": round_, "taken": taken, **self._stream}
 
     def restore(self, state: dict[str, int]) -> None:
-        for key, value in self._stream.items():
-            if state[key] != value:
-                raise ValueError(
-                    f"{key}={value}: the run to resume had {state[key]}, "
-                    f"and without that its stream of activations cannot go on"
-                )
+        check_state(self._stream, state)
         self._buffer.restore(state["round"], state["taken"])
 
     def _batch(self, n: int, from_start: bool) -> Batch:
@@ -144,10 +139,10 @@ class LiveSource:
         return Batch(x_NSD, targets[0] if targets else None, rows.tokens_N, rows.positions_N)
 
     def _read(self, number: int) -> Read:
-        """LM batch `number` of this rank's share of the endless sequence."""
+        """LM batch `number` of this rank."""
         start = (number * self._ranks + self._rank) * self._lm_batch_windows
         indices_B = self._order.span(start, start + self._lm_batch_windows)
-        read = self._reader.read(number, indices_B, put_off=self._ahead)
+        read = self._reader.read(number, indices_B, defer_check=self._ahead)
         groups = [self.sources] if self.sources == self.targets else [self.sources, self.targets]
         return Read(
             [[read.values[site] for site in sites] for sites in groups],
@@ -159,7 +154,7 @@ class LiveSource:
 
 
 def _check(buffer_tokens: int, batch_tokens: int, lm_batch_windows: int, context: int) -> None:
-    """Raises ValueError where a buffer cannot hold what goes into it."""
+    """Raises ValueError if the buffer is too small for a batch or two LM batches."""
     if lm_batch_windows < 1:
         raise ValueError(f"source.lm_batch_windows={lm_batch_windows}: want 1 or more")
     if buffer_tokens < batch_tokens:
@@ -167,10 +162,10 @@ def _check(buffer_tokens: int, batch_tokens: int, lm_batch_windows: int, context
             f"source.buffer_tokens={buffer_tokens} is smaller than batch_tokens={batch_tokens}:"
             f" want a buffer that holds at least one batch"
         )
-    least = 2 * lm_batch_windows * context
-    if buffer_tokens < least:
+    smallest = 2 * lm_batch_windows * context
+    if buffer_tokens < smallest:
         raise ValueError(
             f"source.buffer_tokens={buffer_tokens} is too small for source.lm_batch_windows="
             f"{lm_batch_windows} of {context} tokens each, which go into half of it: "
-            f"want source.buffer_tokens={least} or more, or fewer windows"
+            f"want source.buffer_tokens={smallest} or more, or fewer windows"
         )

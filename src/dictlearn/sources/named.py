@@ -1,4 +1,4 @@
-"""What a text is called where a run or its figures are described."""
+"""The name of a text in descriptions of a run and its figures."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def text_of(data: Mapping[str, Any]) -> str:
-    """Which text a configuration's `data` reads, as a user named it."""
+    """A name for the text of a configuration's `data`: its path, or the kind of data."""
     if data.get("path"):
         return f"{data['path']} ({data['name']})" if data.get("name") else str(data["path"])
     paths: Any = data.get("paths")

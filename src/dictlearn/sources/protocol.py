@@ -1,4 +1,4 @@
-"""What every source of activations promises."""
+"""The protocol of sources of activations."""
 
 from __future__ import annotations
 
@@ -14,19 +14,17 @@ from dictlearn.types import Batch, ModelInfo
 class Source(Protocol):
     """An endless, resumable stream of activations.
 
-    The stream is a pure function of how the source was built: what `next_batch` returns depends on
-    the state alone, so a source restored from `state()` continues bit for bit (on a CPU) where the
-    other one stopped. Any number of dictionaries may read the same batches.
+    The stream depends on the constructor's arguments only, and `next_batch` on the state only. So a
+    source restored from `state()` continues where the other one stopped, bit for bit on a CPU. Any
+    number of dictionaries may read the same batches.
 
     Every source is built with the run-time arguments `lm, windows, sources, targets, batch_tokens,
-    seed`; one that needs no language model ignores the first two.
-
-    Such a source is built once more with `batch_tokens` and `seed` alone, to learn its `info` (see
-    `MakesActivations`): its `sources` and `targets` have defaults.
+    seed`. One that needs no language model ignores the first two, and gives `sources` and `targets`
+    defaults: it is built once more without them to read its `info` (see `MakesActivations`).
     """
 
-    reads_model: bool  # of the class: whether it needs `lm` and `windows`
-    gives_windows: bool  # of the class: whether some or all of its batches are whole windows
+    reads_model: bool  # class attribute: whether it needs `lm` and `windows`
+    gives_windows: bool  # class attribute: whether some batches are whole windows
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -35,60 +33,60 @@ class Source(Protocol):
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """The sites that `y_NTD` stacks. Equal to `sources`: batches then have no `targets_NTD`."""
+        """The sites that `y_NTD` stacks. If they equal `sources`, `targets_NTD` is None."""
         ...
 
     @property
     def width(self) -> int:
-        """D, one for all sites."""
+        """D, the same for all sites."""
         ...
 
     @property
     def batch_tokens(self) -> int:
-        """N of every batch."""
+        """N, the rows of every batch."""
         ...
 
     @property
     def device(self) -> torch.device:
-        """Where batches live."""
+        """The device of the batches."""
         ...
 
     def shard(self, rank: int, ranks: int) -> None:
-        """Makes this the stream of one of several processes, which share no row among them.
+        """Restricts the stream to one process's share; no two of the `ranks` processes share a row.
 
-        A state belongs to the rank that it was taken at. Doing it twice is doing it once.
+        A state is valid for the rank that made it. A repeated call changes nothing.
         """
         ...
 
     def next_batch(self) -> Batch:
-        """The next `batch_tokens` rows. If it raises, the state is as it was before the call."""
+        """The next `batch_tokens` rows. If it raises, the state is unchanged."""
         ...
 
     def state(self) -> dict[str, int]:
-        """Where the stream is, as plain integers; never any activations."""
+        """The position in the stream, as integers."""
         ...
 
     def restore(self, state: dict[str, int]) -> None:
-        """Continues from a `state()` of a source that was built in the same way."""
+        """Continues from the `state()` of a source with the same arguments."""
         ...
 
     def sample(self, n: int) -> Batch:
-        """n rows of the stream's beginning, whatever the state is, which stays as it is.
+        """n rows from the start of the stream; the state is unchanged.
 
-        For what must be known before training: the normaliser, initial biases and directions.
+        The normaliser, initial biases and initial directions are computed from them.
         """
         ...
 
 
 @runtime_checkable
 class MakesActivations(Protocol):
-    """A source that reads no model (`reads_model` is False) says what stands in for one."""
+    """A source without a language model (`reads_model` is False) has sizes of its own."""
 
     @property
     def info(self) -> ModelInfo:
         """Name, width and number of layers, from which a dictionary is built.
 
-        Of a real model, where the activations are its own: the dictionary is then evaluated on it.
+        Stored activations of a model have that model's name, so that evals can load it.
         """
         ...
 

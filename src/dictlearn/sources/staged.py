@@ -1,4 +1,4 @@
-"""Shuffled tokens, and beside them whole windows for the last part of the run."""
+"""Shuffled tokens, with whole windows beside them in the last part of the run."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from dictlearn.types import Batch, TextWindows
 
 
 @final
-class Chosen:
-    """Some windows of a text."""
+class WindowSubset:
+    """Some of the windows of a text."""
 
     def __init__(self, windows: TextWindows, indices: Tensor):
         self.context = windows.context
@@ -36,20 +36,22 @@ class Chosen:
 
 @final
 class StagedSource:
-    """`live`, and for the `last` part of a run a batch of `windows` beside each of its batches.
+    """Batches of `live`; in the `last` part of a run each has a batch of `windows` beside it.
 
-    Terms that run the model read the windows, all others the shuffled tokens: a batch of windows is
-    correlated, and short windows lack the late positions of long ones, and either costs a squared
-    error more than a KL gains. The windows are of the text that `live` reads in the run, no more.
+    Terms that run the model read the windows; all others read the shuffled tokens. The tokens of
+    windows are correlated, and short windows lack the late positions of long ones; either would
+    raise the squared error by more than the KL falls. The windows come from the text that `live`
+    reads in the run.
 
     Args:
         steps, accumulate: optimiser steps of the run, and batches in one.
         last: fraction of the steps that get windows, between 0 and 1.
-        window_tokens: length of these windows, cut from the text's, which `live` reads whole.
-            None: they are whole too.
-        live: the options of `live`; `nonfinite` is that of both.
+        window_tokens: length of these windows, which are cut from the text's; None leaves them
+            whole. `live` always reads whole windows.
+        nonfinite: as in both sources.
 
-    The state is that of both stages and how many batches were taken.
+    The remaining arguments are those of `live`. The state consists of the states of both sources and
+    the number of batches taken.
     """
 
     reads_model = True
@@ -80,7 +82,7 @@ class StagedSource:
                 f"source.last={last}: want a fraction between 0 and 1; source=windows has windows "
                 f"from the first step on, source=live never"
             )
-        same: dict[str, Any] = {
+        common: dict[str, Any] = {
             "sources": sources,
             "targets": targets,
             "batch_tokens": batch_tokens,
@@ -90,7 +92,7 @@ class StagedSource:
         self._live = LiveSource(
             lm,
             windows,
-            **same,
+            **common,
             buffer_tokens=buffer_tokens,
             lm_batch_windows=lm_batch_windows,
             store_dtype=store_dtype,
@@ -98,8 +100,8 @@ class StagedSource:
             ahead=ahead,
         )
         read = min(len(windows), -(-steps * accumulate * batch_tokens // windows.context))
-        chosen = Chosen(windows, WindowOrder(len(windows), seed).span(0, read))
-        self._windows = WindowsSource(lm, chosen, **same, window_tokens=window_tokens)
+        subset = WindowSubset(windows, WindowOrder(len(windows), seed).span(0, read))
+        self._windows = WindowsSource(lm, subset, **common, window_tokens=window_tokens)
         self.sources, self.targets = self._live.sources, self._live.targets
         self.batch_tokens = batch_tokens
         self._first_window = (steps - max(1, round(last * steps))) * accumulate
@@ -134,7 +136,7 @@ class StagedSource:
         }
 
     def restore(self, state: dict[str, int]) -> None:
-        for name, stage in {"live": self._live, "windows": self._windows}.items():
+        for name, source in {"live": self._live, "windows": self._windows}.items():
             own = {k.partition("/")[2]: v for k, v in state.items() if k.startswith(f"{name}/")}
-            stage.restore(own)
+            source.restore(own)
         self._taken = state["batches"]

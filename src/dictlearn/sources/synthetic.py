@@ -1,7 +1,8 @@
-"""Activations whose true features are known, so that a dictionary can be marked right or wrong.
+"""Activations whose true features are known, so that a dictionary can be compared with them.
 
-In the manner of SynthSAEBench (2602.14687): more unit features than dimensions, firing with Zipf
-probabilities, correlated through a Gaussian copula, children that fire only with their parent.
+The construction follows SynthSAEBench (2602.14687): there are more unit features than dimensions,
+they fire with Zipf probabilities and are correlated through a Gaussian copula, and children fire
+only with their parent.
 """
 
 from __future__ import annotations
@@ -18,18 +19,18 @@ from dictlearn.types import Batch, ModelInfo
 
 SITE = "synthetic"
 BLOCK = 1024  # rows drawn from one seed
-CHILDREN = 0.8  # of a parent's firings, at most, come with a child: the rest show it alone
+CHILDREN = 0.8  # the largest fraction of a parent's firings at which a child fires too
 
 
 @final
 @dataclass(frozen=True)
 class Firing:
-    """How often features fire, and how much together.
+    """How often features fire, and how correlated they are.
 
     Probabilities fall from the `first` feature to the `last` as rank ** -zipf_exponent does.
-    `correlation`, 0 to below 1, is the share of the variance of what decides firing that features
-    have in common, through `correlation_rank` hidden causes. It leaves probabilities as they are,
-    except of features under a parent, which may be correlated with it.
+    A feature fires when its latent Gaussian lies in an interval. `correlation`, 0 to below 1, is the
+    share of the latents' variance that comes from `correlation_rank` common causes. It doesn't change
+    the probabilities, except those of children that are correlated with their parent.
     """
 
     first: Fraction = 0.3
@@ -55,10 +56,10 @@ class Firing:
 class Trees:
     """Features that fire only with their parent.
 
-    The first features are `roots` trees with `branching` children to a node and `depth` levels
-    below the roots, level after level. A child fires as often as Zipf says, but together the
-    children of a node leave it a fifth of its firings alone. At most one of `exclusive` siblings
-    fires at a time. With `scale_children` a child's magnitude is in proportion to its parent's.
+    The first features form `roots` trees with `branching` children per node and `depth` levels
+    below the roots, level after level. A child has its Zipf probability, lowered if need be so that
+    its parent fires alone at least a fifth of the time. At most one of `exclusive` siblings fires
+    at a time. With `scale_children` a child's magnitude is proportional to its parent's.
     """
 
     roots: Natural = 0
@@ -80,17 +81,17 @@ class Magnitudes:
 
 @final
 class SyntheticSource:
-    """x = sum of firing features * magnitudes + bias + noise. It is its own target.
+    """x = sum of firing features * magnitudes + bias + noise; the target is x too.
 
-    Row i is a pure function of the settings and i: the batch size changes nothing, and the state is
-    the number of rows taken. Features come in descending order of probability.
+    Row i is a pure function of the settings and i, whatever the batch size is, and the state is the
+    number of rows taken. Features come in descending order of probability.
 
     Args:
-        n_features, width: F and D of the truth.
-        bias: norm of the constant that is added to all rows.
+        n_features, width: F and D of the true features.
+        bias: norm of the constant vector that is added to all rows.
         noise: standard deviation of Gaussian noise in every dimension.
-        orthogonal_steps: gradient steps that spread the features apart (less squared cosine).
-        device: where rows are drawn. A GPU draws other ones than a CPU.
+        orthogonal_steps: gradient steps that lower the squared cosines between features.
+        device: where rows are drawn; a GPU draws other numbers than a CPU.
 
     Raises:
         ValueError: for settings that contradict each other.
@@ -118,7 +119,7 @@ class SyntheticSource:
         orthogonal_steps: Natural = 100,
         device: str = "cpu",
     ):
-        del lm, windows  # every source is built in one way; this one reads no text
+        del lm, windows  # every source takes these; this one reads no text
         if len(sources) != 1 or tuple(sources) != tuple(targets):
             raise ValueError(
                 f"dict: source=synthetic has one site, which is its own target; this dictionary "
@@ -130,7 +131,7 @@ class SyntheticSource:
         self.batch_tokens, self.device = batch_tokens, torch.device(device)
         self._seed, self._position = seed, 0
         self._rank, self._ranks = 0, 1
-        self._block: tuple[int, Tensor] | None = None  # the last one drawn, and its number
+        self._block: tuple[int, Tensor] | None = None  # number and rows of the latest block
         self._base = int(np.random.SeedSequence(seed).generate_state(1)[0])
         self._noise, self._scale_children = noise, trees.scale_children
         levels = tree_levels(n_features, trees)
@@ -172,7 +173,7 @@ class SyntheticSource:
 
     @property
     def info(self) -> ModelInfo:
-        """What stands in for a language model when a dictionary is built."""
+        """Sizes for building a dictionary, in place of those of a language model."""
         return ModelInfo(SITE, None, SITE, 1, self.width, vocab_size=0, context_length=0)
 
     def shard(self, rank: int, ranks: int) -> None:
@@ -206,8 +207,8 @@ class SyntheticSource:
             rows = self._block[1][within : within + n - filled]
             x_NSD[filled : filled + len(rows), 0] = rows
             filled += len(rows)
-        nothing_N = torch.zeros(n, dtype=torch.int64, device=self.device)  # no text, no positions
-        return Batch(x_NSD, None, nothing_N, nothing_N)
+        zeros_N = torch.zeros(n, dtype=torch.int64, device=self.device)  # for tokens and positions
+        return Batch(x_NSD, None, zeros_N, zeros_N)
 
     def _draw(self, number: int) -> tuple[Tensor, Tensor]:
         """Block `number` of this rank: (true code [BLOCK, F], activations [BLOCK, D])."""
@@ -233,12 +234,12 @@ class SyntheticSource:
         return code_NF, x_ND
 
     def _generator(self, number: int, device: torch.device | str) -> torch.Generator:
-        # Consecutive seeds: a CPU generator keeps 32 bits of them, and hashed ones would collide.
+        # A CPU generator keeps 32 bits of a seed; consecutive seeds don't collide, hashes could.
         return torch.Generator(device).manual_seed((self._base + number) % 2**32)
 
 
 def zipf(n: int, first: float, last: float, exponent: float) -> Tensor:
-    """From `first` to `last` in the shape of rank ** -exponent: float64 [n]."""
+    """Values that fall from `first` to `last` as rank ** -exponent does: float64 [n]."""
     shape = torch.arange(1, n + 1, dtype=torch.float64) ** -exponent
     if n == 1 or exponent == 0:
         return torch.full_like(shape, first)
@@ -246,9 +247,9 @@ def zipf(n: int, first: float, last: float, exponent: float) -> Tensor:
 
 
 def spread(features_FD: Tensor, steps: int) -> Tensor:
-    """Unit rows with less squared cosine between them: gradient descent on the frame potential.
+    """Lowers the squared cosines between unit rows by gradient descent on the frame potential.
 
-    With more rows than dimensions the goal is a tight frame, with fewer an orthonormal set.
+    The minimum is a tight frame, or an orthonormal set if there are no more rows than dimensions.
     """
     features_FD = features_FD / features_FD.norm(dim=1, keepdim=True)
     for _ in range(steps):
@@ -263,7 +264,7 @@ Levels = list[tuple[Tensor, Tensor]]  # (children, the parent of each), top down
 
 
 def tree_levels(n_features: int, trees: Trees) -> Levels:
-    """Trees over the first features, level after level; siblings are neighbours."""
+    """Trees over the first features, level by level; siblings have consecutive numbers."""
     levels: Levels = []
     start, size = 0, trees.roots
     for _ in range(trees.depth if trees.roots else 0):
@@ -284,9 +285,9 @@ def firing_intervals(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(probability_F, decides_F, low_F, high_F).
 
-    Feature i fires when its parent does and low[i] <= u[decides[i]] < high[i], with u uniform on
-    (0, 1) and one for each feature. Exclusive siblings look at the same one, each at its own part.
-    The probabilities are exact where the uniforms are independent.
+    Feature i fires when its parent fires and low[i] <= u[decides[i]] < high[i], where u holds a
+    uniform number from (0, 1) per feature. Exclusive siblings share one number and have disjoint
+    intervals. The probabilities are exact if the numbers are independent.
     """
     probability_F = wanted_F.clone()
     decides_F = torch.arange(len(wanted_F))

@@ -1,4 +1,4 @@
-"""Documents from local files, which are told apart by their content."""
+"""Documents from local files, whose formats are detected from their content."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ KINDS = "text, JSON lines or parquet, compressed or not"
 
 
 def find_files(paths: str | Sequence[str]) -> list[Path]:
-    """The files that paths and globs name, each once, in the order given; a glob's are sorted.
+    """The files that paths and globs name, without repeats, in order; a glob's files are sorted.
 
-    `**` in a glob stands for any number of folders.
+    `**` in a glob matches any number of folders.
     """
-    found: list[Path] = []
+    matched: list[Path] = []
     for pattern in [paths] if isinstance(paths, str) else paths:
         expanded = Path(pattern).expanduser()
         if expanded.is_dir():
@@ -34,10 +34,10 @@ def find_files(paths: str | Sequence[str]) -> list[Path]:
             raise ValueError(
                 f"data.paths={pattern}: no file matches; want files or globs of {KINDS}"
             )
-        found += files
-    if not found:
+        matched += files
+    if not matched:
         raise ValueError(f"data.paths=[]: want files or globs of {KINDS}")
-    return list(dict.fromkeys(path.resolve() for path in found))
+    return list(dict.fromkeys(path.resolve() for path in matched))
 
 
 def text_documents(
@@ -46,13 +46,11 @@ def text_documents(
     split_on: str | None = None,
     left_out: LeftOut | None = None,
 ) -> Iterator[Document]:
-    """The documents in files and globs; the key of each is its text.
+    """The documents in files and globs; the key of a document is its text.
 
-    One document per row of JSON lines, of a JSON array or of parquet, in its `field`. Any other file
-    is UTF-8 text: one document, or the pieces between which `split_on` stands. Rows without text are
-    counted in `left_out`.
-
-    Raises ValueError, with the file's name and the reason, for one that cannot be read.
+    In JSON lines, a JSON array or parquet, the `field` of each row is a document. Any other file is
+    UTF-8 text and one document, or several that `split_on` separates. `left_out` counts rows without
+    text. Raises ValueError, with the file's name and the reason, if a file cannot be read.
     """
     reader = TextReader("data.paths", field, split_on, LeftOut() if left_out is None else left_out)
     for path in find_files(paths):

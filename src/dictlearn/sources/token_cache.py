@@ -1,4 +1,4 @@
-"""Tokens on disk, so that a second start reads no text: one safetensors file per text."""
+"""A cache of tokens on disk, so that a second run reads no text: one safetensors file per text."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dictlearn.disk.whole import replacing
 
 log = logging.getLogger(__name__)
 
-VERSION = "4"  # of how text becomes tokens; another number makes all files anew
+VERSION = "4"  # of the way from text to tokens; a new number invalidates all files
 
 
 def cache_folder() -> Path:
@@ -27,19 +27,19 @@ def cache_folder() -> Path:
 
 
 def cached(key: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """What `make` returned when it was last called for this key.
+    """The tensors that `make` returns, from the disk if it was called for this key before.
 
-    `key` says all that the tokens depend on. A file that is damaged is made anew; where nothing can
-    be written (a full disk, a read-only home), the tokens are made every time.
+    `key` must contain everything that the tokens depend on. A damaged file is made again. If nothing
+    can be written (a full disk, a read-only home), `make` is called every time.
     """
     path = cache_folder() / f"{_sha256(f'{VERSION} {key}'.encode())}.safetensors"
-    found = _read(path)
-    if found is not None:
-        return found
+    stored = _read(path)
+    if stored is not None:
+        return stored
     tensors = make()
     try:
-        with replacing(path) as place:
-            save_file(tensors, place, metadata=_digests(tensors))
+        with replacing(path) as partial:
+            save_file(tensors, partial, metadata=_digests(tensors))
     except OSError as error:
         _say_once(str(path.parent), error.strerror or str(error))
     return tensors
@@ -47,7 +47,7 @@ def cached(key: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]
 
 @cache
 def _say_once(folder: str, reason: str) -> None:
-    """One run reads several texts, and what keeps one of them from being kept keeps all."""
+    """Warns once per reason: it is the same for all texts of a run."""
     log.warning("data: the tokens are not kept for the next start: %s: %s", folder, reason)
 
 

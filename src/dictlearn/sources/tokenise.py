@@ -1,4 +1,4 @@
-"""Documents to the two streams of tokens, that to train on and the one held out."""
+"""Tokenise documents into two streams, train and eval."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def tokenised(
     held_out: float,
     max_tokens: int | None,
 ) -> dict[str, Tensor]:
-    """Both splits' streams, int32, where in each its documents start, int64, and what was left out.
+    """The tokens of both splits, int32, the offsets of their documents, int64, and what was left out.
 
-    `read` gives the documents, and counts what it leaves out in what it is given.
+    `read` returns the documents and counts what it leaves out in its argument.
     """
     log.info("data: tokenising; later runs find the tokens on disk")
     start = time.monotonic()
@@ -43,23 +43,23 @@ def tokenised(
     n_train, left_out = 0, LeftOut()
     for batch in _batches(without_duplicates(read(left_out), left_out), 256):
         for document, ids in zip(batch, encode([d.text for d in batch]), strict=True):
-            side = "eval" if is_held_out(document.key, held_out) else "train"
+            split = "eval" if is_held_out(document.key, held_out) else "train"
             if ids:
-                streams[side].append(torch.tensor(before + ids, dtype=torch.int32))
-                n_train += len(streams[side][-1]) if side == "train" else 0
+                streams[split].append(torch.tensor(before + ids, dtype=torch.int32))
+                n_train += len(streams[split][-1]) if split == "train" else 0
             else:
                 left_out[EMPTY] += 1
         if max_tokens is not None and n_train >= max_tokens:
             break
-    tokens = {side: torch.cat(parts) for side, parts in streams.items()}
+    tokens = {split: torch.cat(parts) for split, parts in streams.items()}
     if max_tokens is not None:
         tokens["train"] = tokens["train"][:max_tokens]
-    for side, parts in streams.items():  # the first part is empty
-        ends = torch.tensor([len(part) for part in parts]).cumsum(0)[:-1]
-        tokens[f"{side}_starts"] = ends[ends < len(tokens[side])]
+    for split, parts in streams.items():  # the first part is empty
+        starts = torch.tensor([len(part) for part in parts]).cumsum(0)[:-1]
+        tokens[f"{split}_starts"] = starts[starts < len(tokens[split])]
     log.info(
         "data: tokenised %s tokens to train on and %s held out, in %.0f s",
-        *(f"{len(tokens[side]):,}" for side in SPLITS),
+        *(f"{len(tokens[split]):,}" for split in SPLITS),
         time.monotonic() - start,
     )
     tokens["left_out"] = torch.frombuffer(
@@ -69,20 +69,20 @@ def tokenised(
 
 
 def left_out_of(streams: dict[str, Tensor]) -> LeftOut:
-    """What `tokenised` counted, also of streams that were read from the disk."""
+    """The counts that `tokenised` stored with the streams."""
     return LeftOut(json.loads(bytes(streams["left_out"].tolist())))
 
 
 def _encoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[str]], list[list[int]]]:
-    """Texts to ids without specials: a special token's name inside a text is just text."""
+    """Encodes texts without special tokens: a special token's name in a text is ordinary text."""
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         options: dict[str, Any] = {"split_special_tokens": True, "verbose": False}
         return lambda texts: tokenizer(texts, add_special_tokens=False, **options)["input_ids"]
-    fast = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())  # our own, to change
+    fast = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())  # a copy, which is changed
     fast.no_truncation()
     fast.no_padding()
     fast.encode_special_tokens = True
-    # Without offsets, which cost a third of the time.
+    # encode_batch_fast skips the offsets, which take a third of the time.
     return lambda texts: [e.ids for e in fast.encode_batch_fast(texts, add_special_tokens=False)]
 
 

@@ -1,4 +1,4 @@
-"""From documents to windows of tokens, and the builders behind conf/data: stdlib, text, hub."""
+"""Windows of tokens, and the builders of conf/data: stdlib, text, hub."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ from dictlearn.types import ModelInfo
 
 log = logging.getLogger(__name__)
 
-WHOLE = "whole"  # the split that is all of the text
+WHOLE = "whole"  # the split that contains all of the text
 
 
 @final
 class TokenWindows:
-    """A stream of tokens cut into windows of P, none lost: window i holds tokens iP to iP + P - 1.
+    """A stream of tokens cut into windows of P: window i contains tokens iP to iP + P - 1.
 
-    The stream is whole documents, each after the model's BOS, so that a window may hold the end of
-    one and the start of the next. The last window is filled up with pads; a model without any
-    special token has nothing to pad with, and there the last tokens that fill no window are left.
+    The stream consists of whole documents, each preceded by the model's BOS, so a window may contain
+    the end of one document and the start of the next. The last window is padded. A model without
+    special tokens cannot be padded; the tokens of an incomplete last window are then left out.
 
     Args:
         stream_T: token ids, int32, at least one.
         context: P.
-        special_ids: ids that no dictionary sees.
+        special_ids: ids that no dictionary reads.
         pad_id: one of them, or None.
-        starts: where in the stream each document begins, ascending from 0; None: it is all one.
+        starts: offset of each document in the stream, ascending from 0; None for one document.
     """
 
     def __init__(
@@ -56,41 +56,38 @@ class TokenWindows:
         self.special_ids = special_ids
         self._starts = torch.zeros(1, dtype=torch.int64) if starts is None else starts
         assert len(stream_T) == 0 or int(self._starts[0]) == 0, "a stream begins with a document"
-        whole = len(stream_T) // context
-        self._whole_WP = stream_T[: whole * context].view(whole, context)
-        rest = stream_T[whole * context :]
+        n_full = len(stream_T) // context
+        self._full_WP = stream_T[: n_full * context].view(n_full, context)
+        rest = stream_T[n_full * context :]
         self._last_P = None
         if len(rest) and pad_id is not None:
             padding = rest.new_full((context - len(rest),), pad_id)
             self._last_P = torch.cat([rest, padding])
-        top = max(special_ids, default=0)
-        self._special = torch.zeros(top + 2, dtype=torch.bool)  # the last entry: all ids above
+        largest = max(special_ids, default=0)
+        self._special = torch.zeros(largest + 2, dtype=torch.bool)  # last entry: all larger ids
         self._special[list(special_ids)] = True
 
     def __len__(self) -> int:
-        return len(self._whole_WP) + (self._last_P is not None)
+        return len(self._full_WP) + (self._last_P is not None)
 
     def window_batch(self, indices: Tensor | Sequence[int] | range) -> Tensor:
-        """Token ids of the windows, int64 [B, P]. IndexError outside 0 to len - 1."""
+        """Token ids of the windows, int64 [B, P]. Raises IndexError outside 0 to len - 1."""
         listed = list(indices) if isinstance(indices, range) else indices
         indices_B = torch.as_tensor(listed, dtype=torch.int64)
         if len(indices_B) and not 0 <= int(indices_B.min()) <= int(indices_B.max()) < len(self):
             raise IndexError(f"windows {indices_B.tolist()} of {len(self)}")
-        is_last_B = indices_B >= len(self._whole_WP)
+        is_last_B = indices_B >= len(self._full_WP)
         tokens_BP = torch.empty((len(indices_B), self.context), dtype=torch.int64)
-        tokens_BP[~is_last_B] = self._whole_WP[indices_B[~is_last_B]].long()
+        tokens_BP[~is_last_B] = self._full_WP[indices_B[~is_last_B]].long()
         if self._last_P is not None:
             tokens_BP[is_last_B] = self._last_P.long()
         return tokens_BP
 
     def documents(self, indices: Sequence[int] | range) -> Tensor:
-        """Which document of the split each token belongs to, from 0: int64 [B, P].
-
-        Pads count to the last one.
-        """
+        """The number of each token's document in the split, int64 [B, P]; pads have the last one's."""
         window_B1 = torch.tensor(list(indices), dtype=torch.int64)[:, None]
-        place_BP = window_B1 * self.context + torch.arange(self.context)
-        return torch.searchsorted(self._starts, place_BP, right=True) - 1
+        offset_BP = window_B1 * self.context + torch.arange(self.context)
+        return torch.searchsorted(self._starts, offset_BP, right=True) - 1
 
     def kept(self, indices: Tensor | Sequence[int] | range) -> Tensor:
         """bool [B, P]: True where a token is neither special nor a pad."""
@@ -120,7 +117,7 @@ def text_windows(
     held_out: Fraction = 0.1,
     max_tokens: Count | None = None,
 ) -> TokenWindows:
-    """Local files; see `text_documents` for paths, field and split_on, `windows` for the rest."""
+    """Local files. See `text_documents` for paths, field and split_on, `windows` for the rest."""
     listed = [paths] if isinstance(paths, str) else list(paths)
     return windows(
         lm,
@@ -146,10 +143,10 @@ def hub_windows(
     held_out: Fraction = 0.1,
     max_tokens: Count | None = 20_000_000,
 ) -> TokenWindows:
-    """A data set of the hub or a folder in its layout; see `hub_documents`, and `windows`.
+    """A data set of the hub or a folder in its layout. See `hub_documents` and `windows`.
 
-    Of a data set on the hub, what was read once is what later runs read, offline too: pin a
-    `revision` or change `max_tokens` to read again.
+    Later runs read the cached tokens of a data set on the hub, offline too, even if it has changed:
+    pin a `revision` or change `max_tokens` to read it again.
     """
     if path is None:
         raise ValueError("data.path=null: want a data set's hub id (owner/name) or a folder")
@@ -176,19 +173,19 @@ def windows(
     files: Callable[[], list[Path]],
     documents: Callable[[LeftOut], Iterable[Document]],
 ) -> TokenWindows:
-    """One split of some documents as windows, tokenised once and kept on disk.
+    """The windows of one split of some documents, which are tokenised once and cached on disk.
 
     Args:
         split: train, eval for the documents that are held out, or whole for all of them.
-        context: P, tokens per window; None for all that the model reads.
+        context: P, tokens per window; None for the model's context length.
         held_out: the fraction of documents in eval, by hash of their keys; 0 for no eval.
-        max_tokens: stop reading documents when train has this many tokens; None reads all.
-        name, files: what the tokens depend on: a change of any file's size or time is noticed.
-        documents: reads them, called only when the tokens are not on disk; counts what it leaves out.
+        max_tokens: reading stops when train has this number of tokens; None reads all.
+        name, files: name of the text and its files; the cache depends on their sizes and times.
+        documents: reads the documents, if the cache lacks them; counts what it leaves out.
 
-    Both splits come from one pass over the documents, in which no text counts twice: so no document
-    is in both. Where there is only one, the last of its windows are held out. What was left out of
-    the text is said, once a process.
+    One pass over the documents makes both splits and skips repeated texts, so no document is in
+    both. If there is only one document, the last of its windows are held out. Each process logs once
+    what was left out.
 
     Raises ValueError, in one sentence that names the key.
     """
@@ -198,7 +195,7 @@ def windows(
         raise ValueError(
             f"model.path={lm.info.name}: has no tokenizer; text data wants one, or another source"
         )
-    context = checked(lm.info, context, held_out, max_tokens)
+    context = check_settings(lm.info, context, held_out, max_tokens)
     if split == WHOLE:
         split, held_out = "train", 0.0
 
@@ -210,15 +207,17 @@ def windows(
         _say_once(key, sentence)
     if held_out > 0 and sum(len(streams[f"{side}_starts"]) for side in SPLITS) == 1:
         streams = _cut_in_two(streams, context, held_out, key)
-    # A run that trains first should not learn only at its end that there is nothing to evaluate on.
+    # A training run checks both splits: it evaluates at its end and should fail before it starts.
     for side in SPLITS if held_out > 0 else dict.fromkeys(["train", split]):
         _refuse_too_little(lm, streams, side, context, held_out)
     starts = streams[f"{split}_starts"]
     return TokenWindows(streams[split], context, lm.special_ids, pad_id(lm), starts)
 
 
-def checked(info: ModelInfo, context: int | None, held_out: float, max_tokens: int | None) -> int:
-    """The tokens of a window. ValueError for settings that no text of this model can have."""
+def check_settings(
+    info: ModelInfo, context: int | None, held_out: float, max_tokens: int | None
+) -> int:
+    """The number of tokens per window. Raises ValueError for settings out of range."""
     if context is None and not info.context_length:
         raise ValueError(
             f"data.context=null: {info.name} does not say how many tokens it reads; want a number "
@@ -242,7 +241,7 @@ def checked(info: ModelInfo, context: int | None, held_out: float, max_tokens: i
 def _cut_in_two(
     streams: dict[str, Tensor], context: int, held_out: float, key: str
 ) -> dict[str, Tensor]:
-    """One document on both sides: its last windows are held out, so that no window is on two."""
+    """Splits a single document between its windows: the last ones are held out."""
     (stream,) = (streams[side] for side in SPLITS if len(streams[side]))
     n = -(-len(stream) // context)
     if n == 1:
@@ -265,13 +264,13 @@ def _cut_in_two(
     }
 
 
-_said: set[tuple[str, str]] = set()
+_logged: set[tuple[str, str]] = set()
 
 
 def _say_once(key: str, sentence: str) -> None:
-    """A process that reads one text several times says once what is to be known of it."""
-    if (key, sentence) not in _said:
-        _said.add((key, sentence))
+    """Warns once per process, which may read one text several times."""
+    if (key, sentence) not in _logged:
+        _logged.add((key, sentence))
         log.warning(sentence)
 
 

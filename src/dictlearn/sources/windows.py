@@ -1,4 +1,4 @@
-"""Whole windows of text, for objectives that run the model on them: nothing is shuffled by token."""
+"""Batches of whole windows, for objectives that run the model on them; tokens are not shuffled."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from torch import Tensor
 
 from dictlearn.lm.language_model import LanguageModel
 from dictlearn.ranges import Count
-from dictlearn.sources.reader import Reader, Reading, WindowOrder
+from dictlearn.sources.reader import Reader, Reading, WindowOrder, check_state
 from dictlearn.types import Batch, TextWindows
 
 
 @final
-class Cut:
-    """Windows of P tokens as P / n pieces of n each, a window's own in a row.
+class ShorterWindows:
+    """Windows of P tokens, each cut into P / n consecutive windows of n tokens.
 
-    They are what windows of n tokens would be of the same text: pieces of nothing but the padding of
-    the last window are left out.
+    They equal the windows of n tokens of the same text: windows that would contain only the padding
+    of the last window are left out.
     """
 
     def __init__(self, windows: TextWindows, n: int):
@@ -33,7 +33,7 @@ class Cut:
         self._len = len(windows) * self._per_window
         if len(windows):
             last_P = windows.kept(torch.tensor([len(windows) - 1]))[0]
-            padding = last_P.flip(0).long().argmax()  # 0 too where all is: some of that may stay
+            padding = last_P.flip(0).long().argmax()  # 0 if there are only pads, which then stay
             self._len -= int(padding) // n
 
     def __len__(self) -> int:
@@ -45,31 +45,30 @@ class Cut:
     def kept(self, indices: Sequence[int] | Tensor) -> Tensor:
         return self._pieces(self._windows.kept, indices)
 
-    def _pieces(
-        self, of_windows: Callable[[Tensor], Tensor], indices: Sequence[int] | Tensor
-    ) -> Tensor:
+    def _pieces(self, read: Callable[[Tensor], Tensor], indices: Sequence[int] | Tensor) -> Tensor:
+        """Windows `indices` of what `read` returns for the long windows, [B, n]."""
         indices_B = torch.as_tensor(indices)
-        whole_BP = of_windows(indices_B // self._per_window)
-        pieces_BKn = whole_BP.unflatten(1, (self._per_window, self.context))
+        long_BP = read(indices_B // self._per_window)
+        pieces_BKn = long_BP.unflatten(1, (self._per_window, self.context))
         return pieces_BKn[torch.arange(len(indices_B)), indices_B % self._per_window]
 
 
 @final
 class WindowsSource:
-    """Batches of `batch_tokens` / P windows: their valid positions as rows, and the windows.
+    """Batches of `batch_tokens` / P windows, with the valid positions of the windows as rows.
 
-    Rows come in reading order, special tokens and pads left out, so a batch has somewhat fewer than
-    `batch_tokens`. Its tokens are correlated, which a shuffled batch's are not: to average over as
-    many contexts it must be larger, or its windows shorter. The order of windows is a pure function
-    of (seed, epoch), and the state is how many batches were taken.
+    Rows are in reading order, without special tokens and pads, so a batch has slightly fewer than
+    `batch_tokens`. Tokens of one window are correlated: to average over as many contexts as a
+    shuffled batch, a batch must be larger or its windows shorter. The order of windows is a pure
+    function of (seed, epoch), and the state is the number of batches taken.
 
     Args:
         windows: tokenised text.
         sources, targets: sites that x_NSD and y_NTD stack.
         batch_tokens: positions in a batch, a multiple of the windows' length P.
-        window_tokens: P, into which longer windows are cut; None: the text's own.
-        nonfinite: "error", or "drop" to leave tokens with NaN or Inf at any of the sites as the
-            model computes them.
+        window_tokens: P; longer windows are cut. None leaves them whole.
+        nonfinite: "error", or "drop" to leave out tokens with NaN or Inf at any of the sites; in the
+            model they stay as computed.
 
     Raises:
         ValueError: for sizes that don't fit, NaN or Inf in activations, a state of another stream.
@@ -92,7 +91,7 @@ class WindowsSource:
     ):
         key, context = "data.context", windows.context
         if window_tokens is not None and window_tokens < context:
-            windows, key = Cut(windows, window_tokens), "source.window_tokens"
+            windows, key = ShorterWindows(windows, window_tokens), "source.window_tokens"
         if batch_tokens % windows.context:
             raise ValueError(
                 f"batch_tokens={batch_tokens}: its batches are whole windows of {key}="
@@ -109,7 +108,7 @@ class WindowsSource:
         self._per_batch = batch_tokens // windows.context
         self._taken = 0
         self._rank, self._ranks = 0, 1
-        # What must be equal for a state to mean the same place in the same stream.
+        # A state is valid only for a source with these values.
         self._stream = {
             "seed": seed,
             "data.windows": len(windows),
@@ -140,7 +139,7 @@ class WindowsSource:
         return batch._replace(tokens_BP=read.tokens_BP, valid_BP=valid_M.view(shape))
 
     def sample(self, n: int) -> Batch:
-        """See `Source.sample`. Rows of as many windows as it takes."""
+        """See `Source.sample`."""
         parts: list[Batch] = []
         number = 0
         while sum(len(part.x_NSD) for part in parts) < n:
@@ -159,16 +158,11 @@ class WindowsSource:
         return {"batches": self._taken, **self._stream}
 
     def restore(self, state: dict[str, int]) -> None:
-        for key, value in self._stream.items():
-            if state[key] != value:
-                raise ValueError(
-                    f"{key}={value}: the run to resume had {state[key]}, "
-                    f"and without that its stream of windows cannot go on"
-                )
+        check_state(self._stream, state)
         self._taken = state["batches"]
 
     def _next_reading(self, number: int) -> tuple[Reading, int]:
-        """The first batch from `number` on with a token to train on, and its number."""
+        """The first batch from `number` on that has a token to train on, and its number."""
         for later in range(number, number + self._n_windows + 1):
             start = (later * self._ranks + self._rank) * self._per_batch
             read = self._reader.read(later, self._order.span(start, start + self._per_batch))

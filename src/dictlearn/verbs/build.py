@@ -20,7 +20,7 @@ from dictlearn.lm.load import load_skeleton, read_info
 from dictlearn.objectives.objective import Objective
 from dictlearn.objectives.teacher import Teacher
 from dictlearn.sources.protocol import MakesActivations, Source
-from dictlearn.sources.tokens import checked
+from dictlearn.sources.tokens import check_settings
 from dictlearn.train.module import DictionaryTraining
 from dictlearn.train.trainee import Trainee
 from dictlearn.types import ModelInfo
@@ -66,7 +66,7 @@ def check_text(cfg: DictConfig, info: ModelInfo) -> None:
     """Refuses settings that no text of this model can have, and a run without held-out text."""
     data = cfg.data
     if reads_model(cfg) and {"context", "held_out", "max_tokens"} <= set(data):
-        checked(info, data.context, data.held_out, data.max_tokens)
+        check_settings(info, data.context, data.held_out, data.max_tokens)
         if data.held_out == 0:
             raise ValueError("data.held_out=0: holds out no text to evaluate on; want more than 0")
 
