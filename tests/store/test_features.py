@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 from pathlib import Path
@@ -173,6 +174,34 @@ def test_another_format_is_refused(tmp_path: Path):
     info["kinf"] = info.pop("kind")
     with pytest.raises(ValueError, match="look at kind"):
         info_from_json(info, "store.json")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("reaches", [[0, 7]]),
+        ("reaches", []),
+        ("context", 0),
+        ("tokens", -1),
+        ("windows", True),
+        ("model", 3),
+        ("quantile_levels", ["a"]),
+        ("code_sources", 5),
+    ],
+)
+def test_a_description_that_cannot_be_true_is_refused(name: str, value: object, tmp_path: Path):
+    info = json.loads((made_store(tmp_path).path / "store.json").read_text())
+    with pytest.raises(ValueError, match=f"store.json: .*; look at {name}"):
+        info_from_json(info | {name: value}, "store.json")
+
+
+def test_rows_unlike_their_description_are_refused(tmp_path: Path):
+    store = made_store(tmp_path)
+    store.info = dataclasses.replace(store.info, intervals=0)
+    with pytest.raises(
+        ValueError, match="block-0-0.safetensors is not of the shape that store.json"
+    ):
+        store.feature(0, 0)
 
 
 def test_a_store_made_anew_leaves_what_others_put_beside_it(tmp_path: Path):

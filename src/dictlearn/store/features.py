@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dictlearn.ckpt.dictionary import saved_sha256
 from dictlearn.ckpt.files import read_json
-from dictlearn.disk.amiss import told
+from dictlearn.disk.amiss import MISFITS, amiss, told
 from dictlearn.disk.leftovers import present
 from dictlearn.disk.manifest import check_content, check_size, read_manifest
 from dictlearn.names import feature_name, feature_named
@@ -24,6 +24,10 @@ from dictlearn.store.records import Direction, Example, Feature, TokenScores, Tr
 from dictlearn.store.windows import StoredWindows
 
 ANEW = "`dictlearn features` makes it anew"
+
+
+class _Damaged(ValueError):
+    """A part of a store cannot be read, or is not what its description says."""
 
 
 @final
@@ -83,6 +87,18 @@ class FeatureStore:
         except ValueError as error:
             raise ValueError(f"feature {error}") from None
         row = self._row(source, index)
+        try:
+            return self._record(source, index, row)
+        except _Damaged:
+            raise
+        except (*MISFITS, RuntimeError) as error:
+            block = layout.block_name(source, index // info.rows)
+            raise self._trouble(
+                f"{self.path / block} is not of the shape that {layout.INFO} says: {amiss(error)}"
+            ) from None
+
+    def _record(self, source: int, index: int, row: Mapping[str, Tensor]) -> Feature:
+        info = self.info
         count = int(row["count"])
         top, by_interval = self._examples(row)
         return Feature(
@@ -220,8 +236,8 @@ class FeatureStore:
         """The error for an unreadable part; the store may also have been replaced since it was opened."""
         with suppress(ValueError):
             if read_manifest(store_path(self.path)) != self._manifest:
-                return ValueError(f"{self.path}: was made anew while it was read; run this again")
-        return ValueError(f"{sentence}; {ANEW}")
+                return _Damaged(f"{self.path}: was made anew while it was read; run this again")
+        return _Damaged(f"{sentence}; {ANEW}")
 
     def _examples(
         self, row: Mapping[str, Tensor]

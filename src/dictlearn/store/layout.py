@@ -18,7 +18,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from dictlearn.names import code_names
 
@@ -79,8 +80,42 @@ def info_from_json(description: Any, where: str) -> Info:
     names = {field.name for field in fields(Info)}
     if odd := sorted((names ^ (description.keys() - {"format"})) - {"signature"}):
         raise ValueError(f"{where}: does not describe a feature store; look at {odd[0]}")
+    types = get_type_hints(Info)
     plain = {name: _frozen(description[name]) for name in names & description.keys()}
-    return Info(**plain)
+    wrong = [name for name in sorted(plain) if not _holds(plain[name], types[name])]
+    if not wrong:
+        info = Info(**plain)
+        wrong = [name for name, fits in _fits(info).items() if not fits]
+        if not wrong:
+            return info
+    raise ValueError(f"{where}: does not describe a feature store; look at {wrong[0]}")
+
+
+def _fits(info: Info) -> dict[str, bool]:
+    """Whether the numbers of a description, which index each other, agree; by name."""
+    targets = range(len(info.targets))
+    return {
+        "sources": len(info.sources) > 0,
+        "code_sources": info.code_sources in (1, len(info.sources)),
+        "reaches": len(info.reaches) == info.code_sources
+        and all(t in targets for reached in info.reaches for t in reached),
+        "ranks": len(info.ranks) in (0, info.n_features),
+        **{name: getattr(info, name) > 0 for name in ("n_features", "context", "rows")},
+    }
+
+
+def _holds(value: Any, wanted: Any) -> bool:
+    """Whether a value of JSON, with tuples for lists, has a type; integers are at least 0."""
+    kind, inner = get_origin(wanted) or wanted, get_args(wanted)
+    if kind is UnionType:
+        return any(_holds(value, part) for part in inner)
+    if kind is tuple:
+        return isinstance(value, tuple) and all(_holds(item, inner[0]) for item in value)
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if kind is int:
+        return type(value) is int and 0 <= value < 2**63
+    return isinstance(value, kind)
 
 
 def block_name(source: int, number: int) -> str:
