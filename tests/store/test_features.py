@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from dictlearn.store.features import FeatureStore, open_store
 from dictlearn.store.layout import info_from_json
@@ -202,6 +204,32 @@ def test_rows_unlike_their_description_are_refused(tmp_path: Path):
         ValueError, match="block-0-0.safetensors is not of the shape that store.json"
     ):
         store.feature(0, 0)
+
+
+@pytest.mark.parametrize("name", ["windows", "sample"])
+def test_tensors_unlike_their_description_are_refused(name: str, tmp_path: Path):
+    store = made_store(tmp_path)
+    path = store.path / f"{name}.safetensors"
+    tensors = load_file(path)
+    for changed in list(tensors):
+        save_file(tensors | {changed: tensors[changed].flatten().double()}, path)
+        store._whole[path.name] = safe_open(path, framework="pt").__enter__()
+        vars(store).pop("windows", None)
+        with pytest.raises(ValueError, match=f"{name}.safetensors: its {changed} are not what"):
+            _ = store.windows if name == "windows" else store.sampled_windows()
+            for index in range(store.info.n_features):
+                store.sampled_firings(0, index)
+
+
+def test_places_outside_of_the_text_are_refused(tmp_path: Path):
+    store = made_store(tmp_path)
+    path = store.path / "sample.safetensors"
+    tensors = load_file(path)
+    save_file(tensors | {"places": tensors["places"] + 10**9}, path)
+    store._whole[path.name] = safe_open(path, framework="pt").__enter__()
+    with pytest.raises(ValueError, match="sample.safetensors: its places are not what store.json"):
+        for index in range(store.info.n_features):
+            store.sampled_firings(0, index)
 
 
 def test_a_store_made_anew_leaves_what_others_put_beside_it(tmp_path: Path):

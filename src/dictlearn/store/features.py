@@ -56,6 +56,7 @@ class FeatureStore:
         # A store of an earlier version has no hashes of rows: its blocks are hashed whole.
         self._hashes = self._opened(hashes.FILE) if hashes.FILE in self._files else None
         self._blocks: dict[tuple[int, int], Any] = {}
+        self._whole: dict[str, Any] = {}  # files that are hashed whole, by name
         self._group = lru_cache(maxsize=64)(self._read_group)
 
     def __len__(self) -> int:
@@ -136,12 +137,17 @@ class FeatureStore:
     @cached_property
     def windows(self) -> StoredWindows:
         """The held-out text that the harvest read."""
-        file = self._opened(layout.WINDOWS)
-        return StoredWindows(*map(file.get_tensor, ("tokens", "documents", "numbers")))
+        rows, context = self.info.windows, self.info.context
+        return StoredWindows(
+            tokens=self._read(layout.WINDOWS, "tokens", torch.int32, (rows, context)),
+            documents=self._read(layout.WINDOWS, "documents", torch.int32, (rows, context)),
+            numbers=self._read(layout.WINDOWS, "numbers", torch.int64, (rows,)),
+        )
 
     def sampled_windows(self) -> Tensor:
         """Rows of `windows` whose firings are all kept: int64, ascending."""
-        return self._sample.get_tensor("windows")
+        rows = self._read(layout.SAMPLE, "windows", torch.int64, (None,))
+        return self._below(rows, self.info.windows, layout.SAMPLE, "windows")
 
     def sampled_firings(self, source: int, index: int) -> tuple[Tensor, Tensor]:
         """(places int64, activations) of a feature's firings in the sampled windows, in reading order.
@@ -149,13 +155,48 @@ class FeatureStore:
         A place is row * P + position. Only in these windows all silent tokens are known too.
         """
         flat = source * self.info.n_features + index
-        low, high = self._sample.get_slice("starts")[flat : flat + 2].tolist()
-        places = self._sample.get_slice("places")[low:high]
-        return places, self._sample.get_slice("activations")[low:high]
+        bounds = self._read(layout.SAMPLE, "starts", torch.int64, (None,), flat, flat + 2)
+        rows = tuple(self._below(bounds, 2**62, layout.SAMPLE, "starts").tolist())
+        if len(rows) != 2 or rows[0] > rows[1]:
+            raise self._unfit(layout.SAMPLE, "starts")
+        places = self._read(layout.SAMPLE, "places", torch.int64, (None,), *rows)
+        activations = self._read(layout.SAMPLE, "activations", torch.float32, (None,), *rows)
+        if not len(places) == len(activations) == rows[1] - rows[0]:
+            raise self._unfit(layout.SAMPLE, "places")
+        n_places = self.info.windows * self.info.context
+        return self._below(places, n_places, layout.SAMPLE, "places"), activations
 
-    @cached_property
-    def _sample(self) -> Any:
-        return self._opened(layout.SAMPLE)
+    def _read(
+        self,
+        name: str,
+        tensor: str,
+        dtype: torch.dtype,
+        shape: tuple[int | None, ...],
+        *rows: int,
+    ) -> Tensor:
+        """A tensor of a file, or `rows` first to last of it, of this dtype and shape (None: any)."""
+        if name not in self._whole:
+            self._whole[name] = self._opened(name)
+        try:
+            read = self._whole[name].get_slice(tensor)
+            sizes = read.get_shape()
+            fits = len(sizes) == len(shape) and all(
+                want in (None, size) for want, size in zip(shape, sizes, strict=True)
+            )
+            values = read[slice(*rows)] if rows else read[:]
+        except (SafetensorError, RuntimeError, IndexError, OverflowError):
+            raise self._unfit(name, tensor) from None
+        if not fits or values.dtype != dtype:
+            raise self._unfit(name, tensor)
+        return values
+
+    def _below(self, values: Tensor, bound: int, name: str, tensor: str) -> Tensor:
+        if values.numel() and not (int(values.min()) >= 0 and int(values.max()) < bound):
+            raise self._unfit(name, tensor)
+        return values
+
+    def _unfit(self, name: str, tensor: str) -> ValueError:
+        return self._trouble(f"{self.path / name}: its {tensor} are not what {layout.INFO} says")
 
     def _numbers(self) -> list[tuple[int, int]]:
         n_blocks = -(-self.info.n_features // self.info.rows)

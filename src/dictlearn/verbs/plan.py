@@ -37,7 +37,7 @@ class Keys(train.Keys):
 def main(cfg: DictConfig) -> int:
     """Prints the plan; 0 when every check passed, else 2."""
     plan = planned(cfg)
-    show(plan, escape.console(markup=True))
+    show(plan, escape.console(markup=True), escape.console(stderr=True, markup=True))
     return 2 if plan.mistakes else 0
 
 
@@ -219,7 +219,7 @@ def predict(plan: Plan, run: costs.Run, devices: int, gpu: Gpu | None, machine: 
         plan.predictions += predictions(run, devices, [other for other in SHOWN if other != own])
 
 
-def show(plan: Plan, console: Console) -> None:
+def show(plan: Plan, console: Console, errors: Console) -> None:
     table = Table(title="What dictlearn train would do", show_header=False)
     table.add_column(no_wrap=True)
     table.add_column()
@@ -234,8 +234,8 @@ def show(plan: Plan, console: Console) -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     console.print(f"Checked: {', '.join(plan.passed)}.")
     for name, sentence in plan.mistakes.items():
-        console.print(f"[bold red]{name}[/]: ", end="")
-        console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+        errors.print(f"[bold red]{name}[/]: ", end="")
+        errors.print(sentence, markup=False, highlight=False, soft_wrap=True)
 
 
 # --- checks -----------------------------------------------------------------------------------
