@@ -72,7 +72,7 @@ def _as_a_hub_gives_it(folder: Path) -> None:
 
 def _loaded(folder: Path) -> Any:
     dictionary = dictlearn.load(folder)
-    return dictionary.to_json(), dictionary.training_figures, dictionary.state_dict()
+    return dictionary.to_json(), dictionary.provenance, dictionary.state_dict()
 
 
 def _loaded_from_a_hub(folder: Path) -> Any:

@@ -47,7 +47,7 @@ TRAINED = {  # each way that features come to have thresholds
 def main(folder: Path) -> None:
     for name, options in TRAINED.items():
         run(["train", f"run_dir={folder / name}", f"name={name}", *SMALL, *options])
-    text = dictlearn.load(folder / "clt").training_figures
+    text = dictlearn.load(folder / "clt").provenance
     few = partial(JumpReLU, init_threshold=2.0)  # of 512 features, some ten on a token
     tied = clt(read_info("pico"), few, n_features=512, tied=True, window=2)
     save_dictionary(tied.eval(), folder / "tied" / "dictionary", text)

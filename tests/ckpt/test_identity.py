@@ -40,7 +40,7 @@ def test_every_bit_of_the_tensors_counts(saved):
         with pytest.raises(ValueError, match="dictionary"):
             load_dictionary(saved)
     path.write_bytes(whole)
-    assert load_dictionary(saved).training_figures == {"model": "toy"}
+    assert load_dictionary(saved).provenance == {"model": "toy"}
 
 
 @pytest.mark.parametrize(("key", "value"), [("k", 3), ("sources", ["resid_post.0"])])

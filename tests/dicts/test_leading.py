@@ -178,7 +178,7 @@ def test_a_dictionary_prints_what_it_is():
         "  sparsity   topk, k = 4",
         "  held out   no figures were saved with it; dictlearn.evaluate() takes them",
     ]
-    dictionary.training_figures = {
+    dictionary.provenance = {
         "model": "pico",
         "tokens": 1_000_000,
         "sparsity": {"_target_": "dictlearn.sparsity.batchtopk.BatchTopK"},
@@ -193,7 +193,7 @@ def test_a_dictionary_prints_what_it_is():
 
 def test_what_a_stranger_wrote_is_printed_as_text():
     dictionary = small_dictionary(kind="sae\x1b[31m")
-    dictionary.training_figures = {"model": "m\x1b]0;title\x07\nline", "tokens": "1", "sparsity": 3}
+    dictionary.provenance = {"model": "m\x1b]0;title\x07\nline", "tokens": "1", "sparsity": 3}
     assert "\x1b" not in repr(dictionary) and "\x07" not in repr(dictionary)
     assert len(repr(dictionary).splitlines()) == 6
     assert isinstance(dictionary.encode(activations(2)), Code)

@@ -81,7 +81,7 @@ def test_the_files_compute_what_the_dictionary_does(kind, sparsity, tmp_path):
     torch.testing.assert_close(again(x), wanted, atol=1e-5, rtol=1e-5)
     assert torch.equal(again.encode(x).features, dictionary.encode(x).features)
     assert (again.kind, again.shape.k) == (dictionary.kind, dictionary.shape.k)
-    assert again.training_figures["model"] == "org/model"
+    assert again.provenance["model"] == "org/model"
 
 
 def test_settings_say_where_it_goes_and_where_it_comes_from(tmp_path):

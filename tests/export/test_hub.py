@@ -49,7 +49,7 @@ def test_what_was_written_loads_by_its_hub_id_and_each_format_by_its_folder(tmp_
     assert torch.equal(dictlearn.load("me/mine")(x_NSD), ours(x_NSD))
     for name in formats:
         theirs = dictlearn.load(f"me/mine/{name}")
-        assert theirs.training_figures["format"] == name
+        assert theirs.provenance["format"] == name
         torch.testing.assert_close(theirs(x_NSD), ours(x_NSD))
 
 

@@ -79,8 +79,8 @@ def test_what_is_written_reads_back(exporter, shape, sparsity, tmp_path):
     again = dictlearn.load(tmp_path)
     assert (again.sources, again.targets) == (dictionary.sources, dictionary.targets)
     assert again.kind == dictionary.kind and again.sparsity.name == sparsity
-    assert again.training_figures["format"] == exporter.name
-    assert again.training_figures["model"] == "org/model"
+    assert again.provenance["format"] == exporter.name
+    assert again.provenance["model"] == "org/model"
     found = difference(dictionary, again, job.samples())
     assert found.small and next(job.samples()).shape[1] == dictionary.n_sources, found
     assert not again.training and not any(p.requires_grad for p in again.parameters())

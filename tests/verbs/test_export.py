@@ -58,7 +58,7 @@ def test_a_run_is_exported_calibrated_and_read_back(run, capsys):
     again = dictlearn.load(run / "export/circuit_tracer")
     ours = dictlearn.load(run)
     assert torch.equal(again.encoder.W_enc, ours.encoder.W_enc)
-    assert again.sparsity.name == "jumprelu" and again.training_figures["model"] == "pico"
+    assert again.sparsity.name == "jumprelu" and again.provenance["model"] == "pico"
     weights = run / "export/circuit_tracer/layer_1.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")  # another number, and a whole file
     with pytest.raises(ValueError, match=r"layer_1\.safetensors does not match its manifest"):

@@ -34,7 +34,7 @@ def test_a_run_that_learns_nothing_saves_what_it_started_from(start, tmp_path):
     x_NSD = 3 * torch.randn(500, 1, 256)
     torch.testing.assert_close(run(x_NSD), start(x_NSD), rtol=1e-4, atol=1e-4)
     assert start.encode(x_NSD).values.numel() > 500
-    assert run.training_figures["init"] == "start"
+    assert run.provenance["init"] == "start"
 
 
 def test_another_site_is_refused_before_anything_is_written(tmp_path, capsys):

@@ -126,7 +126,7 @@ def test_a_crosscoder_reads_a_model_and_its_fine_tune(tuned, tmp_path):
     assert train(tmp_path, "dict=crosscoder", "name=diff", f"model.other={tuned}", wanted) == 0
     dictionary = dictlearn.load(tmp_path / "runs" / "diff")
     assert list(dictionary.sources) == sites
-    assert dictionary.training_figures["other_model"] == str(tuned)
+    assert dictionary.provenance["other_model"] == str(tuned)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as exit_:
         patch.chdir(tmp_path)  # and reads both again, without being told
         patch.setattr(sys, "argv", ["dictlearn", "evaluate", "run=runs/diff", "eval_tokens=512"])

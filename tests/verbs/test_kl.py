@@ -94,7 +94,7 @@ def test_kl_begins_with_the_windows(tmp_path):
     first, second, third = rows(run)
     assert "kl" not in first and "kl" not in second
     assert first["loss/kl"] == second["loss/kl"] == 0.0
-    options = dictlearn.load(run).training_figures["objective"]["terms"]["kl"]
+    options = dictlearn.load(run).provenance["objective"]["terms"]["kl"]
     weighted = options["coefficient"] * third["kl_ratio"] * third["kl"]
     assert third["kl"] > 0 and third["loss/kl"] == pytest.approx(weighted)
     assert options["mode"] == "teacher_forced"

@@ -78,7 +78,7 @@ def test_a_run_leaves_all_that_was_promised(run):
 def test_the_loaded_dictionary_reads_and_writes_raw_activations(run):
     dictionary = dictlearn.load(run)
     assert dictionary.sources == dictionary.targets == ("resid_post.1",)
-    assert dictionary.training_figures["tokens"] == 6 * 256
+    assert dictionary.provenance["tokens"] == 6 * 256
     lm = load_model("pico")
     tokens = torch.randint(4, 4000, (4, 64))
     x_NSD = capture(lm, tokens, dictionary.sources)["resid_post.1"].flatten(0, 1)[:, None]

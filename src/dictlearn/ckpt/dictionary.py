@@ -66,7 +66,7 @@ def load_dictionary(path: str | Path, revision: str | None = None) -> Dictionary
     owner/name/folder for one in a folder of it).
 
     A folder that another tool wrote is read by its importer (`ckpt/foreign`). It takes and returns
-    raw activations; `.training_figures` says where it came from.
+    raw activations; `.provenance` says where it came from.
 
     Raises:
         ValueError: one sentence where there is no dictionary, or where it is damaged.
@@ -109,7 +109,7 @@ def _read_own(folder: Path, verified: bool) -> Dictionary:
             "them is damaged or of another dictionary; copy or download the folder again"
         )
     dictionary.float()  # what is computed in, whatever was saved
-    dictionary.training_figures = training
+    dictionary.provenance = training
     return dictionary.eval().requires_grad_(False)
 
 

@@ -71,7 +71,7 @@ class Dictionary(nn.Module):
         if shape.skip:
             n_targets = len(shape.targets)
             self.W_skip = nn.Parameter(torch.zeros(n_targets, shape.width, shape.width))
-        self.training_figures: dict[str, Any] = {}
+        self.provenance: dict[str, Any] = {}  # model, text and options of training; plain JSON
         self.figures: dict[str, float] = {}  # on held-out text, of a run that was evaluated
         if not self.encoder.W_enc.is_meta:  # there, only shapes are asked for
             self.reset_parameters()

@@ -10,9 +10,9 @@ from dictlearn.types import DictionaryLike
 
 
 class Summarised(DictionaryLike, Protocol):
-    """A dictionary with what its training and its evaluation said."""
+    """A dictionary with its provenance and its evaluation's figures."""
 
-    training_figures: dict[str, Any]
+    provenance: dict[str, Any]
     figures: dict[str, float]
 
     @property
@@ -33,7 +33,7 @@ def summary(dictionary: Summarised) -> str:
 
     Whatever a file said is printed as data: no control character of it reaches the terminal.
     """
-    trained = dictionary.training_figures
+    trained = dictionary.provenance
     model = trained.get("model")
     lines = {
         "reads": sites(dictionary.sources),
@@ -63,7 +63,7 @@ def _features(dictionary: Summarised) -> str:
 
 def _sparsity(dictionary: Summarised) -> str:
     name, k = dictionary.sparsity.name, dictionary.shape.k
-    trained = dictionary.training_figures.get("sparsity")
+    trained = dictionary.provenance.get("sparsity")
     if isinstance(trained, Mapping) and isinstance(target := trained.get("_target_"), str):
         before = escape.line(target.rpartition(".")[2].lower())
         name += f" (trained as {before})" if before != name else ""

@@ -77,7 +77,7 @@ def export_dictionary(cfg: DictConfig, exporter: Exporter, folder: Path, sort: s
         escape.say(conversion(opened.dictionary, dictionary, exact, unseen))
     job = Job(
         dictionary,
-        opened.dictionary.training_figures,
+        opened.dictionary.provenance,
         opened.lm.info,
         opened.lm.tokenizer,
         calibration.inputs,

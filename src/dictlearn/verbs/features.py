@@ -114,7 +114,7 @@ def opened(cfg: DictConfig) -> Harvest:
     """Opens dictionary, model and text, and reads no text yet. Raises ValueError."""
     settings = Settings(**{f.name: _plain(cfg[f.name]) for f in fields(Settings)})
     path, _ = where(cfg, "describe", FOLDER)
-    if load_dictionary(path).training_figures.get("model") == SYNTHETIC:
+    if load_dictionary(path).provenance.get("model") == SYNTHETIC:
         raise ValueError(f"{path}: its activations are synthetic: there is no text to look at")
     named = open_dictionary(cfg, "describe", FOLDER, check_positive)
     text = Text(named.windows, settings)

@@ -63,7 +63,7 @@ def open_dictionary(
     """
     path, folder = where(cfg, verb, elsewhere)
     dictionary = load_dictionary(path)
-    trained = anywhere(dictionary.training_figures, path)
+    trained = anywhere(dictionary.provenance, path)
     split = "eval"
     if text and cfg.get("data"):
         _take_context(cfg, trained)

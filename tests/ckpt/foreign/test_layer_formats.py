@@ -85,7 +85,7 @@ def test_saelens_before_6(tmp_path):
     dictionary = dictlearn.load(tmp_path)
     assert dictionary.sources == ("resid_post.8",) and not dictionary.shape.centre
     assert int(dictionary.encode(torch.randn(9, 1, D)).l0_NS.max()) <= 2
-    assert dictionary.training_figures == {"format": "saelens", "model": "gpt2-small"}
+    assert dictionary.provenance == {"format": "saelens", "model": "gpt2-small"}
 
 
 def test_saelens_scale_beside_the_weights_is_folded_in(tmp_path):
@@ -205,7 +205,7 @@ def test_dictionary_learning_autoencoder_is_read_with_the_norms_its_loader_gives
     y = f @ t["decoder.weight"].T + t["bias"]
     torch.testing.assert_close(dictionary(x[:, None])[:, 0], y)
     assert dictionary.sources == ("resid_post.4",)
-    assert dictionary.training_figures["model"] == "org/model"
+    assert dictionary.provenance["model"] == "org/model"
 
 
 def test_dictionary_learning_matryoshka_keeps_its_groups(tmp_path):

@@ -7,7 +7,7 @@ A module has two functions, and says which files it reads:
     FILES, OPTIONAL: tuple[str, ...]        patterns of names: all of FILES must be there
     LAYERS: bool                            whether it reads a folder of such folders, a layer each
 
-`training_figures` of what is read holds what the files say, in the words of our own: "model" (a hub
+`provenance` of what is read holds what the files say, in the words of our own: "model" (a hub
 id) and "format". A file from a stranger is data: safetensors, JSON and yaml read strictly, pickles
 only with weights_only=True, and whatever is in it, the answer is a dictionary or a ValueError.
 Modules whose name begins with an underscore are shared by others and read nothing themselves.

@@ -85,7 +85,7 @@ def build_layer(
     named = {NAMES.get(name, f"sparsity.{name}"): tensor for name, tensor in tensors.items()}
     own = {name: tensor.float()[None].contiguous() for name, tensor in named.items()}
     dictionary.load_state_dict(own, assign=True)
-    dictionary.training_figures = dict(training)
+    dictionary.provenance = dict(training)
     return dictionary.eval().requires_grad_(False)
 
 
@@ -111,7 +111,7 @@ def read_layers(folders: list[Path], read_one: Callable[[Path], Dictionary]) -> 
                 f"alone by its own folder"
             )
     whole = together(layers, "plt")
-    whole.training_figures = layers[0].training_figures
+    whole.provenance = layers[0].provenance
     return whole
 
 

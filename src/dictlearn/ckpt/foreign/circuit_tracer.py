@@ -58,7 +58,7 @@ def read(folder: Path) -> Dictionary:
     layers = read_transcoders(folder) if kind == "transcoder_set" else read_clt(folder)
     dictionary = _build(folder / CONFIG, settings, KINDS[kind], layers)
     model = settings.get("model_name")
-    dictionary.training_figures = {"format": "circuit_tracer", "model": model}
+    dictionary.provenance = {"format": "circuit_tracer", "model": model}
     return dictionary
 
 

@@ -114,7 +114,7 @@ def _read_one(folder: Path) -> Dictionary:
     if name != "AutoEncoder":
         return dictionary
     scaled = renormed(dictionary)  # as their loader does with this class alone
-    scaled.training_figures = dictionary.training_figures
+    scaled.provenance = dictionary.provenance
     return scaled
 
 
