@@ -92,7 +92,7 @@ def test_it_finds_what_training_would_refuse(
     cfg = config.compose("plan", overrides)
     assert list(plan.planned(cfg).mistakes)[0] == name
     assert plan.main(cfg) == 2
-    assert f"{name}: " in capsys.readouterr().out
+    assert f"{name}: " in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
