@@ -18,7 +18,7 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from dictlearn import schema
-from dictlearn.disk.amiss import told
+from dictlearn.disk.errors import error_text
 from dictlearn.disk.leftovers import LONGEST_NAME
 
 # Groups that take a folder or hub id, and the option that it selects.
@@ -233,7 +233,7 @@ def sentence(error: Exception) -> str:
         return sentence(cause)
     if missing := re.search(r"Missing mandatory value: ([\w.]+)", str(error)):
         return f"{missing[1]}: no value was given; pass {missing[1]}=<value>"
-    said = told(error)
+    said = error_text(error)
     if isinstance(error, OSError) and error.filename and said != str(error):
         said = f"{error.filename}: {said}"
     return " ".join(said.split())

@@ -12,19 +12,19 @@ import pytest
 from dictlearn.ckpt import lock, signature
 from dictlearn.ckpt.commit import commit
 from dictlearn.disk import whole
-from dictlearn.disk.folders import made
+from dictlearn.disk.folders import ensure_folder
 from dictlearn.explain import cache
 from dictlearn.store.explanations import Explanation, add_explanations
 
 
 def test_only_what_was_made_and_is_empty_goes(tmp_path):
     (tmp_path / "there").mkdir()
-    with pytest.raises(KeyboardInterrupt), made(tmp_path / "there/a/b"):
+    with pytest.raises(KeyboardInterrupt), ensure_folder(tmp_path / "there/a/b"):
         raise KeyboardInterrupt
-    with made(tmp_path / "there"):
+    with ensure_folder(tmp_path / "there"):
         pass
     assert [path.name for path in tmp_path.rglob("*")] == ["there"]
-    with pytest.raises(ValueError, match="late"), made(tmp_path / "there/a/b"):
+    with pytest.raises(ValueError, match="late"), ensure_folder(tmp_path / "there/a/b"):
         (tmp_path / "there/a/file").touch()
         raise ValueError("late")
     assert [path.name for path in (tmp_path / "there/a").rglob("*")] == ["file"]
@@ -39,7 +39,7 @@ def test_one_that_is_half_made_goes(tmp_path, monkeypatch):
         mkdir(path, mode)
 
     monkeypatch.setattr(os, "mkdir", full)
-    with pytest.raises(OSError, match="No space"), made(tmp_path / "a/b"):
+    with pytest.raises(OSError, match="No space"), ensure_folder(tmp_path / "a/b"):
         pass
     assert not list(tmp_path.iterdir())
 

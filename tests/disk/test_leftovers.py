@@ -52,7 +52,7 @@ def test_only_those_of_one_name(tmp_path, dead):
     assert names(tmp_path) == [f"b.tmp-{dead}"]
 
 
-@pytest.mark.parametrize("act", [leftovers.collect, lambda p: leftovers.present(p / "store")])
+@pytest.mark.parametrize("act", [leftovers.collect, lambda p: leftovers.recover(p / "store")])
 def test_what_was_being_replaced_is_put_back(tmp_path, dead, act):
     (tmp_path / f"store.old-{dead}").mkdir()
     (tmp_path / f"store.old-{dead}" / "store.json").touch()
@@ -68,14 +68,14 @@ def test_a_reader_that_cannot_write_reads_the_old_one_where_it_lies(tmp_path, de
         raise PermissionError(1, "Read-only file system")
 
     monkeypatch.setattr(os, "rename", refuse)
-    assert leftovers.present(tmp_path / "store") == old
+    assert leftovers.recover(tmp_path / "store") == old
 
 
 def test_a_folder_that_is_there_is_itself_and_one_that_is_not_stays_away(tmp_path, dead):
     (tmp_path / f"store.tmp-{dead}").mkdir()
-    assert leftovers.present(tmp_path / "store") == tmp_path / "store"
+    assert leftovers.recover(tmp_path / "store") == tmp_path / "store"
     (tmp_path / "store").mkdir()
     (tmp_path / f"store.old-{dead}").mkdir()
-    assert leftovers.present(tmp_path / "store") == tmp_path / "store"
+    assert leftovers.recover(tmp_path / "store") == tmp_path / "store"
     assert names(tmp_path / "store") == []
-    assert leftovers.present(tmp_path / "nowhere" / "store") == tmp_path / "nowhere" / "store"
+    assert leftovers.recover(tmp_path / "nowhere" / "store") == tmp_path / "nowhere" / "store"

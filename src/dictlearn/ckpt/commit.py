@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from safetensors import SafetensorError
 
 from dictlearn.disk import leftovers
-from dictlearn.disk.folders import made
+from dictlearn.disk.folders import ensure_folder
 from dictlearn.disk.leftovers import LEFTOVER
 from dictlearn.disk.leftovers import collect as collect_garbage
 from dictlearn.disk.manifest import (
@@ -70,7 +70,7 @@ def commit(
         raise ValueError(f"cannot save {folder}: {folder.name!r} is not a usable folder name")
     temporary = leftovers.temporary(folder)
     try:
-        with made(folder.parent):
+        with ensure_folder(folder.parent):
             try:
                 leftovers.collect(folder.parent, folder.name)
                 check_replaceable(folder, sort, overwrite)
@@ -185,7 +185,7 @@ def _publish(temporary: Path, folder: Path) -> None:
         fsync(folder.parent)
         return
     # A folder cannot be renamed onto a full one. If we die between these two renames, the next
-    # reader or writer finds the old folder alone and puts it back (leftovers.present, .collect).
+    # reader or writer finds the old folder alone and puts it back (leftovers.recover, .collect).
     aside = leftovers.aside(folder)
     shutil.rmtree(aside, ignore_errors=True)
     os.rename(folder, aside)
@@ -201,7 +201,7 @@ def _publish(temporary: Path, folder: Path) -> None:
 def _step_folders(checkpoints: Path) -> list[Path]:
     """Step folders, last committed first; before them those whose manifest cannot be read."""
     found = []
-    leftovers.put_back(checkpoints)
+    leftovers.recover_all(checkpoints)
     for path in checkpoints.iterdir() if checkpoints.is_dir() else []:
         match = _STEP.fullmatch(path.name)
         if match and path.is_dir():

@@ -30,7 +30,7 @@ from dictlearn.ckpt.hub import fetched
 from dictlearn.dicts.description import from_json, shape_from_json, shown
 from dictlearn.dicts.dictionary import Dictionary
 from dictlearn.dicts.identity import sha256_of
-from dictlearn.disk.leftovers import present
+from dictlearn.disk.leftovers import recover
 
 FORMAT = 2  # 1 had no sha256
 SORT = "a dictionary"  # in its manifest
@@ -145,7 +145,7 @@ def saved_sha256(path: str | Path) -> str | None:
 
     None where there is none of ours. Its tensors are not read, unless it is too old to say.
     """
-    for candidate in map(present, (Path(path), Path(path) / "dictionary")):
+    for candidate in map(recover, (Path(path), Path(path) / "dictionary")):
         if (candidate / DESCRIPTION).is_file():
             description = read_json(candidate / DESCRIPTION)
             said = description.get("sha256") if isinstance(description, dict) else None
@@ -155,7 +155,7 @@ def saved_sha256(path: str | Path) -> str | None:
 
 def _find(path: str | Path, revision: str | None) -> Path:
     folder = Path(path).expanduser()
-    for candidate in map(present, (folder, folder / "dictionary")):
+    for candidate in map(recover, (folder, folder / "dictionary")):
         if (candidate / DESCRIPTION).is_file():
             return candidate
     if folder.exists():

@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from dictlearn.disk.amiss import amiss, told
+from dictlearn.disk.errors import content_error, error_text
 
 JSON_BYTES = 256 << 20
 HEADER_BYTES = 8 << 20  # of a safetensors file: names and shapes of some 50,000 tensors
@@ -81,7 +81,9 @@ def read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
             return {name: (s.get_dtype(), tuple(s.get_shape())) for name, s in slices.items()}
     except UNREADABLE as error:
-        raise ValueError(f"{path} is not a readable safetensors file: {told(error)}") from None
+        raise ValueError(
+            f"{path} is not a readable safetensors file: {error_text(error)}"
+        ) from None
 
 
 def check_numbers(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -109,7 +111,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             # clone: the file is mapped at whatever offset it has, and sums depend on alignment
             return {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except UNREADABLE as error:
-        raise ValueError(f"{path} is not a readable safetensors file: {told(error)}") from None
+        raise ValueError(
+            f"{path} is not a readable safetensors file: {error_text(error)}"
+        ) from None
 
 
 def _check_header(path: Path) -> None:
@@ -132,9 +136,9 @@ def read_json(path: Path, most: int = JSON_BYTES) -> Any:
             path.read_bytes(), object_pairs_hook=_unique, parse_constant=_refuse_constant
         )
     except (UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} is not readable: {amiss(error)}") from None
+        raise ValueError(f"{path} is not readable: {content_error(error)}") from None
     except (ValueError, OSError) as error:
-        raise ValueError(f"{path} is not readable: {told(error)}") from None
+        raise ValueError(f"{path} is not readable: {error_text(error)}") from None
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from pathlib import Path
 from lightning.pytorch.utilities import rank_zero_only
 
 from dictlearn.disk import leftovers
-from dictlearn.disk.folders import made
+from dictlearn.disk.folders import ensure_folder
 from dictlearn.disk.leftovers import shortened
 from dictlearn.disk.whole import SaveError
 
@@ -89,7 +89,7 @@ def _holding(
     if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
         yield
         return
-    with made(folder):  # who was refused leaves nothing
+    with ensure_folder(folder):  # who was refused leaves nothing
         path = folder.resolve() / name
         if path in _held:
             raise ValueError(refusal(THIS_PROCESS))

@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from dictlearn.disk.folders import made
+from dictlearn.disk.folders import ensure_folder
 
 SIGNATURE = "signature"
 FOLLOWED = ("model", "revision", "other_model", "data")  # what is read when a verb is told nothing
@@ -65,7 +65,7 @@ def _key(make: bool) -> bytes | None:
 def _make(path: Path) -> None:
     """Whole or not at all, and never over the one of another process that was faster."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with made(path.parent):
+    with ensure_folder(path.parent):
         descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         try:
             with open(descriptor, "wb") as file:

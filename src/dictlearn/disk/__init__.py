@@ -1,1 +1,1 @@
-"""How anything reaches the disk: whole or not at all, whenever the disk fills up or the process dies."""
+"""Writes files whole or not at all, even if the disk fills up or the process dies."""

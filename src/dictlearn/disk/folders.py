@@ -1,4 +1,4 @@
-"""A folder made for what is about to be written: it goes again where nothing was."""
+"""Make a folder for a file that is about to be written, and remove it if nothing was."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from pathlib import Path
 
 
 @contextmanager
-def made(folder: Path) -> Iterator[None]:
-    """Makes `folder` and those above it; of these new ones, those still empty at the end are removed.
+def ensure_folder(folder: Path) -> Iterator[None]:
+    """Makes `folder` and its parents; at the end, removes the new ones that are still empty.
 
-    So a full disk, a refusal or Ctrl-C leaves no folder that another verb would take for somebody's.
+    So a full disk, a refusal or Ctrl-C leaves no empty folder behind.
 
     Raises:
-        OSError: it can't be made.
+        OSError: the folder can't be made.
     """
     new = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         yield
     finally:
-        with suppress(OSError):  # the first that holds something keeps all above it
+        with suppress(OSError):  # a folder that isn't empty keeps its parents
             for path in new:
                 path.rmdir()

@@ -1,7 +1,7 @@
-"""Temporary names say who made them, so that what a dead process left can be told from work in progress.
+"""Temporary names identify their process, so that leftovers of dead processes can be removed.
 
 <name>.tmp-<pid>-<started>-<machine>    being written
-<name>.old-<pid>-<started>-<machine>    moved aside while another takes its place
+<name>.old-<pid>-<started>-<machine>    moved aside while its replacement is renamed
 """
 
 from __future__ import annotations
@@ -19,29 +19,29 @@ from pathlib import Path
 LEFTOVER = re.compile(
     r"(?P<name>.+)\.(?P<state>tmp|old)-(?P<pid>\d+)(?:-(?P<started>\d+)-(?P<machine>[0-9a-f]{8}))?"
 )
-A_DAY = 86_400  # seconds: what another machine has not touched for so long is nobody's
-LONGEST_NAME = 200  # bytes of a name that can take such an ending
+A_DAY = 86_400  # seconds, after which a leftover of another machine may be removed
+LONGEST_NAME = 200  # bytes, so that a suffix still fits
 
 
 def temporary(path: Path) -> Path:
-    """Where to write what shall become `path`: beside it."""
+    """The name beside `path` under which it is written."""
     return path.with_name(f"{shortened(path.name)}.tmp-{_me()}")
 
 
 def aside(path: Path) -> Path:
-    """Where `path` goes while another takes its place."""
+    """The name that `path` gets while it is replaced."""
     return path.with_name(f"{path.name}.old-{_me()}")
 
 
 def collect(parent: Path, name: str | None = None, alone: bool = False) -> list[Path]:
-    """Removes from `parent` what dead processes left half-written; returns the names removed.
+    """Removes half-written leftovers of dead processes from `parent`; returns their paths.
 
-    What was being replaced when its process died is put back. With `name` only leftovers of that
-    file or folder are looked at. A leftover of another machine goes when nobody has touched it for
-    a day; `alone` says that the caller holds the lock of all who write here: then every one goes.
+    A file or folder that was being replaced when its process died is put back. `name` restricts
+    this to leftovers of that file or folder. A leftover of another machine is removed a day after
+    its last change. With `alone` the caller holds the lock for all writers, and every leftover goes.
     """
     removed = []
-    for path, match in _found(parent, name):
+    for path, match in _leftovers(parent, name):
         if not alone and _may_be_alive(path, match):
             continue
         original = parent / match["name"]
@@ -50,26 +50,25 @@ def collect(parent: Path, name: str | None = None, alone: bool = False) -> list[
                 os.rename(path, original)
                 continue
             remove(path)
-        except FileNotFoundError:  # another process collects here too
+        except FileNotFoundError:  # another process removed it
             continue
         removed.append(path)
     return removed
 
 
-def present(folder: Path) -> Path:
-    """`folder`, or what it was, if a process died while another was taking its place.
+def recover(folder: Path) -> Path:
+    """`folder`, for readers; if a process died while replacing it, the earlier one is put back.
 
-    For readers. The old one is put back where the place can be written; where it can't, it is read
-    where it lies.
+    If the parent is read-only, the result is the path of the earlier one instead.
     """
-    for patience in (0.0, 0.05, 0.2, 1.0):  # a living process needs a moment between two renames
-        time.sleep(patience)
+    for seconds in (0.0, 0.05, 0.2, 1.0):  # a living process needs a moment between two renames
+        time.sleep(seconds)
         if folder.exists() or not folder.parent.is_dir():
             return folder
-        old = [(p, m) for p, m in _found(folder.parent, folder.name) if m["state"] == "old"]
+        old = [(p, m) for p, m in _leftovers(folder.parent, folder.name) if m["state"] == "old"]
         if not old:
             return folder
-        path, match = max(old, key=lambda found: found[0].stat().st_mtime)
+        path, match = max(old, key=lambda leftover: leftover[0].stat().st_mtime)
         if not _may_be_alive(path, match):
             with contextlib.suppress(OSError):
                 os.rename(path, folder)
@@ -77,38 +76,36 @@ def present(folder: Path) -> Path:
     return path
 
 
-def put_back(parent: Path) -> None:
-    """What was being replaced in `parent` when its process died, as `present` does it for one."""
-    for _, match in _found(parent, None):
+def recover_all(parent: Path) -> None:
+    """Calls `recover` for everything in `parent` that was being replaced."""
+    for _, match in _leftovers(parent, None):
         if match["state"] == "old":
-            present(parent / match["name"])
+            recover(parent / match["name"])
 
 
 def remove(path: Path) -> None:
-    """A file, a link or a folder with all that is in it; what can't be removed stays."""
+    """Removes a file, a link or a folder with its content, except what can't be removed."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
 
 
-def _found(parent: Path, name: str | None) -> list[tuple[Path, re.Match[str]]]:
+def _leftovers(parent: Path, name: str | None) -> list[tuple[Path, re.Match[str]]]:
     if not parent.is_dir():
         return []
-    wanted = None if name is None else {name, shortened(name)}
+    names = None if name is None else {name, shortened(name)}
     return [
         (parent / entry, match)
         for entry in sorted(os.listdir(parent))
-        if (match := LEFTOVER.fullmatch(entry)) and (wanted is None or match["name"] in wanted)
+        if (match := LEFTOVER.fullmatch(entry)) and (names is None or match["name"] in names)
     ]
 
 
 def _may_be_alive(path: Path, match: re.Match[str]) -> bool:
-    """Whether the process that made it may still be at work on it."""
+    """Whether the process that made this leftover may still be working on it."""
     pid = int(match["pid"])
-    if (
-        match["machine"] is None
-    ):  # a name without the rest: all we can ask for is the process's number
+    if match["machine"] is None:  # the older form of the name: only the pid is known
         return pid != os.getpid() and _runs(pid)
     if match["machine"] != _machine():
         with contextlib.suppress(OSError):
@@ -133,7 +130,7 @@ def _me() -> str:
 
 
 def _started(pid: int) -> int | None:
-    """When the process began, in the kernel's ticks: numbers of processes are used again."""
+    """The start time of a process in clock ticks; with the pid it identifies the process."""
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
             return int(file.read().rpartition(")")[2].split()[19])
@@ -143,13 +140,13 @@ def _started(pid: int) -> int | None:
 
 @lru_cache(maxsize=1)
 def _machine() -> str:
-    """Names the host and its space of process numbers: a container has its own."""
-    space = ""
+    """A hash of the host and its pid namespace, which differs between containers."""
+    namespace = ""
     with contextlib.suppress(OSError):
-        space = os.readlink("/proc/self/ns/pid")
-    return hashlib.sha256(f"{socket.gethostname()} {space}".encode()).hexdigest()[:8]
+        namespace = os.readlink("/proc/self/ns/pid")
+    return hashlib.sha256(f"{socket.gethostname()} {namespace}".encode()).hexdigest()[:8]
 
 
 def shortened(name: str) -> str:
-    """A name that can take an ending of a few dozen bytes."""
+    """The first bytes of `name`, short enough that a suffix fits."""
     return os.fsdecode(os.fsencode(name)[:LONGEST_NAME])

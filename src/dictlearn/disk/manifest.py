@@ -1,7 +1,7 @@
-"""manifest.json: what lies in a committed folder, with sizes and SHA-256, and who wrote it.
+"""manifest.json lists the files of a committed folder with their sizes and SHA-256.
 
-Readers trust a folder only when its manifest verifies: a bit that flips later is found too, which
-safetensors alone would load without a word.
+Readers accept a folder only if its manifest verifies. This also detects bits that flipped later,
+which safetensors alone does not.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Any
 
 MANIFEST = "manifest.json"
 SCHEMA = 1
-MANIFEST_BYTES = 16 << 20  # nothing we write comes near; a reader need not trust what it finds
+MANIFEST_BYTES = 16 << 20  # the largest manifest that is read; ours are far smaller
 
 
 def verify(folder: Path) -> dict[str, Any]:
-    """Checks every file of `folder` against its manifest, which it returns.
+    """Checks every file of `folder` against its manifest, and returns the manifest.
 
     Raises:
         ValueError: one sentence naming the file and what is wrong with it.
@@ -31,19 +31,19 @@ def verify(folder: Path) -> dict[str, Any]:
 
 
 def check_size(path: Path, entry: Mapping[str, Any]) -> None:
-    """ValueError where a file is not as long as its entry in a manifest says, or is no file."""
+    """Raises ValueError unless `path` is a file of the size in its manifest entry."""
     if path.is_symlink() or not path.is_file():
         raise ValueError(f"{path} is missing: the manifest lists it with {entry['bytes']} bytes")
     size = path.stat().st_size
     if size != entry["bytes"]:
-        what = "truncated" if size < entry["bytes"] else "damaged"
+        state = "truncated" if size < entry["bytes"] else "damaged"
         raise ValueError(
-            f"{path} has {size} bytes where its manifest says {entry['bytes']}: the file is {what}"
+            f"{path} has {size} bytes where its manifest says {entry['bytes']}: the file is {state}"
         )
 
 
 def check_content(path: Path, entry: Mapping[str, Any]) -> None:
-    """ValueError where a file's hash is another than its entry in a manifest says."""
+    """Raises ValueError unless a file has the SHA-256 in its manifest entry."""
     try:
         intact = sha256(path) == entry["sha256"]
     except OSError as error:
@@ -55,10 +55,10 @@ def check_content(path: Path, entry: Mapping[str, Any]) -> None:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a committed folder, its form checked, its hashes not.
+    """The manifest of a committed folder. Its form is checked, the files are not.
 
     Raises:
-        ValueError: no folder, no manifest, or one we could not have written.
+        ValueError: there is no folder or no valid manifest.
     """
     path = folder / MANIFEST
     if not folder.is_dir():
@@ -98,11 +98,11 @@ def sha256(path: Path) -> str:
 
 
 def is_plain_name(name: str) -> bool:
-    """Whether a file or folder of this name lies where it is put."""
+    """Whether `name` is a single path component of reasonable length."""
     plain = name not in ("", ".", "..") and not set(name) & set("/\\\0")
     return plain and len(name.encode(errors="replace")) <= 200
 
 
 def stays_inside(name: str) -> bool:
-    """Whether a relative path, with / between its parts, leads nowhere outside."""
+    """Whether a relative path with / between its parts stays inside its folder."""
     return name == str(PurePosixPath(name)) and all(map(is_plain_name, name.split("/")))

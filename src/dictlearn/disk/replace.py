@@ -1,4 +1,4 @@
-"""What may be replaced: our own earlier output, and nothing else that lies in the same place."""
+"""Allow to replace dictlearn's own earlier output, and nothing else."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from typing import Any
 from dictlearn.disk.manifest import MANIFEST, check_content, check_size, read_manifest
 from dictlearn.disk.whole import SaveError
 
-PINNED = "PINNED"  # the one file that a person may put into a folder of ours: a checkpoint to keep
+PINNED = "PINNED"  # the one file that a user may add to our folders; it keeps a checkpoint
 
 
 def check_replaceable(
     folder: Path, sort: str, overwrite: bool | None = None, edits: bool = False
 ) -> None:
-    """Refuses to replace a folder that is no earlier output of this `sort`.
+    """Refuses to replace a folder unless it is an earlier output of this `sort`.
 
-    An earlier output has a manifest that names this sort and lists every file in the folder; with
-    `edits`, files that were changed since then count as somebody else's. `overwrite` is the key of
-    that name, None for a caller that has none: true takes anything but a run.
+    The manifest of an earlier output names this sort and lists every file in the folder. With
+    `edits`, a file that was changed since then is a reason to refuse. `overwrite` is the value of
+    the key of that name, or None if the caller has no such key; true accepts any folder but a run.
 
     Raises:
         SaveError: one sentence that names what would be lost.
@@ -33,29 +33,29 @@ def check_replaceable(
     empty = next(folder.iterdir(), None) is None
     if empty and overwrite is None:
         return
-    standing = _standing(folder)
+    in_use = _in_use(folder)
     if empty or overwrite:
-        why = standing or (None if empty else _dear(folder))
+        reason = in_use or (None if empty else _run_in(folder))
     else:
-        why = _not_ours(folder, sort, edits)
-    if why is None:
+        reason = _not_ours(folder, sort, edits)
+    if reason is None:
         return
-    dear = standing or _dear(folder)
-    hint = "choose another folder" if standing else "move it away or choose another folder"
-    if overwrite and not standing:
+    never = in_use or _run_in(folder)
+    hint = "choose another folder" if in_use else "move it away or choose another folder"
+    if overwrite and not in_use:
         hint += "; overwrite=true deletes no run"
-    if overwrite is False and not dear:
+    if overwrite is False and not never:
         hint += ", or pass overwrite=true, which deletes what is in it"
-    raise _refusal(folder, f"{dear or why}, and is not replaced; {hint}")
+    raise _refusal(folder, f"{never or reason}, and is not replaced; {hint}")
 
 
 def check_file_replaceable(
     path: Path, ours: Callable[[bytes], bool], overwrite: bool | None
 ) -> None:
-    """Refuses to replace a file that `ours`, shown its content, does not take for our own.
+    """Refuses to replace a file unless `ours(content)` is true; `ours` may raise ValueError for no.
 
     Raises:
-        SaveError: as above; `ours` may raise ValueError for no.
+        SaveError: as above.
     """
     if overwrite or not path.is_file():
         return
@@ -69,16 +69,16 @@ def check_file_replaceable(
 
 
 def _not_ours(folder: Path, sort: str, edits: bool) -> str | None:
-    """Why a folder can't be taken for our own earlier output; None where it can."""
+    """The reason why a folder is not our own earlier output, or None if it is."""
     try:
         manifest = read_manifest(folder)
     except ValueError as error:
         if (folder / MANIFEST).is_file():
             return f"it can't be told whether all in it is ours ({error})"
         return f"it holds {sorted(os.listdir(folder))[0]}, which was not written here by dictlearn"
-    found = manifest.get("sort", sort)
-    if found != sort:
-        return f"it is {found}, not {sort}"
+    actual = manifest.get("sort", sort)
+    if actual != sort:
+        return f"it is {actual}, not {sort}"
     listed: dict[str, Any] = manifest["files"]
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
@@ -92,15 +92,15 @@ def _not_ours(folder: Path, sort: str, edits: bool) -> str | None:
 def _edited(path: Path, entry: dict[str, Any], manifest: Path) -> bool:
     try:
         check_size(path, entry)
-        if path.stat().st_mtime_ns > manifest.stat().st_mtime_ns:  # else untouched since
+        if path.stat().st_mtime_ns > manifest.stat().st_mtime_ns:  # else it was not written since
             check_content(path, entry)
     except ValueError:
         return True
     return False
 
 
-def _standing(folder: Path) -> str | None:
-    """Why a folder can't go, whatever it holds: the user is in it, or lives there; None for others."""
+def _in_use(folder: Path) -> str | None:
+    """The reason if it is the home folder, the current folder or a parent of it; else None."""
     resolved = folder.resolve()
     if resolved == Path.home():
         return "it is your home folder"
@@ -109,8 +109,8 @@ def _standing(folder: Path) -> str | None:
     return "it holds the folder you are in" if resolved in Path.cwd().parents else None
 
 
-def _dear(folder: Path) -> str | None:
-    """Why not even overwrite=true may delete a folder; None where it may."""
+def _run_in(folder: Path) -> str | None:
+    """The reason if it is or contains a run, which overwrite=true doesn't delete; else None."""
     resolved = folder.resolve()
     if "checkpoints" in (resolved.name, resolved.parent.name):
         return "it is part of a run"
@@ -121,7 +121,7 @@ def _dear(folder: Path) -> str | None:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder is that of a run, by what only runs have."""
+    """Whether a folder has files that only the folder of a run has."""
     if (folder / "checkpoints").is_dir() or (folder / "metrics.jsonl").is_file():
         return True
     config = folder / "config.yaml"
@@ -131,5 +131,5 @@ def is_run(folder: Path) -> bool:
         return any(line.startswith("run_dir:") for line in file)
 
 
-def _refusal(folder: Path, why: str) -> SaveError:
-    return SaveError(folder, FileExistsError(errno.EEXIST, why))
+def _refusal(folder: Path, reason: str) -> SaveError:
+    return SaveError(folder, FileExistsError(errno.EEXIST, reason))

@@ -1,9 +1,9 @@
-"""The one way to write a file: whole or not at all.
+"""Write a file whole or not at all.
 
-    write into name.tmp-... beside it  ->  fsync  ->  rename over it  ->  fsync the folder
+    write name.tmp-... beside it  ->  fsync  ->  rename over it  ->  fsync the folder
 
-A disk that fills up and a process that dies leave what was there before; whoever reads meanwhile has
-the old file or the new one.
+If the disk fills up or the process dies, the earlier file stays. Readers get either the earlier file
+or the new one.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from typing import Any
 from safetensors import SafetensorError
 
 from dictlearn.disk import leftovers
-from dictlearn.disk.folders import made
+from dictlearn.disk.folders import ensure_folder
 
 
 class SaveError(OSError):
-    """A save that did not happen; what was on the disk before is still there."""
+    """A file or folder was not saved; its earlier version is still on the disk."""
 
     def __init__(self, path: Path, cause: OSError):
         reason = cause.strerror or str(cause)
         where = str(cause.filename or "")
-        if where and not where.startswith(str(path)):  # such as a file where a folder should be
+        if where and not where.startswith(str(path)):  # such as a parent that is a file
             reason = f"{reason} ({where})"
         super().__init__(cause.errno, reason, str(path))
 
@@ -40,13 +40,13 @@ class SaveError(OSError):
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """The place to write: `path` becomes what was written there when the block ends without an error.
+    """Yields a temporary path, which is renamed to `path` if the block ends without an error.
 
-    Makes the folder, which goes again where nothing is written. What is no file, such as /dev/stdout
-    or a pipe, is written as it is.
+    The folder is made, and removed if nothing is written. A path that is no file, such as /dev/stdout
+    or a pipe, is yielded as it is.
 
     Raises:
-        SaveError: the disk is full, broken or read-only; it names `path`.
+        SaveError: the disk is full, broken or read-only; the message names `path`.
     """
     path = Path(path)
     if _is_stream(path):
@@ -57,7 +57,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
         raise SaveError(path, IsADirectoryError(errno.EISDIR, "this is a folder"))
     temporary = leftovers.temporary(final)
     try:
-        with made(final.parent):
+        with ensure_folder(final.parent):
             try:
                 leftovers.collect(final.parent, final.name)
                 yield temporary
@@ -72,24 +72,24 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """UTF-8. Raises SaveError."""
+    """Writes `text` in UTF-8. Raises SaveError."""
     write_bytes(path, text.encode("utf-8"))
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
-    """Raises SaveError."""
-    with replacing(path) as place, open(place, "wb") as file:
+    """Writes `data`. Raises SaveError."""
+    with replacing(path) as partial, open(partial, "wb") as file:
         file.write(data)
 
 
 def write_json(path: str | Path, value: Any, indent: int | None = 1, ascii: bool = True) -> None:
-    """Strict JSON and a line end. Raises SaveError, and ValueError for a number that JSON lacks."""
+    """Writes strict JSON and a newline. Raises SaveError, and ValueError for NaN and Inf."""
     text = json.dumps(value, indent=indent, ensure_ascii=ascii, allow_nan=False)
     write_text(path, text + "\n")
 
 
 def fsync(path: Path) -> None:
-    """Returns when the disk has it."""
+    """Returns when the file or folder is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -98,7 +98,7 @@ def fsync(path: Path) -> None:
 
 
 def as_os_error(error: OSError | SafetensorError) -> OSError:
-    """safetensors has an error of its own for a full disk, with the number in its text."""
+    """The error as an OSError; safetensors' own error has the number of the system's in its text."""
     if isinstance(error, OSError):
         return error
     number = re.search(r"\(os error (\d+)\)", str(error))
@@ -109,7 +109,7 @@ def as_os_error(error: OSError | SafetensorError) -> OSError:
 
 def _is_stream(path: Path) -> bool:
     if path.is_absolute() and path.parts[1:2] == ("dev",) and path.parts[2:3] != ("shm",):
-        return True  # also where the shell sent it to a file; /dev/shm is a disk in memory
+        return True  # also if the shell redirects it to a file; /dev/shm is a disk in memory
     try:
         mode = path.stat().st_mode
     except (OSError, ValueError):

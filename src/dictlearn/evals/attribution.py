@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dictlearn.ckpt.files import read_json
-from dictlearn.disk.amiss import MISFITS, amiss
+from dictlearn.disk.errors import CONTENT_ERRORS, content_error
 from dictlearn.evals.table import Column, cell
 
 FILE = "attribution.json"
@@ -40,9 +40,9 @@ def read_attribution(run: Path) -> dict[str, Any] | None:
         raise ValueError(f"{path}: want format {FORMAT}; trace again")
     try:
         list(rows(traced))
-    except MISFITS as error:
+    except CONTENT_ERRORS as error:
         raise ValueError(
-            f"{path}: not what attribution_scores.py writes ({amiss(error)})"
+            f"{path}: not what attribution_scores.py writes ({content_error(error)})"
         ) from error
     return traced
 

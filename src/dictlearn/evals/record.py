@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dictlearn import __version__
-from dictlearn.disk.amiss import amiss
+from dictlearn.disk.errors import content_error
 from dictlearn.disk.replace import check_file_replaceable, check_replaceable, is_run
 from dictlearn.disk.whole import write_json
 
@@ -130,7 +130,9 @@ def read_record(folder: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise ValueError(f"{path}: no figures here; dictlearn evaluate writes them") from error
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not a JSON file ({amiss(error)}); evaluate again") from error
+        raise ValueError(
+            f"{path}: not a JSON file ({content_error(error)}); evaluate again"
+        ) from error
     if not isinstance(record, dict) or not isinstance(record.get("figures"), dict):
         raise ValueError(f"{path}: holds no figures; dictlearn evaluate writes them")
     return record

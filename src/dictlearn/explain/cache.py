@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any, final
 
-from dictlearn.disk.folders import made
+from dictlearn.disk.folders import ensure_folder
 from dictlearn.disk.whole import SaveError
 from dictlearn.store.text import without_surrogates
 
@@ -52,7 +52,7 @@ def _read(path: Path) -> dict[str, dict[str, Any]]:
 
 def _append(path: Path, entry: dict[str, Any]) -> None:
     try:
-        with made(path.parent), path.open("ab+") as file:
+        with ensure_folder(path.parent), path.open("ab+") as file:
             if file.tell() and not _ends_whole(path):
                 file.write(b"\n")  # half a line of a killed process ends here
             file.write(json.dumps(entry).encode() + b"\n")

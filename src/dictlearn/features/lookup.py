@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dictlearn.ckpt.files import check_numbers, read_tensors
 from dictlearn.dicts.dictionary import Dictionary
-from dictlearn.disk.amiss import told
+from dictlearn.disk.errors import error_text
 from dictlearn.lm.capture import capture
 from dictlearn.lm.language_model import LanguageModel, bos_id
 from dictlearn.sources.documents import with_whole_characters
@@ -111,7 +111,7 @@ def vector_from(path: Path) -> Tensor:
             array = np.load(path, mmap_mode="r", allow_pickle=False)
             tensor = torch.from_numpy(np.array(array))
         except Exception as error:  # numpy reads the header as Python's tokens
-            reason = " ".join(told(error).split())
+            reason = " ".join(error_text(error).split())
             raise ValueError(f"vector={path}: is not a readable .npy file: {reason}") from None
         tensors = {"its array": tensor}
     elif path.suffix == ".safetensors":

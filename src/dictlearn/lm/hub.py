@@ -20,7 +20,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from dictlearn.disk.amiss import amiss
+from dictlearn.disk.errors import content_error
 
 PICO_PATH = Path(__file__).parent / "pico"
 SHAPES = Path(__file__).parent / "shapes"  # config.json of the presets' models: sizes, no weights
@@ -73,7 +73,9 @@ def read_json(path: str, folder: Path, name: str) -> dict[str, object]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"model.path={path}: {file} is not valid JSON: {amiss(error)}") from None
+        raise ValueError(
+            f"model.path={path}: {file} is not valid JSON: {content_error(error)}"
+        ) from None
     except ValueError as error:
         raise ValueError(f"model.path={path}: {file} is not valid JSON: {error}") from error
     if not isinstance(content, dict):

@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import PretrainedConfig, PreTrainedModel
 
-from dictlearn.disk.amiss import told
+from dictlearn.disk.errors import error_text
 from dictlearn.lm.hub import read_json
 
 SINGLE_FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -64,7 +64,7 @@ def check_sizes(path: str, files: list[Path], config: PretrainedConfig, loader: 
     try:
         n_tensors, stored = _stored(files)
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"model.path={path}: cannot be loaded: {told(error)}") from error
+        raise ValueError(f"model.path={path}: cannot be loaded: {error_text(error)}") from error
     n_layers = getattr(config.get_text_config(), "num_hidden_layers", None) or 0
     described = 0
     if n_layers <= n_tensors:

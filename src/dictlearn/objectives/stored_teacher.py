@@ -16,8 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dictlearn.disk.amiss import amiss, told
-from dictlearn.disk.leftovers import present
+from dictlearn.disk.errors import content_error, error_text
+from dictlearn.disk.leftovers import recover
 from dictlearn.disk.manifest import MANIFEST, check_content, check_size, read_manifest
 from dictlearn.lm.fingerprint import vocabulary_hash
 from dictlearn.lm.language_model import LanguageModel
@@ -69,7 +69,7 @@ class StoredTeacher(Teacher):
         temperature: Positive | None = None,
         clip: Positive = 20.0,
     ):
-        self.folder = present(Path(folder))
+        self.folder = recover(Path(folder))
         self._vocabulary = lm.info.vocab_size
         self._checked: set[str] = set()  # files whose hash was compared
         if not (self.folder / KEY).is_file():
@@ -150,7 +150,9 @@ class StoredTeacher(Teacher):
         try:
             tensors = load_file(self.folder / name)
         except (OSError, SafetensorError) as error:
-            raise ValueError(f"{name} is not a readable safetensors file: {told(error)}") from None
+            raise ValueError(
+                f"{name} is not a readable safetensors file: {error_text(error)}"
+            ) from None
         if set(tensors) != set(wanted):
             raise ValueError(f"{name} holds {sorted(tensors)}, not {sorted(wanted)}")
         return tensors
@@ -163,7 +165,7 @@ class StoredTeacher(Teacher):
         try:
             key = json.loads((self.folder / KEY).read_bytes())
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{KEY} is not readable: {amiss(error)}") from None
+            raise ValueError(f"{KEY} is not readable: {content_error(error)}") from None
         for name, types in KEY_TYPES.items():
             value = key.get(name) if isinstance(key, dict) else None
             of_type = type(value) in types

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.compression import compr
 
-from dictlearn.disk.amiss import told
+from dictlearn.disk.errors import error_text
 from dictlearn.sources.left_out import ROWS, LeftOut
 
 COMPRESSED = {  # fsspec's name of the compression, and the first bytes of its files
@@ -118,7 +118,7 @@ class TextReader:
             why = f"it is not UTF-8 text at byte {error.start}"
             raise ValueError(f"{self.key}: {name} cannot be read: {why}") from error
         except (OSError, EOFError, ValueError, RecursionError, zlib.error, LZMAError) as error:
-            raise ValueError(f"{self.key}: {name} cannot be read: {told(error)}") from error
+            raise ValueError(f"{self.key}: {name} cannot be read: {error_text(error)}") from error
 
 
 class WrongField(ValueError):

@@ -20,8 +20,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, final
 
-from dictlearn.disk.amiss import MISFITS, amiss
-from dictlearn.disk.folders import made
+from dictlearn.disk.errors import CONTENT_ERRORS, content_error
+from dictlearn.disk.folders import ensure_folder
 from dictlearn.disk.whole import SaveError
 from dictlearn.store.text import without_surrogates
 
@@ -137,7 +137,7 @@ class ExplanationWriter:
 
     def _append(self, lines: bytes) -> None:
         try:
-            with made(self.path.parent), self.path.open("ab") as file:
+            with ensure_folder(self.path.parent), self.path.open("ab") as file:
                 if not self._opened:
                     file.truncate(_whole_lines(self.path))
                     self._opened = True
@@ -169,11 +169,11 @@ def _lines(path: Path) -> Iterator[Explanation]:
             continue
         try:
             yield _read(json.loads(line))
-        except MISFITS as error:
+        except CONTENT_ERRORS as error:
             if number == len(lines):  # no newline ends it: the process was killed while it wrote
                 return
             raise ValueError(
-                f"{path} line {number}: not an explanation ({amiss(error)})"
+                f"{path} line {number}: not an explanation ({content_error(error)})"
             ) from error
 
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from dictlearn.ckpt.dictionary import saved_sha256
 from dictlearn.ckpt.files import read_json
-from dictlearn.disk.amiss import MISFITS, amiss, told
-from dictlearn.disk.leftovers import present
+from dictlearn.disk.errors import CONTENT_ERRORS, content_error, error_text
+from dictlearn.disk.leftovers import recover
 from dictlearn.disk.manifest import check_content, check_size, read_manifest
 from dictlearn.names import feature_name, feature_named
 from dictlearn.store import hashes, layout
@@ -92,10 +92,10 @@ class FeatureStore:
             return self._record(source, index, row)
         except _Damaged:
             raise
-        except (*MISFITS, RuntimeError) as error:
+        except (*CONTENT_ERRORS, RuntimeError) as error:
             block = layout.block_name(source, index // info.rows)
             raise self._trouble(
-                f"{self.path / block} is not of the shape that {layout.INFO} says: {amiss(error)}"
+                f"{self.path / block} is not of the shape that {layout.INFO} says: {content_error(error)}"
             ) from None
 
     def _record(self, source: int, index: int, row: Mapping[str, Tensor]) -> Feature:
@@ -260,7 +260,7 @@ class FeatureStore:
         try:
             return safe_open(self.path / name, framework="pt").__enter__()
         except (OSError, SafetensorError) as error:
-            sentence = f"{self.path / name} is not a readable safetensors file: {told(error)}"
+            sentence = f"{self.path / name} is not a readable safetensors file: {error_text(error)}"
             raise self._trouble(sentence) from None
 
     def _check(
@@ -387,7 +387,7 @@ def has_store(folder: str | Path) -> bool:
 
 def _find(folder: Path) -> Path | None:
     candidates = (folder, folder / layout.FOLDER, folder / "features" / layout.FOLDER)
-    return next((p for p in map(present, candidates) if (p / layout.INFO).is_file()), None)
+    return next((p for p in map(recover, candidates) if (p / layout.INFO).is_file()), None)
 
 
 def _scores(ids: Tensor, effects: Tensor) -> TokenScores:

@@ -19,7 +19,7 @@ from dictlearn.dicts.diagonal import Diagonal
 from dictlearn.dicts.dictionary import Dictionary
 from dictlearn.dicts.linked import Lower
 from dictlearn.dicts.shape import Shape
-from dictlearn.disk.amiss import amiss, told
+from dictlearn.disk.errors import content_error, error_text
 from dictlearn.sparsity.jumprelu import JumpReLU
 from dictlearn.sparsity.relu import ReLU
 from dictlearn.sparsity.topk import TopK
@@ -66,9 +66,9 @@ def read_config(path: Path) -> dict[str, Any]:
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} is not readable as yaml: {amiss(error)}") from None
+        raise ValueError(f"{path} is not readable as yaml: {content_error(error)}") from None
     except (OSError, ValueError, yaml.YAMLError) as error:
-        reason = " ".join(told(error).split())
+        reason = " ".join(error_text(error).split())
         raise ValueError(f"{path} is not readable as yaml: {reason}") from None
     if not isinstance(found, dict):
         raise ValueError(f"{path}: want keys and values, as circuit-tracer writes")

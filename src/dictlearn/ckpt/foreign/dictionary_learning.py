@@ -24,7 +24,7 @@ from dictlearn.ckpt.foreign._layer import (
 )
 from dictlearn.dicts.dictionary import Dictionary
 from dictlearn.dicts.equivalent import renormed
-from dictlearn.disk.amiss import told
+from dictlearn.disk.errors import error_text
 
 CONFIG, WEIGHTS = "config.json", "ae.pt"
 FILES, OPTIONAL, LAYERS = (CONFIG, WEIGHTS), (), True
@@ -132,7 +132,7 @@ def _load(path: Path) -> dict[str, Tensor]:
                     raise ValueError("it unpacks to more than it is")
         found = torch.load(path, map_location="cpu", weights_only=True)
     except UNREADABLE as error:
-        reason = told(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = error_text(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{path}: is not a readable file of tensors: {reason}") from None
     if not isinstance(found, dict) or not all(isinstance(t, Tensor) for t in found.values()):
         raise ValueError(f"{path}: want a state dict, names and tensors alone")

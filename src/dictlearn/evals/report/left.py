@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dictlearn.ckpt.dictionary import saved_sha256
-from dictlearn.disk.amiss import MISFITS, amiss
+from dictlearn.disk.errors import CONTENT_ERRORS, content_error
 
 Section = Callable[[Mapping[str, Any]], str]
 
@@ -27,9 +27,9 @@ def section_of(run: Path, file: str, section: Section, title: str, verb: str, wr
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
         return _stale(title, verb) if _is_stale(summary, run) else section(summary)
-    except MISFITS as error:
+    except CONTENT_ERRORS as error:
         raise ValueError(
-            f"{path}: not what `dictlearn {writer}` writes ({amiss(error)})"
+            f"{path}: not what `dictlearn {writer}` writes ({content_error(error)})"
         ) from error
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from dictlearn.disk.amiss import MISFITS, amiss
+from dictlearn.disk.errors import CONTENT_ERRORS, content_error
 from dictlearn.disk.whole import write_bytes, write_text
 from dictlearn.escape import html as escape
 from dictlearn.evals import attribution, layers, table
@@ -49,9 +49,10 @@ def write_report(folder: Path) -> Path:
     beside = _beside(folder)
     try:
         html, plots = _drawn(folder.resolve().name, record, *beside)
-    except MISFITS as error:
+    except CONTENT_ERRORS as error:
         raise ValueError(
-            f"{folder / FILE}: not what dictlearn evaluate writes ({amiss(error)}); evaluate again"
+            f"{folder / FILE}: not what dictlearn evaluate writes ({content_error(error)}); "
+            f"evaluate again"
         ) from error
     for name, picture in plots.items():
         write_bytes(folder / "figures" / f"{name}.png", picture)

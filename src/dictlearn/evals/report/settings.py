@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from dictlearn.disk.amiss import amiss
+from dictlearn.disk.errors import content_error
 
 UNNAMED = ("model", "source")  # groups with one target each, whose name is left out
 SKIPPED = ("_target_", "_partial_", "_recursive_", "_convert_")
@@ -21,7 +21,7 @@ def read_settings(path: Path) -> str:
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not a run's configuration ({amiss(error)})") from error
+        raise ValueError(f"{path}: not a run's configuration ({content_error(error)})") from error
     try:
         parsed(text)
     except ValueError as error:
@@ -59,7 +59,9 @@ def summary(settings: str) -> list[tuple[str, str]]:
     try:
         return _groups(config)
     except (ValueError, TypeError) as error:
-        raise ValueError(f"config.yaml is not a run's configuration ({amiss(error)})") from None
+        raise ValueError(
+            f"config.yaml is not a run's configuration ({content_error(error)})"
+        ) from None
 
 
 def _groups(config: Mapping[Any, Any]) -> list[tuple[str, str]]:

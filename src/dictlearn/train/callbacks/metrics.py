@@ -11,7 +11,7 @@ from typing import Any, final
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from dictlearn.disk.folders import made
+from dictlearn.disk.folders import ensure_folder
 from dictlearn.disk.whole import replacing
 
 GROWTH = 1.05  # the table is written again when the record is longer by this factor
@@ -86,7 +86,7 @@ class RunLogger(Logger):
         path = self.folder / "metrics.jsonl"
         if not path.exists():  # somebody has moved the folder
             self._written = self._size = 0
-            with made(self.folder):
+            with ensure_folder(self.folder):
                 path.touch()
         lines = "".join(json.dumps(row) + "\n" for row in self._rows[self._written :]).encode()
         with path.open("r+b") as file:

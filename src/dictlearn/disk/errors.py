@@ -1,11 +1,18 @@
-"""What is wrong with a file, in words for a sentence: not the system's, nor Python's about code."""
+"""Describe what is wrong with a file in plain words, for a sentence to a user."""
 
 from __future__ import annotations
 
 import json
 
-# What comes up where content of the wrong shape is used.
-MISFITS = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
+# The errors that come up when the content of a file is not as expected.
+CONTENT_ERRORS = (
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+)
 SYSTEMS = {
     FileNotFoundError: "it is not there",
     IsADirectoryError: "it is a folder",
@@ -14,18 +21,18 @@ SYSTEMS = {
 }
 
 
-def told(error: BaseException) -> str:
-    """What an error says by itself, without the system's number for it."""
+def error_text(error: BaseException) -> str:
+    """The message of an error, without the system's error number."""
     if isinstance(error, OSError) and error.strerror and type(error).__str__ is OSError.__str__:
         return SYSTEMS.get(type(error), error.strerror.lower())
     return str(error)
 
 
-def amiss(error: Exception) -> str:
-    """The same of an error that came up while the content of a file was read, or used."""
+def content_error(error: Exception) -> str:
+    """What is wrong with a file whose content raised `error` when it was read or used."""
     match error:
         case OSError():
-            return told(error)
+            return error_text(error)
         case UnicodeDecodeError():
             return f"byte {error.start:,} is no UTF-8"
         case RecursionError():
@@ -33,7 +40,7 @@ def amiss(error: Exception) -> str:
         case json.JSONDecodeError():
             return f"no JSON: {error}"
         case KeyError():
-            return f"has no {error.args[0]}" if error.args else "has not all that it should"
+            return f"has no {error.args[0]}" if error.args else "it lacks an entry"
         case ArithmeticError() | IndexError():
             return "a number or a length that cannot be"
         case _:
