@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -51,10 +54,50 @@ def test_what_is_not_there_is_named(given: str, tmp_path: Path, monkeypatch) -> 
         paths.refuse_absent(config.compose("evaluate", [given]))
 
 
+NO_MODELS = {
+    "model=./nope": "model.path=./nope: no such folder, and not a hub id (owner/name)",
+    "model=./empty": "model.path=./empty: no config.json in empty; want a folder in the hub's layout",
+    "model=./torn": "model.path=./torn: torn/config.json is not valid JSON",
+    "model.other=a/b/c": "model.other=a/b/c: no such folder, and not a hub id",
+    "teacher=./nope": "teacher.path=./nope: no such folder",
+}
+
+
+@pytest.mark.parametrize("given", NO_MODELS)
+def test_a_folder_without_a_model_is_named(given: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn/config.json").write_text("{")
+    with pytest.raises(ValueError, match=re.escape(NO_MODELS[given])):
+        paths.refuse_absent(config.compose("train", [given]))
+
+
+def test_what_lies_in_the_way_of_a_run_is_said_before_torch_is_imported(tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").touch()
+    (tmp_path / "latin.txt").write_bytes("für".encode("latin-1"))
+    code = (
+        "import sys; from dictlearn import config, paths\n"
+        "for text in sys.argv[1:]:\n"
+        "    try: paths.refuse_absent(config.compose('train', text.split()))\n"
+        "    except ValueError: continue\n"
+        "    sys.exit(text)\n"
+        "sys.exit('torch' in sys.modules and 'torch was imported')"
+    )
+    mistakes = [
+        "model=./nope",
+        *(f"data=text data.paths={name}.txt" for name in ("empty", "latin")),
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *mistakes], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_what_may_be_there_is_left_to_the_verb(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "one").mkdir()
-    for given in ("dictionary=owner/name", "dictionary=owner/name/layer.3", "run=one"):
+    for given in ("dictionary=owner/name", "dictionary=owner/name/layer.3", "run=one", "model=a/b"):
         paths.refuse_absent(config.compose("evaluate", [given]))
 
 

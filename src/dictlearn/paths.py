@@ -6,13 +6,14 @@ import os
 import re
 from pathlib import Path
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from dictlearn.ckpt.resume import resolve_resume
-from dictlearn.sources.text_files import find_files
+from dictlearn.sources.text_files import find_files, refuse_unreadable
 
 FOLDERS = ("run", "resume", "dictionary", "init")
 HUB_ID = r"\w[\w.-]*(/[\w.-]+)+"
+AT_ONCE = 64 << 20  # bytes of text that are looked at here; the others when they are read
 FILES = ("vector", "graph", "data.paths")
 
 
@@ -32,9 +33,24 @@ def refuse_absent(cfg: DictConfig) -> None:
         raise ValueError(
             f"{key}={path}: no such folder, and not a hub id (owner/name, or owner/name/folder)"
         )
+    for key in ("model.path", "model.other", "teacher.path"):
+        _refuse_no_model(key, OmegaConf.select(cfg, key))
     data = cfg.get("data") or {}
     if data.get("paths"):
-        find_files(data["paths"])
+        refuse_unreadable(find_files(data["paths"]), AT_ONCE)
+
+
+def _refuse_no_model(key: str, path: object) -> None:
+    """Refuses a model's folder without a config.json, or a path that is neither a folder nor a hub id."""
+    if not isinstance(path, str) or path == "pico":
+        return
+    from dictlearn.lm.hub import HUB_ID, locate  # late: it imports the hub's client
+
+    if Path(path).expanduser().exists() or not HUB_ID.fullmatch(path):
+        try:
+            locate(path, None, "config")
+        except ValueError as error:  # its sentence names model.path for every key
+            raise ValueError(str(error).replace("model.path=", f"{key}=")) from error
 
 
 def refuse_misplaced(verb: str, cfg: DictConfig) -> None:

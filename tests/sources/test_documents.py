@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from fsspec.compression import compr
 
+from dictlearn.sources.content import CHUNK
 from dictlearn.sources.documents import (
     Document,
     is_held_out,
@@ -23,7 +24,7 @@ from dictlearn.sources.documents import (
 )
 from dictlearn.sources.hub_text import hub_documents
 from dictlearn.sources.left_out import EMPTY, FILES, ROWS, LeftOut
-from dictlearn.sources.text_files import text_documents
+from dictlearn.sources.text_files import find_files, refuse_unreadable, text_documents
 from tests.pretend_hub import Hub, empty_cache, served
 
 
@@ -223,6 +224,43 @@ def test_an_unreadable_file_is_named_with_the_reason(tmp_path: Path) -> None:
         path = tmp_path / name
         with pytest.raises(ValueError, match=rf"data\.paths: {path} cannot be read: .*{why}"):
             list(text_documents(str(path)))
+
+
+def test_what_is_no_text_is_found_before_any_file_is_read(tmp_path: Path) -> None:
+    """Counted and named, with the byte's place in the file, also beyond what is decoded at once."""
+    latin = "für".encode("latin-1")
+    for name, content in {
+        "a.txt": b"a good one",
+        "b.txt": "é".encode() * CHUNK + latin,
+        "c.jsonl": b'{"text": "a"}\n{"text": "' + latin + b'"}\n',
+        "d.txt.gz": gzip.compress("für".encode()[:2]),
+        "e.txt": b"%PDF-",
+        "f.parquet": b"PAR1\xff",
+    }.items():
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError) as error:
+        next(text_documents(str(tmp_path / "*")))
+    said = str(error.value)
+    assert said.startswith("data.paths: 4 of 6 files cannot be read: ") and said.endswith(
+        "and 1 more"
+    )
+    for name, at in (("b.txt", f"{2 * CHUNK + 1:,}"), ("c.jsonl", "25"), ("d.txt.gz", "1")):
+        assert f"{tmp_path / name}: it is not UTF-8 text at byte {at} " in said
+    files = find_files(str(tmp_path / "*"))
+    refuse_unreadable(files[:2], most_bytes=CHUNK)  # a first look, before torch is imported
+    with pytest.raises(ValueError, match=r"b\.txt cannot be read"):
+        refuse_unreadable(files[:2])
+
+
+def test_files_without_text_are_named(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").touch()
+    (tmp_path / "b.txt").write_text("\ufeff \n")
+    with pytest.raises(ValueError, match=r"data\.paths=.*/a\.txt: there is no text in it"):
+        refuse_unreadable(find_files(str(tmp_path / "a.txt")))
+    with pytest.raises(ValueError, match="no text in any of the 2 files"):
+        refuse_unreadable(find_files(str(tmp_path / "*")))
+    (tmp_path / "c.txt").write_text("text")
+    refuse_unreadable(find_files(str(tmp_path / "*")))
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])

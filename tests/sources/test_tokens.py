@@ -174,12 +174,8 @@ def test_no_text_is_in_both_splits_even_under_two_keys(lm: LanguageModel) -> Non
         is_held_out(a, 0.5) != is_held_out(b, 0.5)
         for a, b in zip(keys[::2], keys[1::2], strict=True)
     )
-    found = {
-        split: _texts(
-            lm, tokens.windows(lm, split, 16, 0.5, None, "twins", lambda: [], lambda _: documents)
-        )
-        for split in ("train", "eval")
-    }
+    twins = 16, 0.5, None, "data=twins", "twins", lambda: [], lambda _: documents
+    found = {s: _texts(lm, tokens.windows(lm, s, *twins)) for s in ("train", "eval")}
     assert not set(found["train"]) & set(found["eval"])
     assert sorted(found["train"] + found["eval"]) == sorted({d.text for d in documents})
 
@@ -381,9 +377,10 @@ def test_no_context_means_all_that_the_model_reads(lm: LanguageModel, jsonl: str
 
 
 def test_empty_data_is_an_error_before_anything_trains(lm: LanguageModel, tmp_path: Path) -> None:
-    (tmp_path / "blank.txt").write_text(" \n")
-    with pytest.raises(ValueError, match="^data: there is no text to read, not one document"):
-        text_windows(lm, "train", str(tmp_path / "blank.txt"), context=16)
+    (tmp_path / "blank.jsonl").write_text('{"text": " "}\n')
+    message = r"^data\.paths=\[.*blank\.jsonl\]: there is no text to read, not one document"
+    with pytest.raises(ValueError, match=message):
+        text_windows(lm, "train", str(tmp_path / "blank.jsonl"), context=16)
     few = [text for text in map(str, range(99)) if not is_held_out(text, 0.1)][:2]
     (tmp_path / "few.txt").write_text(" ".join(few))
     path, options = str(tmp_path / "few.txt"), {"context": 16, "split_on": " "}

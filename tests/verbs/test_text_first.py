@@ -33,7 +33,7 @@ TEXTS = {
     "data=hub data.path=someone/some-text": "data.path=someone/some-text: the hub cannot be reached",
     "data=hub data.path=./nowhere": "data.path=./nowhere: no such folder with data files",
     "data=text data.paths=nowhere.txt": "data.paths=nowhere.txt: no file matches",
-    "data=text data.paths=empty.txt": "data: there is no text to read",
+    "data=text data.paths=empty.txt": "empty.txt: there is no text in it",
     "data=text data.paths=binary.txt": "binary.txt",
     "data=text data.paths=short.txt": "is one window of data.context=512; want more text",
     "data=text data.paths=rows.jsonl data.field=body": "data.field=body",
@@ -84,7 +84,7 @@ def test_a_run_says_nothing_but_what_is_wrong_with_its_text(folder, text, monkey
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_reads_its_text_before_it_loads_a_model(folder, verb, monkeypatch, capsys):
     before = sorted(folder.rglob("*"))
-    text = ["data=text", "data.paths=empty.txt"]
+    text = ["data=text", "data.paths=rows.jsonl", "data.field=body"]
     assert refused(monkeypatch, verb.partition(" ")[0], *VERBS[verb], *text)
-    assert "data: there is no text to read" in capsys.readouterr().err
+    assert "data.field=body: " in capsys.readouterr().err
     assert sorted(folder.rglob("*")) == before

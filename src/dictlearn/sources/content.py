@@ -6,6 +6,7 @@ reliable: JSON lines are called .jsonl, .ndjson, .json and .JSONL, with or witho
 
 from __future__ import annotations
 
+import codecs
 import io
 import json
 import re
@@ -34,6 +35,8 @@ NO_TEXT = {"a zip archive": rb"PK\x03\x04", "a PDF": rb"%PDF-"}
 PARQUET = b"PAR1"
 BLANK = b"\xef\xbb\xbf \t\r\n\f\v"  # white space, and the byte order mark of UTF-8
 Rows = Iterable[tuple[str, Mapping[str, Any]]]  # (which row of which file, its fields)
+UNREADABLE = (OSError, EOFError, ValueError, RecursionError, zlib.error, LZMAError)
+CHUNK = 1 << 20  # bytes that are decoded at once
 NAMED_JSON_LINES = re.compile(r"\.(jsonl|ndjson)(\.\w+)?$", re.IGNORECASE)
 
 
@@ -69,9 +72,7 @@ class TextReader:
     def _texts(self, file: IO[bytes], name: str) -> Iterator[str]:
         inner = unpacked(file)
         head = _head(inner)
-        for kind, magic in NO_TEXT.items():
-            if re.match(magic, head):
-                raise ValueError(f"it is {kind}; want text, JSON lines or parquet")
+        _refuse_other(head)
         if self.field is None:
             yield from self._pieces(inner.read())
         elif head.startswith(PARQUET):
@@ -114,11 +115,40 @@ class TextReader:
             yield
         except WrongField:
             raise
+        except UNREADABLE as error:
+            raise ValueError(f"{self.key}: {name} cannot be read: {why_not(error)}") from error
+
+
+def why_not(error: BaseException) -> str:
+    """Why a file cannot be read, after an error of UNREADABLE."""
+    if isinstance(error, UnicodeDecodeError):
+        return f"it is not UTF-8 text at byte {error.start:,} (iconv -f latin1 -t utf-8 converts Latin-1)"
+    return error_text(error)
+
+
+def check_text(file: IO[bytes], most_bytes: int | None = None) -> int:
+    """Reads a file, or its first `most_bytes`, as UTF-8; the number of bytes. Parquet is left alone.
+
+    Raises:
+        UnicodeDecodeError: `start` is the byte's place in the file, or in what is compressed in it.
+        OSError, EOFError, ValueError, ...: it is damaged, or something else than text.
+    """
+    inner = unpacked(file)
+    head = _head(inner)
+    _refuse_other(head)
+    decoder, n = codecs.getincrementaldecoder("utf-8")(), 0
+    while not head.startswith(PARQUET) and (most_bytes is None or n < most_bytes):
+        chunk = inner.read(CHUNK)
+        before = n - len(decoder.getstate()[0])  # a character may begin in the chunk before
+        try:
+            decoder.decode(chunk, final=not chunk)
         except UnicodeDecodeError as error:
-            why = f"it is not UTF-8 text at byte {error.start}"
-            raise ValueError(f"{self.key}: {name} cannot be read: {why}") from error
-        except (OSError, EOFError, ValueError, RecursionError, zlib.error, LZMAError) as error:
-            raise ValueError(f"{self.key}: {name} cannot be read: {error_text(error)}") from error
+            error.start += before
+            raise
+        if not chunk:
+            break
+        n += len(chunk)
+    return n
 
 
 class WrongField(ValueError):
@@ -142,6 +172,12 @@ def unpacked(file: IO[bytes]) -> IO[bytes]:
             inner: Any = compr[kind](file, mode="rb")
             return cast("IO[bytes]", inner if hasattr(inner, "peek") else io.BufferedReader(inner))
     return file
+
+
+def _refuse_other(head: bytes) -> None:
+    for kind, magic in NO_TEXT.items():
+        if re.match(magic, head):
+            raise ValueError(f"it is {kind}; want text, JSON lines or parquet")
 
 
 def _head(file: IO[bytes]) -> bytes:

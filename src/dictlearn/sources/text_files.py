@@ -6,10 +6,11 @@ import glob
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from dictlearn.sources.content import TextReader
+from dictlearn.sources.content import BLANK, CHUNK, UNREADABLE, TextReader, check_text, why_not
 from dictlearn.sources.documents import Document
 from dictlearn.sources.left_out import LeftOut
 
+NAMED = 3  # of the files that cannot be read
 KINDS = "text, JSON lines or parquet, compressed or not"
 
 
@@ -40,6 +41,41 @@ def find_files(paths: str | Sequence[str]) -> list[Path]:
     return list(dict.fromkeys(path.resolve() for path in matched))
 
 
+def refuse_unreadable(files: Sequence[Path], most_bytes: int | None = None) -> None:
+    """Reads files as bytes, `most_bytes` in all, before any work is done with one of them.
+
+    Raises:
+        ValueError: they are empty; or some are no text, which the sentence counts and names.
+    """
+    if all(_is_blank(path) for path in files):
+        one = f"data.paths={files[0]}: there is no text in it"
+        several = f"data.paths: there is no text in any of the {len(files)} files"
+        raise ValueError(one if len(files) == 1 else several)
+    amiss: dict[Path, str] = {}
+    for path in files:
+        if most_bytes is not None and most_bytes <= 0:
+            break
+        try:
+            with path.open("rb") as file:
+                n = check_text(file, most_bytes)
+        except UNREADABLE as error:
+            amiss[path] = why_not(error)
+        else:
+            most_bytes = None if most_bytes is None else most_bytes - n
+    if len(amiss) == 1:
+        raise ValueError("".join(f"data.paths: {p} cannot be read: {amiss[p]}" for p in amiss))
+    if amiss:
+        said = [f"{path}: {why}" for path, why in amiss.items()][:NAMED]
+        more = f"; and {len(amiss) - NAMED} more" if len(amiss) > NAMED else ""
+        raise ValueError(
+            f"data.paths: {len(amiss)} of {len(files)} files cannot be read: {'; '.join(said)}{more}"
+        )
+
+
+def _is_blank(path: Path) -> bool:
+    return path.stat().st_size <= CHUNK and not path.read_bytes().strip(BLANK)
+
+
 def text_documents(
     paths: str | Sequence[str],
     field: str | None = "text",
@@ -53,7 +89,9 @@ def text_documents(
     text. Raises ValueError, with the file's name and the reason, if a file cannot be read.
     """
     reader = TextReader("data.paths", field, split_on, LeftOut() if left_out is None else left_out)
-    for path in find_files(paths):
+    files = find_files(paths)
+    refuse_unreadable(files)
+    for path in files:
         with path.open("rb") as file:
             for text in reader.texts(file, str(path)):
                 yield Document(text, text)

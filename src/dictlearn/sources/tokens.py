@@ -14,6 +14,7 @@ from torch import Tensor
 from dictlearn.lm.fingerprint import tokenizer_hash
 from dictlearn.lm.language_model import LanguageModel, document_start, pad_id
 from dictlearn.ranges import Count, Fraction
+from dictlearn.schema import shown
 from dictlearn.sources.documents import Document, stdlib_documents, stdlib_files
 from dictlearn.sources.hub_text import hub_documents
 from dictlearn.sources.left_out import LeftOut
@@ -103,7 +104,15 @@ def stdlib_windows(
 ) -> TokenWindows:
     """The running interpreter's standard library. See `windows` for the arguments."""
     return windows(
-        lm, split, context, held_out, max_tokens, "stdlib", stdlib_files, stdlib_documents
+        lm,
+        split,
+        context,
+        held_out,
+        max_tokens,
+        "data=stdlib",
+        "stdlib",
+        stdlib_files,
+        stdlib_documents,
     )
 
 
@@ -125,6 +134,7 @@ def text_windows(
         context,
         held_out,
         max_tokens,
+        f"data.paths={shown(listed)}",
         f"text {field} {split_on!r}",
         lambda: find_files(listed),
         lambda left_out: text_documents(listed, field, split_on, left_out),
@@ -157,6 +167,7 @@ def hub_windows(
         context,
         held_out,
         max_tokens,
+        f"data.path={path}",
         f"hub {path} {name} {hub_split} {field} {revision}",
         lambda: sorted(file for file in folder.rglob("*") if file.is_file()),
         lambda left_out: hub_documents(path, name, hub_split, field, revision, left_out),
@@ -169,6 +180,7 @@ def windows(
     context: Count | None,
     held_out: Fraction,
     max_tokens: Count | None,
+    named: str,
     name: str,
     files: Callable[[], list[Path]],
     documents: Callable[[LeftOut], Iterable[Document]],
@@ -180,6 +192,7 @@ def windows(
         context: P, tokens per window; None for the model's context length.
         held_out: the fraction of documents in eval, by hash of their keys; 0 for no eval.
         max_tokens: reading stops when train has this number of tokens; None reads all.
+        named: the key and value that name the text, for messages.
         name, files: name of the text and its files; the cache depends on their sizes and times.
         documents: reads the documents, if the cache lacks them; counts what it leaves out.
 
@@ -209,7 +222,9 @@ def windows(
         streams = _cut_in_two(streams, context, held_out, key)
     # A training run checks both splits: it evaluates at its end and should fail before it starts.
     for side in SPLITS if held_out > 0 else dict.fromkeys(["train", split]):
-        _refuse_too_little(lm, streams, side, context, held_out)
+        if not len(streams[side]):
+            raise _empty(named, side, held_out, sum(len(streams[split]) for split in SPLITS))
+        _refuse_too_little(lm, len(streams[side]), side, context, held_out)
     starts = streams[f"{split}_starts"]
     return TokenWindows(streams[split], context, lm.special_ids, pad_id(lm), starts)
 
@@ -275,28 +290,25 @@ def _say_once(key: str, sentence: str) -> None:
 
 
 def _refuse_too_little(
-    lm: LanguageModel, streams: dict[str, Tensor], side: str, context: int, held_out: float
+    lm: LanguageModel, n_tokens: int, side: str, context: int, held_out: float
 ) -> None:
-    n_tokens = {split: len(streams[split]) for split in SPLITS}
-    if not n_tokens[side]:
-        raise _empty(side, held_out, sum(n_tokens.values()))
-    if n_tokens[side] < context and pad_id(lm) is None:
+    if n_tokens < context and pad_id(lm) is None:
         where, what = "data", "the text"
         if held_out > 0:
             where = f"data.held_out={held_out}"
             what = "the held-out text" if side == "eval" else "the text to train on"
         raise ValueError(
-            f"{where}: {what} is {n_tokens[side]:,} tokens, less than a window of data.context="
+            f"{where}: {what} is {n_tokens:,} tokens, less than a window of data.context="
             f"{context}, and {lm.info.name} has no special token to fill it up with; want more text "
             f"or a smaller data.context"
         )
 
 
-def _empty(side: str, held_out: Fraction, n_tokens: int) -> ValueError:
+def _empty(named: str, side: str, held_out: Fraction, n_tokens: int) -> ValueError:
     if side == "eval" and held_out == 0:
         return ValueError("data.held_out=0: holds out no text to evaluate on; want more than 0")
     if n_tokens == 0:
-        return ValueError("data: there is no text to read, not one document with any")
+        return ValueError(f"{named}: there is no text to read, not one document with any")
     return ValueError(
         f"data.held_out={held_out}: no document is left for {side}; want more documents (JSON lines "
         f"hold one per line, data.split_on cuts plain text) or another fraction"
