@@ -215,9 +215,7 @@ def test_windows_are_as_long_as_in_training(tmp_path):
 
 def test_what_a_folder_without_a_dictionary_is_is_said(tmp_path):
     (tmp_path / "new/checkpoints").mkdir(parents=True)
-    with pytest.raises(
-        ValueError, match="holds no dictionary yet: the run has not come to its end"
-    ):
+    with pytest.raises(ValueError, match="holds no dictionary yet: the run has not ended"):
         load_dictionary(tmp_path / "new")
     saved(tmp_path / "several/k8/dictionary")
     with pytest.raises(ValueError, match="holds several runs; name one of k8"):

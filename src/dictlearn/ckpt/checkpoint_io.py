@@ -4,7 +4,7 @@
         environment.json  manifest.json
 
 `Trainer(plugins=[DictlearnCheckpointIO(config)])`, then `trainer.save_checkpoint(folder)` and
-`trainer.fit(..., ckpt_path=folder)` as with any other.
+`trainer.fit(..., ckpt_path=folder)` work as usual.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ State = dict[str, Any]
 
 @final
 class DictlearnCheckpointIO(CheckpointIO):
-    """Saves atomically, loads only what verifies, never unpickles.
+    """Saves atomically, loads only folders that verify, never unpickles.
 
-    `config` is the run's resolved config as plain containers; it is stored beside the state.
-    `contents` are short texts that tell what lay behind the config's paths, stored likewise.
-    `on_load` may change a state that was just read, before Lightning sees it.
+    `config`, the run's resolved config as plain containers, is stored beside the state. So is
+    `contents`: fingerprints of the models and texts that the config's paths refer to. `on_load` may
+    change a state that was read before Lightning gets it.
     """
 
     def __init__(
@@ -51,11 +51,11 @@ class DictlearnCheckpointIO(CheckpointIO):
     def save_checkpoint(
         self, checkpoint: State, path: str | Path, storage_options: Any = None
     ) -> None:
-        """Commits `checkpoint` to the folder `path`, replacing what was there.
+        """Commits `checkpoint` to the folder `path`, replacing an earlier one.
 
         Raises:
-            SaveError: the disk would not take it; nothing was changed.
-            TypeError: an entry that could not be read back, named by its place.
+            SaveError: the disk is full, broken or read-only; nothing was changed.
+            TypeError: an entry could not be read back; the message names it.
         """
 
         def write(folder: Path) -> None:
@@ -77,11 +77,11 @@ class DictlearnCheckpointIO(CheckpointIO):
         """The state in the folder `path`, on the CPU; Lightning moves it to its devices.
 
         Raises:
-            ValueError: one sentence, for a folder that is not exactly what was saved.
+            ValueError: one sentence, if the folder differs from what was saved.
         """
         commit.verify(Path(path))
         state = read_state(Path(path))
-        if type(state.get(VERSION)) is not str:  # Lightning asks before anybody can look
+        if type(state.get(VERSION)) is not str:  # Lightning reads it without a check
             raise ValueError(f"{Path(path)}: its state has no {VERSION}")
         return self._on_load(state) if self._on_load else state
 
@@ -90,7 +90,7 @@ class DictlearnCheckpointIO(CheckpointIO):
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The resolved config that the run of this checkpoint was begun with.
+    """The resolved config of the run that saved this checkpoint.
 
     Raises:
         ValueError: one sentence naming the file.
@@ -102,7 +102,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def read_contents(folder: Path) -> dict[str, str]:
-    """What lay behind the config's paths then; empty for a checkpoint that doesn't say.
+    """The fingerprints that were saved with a checkpoint; empty if it has none.
 
     Raises:
         ValueError: one sentence naming the file.

@@ -1,12 +1,12 @@
-"""Nested Python state <-> tensors.safetensors + state.json. No pickle, and nothing guessed.
+"""Nested Python state <-> tensors.safetensors + state.json, without pickle.
 
-Plain values stand for themselves in the JSON. What JSON cannot say is an object with one "$" key:
+Values that JSON has are written as they are. Others become an object with one "$" key:
 
     {"$tensor": name}   {"$array": name}   {"$scalar": name}   data in tensors.safetensors
     {"$tuple": [...]}   {"$float": "nan"}  {"$items": [[key, value], ...]}   any other dict
 
-A value of any other type is refused with its place in the tree: a state that saves is a state that
-loads, with every type as it was. Reading trusts nothing: hostile files end in a ValueError.
+A value of any other type is refused, so every state that can be saved loads with the same types.
+A file that `write_state` could not have written raises ValueError.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from dictlearn.ckpt.files import STORABLE, read_json, read_tensors, write_tensor
 
 TENSORS = "tensors.safetensors"
 STATE = "state.json"
-MAX_DEPTH = 100  # real states reach about 8; also what ends a cycle
+MAX_DEPTH = 100  # real states reach about 8; a cycle ends here too
 
 _NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
@@ -35,8 +35,8 @@ def write_state(folder: Path, state: Mapping[str, Any]) -> None:
     """Writes tensors.safetensors and state.json into `folder`.
 
     Raises:
-        TypeError: a value that could not be read back, named by its place in the tree.
-        OSError: the disk's own troubles.
+        TypeError: a value could not be read back; the message names its path in the tree.
+        OSError: the file cannot be written.
     """
     tensors, document = encode(state)
     write_tensors(folder / TENSORS, tensors)
@@ -45,7 +45,7 @@ def write_state(folder: Path, state: Mapping[str, Any]) -> None:
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """What `write_state` was given; tensors are on the CPU and own their memory.
+    """The state that `write_state` wrote; tensors are on the CPU and own their memory.
 
     Raises:
         ValueError: one sentence, for files that `write_state` could not have written.
@@ -68,7 +68,7 @@ def encode(state: Any) -> tuple[dict[str, Tensor], Any]:
 
 
 def decode(tensors: Mapping[str, Tensor], document: Any) -> Any:
-    """The inverse of `encode`. Every tensor must be used, and every tensor named must be there."""
+    """The inverse of `encode`. Every tensor must be used, and every named tensor must exist."""
     decoder = _Decoder(tensors)
     state = decoder.decode(document, ())
     if unused := sorted(tensors.keys() - decoder.used):
@@ -77,7 +77,7 @@ def decode(tensors: Mapping[str, Tensor], document: Any) -> Any:
 
 
 def leaves(state: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple, Any]]:
-    """(path, value) of everything in `state` that is not a container; empty containers too."""
+    """(path, value) of everything in `state` that is not a container, and of empty containers."""
     if isinstance(state, dict) and state:
         for key, value in state.items():
             yield from leaves(value, (*path, key))
@@ -95,7 +95,7 @@ def path_text(path: tuple[str | int, ...]) -> str:
 
 
 class _Malformed(ValueError):
-    """A document that `encode` does not produce."""
+    """The document is not one that `encode` produces."""
 
 
 class _Encoder:
@@ -152,7 +152,7 @@ class _Encoder:
             return self._stored[memory]
         name = base = ".".join(map(str, path)) or "tensor"
         copies = 1
-        while name in self.tensors or name == "__metadata__":  # the format keeps that name
+        while name in self.tensors or name == "__metadata__":  # the format reserves that name
             copies += 1
             name = f"{base}#{copies}"
         self.tensors[name] = tensor

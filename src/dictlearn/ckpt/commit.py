@@ -1,11 +1,10 @@
-"""Folders that are whole or absent: how every checkpoint and dictionary reaches the disk.
+"""Save folders, such as checkpoints and dictionaries, whole or not at all.
 
     write into name.tmp-<pid>  ->  fsync each file  ->  manifest.json last: sizes and SHA-256
       ->  fsync  ->  rename to name  ->  fsync the parent  ->  move LATEST
 
-A process may die between any two of these and leave either the old state or the new one. Readers
-trust a folder only when its manifest verifies: a bit that flips later is found too, which
-safetensors alone would load without a word.
+If the process dies between any two of these steps, the old or the new state remains. Readers accept
+a folder only if its manifest verifies.
 """
 
 from __future__ import annotations
@@ -55,16 +54,16 @@ def commit(
     details: Mapping[str, Any] | None = None,
     overwrite: bool | None = None,
 ) -> None:
-    """Makes `folder` hold exactly what `write` puts into the empty folder it is given.
+    """Makes a folder with the files that `write` puts into the empty folder that is its argument.
 
-    An earlier `folder` of the same sort is replaced, also when `write` reads from it; anything else
-    is left alone (see `check_replaceable`). `sort` says what it is, such as "a dictionary"; it and
-    `details` (JSON) go into the manifest. On any failure the temporary folder is removed and the old
-    state stays. What killed processes left of this folder is collected.
+    An earlier `folder` of the same sort is replaced, and `write` may read from it; any other is
+    refused (see `check_replaceable`). `sort`, such as "a dictionary", and `details` (JSON) go into the
+    manifest. On failure the temporary folder is removed and the old state stays. Leftovers of killed
+    processes are removed.
 
     Raises:
-        SaveError: the disk is full, broken or read-only, or `folder` holds what we did not write.
-        ValueError: a name that could leave the folder.
+        SaveError: the disk is full, broken or read-only, or `folder` holds files that we did not write.
+        ValueError: the name is not a plain folder name.
     """
     if not is_plain_name(folder.name) or LEFTOVER.fullmatch(folder.name):
         raise ValueError(f"cannot save {folder}: {folder.name!r} is not a usable folder name")
@@ -90,17 +89,17 @@ def commit(
         raise SaveError(folder, as_os_error(error)) from error
 
 
-class Found(NamedTuple):
-    """The newest intact checkpoint, and one sentence for each damaged one that came before it."""
+class IntactSearch(NamedTuple):
+    """The newest intact checkpoint, and one sentence for each newer one, which is damaged."""
 
     newest: Path | None
     damaged: tuple[str, ...]
 
 
-def find_intact(checkpoints: Path) -> Found:
-    """Looks through `checkpoints` from the last committed step folder to the first.
+def find_intact(checkpoints: Path) -> IntactSearch:
+    """Verifies step folders from the last committed to the first, until one is intact.
 
-    Last committed, not highest step: a run may have gone back to an earlier one.
+    The last committed one may not have the highest step, as a run may go back to an earlier one.
     """
     damaged = []
     for folder in _step_folders(checkpoints):
@@ -109,17 +108,17 @@ def find_intact(checkpoints: Path) -> Found:
         except ValueError as error:
             damaged.append(str(error))
         else:
-            return Found(folder, tuple(damaged))
-    return Found(None, tuple(damaged))
+            return IntactSearch(folder, tuple(damaged))
+    return IntactSearch(None, tuple(damaged))
 
 
 def set_latest(folder: Path) -> None:
-    """Points LATEST, beside `folder`, at it: a one-line file, replaced atomically."""
+    """Writes the name of `folder` into the file LATEST beside it, atomically."""
     write_text(folder.parent / LATEST, f"{folder.name}\n")
 
 
 def read_latest(checkpoints: Path) -> Path | None:
-    """What LATEST points at, None when it is absent or points nowhere."""
+    """The folder that LATEST names; None if the file or the folder is absent."""
     try:
         name = (checkpoints / LATEST).read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError):
@@ -128,22 +127,22 @@ def read_latest(checkpoints: Path) -> Path | None:
 
 
 def pin(folder: Path) -> None:
-    """Keeps `folder` from `prune` for good. Anybody may do so: `touch step-4000/PINNED`."""
+    """Protects `folder` from `prune`. Users may do it themselves: `touch step-4000/PINNED`."""
     (folder / PINNED).touch()
 
 
 def prune(checkpoints: Path, keep: int) -> list[Path]:
-    """Deletes all step folders but the `keep` last committed ones, LATEST's and the pinned.
+    """Deletes step folders, except the `keep` last committed ones, LATEST's and pinned ones.
 
-    A folder is renamed before it is emptied, so that none is ever half there. One that cannot be
-    deleted stays, with a warning; one whose manifest cannot be read is left for a person to see.
+    A folder that cannot be deleted stays, with a warning. A folder whose manifest cannot be read
+    stays too, for a person to look at.
     """
     assert keep >= 1
-    intact = [folder for folder in _step_folders(checkpoints) if _sequence(folder) is not None]
-    spared = {*intact[:keep], read_latest(checkpoints)}
+    readable = [folder for folder in _step_folders(checkpoints) if _sequence(folder) is not None]
+    kept = {*readable[:keep], read_latest(checkpoints)}
     deleted = []
-    for folder in intact:
-        if folder in spared or (folder / PINNED).exists():
+    for folder in readable:
+        if folder in kept or (folder / PINNED).exists():
             continue
         try:
             delete(folder)
@@ -155,15 +154,15 @@ def prune(checkpoints: Path, keep: int) -> list[Path]:
 
 
 def delete(folder: Path) -> None:
-    """Deletes a committed folder in such an order that no reader sees half of it."""
-    doomed = leftovers.temporary(folder)
-    os.rename(folder, doomed)
+    """Deletes a committed folder; it is renamed first, so no reader sees half of it."""
+    temporary = leftovers.temporary(folder)
+    os.rename(folder, temporary)
     fsync(folder.parent)
-    shutil.rmtree(doomed)
+    shutil.rmtree(temporary)
 
 
 def _seal(folder: Path, details: Mapping[str, Any], sequence: int) -> None:
-    """Forces every file to the disk, then writes the manifest that makes the folder valid."""
+    """Syncs every file to the disk, then writes the manifest, which makes the folder valid."""
     files = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
@@ -184,8 +183,8 @@ def _publish(temporary: Path, folder: Path) -> None:
         os.rename(temporary, folder)
         fsync(folder.parent)
         return
-    # A folder cannot be renamed onto a full one. If we die between these two renames, the next
-    # reader or writer finds the old folder alone and puts it back (leftovers.recover, .collect).
+    # A folder cannot be renamed onto one that has files. If we die between these two renames, the
+    # next reader or writer puts the old folder back (leftovers.recover, .collect).
     aside = leftovers.aside(folder)
     shutil.rmtree(aside, ignore_errors=True)
     os.rename(folder, aside)
@@ -199,15 +198,15 @@ def _publish(temporary: Path, folder: Path) -> None:
 
 
 def _step_folders(checkpoints: Path) -> list[Path]:
-    """Step folders, last committed first; before them those whose manifest cannot be read."""
-    found = []
+    """Step folders, the last committed first, after those whose manifest cannot be read."""
+    folders = []
     leftovers.recover_all(checkpoints)
     for path in checkpoints.iterdir() if checkpoints.is_dir() else []:
         match = _STEP.fullmatch(path.name)
         if match and path.is_dir():
             sequence = _sequence(path)
-            found.append((sequence is None, sequence or 0, int(match[1]), path))
-    return [path for *_, path in sorted(found, reverse=True)]
+            folders.append((sequence is None, sequence or 0, int(match[1]), path))
+    return [path for *_, path in sorted(folders, reverse=True)]
 
 
 def _sequence(folder: Path) -> int | None:

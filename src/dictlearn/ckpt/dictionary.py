@@ -1,11 +1,11 @@
-"""The inference form on disk: dictionary.safetensors + dictionary.json.
+"""Save and load the inference form of a dictionary: dictionary.safetensors + dictionary.json.
 
     {"format": 2, "sha256": of "dictionary" and of the tensors,
      "dictionary": {kind, sources, targets, width, n_features, k, ..., "sparsity": {"name", options}},
      "training": {model, revision, text, figures, ...}}
 
-Plain tensors and plain JSON. Names are looked up among the project's own, so that a file from a
-stranger can describe a dictionary and can't run anything.
+A file holds tensors and JSON, and its names are looked up among dictlearn's own classes, so a file
+from a stranger can't run code.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from dictlearn.ckpt.files import (
     write_tensors,
 )
 from dictlearn.ckpt.foreign import importers, read_foreign
-from dictlearn.ckpt.hub import fetched
+from dictlearn.ckpt.hub import download
 from dictlearn.dicts.description import from_json, shape_from_json, shown
 from dictlearn.dicts.dictionary import Dictionary
 from dictlearn.dicts.identity import sha256_of
@@ -35,12 +35,12 @@ from dictlearn.disk.leftovers import recover
 FORMAT = 2  # 1 had no sha256
 SORT = "a dictionary"  # in its manifest
 TENSORS, DESCRIPTION = "dictionary.safetensors", "dictionary.json"
-DESCRIPTION_BYTES = 64 << 20  # a MOLT says the rank of each of its features
+DESCRIPTION_BYTES = 64 << 20  # a MOLT lists the rank of every feature
 ENCODER = "encoder.W_enc"
 
 
 def save_dictionary(dictionary: Dictionary, folder: Path, training: dict[str, Any]) -> None:
-    """Writes the folder whole or not at all. `training` is plain JSON about where it came from."""
+    """Writes the folder whole or not at all. `training` is the provenance, as plain JSON."""
     commit.commit(
         folder,
         lambda temporary: write_dictionary(dictionary, temporary, training),
@@ -49,7 +49,7 @@ def save_dictionary(dictionary: Dictionary, folder: Path, training: dict[str, An
 
 
 def write_dictionary(dictionary: Dictionary, folder: Path, training: Mapping[str, Any]) -> None:
-    """The two files alone, into a folder that is there."""
+    """Writes the two files into an existing folder, without a manifest."""
     description = {
         "format": FORMAT,
         "sha256": sha256_of(dictionary),
@@ -62,14 +62,14 @@ def write_dictionary(dictionary: Dictionary, folder: Path, training: Mapping[str
 
 
 def load_dictionary(path: str | Path, revision: str | None = None) -> Dictionary:
-    """The dictionary of a run's folder, of its `dictionary/`, or of a hub repository (owner/name, or
-    owner/name/folder for one in a folder of it).
+    """Loads a dictionary from a run's folder, its `dictionary/`, or a hub repository.
 
-    A folder that another tool wrote is read by its importer (`ckpt/foreign`). It takes and returns
-    raw activations; `.provenance` says where it came from.
+    A hub repository is owner/name, or owner/name/folder. A folder that another tool wrote is read by
+    its importer (`ckpt/foreign`). The dictionary takes and returns raw activations; `.provenance`
+    names the model and the text of its training.
 
     Raises:
-        ValueError: one sentence where there is no dictionary, or where it is damaged.
+        ValueError: one sentence, if there is no dictionary or it is damaged.
     """
     folder = _find(path, revision)
     if not (folder / DESCRIPTION).is_file():
@@ -81,10 +81,10 @@ def load_dictionary(path: str | Path, revision: str | None = None) -> Dictionary
 
 
 def _read_own(folder: Path, verified: bool) -> Dictionary:
-    """What `write_dictionary` wrote, or somebody else under its names: nothing in it is believed.
+    """Reads the files of `write_dictionary`, which somebody else may have written.
 
-    Sizes come from the tensors on the disk. The dictionary that the JSON describes is built without
-    memory and compared with them by name and shape before any number is read.
+    The dictionary that the JSON describes is built on the meta device. Its tensors must have the
+    names and shapes in the header of the safetensors file before any number is read.
     """
     where, path = folder / DESCRIPTION, folder / TENSORS
     description = read_json(where, DESCRIPTION_BYTES)
@@ -95,61 +95,61 @@ def _read_own(folder: Path, verified: bool) -> Dictionary:
         raise ValueError(f"{where}: training={shown(training)}: want an object")
     header = read_header(path)
     try:
-        dictionary = _described(description.get("dictionary"), header, path)
+        dictionary = _build_on_meta(description.get("dictionary"), header, path)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
     tensors = read_tensors(path)
     check_numbers(path, tensors)
     dictionary.load_state_dict(tensors, assign=True)
-    # Files that came without their manifest, as a hub hands them out, have this to be checked by.
-    signed = not verified and description["format"] == FORMAT
-    if signed and description.get("sha256") != sha256_of(dictionary):
+    # Files from the hub come without their manifest, so the description has a hash too.
+    hashed = not verified and description["format"] == FORMAT
+    if hashed and description.get("sha256") != sha256_of(dictionary):
         raise ValueError(
             f"{folder}: {TENSORS} and {DESCRIPTION} are not what was saved (sha256 differs): one of "
             "them is damaged or of another dictionary; copy or download the folder again"
         )
-    dictionary.float()  # what is computed in, whatever was saved
+    dictionary.float()  # other dtypes are accepted in files only
     dictionary.provenance = training
     return dictionary.eval().requires_grad_(False)
 
 
-def _described(described: Any, header: Mapping[str, tuple[str, Any]], path: Path) -> Dictionary:
-    """On the meta device, of just the tensors that the header tells of."""
+def _build_on_meta(described: Any, header: Mapping[str, tuple[str, Any]], path: Path) -> Dictionary:
+    """The described dictionary on the meta device, if its tensors are those of the header."""
     shape = shape_from_json(described)
     encoder = (shape.code_sources, shape.n_features, shape.link.read_width(shape))
-    found = {name: size for name, (_, size) in header.items()}
-    # These two say that the rest is no larger than the file, before anything of that size is made.
-    if found.get(ENCODER) != encoder:
-        raise _unlike(ENCODER, encoder, found, path)
+    shapes = {name: size for name, (_, size) in header.items()}
+    # These two checks bound the sizes by the file's before anything is built.
+    if shapes.get(ENCODER) != encoder:
+        raise _mismatch(ENCODER, encoder, shapes, path)
     if shape.link.least_tensors > len(header):
         options = ", ".join(f"{key}={shown(v)}" for key, v in shape.link.options().items())
         raise ValueError(f"{options}: {path.name} has no tensors of all of these")
     with torch.device("meta"):
         dictionary = from_json(described)
     expected = {name: tuple(t.shape) for name, t in dictionary.state_dict().items()}
-    for name in sorted(expected.keys() | found.keys()):
-        if expected.get(name) != found.get(name):
-            raise _unlike(name, expected.get(name), found, path)
+    for name in sorted(expected.keys() | shapes.keys()):
+        if expected.get(name) != shapes.get(name):
+            raise _mismatch(name, expected.get(name), shapes, path)
     return dictionary
 
 
-def _unlike(name: str, wanted: Any, found: Mapping[str, Any], path: Path) -> ValueError:
-    if wanted is None:
+def _mismatch(name: str, expected: Any, shapes: Mapping[str, Any], path: Path) -> ValueError:
+    if expected is None:
         return ValueError(f"{path.name} has a tensor {shown(name)}, which is no part of it")
-    has = f"has shape {list(found[name])}" if name in found else "is not there"
-    return ValueError(f"{path.name} does not fit: {name} {has}; want {list(wanted)}")
+    has = f"has shape {list(shapes[name])}" if name in shapes else "is not there"
+    return ValueError(f"{path.name} does not fit: {name} {has}; want {list(expected)}")
 
 
 def saved_sha256(path: str | Path) -> str | None:
-    """Which dictionary lies in a run's folder, or in its `dictionary/`: see `sha256_of`.
+    """The `sha256_of` the dictionary in a run's folder or its `dictionary/`, without loading it.
 
-    None where there is none of ours. Its tensors are not read, unless it is too old to say.
+    It is None if there is no dictionary in our own format. Format 1 has no hash and is loaded.
     """
     for candidate in map(recover, (Path(path), Path(path) / "dictionary")):
         if (candidate / DESCRIPTION).is_file():
             description = read_json(candidate / DESCRIPTION)
-            said = description.get("sha256") if isinstance(description, dict) else None
-            return said if isinstance(said, str) else sha256_of(load_dictionary(candidate))
+            saved = description.get("sha256") if isinstance(description, dict) else None
+            return saved if isinstance(saved, str) else sha256_of(load_dictionary(candidate))
     return None
 
 
@@ -160,7 +160,7 @@ def _find(path: str | Path, revision: str | None) -> Path:
             return candidate
     if folder.exists():
         return folder
-    folder = fetched(str(path), revision)
+    folder = download(str(path), revision)
     inner = folder / "dictionary"
     return inner if (inner / DESCRIPTION).is_file() else folder
 
@@ -168,18 +168,18 @@ def _find(path: str | Path, revision: str | None) -> Path:
 def _read_foreign(folder: Path) -> Dictionary:
     dictionary = read_foreign(folder)
     if dictionary is None:
-        raise ValueError(f"{folder}: {_instead(folder)}")
-    if (folder / commit.MANIFEST).is_file():  # of our own export, as it lay here
+        raise ValueError(f"{folder}: {_why_none(folder)}")
+    if (folder / commit.MANIFEST).is_file():  # dictlearn exported it
         commit.verify(folder)
     return dictionary
 
 
-def _instead(folder: Path) -> str:
-    """What a folder without a dictionary is, or what was wanted."""
+def _why_none(folder: Path) -> str:
+    """Why a folder has no dictionary, and what to give instead."""
     if (folder / "checkpoints").is_dir():
         return (
-            "holds no dictionary yet: the run has not come to its end; "
-            "train resume=auto name=<its name> goes on"
+            "holds no dictionary yet: the run has not ended; "
+            "train resume=auto name=<its name> continues it"
         )
     runs = sorted(path.parent.parent.name for path in folder.glob(f"*/dictionary/{DESCRIPTION}"))
     if runs:

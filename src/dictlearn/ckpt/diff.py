@@ -1,4 +1,4 @@
-"""What changed between the config in a checkpoint and the one that wants to continue it."""
+"""Compare the config in a checkpoint with the config of a run that continues it."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-# Keys that say how long a run is, where it writes and what it shows, not what it computes. A key
-# covers everything below it. `steps` is here so that a run can be made longer: the schedules then
+# Keys for a run's length, output and display, which don't change what it computes. A key includes
+# everything below it. `steps` is one of them so that a run can be made longer; the schedules then
 # follow the new length.
 MAY_CHANGE = (
     "name",
@@ -17,7 +17,7 @@ MAY_CHANGE = (
     "allow_changed",
     "steps",
     "logger",
-    "callbacks.checkpoint",  # not all: a moving average of the weights is one, and it computes
+    "callbacks.checkpoint",  # not all callbacks: a moving average of the weights computes
     "callbacks.signals",
     "callbacks.bar",
     "eval",
@@ -42,7 +42,7 @@ MAY_CHANGE = (
 
 
 class Difference(NamedTuple):
-    """One key whose value is not what it was. `ABSENT` stands for a key that is not there."""
+    """A key and its two values; `ABSENT` is the value of a missing key."""
 
     key: str
     saved: Any
@@ -53,17 +53,17 @@ class Difference(NamedTuple):
 
 
 class _Absent:
-    """No value; unlike None, which is one."""
+    """The value of a missing key, as None is a value of its own."""
 
 
 ABSENT = _Absent()
 
 
 def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[Difference]:
-    """Every key with another value, in the order of `saved` and then of `now`."""
+    """Every key whose values differ, in the order of `saved` and then of `now`."""
     old, new = dict(_flat(saved)), dict(_flat(now))
-    found = (Difference(key, old.get(key, ABSENT), new.get(key, ABSENT)) for key in {**old, **new})
-    return [difference for difference in found if not _equal(difference.saved, difference.now)]
+    pairs = (Difference(key, old.get(key, ABSENT), new.get(key, ABSENT)) for key in {**old, **new})
+    return [difference for difference in pairs if not _equal(difference.saved, difference.now)]
 
 
 def refuse_changes(
@@ -72,49 +72,49 @@ def refuse_changes(
     folder: Path,
     allow: Iterable[str] = (),
 ) -> None:
-    """Lets a run continue from `folder` only with what it was begun with.
+    """Refuses to continue a run from `folder` with another config.
 
-    `allow` names further keys that may differ, as MAY_CHANGE does.
+    The keys in MAY_CHANGE and `allow` may differ.
 
     Raises:
         ValueError: lists each difference.
     """
     permitted = (*MAY_CHANGE, *allow)
-    wrong = [d for d in differences(saved, now) if not _covered(d.key, permitted)]
-    if wrong:
+    refused = [d for d in differences(saved, now) if not covered(d.key, permitted)]
+    if refused:
         raise ValueError(
-            f"resume={folder}: the config is not the one of this run ({'; '.join(map(str, wrong))})"
+            f"resume={folder}: the config is not the one of this run ({'; '.join(map(str, refused))})"
             "; set it back, or start a new run with resume=null name=<another name>"
         )
 
 
-CONTENTS = ("model", "tokenizer", "data", "teacher")  # what allow_changed may name
+CONTENTS = ("model", "tokenizer", "data", "teacher")  # the values of allow_changed
 
 
 def refuse_changed_contents(
     saved: Mapping[str, str], now: Mapping[str, str], folder: Path, allow: Iterable[str] = ()
 ) -> None:
-    """Compares what lies behind the configuration's paths with what lay there when the run was begun.
+    """Refuses to continue a run if the models and texts that it reads have changed.
 
-    Both are short texts by name, of which the part before the first dot is one of CONTENTS. What
-    either doesn't know is not compared.
+    `saved` and `now` map names, whose part before the first dot is one of CONTENTS, to fingerprints.
+    Names that only one of them has are not compared.
 
     Raises:
         ValueError: lists each difference, and names the key that allows it.
     """
     allow = tuple(allow)
-    if wrong := [name for name in allow if name not in CONTENTS]:
-        raise ValueError(f"allow_changed={wrong[0]}: want a list of {', '.join(CONTENTS)}")
+    if unknown := [name for name in allow if name not in CONTENTS]:
+        raise ValueError(f"allow_changed={unknown[0]}: want a list of {', '.join(CONTENTS)}")
     changed = [
         Difference(name, text, now[name])
         for name, text in saved.items()
         if name in now and text != now[name] and name.partition(".")[0] not in allow
     ]
     if changed:
-        names = dict.fromkeys([*allow, *(one.key.partition(".")[0] for one in changed)])
+        names = dict.fromkeys([*allow, *(d.key.partition(".")[0] for d in changed)])
         raise ValueError(
-            f"resume={folder}: what the run reads is not what it was begun with "
-            f"({'; '.join(map(str, changed))}); put it back, or go on with what is there now by "
+            f"resume={folder}: the files that the run reads have changed since it began "
+            f"({'; '.join(map(str, changed))}); restore them, or continue with the changed ones by "
             f"allow_changed=[{','.join(names)}]"
         )
 
@@ -135,8 +135,9 @@ def _equal(saved: Any, now: Any) -> bool:
     return saved == now or (saved != saved and now != now)  # a NaN is equal to itself here
 
 
-def _covered(key: str, permitted: Iterable[str]) -> bool:
-    return any(key == name or key.startswith(f"{name}.") for name in permitted)
+def covered(key: str, names: Iterable[str]) -> bool:
+    """Whether a dotted key is one of `names` or below one of them."""
+    return any(key == name or key.startswith(f"{name}.") for name in names)
 
 
 def _show(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""What produced a checkpoint: versions of the libraries, the machine's kind, the git commit."""
+"""The environment of a checkpoint: versions of libraries, kind of machine, git commit."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _DISTRIBUTIONS = ("dictlearn-lm", "torch", "lightning", "numpy", "safetensors", 
 
 @cache
 def environment() -> dict[str, str | None]:
-    """JSON-able; `git` is the commit of the source tree, "+changes" when files differ from it."""
+    """Versions and platform; `git` is the commit of the source tree, with "+changes" if it is dirty."""
     versions = {name: _version(name) for name in _DISTRIBUTIONS}
     return {
         "python": platform.python_version(),
@@ -32,7 +32,7 @@ def _version(distribution: str) -> str | None:
 
 def _git_commit() -> str | None:
     here = Path(__file__).parent
-    # An installed package may lie in somebody else's repository, which would not track this file.
+    # An installed package may be inside somebody else's repository, which doesn't track this file.
     if _git(here, "ls-files", "--error-unmatch", Path(__file__).name) is None:
         return None
     commit = _git(here, "rev-parse", "HEAD")
@@ -43,7 +43,7 @@ def _git_commit() -> str | None:
 def _git(folder: Path, *arguments: str) -> str | None:
     command = ["git", "-C", str(folder), *arguments]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
+        result = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip()
+    return result.stdout.strip()

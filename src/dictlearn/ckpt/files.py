@@ -1,6 +1,6 @@
-"""The two file formats: safetensors, written without a second copy, and JSON, read strictly.
+"""Write safetensors without a second copy, and read safetensors and JSON strictly.
 
-Reading trusts nothing: whatever is in a file, the answer is its content or a ValueError.
+Whatever a file contains, reading returns its content or raises ValueError.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dictlearn.disk.errors import content_error, error_text
 
 JSON_BYTES = 256 << 20
 HEADER_BYTES = 8 << 20  # of a safetensors file: names and shapes of some 50,000 tensors
-WEIGHTS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)  # what one may be
+WEIGHTS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)  # dtypes of weights
 
 UNREADABLE = (SafetensorError, OSError, RuntimeError, AttributeError, KeyError)
 
@@ -42,7 +42,7 @@ STORABLE = {
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """A safetensors file, one tensor in memory at a time: a GPU's state needs no second copy.
+    """Writes a safetensors file; at most one tensor at a time is copied to the CPU.
 
     Format: 8 bytes of header length, the JSON header, then the data without gaps.
     """
@@ -68,9 +68,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """name -> (dtype in the format's words, shape) of a safetensors file, whose data is not read.
+    """name -> (the format's name of the dtype, shape) of a safetensors file, without reading data.
 
-    The format's reader has checked that the file is as long as that takes.
+    The reader checks that the file has the length that the header implies.
 
     Raises:
         ValueError: the file is missing or not in the safetensors format, such as a pickle.
@@ -87,20 +87,20 @@ def read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
 
 
 def check_numbers(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Refuses weights that are not finite floating-point numbers in float32, naming the tensor."""
+    """Raises ValueError for a tensor that is not floating point or not finite in float32."""
     for name, tensor in tensors.items():
         if tensor.dtype not in WEIGHTS:
             raise ValueError(
                 f"{path}: {ascii(name)} holds {str(tensor.dtype).removeprefix('torch.')} numbers; want "
                 f"floating-point ones"
             )
-        # The extremes are NaN where anything is: one pass, and no copy.
+        # One NaN makes both extremes NaN, so this is one pass without a copy.
         if tensor.numel() and not all(bool(end.isfinite()) for end in tensor.float().aminmax()):
             raise ValueError(f"{path}: {ascii(name)} holds NaN or Inf; want finite numbers")
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file, in memory of their own.
+    """All tensors of a safetensors file; each owns its memory.
 
     Raises:
         ValueError: the file is missing or not in the safetensors format, such as a pickle.
@@ -108,7 +108,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         _check_header(path)
         with safe_open(path, framework="pt") as file:
-            # clone: the file is mapped at whatever offset it has, and sums depend on alignment
+            # clone aligns the data, which is mapped at any offset: sums depend on alignment
             return {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except UNREADABLE as error:
         raise ValueError(
@@ -123,15 +123,15 @@ def _check_header(path: Path) -> None:
         raise OSError(f"its header has {size:,} bytes, more than {HEADER_BYTES >> 20} MiB")
 
 
-def read_json(path: Path, most: int = JSON_BYTES) -> Any:
-    """Strict JSON: no duplicate keys, no NaN, bounded in size and depth.
+def read_json(path: Path, largest: int = JSON_BYTES) -> Any:
+    """Reads strict JSON: without duplicate keys and NaN, bounded in size (bytes) and depth.
 
     Raises:
         ValueError: one sentence naming the file.
     """
     try:
-        if path.stat().st_size > most:
-            raise ValueError(f"more than {most >> 20} MiB")
+        if path.stat().st_size > largest:
+            raise ValueError(f"more than {largest >> 20} MiB")
         return json.loads(
             path.read_bytes(), object_pairs_hook=_unique, parse_constant=_refuse_constant
         )

@@ -1,4 +1,4 @@
-"""A dictionary of a hub repository: which of its files are wanted, and where they are once here."""
+"""Download a dictionary from a hub repository, and only the files that it needs."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from dictlearn.ckpt.foreign import importers, wanted
 from dictlearn.lm.hub import HUB_ID, REACH_SECONDS, explain_refusal
 
 OWN = ("dictionary.safetensors", "dictionary.json")
-PLACES = ("", "dictionary/")  # of our own form: the folder itself, or a run's
-LISTED = 5  # folders named where there is no dictionary in the one asked for
+SUBFOLDERS = ("", "dictionary/")  # where our own files are; the second is in a run's folder
+LISTED = 5  # folders with a dictionary that an error names
 
 
-def fetched(name: str, revision: str | None) -> Path:
+def download(name: str, revision: str | None) -> Path:
     """The local folder with the files of `owner/name`, or of `owner/name/folder`.
 
-    Only what a reader reads is downloaded, into the hub's own cache; what was downloaded once serves
-    when the hub doesn't.
+    Only the files of the dictionary are downloaded, into the hub's own cache. If the hub cannot be
+    reached, the cache is read.
 
     Raises:
-        ValueError: one sentence: there is none, or why the hub does not give it.
+        ValueError: one sentence, if there is no dictionary or the hub refuses.
     """
     pieces = name.split("/")
     repo, inner = "/".join(pieces[:2]), "/".join(pieces[2:])
@@ -37,20 +37,20 @@ def fetched(name: str, revision: str | None) -> Path:
         raise ValueError(
             f"{name}: no such folder, and not a hub id (owner/name, or owner/name/folder)"
         )
-    trouble, files = None, []
+    refusal, files = None, []
     try:
-        files = _chosen(name, inner.rstrip("/"), _listing(repo, revision))
+        files = _choose(name, inner.rstrip("/"), _listing(repo, revision))
     except (HTTPError, HFValidationError, OfflineModeIsEnabled) as error:
-        trouble = error
+        refusal = error
     try:
         folder = snapshot_download(
             repo,
             revision=revision,
             allow_patterns=[glob.escape(file) for file in files],
-            local_files_only=trouble is not None,
+            local_files_only=refusal is not None,
         )
     except (LocalEntryNotFoundError, HTTPError, HFValidationError) as error:
-        cause = trouble or error
+        cause = refusal or error
         sentence = explain_refusal(
             cause,
             name,
@@ -65,25 +65,25 @@ def fetched(name: str, revision: str | None) -> Path:
 
 
 def _listing(repo: str, revision: str | None) -> dict[str, int | None]:
-    """The repository's files and their sizes, where the hub says them. One look, no retries."""
+    """The repository's files and their sizes, if the hub has them; doesn't retry."""
     api = HfApi()
     info = api.model_info(repo, revision=revision, timeout=REACH_SECONDS, files_metadata=True)
-    return {one.rfilename: one.size for one in info.siblings or []}
+    return {file.rfilename: file.size for file in info.siblings or []}
 
 
-def _chosen(name: str, inner: str, listing: Mapping[str, int | None]) -> list[str]:
-    """The files that a reader wants of `inner`."""
-    above = f"{inner}/" if inner else ""
-    below = {f.removeprefix(above): size for f, size in listing.items() if f.startswith(above)}
-    found = _own(below) or wanted(below)
-    if found:
-        return [above + file for file in found]
+def _choose(name: str, inner: str, listing: Mapping[str, int | None]) -> list[str]:
+    """The files of the dictionary in the folder `inner`, of any format."""
+    prefix = f"{inner}/" if inner else ""
+    below = _below(prefix, listing)
+    files = _own(below) or wanted(below)
+    if files:
+        return [prefix + file for file in files]
     folders = sorted({file.rpartition("/")[0] for file in below if "/" in file})
-    inside = [folder for folder in folders if _holds(folder, below)]
+    usable = [folder for folder in folders if _has_dictionary(folder, below)]
     hint = ""
-    if inside:
-        more = ", ..." if len(inside) > LISTED else ""
-        hint = f"; there are some in {', '.join(inside[:LISTED])}{more}: ask for {name}/<folder>"
+    if usable:
+        more = ", ..." if len(usable) > LISTED else ""
+        hint = f"; there are some in {', '.join(usable[:LISTED])}{more}: ask for {name}/<folder>"
     raise ValueError(
         f"{name}: the repository holds no dictionary here; want dictionary.json, or what "
         f"{', '.join(importers())} wrote{hint}"
@@ -91,14 +91,17 @@ def _chosen(name: str, inner: str, listing: Mapping[str, int | None]) -> list[st
 
 
 def _own(below: Mapping[str, int | None]) -> list[str]:
-    for place in PLACES:
-        files = [place + file for file in OWN]
+    for folder in SUBFOLDERS:
+        files = [folder + file for file in OWN]
         if all(file in below for file in files):
             return files
     return []
 
 
-def _holds(folder: str, below: Mapping[str, int | None]) -> bool:
-    start = f"{folder}/"
-    inside = {f.removeprefix(start): size for f, size in below.items() if f.startswith(start)}
-    return bool(_own(inside) or wanted({f: s for f, s in inside.items() if "/" not in f}))
+def _has_dictionary(folder: str, listing: Mapping[str, int | None]) -> bool:
+    files = _below(f"{folder}/", listing)
+    return bool(_own(files) or wanted({f: size for f, size in files.items() if "/" not in f}))
+
+
+def _below(prefix: str, listing: Mapping[str, int | None]) -> dict[str, int | None]:
+    return {f.removeprefix(prefix): size for f, size in listing.items() if f.startswith(prefix)}

@@ -1,8 +1,8 @@
-"""One writer at a time: two would destroy each other's checkpoints, counts and pages.
+"""Locks that allow one writer at a time for each run, file or folder.
 
-The kernel lets go of a lock when its process dies, however: so none is ever stale, whatever became of
-the process ids, which repeat in a container. POSIX record locks, which forked workers don't inherit
-and which work over NFS. Readers need none: what is read is whole or absent.
+These are POSIX record locks. The kernel releases one when its process dies, so no lock is ever stale;
+forked workers don't inherit them, and they work over NFS. Readers need no lock, as files and folders
+are replaced atomically.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from dictlearn.disk.whole import SaveError
 
 LOCK = ".lock"
 
-_held: set[Path] = set()  # the kernel's locks belong to a process: it never refuses itself
+_held: set[Path] = set()  # the kernel doesn't refuse a lock that the process itself holds
 
 
 @contextlib.contextmanager
 def run_lock(folder: Path) -> Iterator[None]:
-    """Holds `folder` for this run. Of a run's ranks the first holds it for all.
+    """Holds the lock of a run's folder; rank 0 holds it for all ranks.
 
     Raises:
         ValueError: another run holds it; the sentence names its process and host.
@@ -38,9 +38,8 @@ def run_lock(folder: Path) -> Iterator[None]:
     """
 
     def refusal(owner: str) -> str:
-        what = "already trains in it" if owner == THIS_PROCESS else "is training in it"
-        advice = "wait for it, stop it, or choose another name=..."
-        return f"run_dir={folder}: {owner} {what}; {advice}"
+        verb = "already trains in it" if owner == THIS_PROCESS else "is training in it"
+        return f"run_dir={folder}: {owner} {verb}; wait for it, stop it, or choose another name=..."
 
     with _holding(folder, LOCK, refusal):
         yield
@@ -48,14 +47,14 @@ def run_lock(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def writing(path: Path, verb: str, wait: bool = False) -> Iterator[None]:
-    """Holds a file or folder that `verb` is about to write; the lock lies beside it.
+    """Holds the lock of a file or folder that `verb` is about to write; the lock is beside it.
 
-    What dead processes left of it, and in it, is collected. With `wait` until nobody else holds it,
-    for what may not fail by then, such as the end of a run.
+    Removes leftovers of dead processes. With `wait` it waits for another writer to finish, as the
+    end of a run must not fail.
 
     Raises:
         ValueError: another process writes it; the sentence names its process, host and verb.
-        SaveError: the place cannot be written.
+        SaveError: the lock cannot be written.
     """
 
     def refusal(owner: str) -> str:
@@ -89,7 +88,7 @@ def _holding(
     if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
         yield
         return
-    with ensure_folder(folder):  # who was refused leaves nothing
+    with ensure_folder(folder):  # a refusal leaves no new folder
         path = folder.resolve() / name
         if path in _held:
             raise ValueError(refusal(THIS_PROCESS))
@@ -97,14 +96,14 @@ def _holding(
         _held.add(path)
         try:
             owner = {"pid": os.getpid(), "host": socket.gethostname(), "verb": verb}
-            with contextlib.suppress(OSError):  # on a full disk it holds without saying for whom
+            with contextlib.suppress(OSError):  # on a full disk the lock does not name its owner
                 os.ftruncate(descriptor, 0)
                 os.write(descriptor, json.dumps(owner).encode())
             yield
         finally:
             _held.discard(path)
             with contextlib.suppress(FileNotFoundError):
-                path.unlink()  # while we still hold it: see _acquire
+                path.unlink()  # before the lock is released, see _acquire
             os.close(descriptor)
 
 
@@ -120,8 +119,8 @@ def _acquire(path: Path, refusal: Callable[[str], str]) -> int:
         except OSError:
             os.close(descriptor)
             raise
-        # The holder before us may have removed the file between our open and our lock: then we
-        # hold a file that nobody else can see.
+        # The previous owner may have removed the file between our open and our lock. Then we have
+        # locked a file that nobody else can open, and try again.
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(descriptor), os.stat(path)):
                 return descriptor

@@ -1,4 +1,4 @@
-"""Which checkpoint `resume=` means."""
+"""Find the checkpoint that `resume=` names."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CHECKPOINTS = "checkpoints"
 
 
 class Resume(NamedTuple):
-    """The verified step folder to start from, None for a fresh start, and what to tell the user."""
+    """The verified step folder to start from, or None for a new run, and notes for the user."""
 
     folder: Path | None
     notes: tuple[str, ...] = ()
@@ -21,12 +21,12 @@ class Resume(NamedTuple):
 def resolve_resume(resume: str | None, run_dir: Path) -> Resume:
     """Resolves the key `resume`.
 
-    null: start afresh. auto: the newest intact checkpoint of `run_dir`, saying what was skipped;
-    afresh when there is none at all. A path: that step folder, or the newest one of that run
-    folder, which must be intact: only auto falls back.
+    null starts a new run. auto takes the newest intact checkpoint of `run_dir` and notes the damaged
+    ones; if there are no checkpoints, it starts a new run. A path is a step folder, or a run folder,
+    whose newest checkpoint must be intact.
 
     Raises:
-        ValueError: one sentence that names the path and, where there is one, what would work.
+        ValueError: one sentence that names the path and, if there is one, an intact checkpoint.
     """
     if resume is None:
         return Resume(None)
@@ -45,19 +45,19 @@ def resolve_resume(resume: str | None, run_dir: Path) -> Resume:
     if (path / MANIFEST).exists() or path.name.startswith("step-"):
         return Resume(_intact_step(path, resume))
     checkpoints = path / CHECKPOINTS if (path / CHECKPOINTS).is_dir() else path
-    found = find_intact(checkpoints)
-    if found.damaged:
-        raise ValueError(f"resume={resume}: {found.damaged[0]}{_hint(found.newest)}")
-    if found.newest is None:
+    newest, damaged = find_intact(checkpoints)
+    if damaged:
+        raise ValueError(f"resume={resume}: {damaged[0]}{_hint(newest)}")
+    if newest is None:
         raise ValueError(f"resume={resume}: there is no checkpoint in {checkpoints}")
-    return Resume(found.newest)
+    return Resume(newest)
 
 
 def _automatic(checkpoints: Path) -> Resume:
     newest, damaged = find_intact(checkpoints)
     if newest is not None:
         return Resume(newest, tuple(f"skipped a damaged checkpoint: {text}" for text in damaged))
-    if damaged:  # a fresh start here would slowly delete what a person may still rescue
+    if damaged:  # a new run would in time delete checkpoints that a person may still rescue
         raise ValueError(
             f"resume=auto: no checkpoint in {checkpoints} is intact: {damaged[0]}; "
             "delete that folder to start afresh"

@@ -1,6 +1,6 @@
-"""The state of every random number generator a step may draw from, as plain values and tensors.
+"""Save and restore the random number generators that a step may draw from.
 
-Lightning stores none of it; without it a resumed run draws other numbers from the first step on.
+Lightning doesn't store their states, without which a resumed run would draw other numbers.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 
 
 def collect() -> dict[str, Any]:
-    """The states of python, numpy (the global one), torch on the CPU and on every CUDA device."""
+    """The states of Python's, NumPy's (the global one) and torch's generators, also on all GPUs."""
     version, words, next_gauss = random.getstate()
     kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
     return {
@@ -31,10 +31,10 @@ def collect() -> dict[str, Any]:
 
 
 def restore(states: dict[str, Any]) -> None:
-    """Sets every generator to what `collect` saw; CUDA's only where the device count is the same.
+    """Sets every generator to its state in `states`; CUDA's only if the device count is the same.
 
     Raises:
-        ValueError: a state that these versions of the libraries do not take.
+        ValueError: these versions of the libraries don't accept a state.
     """
     try:
         python, numpy = states["python"], states["numpy"]
@@ -58,7 +58,7 @@ def restore(states: dict[str, Any]) -> None:
 
 
 def _check_numpy(state: dict[str, Any]) -> None:
-    """numpy reads from wherever a position points, also past the end of its keys."""
+    """Checks NumPy's state: NumPy would read past the end of its keys if the position says so."""
     keys, position = state["keys"], state["position"]
     fits = state["kind"] == "MT19937" and keys.shape == (624,) and keys.dtype == np.uint32
     if not fits or type(position) is not int or not 0 <= position <= 624:

@@ -1,9 +1,9 @@
-"""Whether what a file says of its origin was written by this user: a keyed hash of it.
+"""Sign a dictionary's provenance with a key of the user, and check the signature.
 
-A dictionary's provenance names the model and the text that it was trained on. Followed blindly, a
-file from a stranger would choose which of the user's files are read, shown in pages and sent to an
-explainer's server. Training therefore signs the provenance with a key that never leaves the user's
-home folder. Whatever carries no such signature was named by somebody else, wherever it lies.
+The provenance names the model and the text that a dictionary was trained on, which other verbs read
+by default. If a stranger's file could do that, it would choose which of the user's files are read,
+shown in pages and sent to an explainer's server. So training signs the provenance with a key that
+never leaves the user's home folder, and a provenance without a valid signature is not followed.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from typing import Any
 from dictlearn.disk.folders import ensure_folder
 
 SIGNATURE = "signature"
-FOLLOWED = ("model", "revision", "other_model", "data")  # what is read when a verb is told nothing
+FOLLOWED = ("model", "revision", "other_model", "data")  # entries that verbs read by default
 KEY_BYTES = 32
 
 
 def signed(training: Mapping[str, Any]) -> dict[str, Any]:
-    """`training` as its user's own. Unsigned where the home folder can't hold a key."""
+    """`training` with a signature; without one if the home folder can't be written."""
     plain = {key: value for key, value in training.items() if key != SIGNATURE}
     key = _key(make=True)
     return plain if key is None else {**plain, SIGNATURE: _hash(plain, key)}
 
 
 def is_own(training: Mapping[str, Any]) -> bool:
-    """Whether `signed` gave it, under this user's key."""
-    found, key = training.get(SIGNATURE), _key(make=False)
-    if key is None or not isinstance(found, str) or not found.isascii():
+    """Whether `training` has a valid signature of this user."""
+    signature, key = training.get(SIGNATURE), _key(make=False)
+    if key is None or not isinstance(signature, str) or not signature.isascii():
         return False
-    return hmac.compare_digest(found, _hash(training, key))
+    return hmac.compare_digest(signature, _hash(training, key))
 
 
 def key_file() -> Path:
@@ -63,7 +63,7 @@ def _key(make: bool) -> bytes | None:
 
 
 def _make(path: Path) -> None:
-    """Whole or not at all, and never over the one of another process that was faster."""
+    """Makes the key atomically, unless another process has just made it."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     with ensure_folder(path.parent):
         descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)

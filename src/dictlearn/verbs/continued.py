@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dictlearn import config, schema
 from dictlearn.ckpt.checkpoint_io import read_config
-from dictlearn.ckpt.diff import ABSENT, MAY_CHANGE, refuse_changes
+from dictlearn.ckpt.diff import ABSENT, MAY_CHANGE, covered, refuse_changes
 from dictlearn.ckpt.resume import CHECKPOINTS
 from dictlearn.commands import argument
 from dictlearn.overrides import dotted
@@ -42,14 +42,14 @@ def continued(verb: str, cfg: DictConfig, checkpoint: Path) -> DictConfig:
     # Interpolated values follow the run's folder and name, unless the run had others.
     for key, value in dotted(saved):
         interpolated = "${" in str(_at(merged, key)) and not isinstance(_at(merged, key), dict)
-        fixed = not _covered(key, set_keys) and not _covered(key, MAY_CHANGE)
+        fixed = not covered(key, set_keys) and not covered(key, MAY_CHANGE)
         if interpolated and fixed and _is_plain(value) and OmegaConf.select(result, key) != value:
             OmegaConf.update(result, key, value)
     schema.check(verb, result)
     new = [key for key, _ in dotted(OmegaConf.to_container(result)) if _at(saved, key) is ABSENT]
     now = OmegaConf.to_container(result, resolve=True)
     assert isinstance(now, dict)
-    allow = [key for key in new if not _covered(key, set_keys)]
+    allow = [key for key in new if not covered(key, set_keys)]
     refuse_changes(saved, {str(k): v for k, v in now.items()}, checkpoint, allow)
     OmegaConf.set_struct(result, True)
     return result
@@ -127,7 +127,7 @@ def _merged(
     for name in [*now, *(name for name in saved if name not in now)]:
         key = f"{prefix}{name}"
         old, new = saved.get(name), now.get(name)
-        if _covered(key, set_keys) or (
+        if covered(key, set_keys) or (
             name not in saved and (same and "_target_" in now or not prefix)
         ):
             if name in now:  # ~key leaves it out
@@ -152,10 +152,6 @@ def _is_plain(value: object) -> bool:
     if isinstance(value, list):
         return all(map(_is_plain, value))
     return not (isinstance(value, str) and ("${" in value or value == "???"))
-
-
-def _covered(key: str, names: Any) -> bool:
-    return any(key == name or key.startswith(f"{name}.") for name in names)
 
 
 def _at(tree: Any, key: str) -> Any:
