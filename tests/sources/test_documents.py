@@ -276,6 +276,29 @@ def test_a_missing_field_lists_those_there_are(tmp_path: Path, name: str) -> Non
         list(text_documents(str(path), field="n"))
 
 
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
+def test_a_field_may_lie_in_another(tmp_path: Path, name: str) -> None:
+    rows = [
+        {"talk": {"text": "deep", "n": 1}, "a.b": "in the name"},
+        {"talk": {"text": None, "n": 2}, "a.b": "again"},
+        {"talk": None, "a.b": "last"},
+    ]
+    if name == "a.jsonl":
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / name)
+    left_out = LeftOut()
+    read = text_documents(str(tmp_path / name), "talk.text", None, left_out)
+    assert [d.text for d in read] == ["deep"]
+    assert left_out == {ROWS: 2}
+    assert [d.text for d in text_documents(str(tmp_path / name), "a.b")][0] == "in the name"
+    assert [d.text for d in hub_documents(str(tmp_path), field="talk.text")] == ["deep"]
+    with pytest.raises(
+        ValueError, match=r"data\.field=talk\.words: .* no such field, but talk\.text, talk\.n"
+    ):
+        list(text_documents(str(tmp_path / name), "talk.words"))
+
+
 @pytest.fixture
 def hub_folder(tmp_path: Path) -> Path:
     """A data set as the hub lays it out: a card that names the configurations, parquet shards."""

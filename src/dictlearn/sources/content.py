@@ -23,7 +23,8 @@ import pyarrow.parquet as pq
 from fsspec.compression import compr
 
 from dictlearn.disk.errors import error_text
-from dictlearn.sources.left_out import ROWS, LeftOut
+from dictlearn.sources.columns import ABSENT, Column, WrongField, top_columns, value_at
+from dictlearn.sources.left_out import LeftOut
 
 COMPRESSED = {  # fsspec's name of the compression, and the first bytes of its files
     "gzip": rb"\x1f\x8b",
@@ -47,13 +48,13 @@ class TextReader:
 
     Args:
         key: the configuration's key for the files, for errors.
-        field: the field of a JSON or parquet row that is a document; None reads every file as text.
+        column: what makes a document of a JSON or parquet row; None reads every file as text.
         split_on: the separator of documents in plain text; None makes a file one document.
-        left_out: counts rows without text.
+        left_out: counts rows without a document.
     """
 
     key: str
-    field: str | None
+    column: Column | None
     split_on: str | None
     left_out: LeftOut
 
@@ -73,34 +74,34 @@ class TextReader:
         inner = unpacked(file)
         head = _head(inner)
         _refuse_other(head)
-        if self.field is None:
+        if self.column is None:
             yield from self._pieces(inner.read())
         elif head.startswith(PARQUET):
             # Parquet is read from the end, so a compressed file is unpacked first.
             table = file if inner is file else io.BytesIO(inner.read())
-            yield from self.column(_parquet(table, self.field, name))
+            yield from self.of_rows(_parquet(table, self.column, name))
         else:
             lines, is_json = _detect_json_lines(inner)
             if is_json or NAMED_JSON_LINES.search(name):
-                yield from self.column(_json_lines(lines, name))
+                yield from self.of_rows(_json_lines(lines, name))
                 return
             content = b"".join(lines)
             rows = _json_array(content, name)
-            yield from self._pieces(content) if rows is None else self.column(rows)
+            yield from self._pieces(content) if rows is None else self.of_rows(rows)
 
-    def column(self, rows: Rows) -> Iterator[str]:
-        """The text of each row; rows without text are left out, but the first must have some."""
-        assert self.field is not None
-        has_text = False
+    def of_rows(self, rows: Rows) -> Iterator[str]:
+        """The document of each row; rows without one are left out, but the first must have one."""
+        assert self.column is not None
+        has_document = False
         for where, row in rows:
-            text = row.get(self.field)
-            if isinstance(text, str):
-                has_text = True
+            text = self.column.document(row)
+            if text is not None:
+                has_document = True
                 yield text
-            elif has_text or (text is None and self.field in row):
-                self.left_out[ROWS] += 1
+            elif has_document or _is_null(row, self.column):
+                self.left_out[self.column.lacking] += 1
             else:
-                raise WrongField(self.field, row, where)
+                raise WrongField(self.column, row, where)
 
     def _pieces(self, content: bytes) -> Iterator[str]:
         text = content.decode("utf-8-sig")
@@ -151,15 +152,10 @@ def check_text(file: IO[bytes], most_bytes: int | None = None) -> int:
     return n
 
 
-class WrongField(ValueError):
-    """A row has no text in the field; the message lists the row's fields."""
-
-    def __init__(self, wanted: str, row: Mapping[str, Any], where: str):
-        if wanted in row:
-            reason = f"{where} holds {type(row[wanted]).__name__}; want a field of text"
-        else:
-            reason = f"{where} has no such field, but {', '.join(map(str, row)) or 'none at all'}"
-        super().__init__(f"data.field={wanted}: {reason}")
+def _is_null(row: Mapping[str, Any], column: Column) -> bool:
+    """Whether the row has the fields, and nothing in one of them."""
+    values = [value_at(row, field) for field in column.fields.values()]
+    return None in values and ABSENT not in values
 
 
 def unpacked(file: IO[bytes]) -> IO[bytes]:
@@ -245,11 +241,11 @@ def _json_array(content: bytes, name: str) -> Rows | None:
     return [(f"{name} row {number}", row) for number, row in enumerate(rows)]
 
 
-def _parquet(file: IO[bytes], wanted: str, name: str) -> Rows:
+def _parquet(file: IO[bytes], column: Column, name: str) -> Rows:
     try:
         table = pq.ParquetFile(file)
         names = table.schema_arrow.names
-        for batch in table.iter_batches(1024, columns=[wanted] if wanted in names else names):
+        for batch in table.iter_batches(1024, columns=top_columns(column, names) or names):
             yield from ((name, row) for row in batch.to_pylist())
     except pa.ArrowException as error:
         raise ValueError(str(error)) from error

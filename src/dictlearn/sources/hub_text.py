@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dictlearn.lm.hub import HUB_ID, REACH_SECONDS, explain_refusal
-from dictlearn.sources.content import TextReader, WrongField
+from dictlearn.sources.columns import Column, WrongField, column_of, top_columns
+from dictlearn.sources.content import TextReader
 from dictlearn.sources.documents import Document
 from dictlearn.sources.left_out import LeftOut
 
@@ -21,7 +22,7 @@ def hub_documents(
     path: str,
     name: str | None = None,
     split: str = "train",
-    field: str = "text",
+    field: str | Column = "text",
     revision: str | None = None,
     left_out: LeftOut | None = None,
 ) -> Iterator[Document]:
@@ -31,7 +32,7 @@ def hub_documents(
         path: hub id of the data set, or a folder with its files.
         name: one of its configurations, if it has several.
         split: the data set's own split, which we split into train and eval.
-        field: the column of the text; no other column is read.
+        field: the column of the text, or what makes a document of a row; no other column is read.
         revision: branch, tag or commit.
         left_out: counts rows without text.
 
@@ -47,7 +48,8 @@ def hub_documents(
     where = f"data.path={path}"
     folder = Path(path).expanduser()
     left_out = LeftOut() if left_out is None else left_out
-    if not isinstance(field, str):
+    column = column_of(field)
+    if column is None:
         raise ValueError(f"data.field={field}: want the name of the column that holds the text")
     try:
         if not folder.exists():
@@ -58,7 +60,7 @@ def hub_documents(
             )
         _check_files(builder, path, folder if folder.is_dir() else None)
         with _naming_keys(f"{where} data.name={name} data.hub_split={split}"):
-            texts = _texts(builder, path, split, TextReader(where, field, None, left_out))
+            texts = _texts(builder, path, split, TextReader(where, column, None, left_out))
         for text in texts:
             yield Document(text, text)
     except (ConnectionError, OfflineModeIsEnabled, HTTPError) as error:
@@ -154,12 +156,13 @@ def _texts(builder: Any, path: str, split: str, reader: TextReader) -> Iterator[
     if isinstance(builder, Parquet):
         with xopen(files[split][0], "rb") as file:
             names = pq.read_schema(file).names
-        assert reader.field is not None
-        if reader.field not in names:
-            raise WrongField(reader.field, dict.fromkeys(names), f"row 0 of {path}")
-        cast("Any", builder.config).columns = [reader.field]
+        assert reader.column is not None
+        columns = top_columns(reader.column, names)
+        if columns is None:
+            raise WrongField(reader.column, dict.fromkeys(names), f"row 0 of {path}")
+        cast("Any", builder.config).columns = columns
     rows = enumerate(builder.as_streaming_dataset(split=split))
-    return reader.column((f"row {number} of {path}", row) for number, row in rows)
+    return reader.of_rows((f"row {number} of {path}", row) for number, row in rows)
 
 
 def _file_texts(file: Any, name: str, reader: TextReader) -> Iterator[str]:

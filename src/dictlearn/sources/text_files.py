@@ -6,6 +6,7 @@ import glob
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from dictlearn.sources.columns import Column, column_of
 from dictlearn.sources.content import BLANK, CHUNK, UNREADABLE, TextReader, check_text, why_not
 from dictlearn.sources.documents import Document
 from dictlearn.sources.left_out import LeftOut
@@ -78,7 +79,7 @@ def _is_blank(path: Path) -> bool:
 
 def text_documents(
     paths: str | Sequence[str],
-    field: str | None = "text",
+    field: str | Column | None = "text",
     split_on: str | None = None,
     left_out: LeftOut | None = None,
 ) -> Iterator[Document]:
@@ -88,7 +89,9 @@ def text_documents(
     UTF-8 text and one document, or several that `split_on` separates. `left_out` counts rows without
     text. Raises ValueError, with the file's name and the reason, if a file cannot be read.
     """
-    reader = TextReader("data.paths", field, split_on, LeftOut() if left_out is None else left_out)
+    reader = TextReader(
+        "data.paths", column_of(field), split_on, LeftOut() if left_out is None else left_out
+    )
     files = find_files(paths)
     refuse_unreadable(files)
     for path in files:
