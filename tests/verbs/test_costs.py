@@ -43,10 +43,24 @@ KINDS = {
 @pytest.mark.parametrize("all_dead", [False, True], ids=["none dead", "all dead"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_memory_of_a_step(kind: str, all_dead: bool, tmp_path: Path):
-    """Peak bytes of tensors over whole steps, reading included, as a dispatch mode sees them."""
+    said, measured = memory_of_steps(KINDS[kind], all_dead, tmp_path)
+    assert said.peak == pytest.approx(measured, rel=0.1), (said.phase, said.parts)
+
+
+@pytest.mark.parametrize("sparsity", ["relu", "gated", "jumprelu", "jumprelu_tanh"])
+def test_the_memory_of_the_first_steps_with_a_threshold(sparsity: str, tmp_path: Path):
+    """Half of all features fire, or nearly all; what a code takes then depends on the terms."""
+    said, measured = memory_of_steps([f"sparsity={sparsity}"], False, tmp_path)
+    assert 0.85 * measured < said.peak < 1.5 * measured, (said.phase, said.parts)
+
+
+def memory_of_steps(
+    overrides: list[str], all_dead: bool, tmp_path: Path
+) -> tuple[costs.Memory, float]:
+    """(what is planned, measured peak bytes of tensors over whole steps, reading included)."""
     text = sorted(Path(dictlearn.__file__).parent.rglob("*.py"))[:20]
     paths = f"data.paths=[{','.join(map(str, text))}]"
-    cfg = config.compose("train", [*SMALL, *KINDS[kind], f"run_dir={tmp_path}", paths])
+    cfg = config.compose("train", [*SMALL, *overrides, f"run_dir={tmp_path}", paths])
     info = build.build_info(cfg)
     dictionary = build.build_dictionary(cfg, info)
     beside = build.build_beside(cfg, dictionary)
@@ -68,9 +82,9 @@ def test_the_memory_of_a_step(kind: str, all_dead: bool, tmp_path: Path):
         planned_beside = tuple(build.build_beside(cfg, planned).values())
     run = costs.Run(cfg, planned, planned_beside, skeleton, info)
     said = costs.memory(run, on_gpu=False, dead=float(all_dead))
-    assert said.peak == pytest.approx(measured, rel=0.1), (said.phase, said.parts)
     assert costs.count(planned) == sum(p.numel() for p in dictionary.parameters())
     assert said.parts["weights"] == 4 * sum(p.numel() for p in training.parameters())
+    return said, measured
 
 
 def planned_run(*overrides: str) -> costs.Run:

@@ -57,8 +57,12 @@ class Gated(Sparsity):
         return Thresholded(scale_SF, self.b_mag_SF, threshold_SF)
 
     def entries(self, k: float) -> float:
-        """Where the penalty's coefficient leads to dict.k; an untrained one stores half of F."""
+        """dict.k, which the penalty's coefficient has to lead to."""
         return k
+
+    def first_entries(self, k: float, n_features: int) -> float:
+        """Half of all features: pre-activations begin on both sides of 0 alike."""
+        return n_features / 2
 
     def options(self) -> Options:
         return {}

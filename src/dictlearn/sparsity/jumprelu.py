@@ -46,6 +46,7 @@ class JumpReLU(Sparsity):
         if bandwidth <= 0:
             raise ValueError(f"sparsity.bandwidth={bandwidth}: want a positive bandwidth")
         self.bandwidth, self.log_threshold = bandwidth, log_threshold
+        self.init_threshold = init_threshold
         start = math.log(init_threshold) if log_threshold else init_threshold
         self.raw_threshold_SF = nn.Parameter(torch.full((n_sources, n_features), start))
 
@@ -101,10 +102,14 @@ class JumpReLU(Sparsity):
         return self.rescaled(torch.ones(len(self.raw_threshold_SF), 1).to(self.raw_threshold_SF))
 
     def entries(self, k: float) -> float:
-        """Where its objective leads to dict.k. Those just below a threshold come to that, and an
-        untrained one stores half of F.
-        """
+        """dict.k, which the objective leads to; entries just below a threshold are not counted."""
         return k
+
+    def first_entries(self, k: float, n_features: int) -> float:
+        """Those above the lower edge of the bandwidth around the first threshold: half of all
+        features at most, or all if the edge is negative.
+        """
+        return n_features / 2 if self.init_threshold >= self.bandwidth / 2 else n_features
 
     def options(self) -> Options:
         return {"bandwidth": self.bandwidth, "log_threshold": self.log_threshold}

@@ -140,8 +140,12 @@ class Sparsity(nn.Module, ABC):
     # --- cost -----------------------------------------------------------------------------------
 
     def entries(self, k: float) -> float:
-        """How many entries per token and source training stores, where dict.k is k."""
+        """How many entries per token and source training stores once features have learned dict.k."""
         raise ValueError(self._unsaid("how many entries of each token it stores", "entries"))
+
+    def first_entries(self, k: float, n_features: int) -> float:
+        """How many of the n_features entries per token and source the first steps store."""
+        return self.entries(k)
 
     def _unsaid(self, what: str, method: str) -> str:
         return f"sparsity={self.name}: its class doesn't say {what}; want {type(self).__name__}.{method}"

@@ -38,8 +38,12 @@ class ReLU(Sparsity):
         return Thresholded(torch.ones_like(b_enc_SF), b_enc_SF, torch.zeros_like(b_enc_SF))
 
     def entries(self, k: float) -> float:
-        """Where the penalty's coefficient leads to dict.k; an untrained one stores half of F."""
+        """dict.k, which the penalty's coefficient has to lead to."""
         return k
+
+    def first_entries(self, k: float, n_features: int) -> float:
+        """All: half of the features fire at first, and nearly all before the penalty has grown."""
+        return n_features
 
     def options(self) -> Options:
         return {}

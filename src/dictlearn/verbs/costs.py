@@ -164,7 +164,7 @@ def _add_dictionary(
     parts: dict[str, float], run: Run, dictionary: Dictionary, on_gpu: bool, factors: bool
 ) -> None:
     """A dictionary's part of a step without dead features."""
-    cfg, k, encoder = run.cfg, entries(dictionary), dictionary.encoder
+    cfg, k, encoder = run.cfg, most_entries(dictionary), dictionary.encoder
     low = run.low_precision(on_gpu)
     n, W_enc = count(dictionary), encoder.n_features * encoder.width
     outputs = run.batch * dictionary.width * dictionary.n_targets * FLOAT
@@ -271,6 +271,12 @@ def decoder_costs(dictionary: Dictionary) -> Costs:
 def entries(dictionary: Dictionary) -> float:
     """Entries that training stores per token and source. ValueError where its sparsity doesn't say."""
     return dictionary.sparsity.entries(dictionary.shape.k)
+
+
+def most_entries(dictionary: Dictionary) -> float:
+    """The same at its largest: thresholds let many features through before they have learned."""
+    first = dictionary.sparsity.first_entries(dictionary.shape.k, dictionary.n_features)
+    return max(first, entries(dictionary))
 
 
 def code_bytes(dictionary: Dictionary, n_tokens: int, k: float) -> float:
