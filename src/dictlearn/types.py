@@ -236,11 +236,30 @@ class DecoderLike(Protocol):
         """The vectors that features `rows` of source s write to target t: [n, D]."""
         ...
 
+    def lengths(self, source: int) -> Tensor:
+        """Root of the sum of squares of all that each feature of a source writes: [F]."""
+        ...
+
+    def inner(self, a: tuple[int, slice], b: tuple[int, slice]) -> Tensor:
+        """Inner products of all that features write: [n, m], of (source, rows) and (source, rows)."""
+        ...
+
+
+class EncoderLike(Protocol):
+    """The parts of an encoder that objectives and evals use: W_enc [S, F, D] and b_enc [S, F]."""
+
+    @property
+    def W_enc(self) -> Tensor: ...
+    @property
+    def b_enc(self) -> Tensor: ...
+    @property
+    def n_sources(self) -> int: ...
+
 
 class DictionaryLike(Protocol):
     """The parts of a dictionary that evals use: sizes, encoding and decoding, also layer by layer.
 
-    `dicts.Dictionary` is one. Evals use only this, except `geometry`, which reads encoder weights.
+    `dicts.Dictionary` is one. Evals use only this.
     """
 
     @property
@@ -274,6 +293,13 @@ class DictionaryLike(Protocol):
         ...
 
     @property
+    def reads_what_it_writes(self) -> bool:
+        """Whether a feature writes one vector to each site that it reads, and nowhere else."""
+        ...
+
+    @property
+    def encoder(self) -> EncoderLike: ...
+    @property
     def decoder(self) -> DecoderLike: ...
     def parameters(self) -> Iterator[Any]: ...
     def encode(self, x_NSD: Tensor) -> Code: ...
@@ -286,17 +312,6 @@ class DictionaryLike(Protocol):
     def decode_target(
         self, t: int, codes: Mapping[int, Code], x: Mapping[int, Tensor]
     ) -> Tensor: ...
-
-
-class EncoderLike(Protocol):
-    """The parts of an encoder that objectives use: W_enc [S, F, D] and b_enc [S, F]."""
-
-    @property
-    def W_enc(self) -> Tensor: ...
-    @property
-    def b_enc(self) -> Tensor: ...
-    @property
-    def n_sources(self) -> int: ...
 
 
 class LinearMapLike(EncoderLike, Protocol):
@@ -315,8 +330,6 @@ class TrainedDictionary(DictionaryLike, Protocol):
         """Whether `squared_error` goes target by target, to save the memory of y_hat and its graph."""
         ...
 
-    @property
-    def encoder(self) -> EncoderLike: ...
     @property
     def sparsity(self) -> Any:  # each term checks for the sparsity whose parameters it reads
         ...

@@ -116,8 +116,16 @@ class Toy(nn.Module):
     def decoder(self) -> Toy:
         return self
 
+    reads_what_it_writes = False  # features are the sizes of projections, of either sign
+
     def norms_by_target(self) -> Tensor:
         return torch.eye(len(self.sources))
+
+    def lengths(self, source: int) -> Tensor:
+        return self.W.norm(dim=1)
+
+    def inner(self, a: tuple[int, slice], b: tuple[int, slice]) -> Tensor:
+        return self.W[a[1]] @ self.W[b[1]].T * float(a[0] == b[0])
 
     def written(self, t: int, s: int, rows: slice) -> Tensor:
         return self.W[rows] * float(s == t)

@@ -49,8 +49,12 @@ def test_few_of_many_features_are_looked_at(lm, windows):
     assert live > 40 and 0 < some.series["nearest_cosine_histogram"][1].sum() < live / 2
 
 
-def test_a_dictionary_that_is_not_ours_has_none_of_it(lm, toy, windows):
-    assert evaluate_dictionary(toy(), lm, windows, {"geometry": Geometry()}).series == {}
+def test_a_dictionary_of_another_class(lm, toy, windows):
+    dictionary = toy(k=24)
+    found = evaluate_dictionary(dictionary, lm, windows, {"geometry": Geometry()})
+    nearest = (dictionary.W @ dictionary.W.T).fill_diagonal_(-2).max(1).values
+    assert found.figures["nearest_cosine_p50"] == pytest.approx(float(nearest.quantile(0.5)))
+    assert "alignment_p50" not in found.figures
 
 
 def test_charts_that_would_be_flat_make_room(lm, windows):

@@ -7,7 +7,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from dictlearn.dicts.dictionary import Dictionary
+from dictlearn.types import DictionaryLike
 
 NOTHING = -1  # where a feature has fewer neighbours than were asked for
 COLUMNS = 1 << 12  # compared with a block at a time
@@ -19,7 +19,7 @@ class Neighbours:
     where a feature doesn't reach; of transforms those of their maps, by the Frobenius inner product.
     """
 
-    def __init__(self, dictionary: Dictionary):
+    def __init__(self, dictionary: DictionaryLike):
         self.decoder = dictionary.decoder
         self.n_sources, self.n_features = dictionary.code_sources, dictionary.n_features
         self.norms_SF = torch.stack([self.decoder.lengths(s) for s in range(self.n_sources)])

@@ -13,10 +13,10 @@ from typing import Self, final
 import torch
 from torch import Tensor
 
-from dictlearn.dicts.dictionary import Dictionary
 from dictlearn.dicts.neighbours import Neighbours
 from dictlearn.evals.context import EvalContext, EvalResult, Meter, Metric, Observation
 from dictlearn.ranges import Count
+from dictlearn.types import DictionaryLike
 
 BINS = 40
 MOST_PRODUCTS = 1e13  # multiply-adds of the cosines: two minutes of a laptop
@@ -39,15 +39,12 @@ class Geometry(Metric):
         self.features = features
 
     def begin(self, context: EvalContext) -> GeometryMeter:
-        dictionary = context.dictionary
-        return GeometryMeter(
-            dictionary if isinstance(dictionary, Dictionary) else None, self.features
-        )
+        return GeometryMeter(context.dictionary, self.features)
 
 
 @final
 class GeometryMeter(Meter):
-    def __init__(self, dictionary: Dictionary | None, features: int) -> None:
+    def __init__(self, dictionary: DictionaryLike, features: int) -> None:
         self.dictionary = dictionary
         self.features = features
         self.live = Live()
@@ -60,7 +57,7 @@ class GeometryMeter(Meter):
 
     @torch.no_grad()
     def result(self) -> EvalResult:
-        if self.dictionary is None or not self.live.fired.any():
+        if not self.live.fired.any():
             return EvalResult()
         live_SF = self.live.fired.view(self.dictionary.code_sources, -1)
         nearest, alignment = self._cosines(self.dictionary, live_SF)
@@ -77,11 +74,11 @@ class GeometryMeter(Meter):
             series["alignment_histogram"] = histogram(alignment, low)
         return EvalResult(figures=figures, series=series)
 
-    def _cosines(self, dictionary: Dictionary, live_SF: Tensor) -> tuple[Tensor, Tensor]:
+    def _cosines(self, dictionary: DictionaryLike, live_SF: Tensor) -> tuple[Tensor, Tensor]:
         """(cosines to the nearest other live feature, cosines of encoder and decoder)."""
         neighbours = Neighbours(dictionary)
         neighbours.norms_SF = neighbours.norms_SF * live_SF.to(neighbours.norms_SF)
-        own = dictionary.code_sources == dictionary.n_sources
+        own = dictionary.code_sources == len(dictionary.sources)
         aligned = own and dictionary.reads_what_it_writes
         nearest, alignment = [], []
         for s, rows in self._rows(dictionary, live_SF):
@@ -93,7 +90,7 @@ class GeometryMeter(Meter):
                 alignment.append(torch.cosine_similarity(*pair, dim=-1).float().cpu()[live_n])
         return torch.cat(nearest), torch.cat(alignment) if alignment else torch.zeros(0)
 
-    def _rows(self, dictionary: Dictionary, live_SF: Tensor) -> Iterator[tuple[int, slice]]:
+    def _rows(self, dictionary: DictionaryLike, live_SF: Tensor) -> Iterator[tuple[int, slice]]:
         """Evenly spaced features of each source."""
         others = live_SF.numel() * dictionary.n_targets * dictionary.width
         features = min(self.features, max(BLOCK // 4, int(MOST_PRODUCTS / others)))
