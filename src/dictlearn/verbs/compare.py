@@ -22,7 +22,7 @@ SHOWN_LEFT_OUT = 8  # of the runs without figures, those that are named
 
 
 class Keys:
-    """What the keys of conf/compare.yaml take."""
+    """Declares the values that the keys of conf/compare.yaml take."""
 
     runs: Sequence[str]
     output: str | None

@@ -38,7 +38,7 @@ BESIDE = "beside"  # folder in a run's folder with the dictionaries to compare i
 
 
 class Keys:
-    """What the keys of conf/evaluate.yaml take."""
+    """Declares the values that the keys of conf/evaluate.yaml take."""
 
     run: str | None
     dictionary: str | None

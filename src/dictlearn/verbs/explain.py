@@ -35,7 +35,7 @@ COUNTS = ("tokens", "windows", "at_least", "baseline_features", "limit")
 
 
 class Keys:
-    """What the keys of conf/explain.yaml take."""
+    """Declares the values that the keys of conf/explain.yaml take."""
 
     run: str | None
     dictionary: str | None

@@ -36,7 +36,7 @@ from dictlearn.verbs.opened import Opened, open_dictionary, where
 
 
 class Keys:
-    """What the keys of conf/export.yaml take."""
+    """Declares the values that the keys of conf/export.yaml take."""
 
     run: str | None
     dictionary: str | None

@@ -38,7 +38,7 @@ FOLDER = "features"
 
 
 class Keys:
-    """What the keys of conf/features.yaml take."""
+    """Declares the values that the keys of conf/features.yaml take."""
 
     run: str | None
     dictionary: str | None

@@ -23,7 +23,7 @@ METADATA = "graph-metadata.json"  # circuit-tracer's list of the graphs in a fol
 
 
 class Keys:
-    """What the keys of conf/label.yaml take."""
+    """Declares the values that the keys of conf/label.yaml take."""
 
     run: str | None
     graph: str | None

@@ -40,7 +40,7 @@ DOES = {ENCODER: "reads", DECODER: "writes"}
 
 
 class Keys:
-    """What the keys of conf/lookup.yaml take."""
+    """Declares the values that the keys of conf/lookup.yaml take."""
 
     run: str | None
     dictionary: str | None

@@ -20,7 +20,7 @@ from dictlearn.verbs.reported import write_report_of
 
 
 class Keys:
-    """What the keys of conf/pages.yaml take."""
+    """Declares the values that the keys of conf/pages.yaml take."""
 
     run: str
     tokenizer: str | None

@@ -29,7 +29,7 @@ RUN_FOLDER = "run folder"
 
 
 class Keys(train.Keys):
-    """What the keys of conf/plan.yaml take."""
+    """Declares the values that the keys of conf/plan.yaml take."""
 
     gpu: Literal["A10", "L4", "4090", "A100_40GB", "A100", "H100", "H200", "B200"] | None
 

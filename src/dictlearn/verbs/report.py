@@ -12,7 +12,7 @@ from dictlearn.evals.report import write_report
 
 
 class Keys:
-    """What the keys of conf/report.yaml take."""
+    """Declares the values that the keys of conf/report.yaml take."""
 
     run: str | None
 

@@ -22,7 +22,7 @@ SORT = "stored targets"
 
 
 class Keys:
-    """What the keys of conf/targets.yaml take."""
+    """Declares the values that the keys of conf/targets.yaml take."""
 
     output: str
     head: Natural

@@ -57,7 +57,7 @@ SAMPLE_TOKENS = 16_384  # for scales, biases and thresholds
 
 
 class Keys:
-    """What the keys of conf/train.yaml take."""
+    """Declares the values that the keys of conf/train.yaml take."""
 
     name: str
     run_dir: str
