@@ -33,6 +33,7 @@ from dictlearn.sources.documents import Document, is_held_out
 from dictlearn.sources.reader import Reader
 from dictlearn.sources.tokens import (
     WHOLE,
+    Corpus,
     TokenWindows,
     hub_windows,
     stdlib_windows,
@@ -174,8 +175,9 @@ def test_no_text_is_in_both_splits_even_under_two_keys(lm: LanguageModel) -> Non
         is_held_out(a, 0.5) != is_held_out(b, 0.5)
         for a, b in zip(keys[::2], keys[1::2], strict=True)
     )
-    twins = 16, 0.5, None, "data=twins", "twins", lambda: [], lambda _: documents
-    found = {s: _texts(lm, tokens.windows(lm, s, *twins)) for s in ("train", "eval")}
+    twins = Corpus("data=twins", "twins", lambda: [], lambda _: documents)
+    settings = 16, 0.5, None, "split", twins
+    found = {s: _texts(lm, tokens.windows(lm, s, *settings)) for s in ("train", "eval")}
     assert not set(found["train"]) & set(found["eval"])
     assert sorted(found["train"] + found["eval"]) == sorted({d.text for d in documents})
 

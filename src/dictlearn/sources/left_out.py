@@ -6,6 +6,7 @@ from collections import Counter
 from typing import final
 
 REPEATED, EMPTY, ROWS, FILES = "repeated", "empty", "rows", "files"
+BEYOND = "beyond"
 HALVES = "halves"  # changed, not left out
 
 WORDS = {  # singular and plural
@@ -13,12 +14,16 @@ WORDS = {  # singular and plural
     EMPTY: ("document without text", "documents without text"),
     ROWS: ("row without text in data.field", "rows without text in data.field"),
     FILES: ("file that is not text", "files that are not text"),
+    BEYOND: (
+        "token beyond the data.context of its document (data.long=cut)",
+        "tokens beyond the data.context of their documents (data.long=cut)",
+    ),
 }
 
 
 @final
 class LeftOut(Counter[str]):
-    """The number of documents, rows or files for each reason."""
+    """The number of documents, rows, files or tokens for each reason."""
 
     def sentences(self) -> list[str]:
         """A line that says what was left out and one for what was changed, if anything was."""

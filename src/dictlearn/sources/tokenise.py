@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from tokenizers import Tokenizer
@@ -15,51 +15,60 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from dictlearn.sources.documents import Document, is_held_out, without_duplicates
-from dictlearn.sources.left_out import EMPTY, LeftOut
+from dictlearn.sources.left_out import BEYOND, EMPTY, LeftOut
 
 log = logging.getLogger(__name__)
 
 SPLITS = ("train", "eval")
 
 
+class Encoded(NamedTuple):
+    """A document's tokens."""
+
+    ids: list[int]
+    chosen: list[bool] | None = (
+        None  # those that a dictionary is to see; None: all but special ones
+    )
+
+
+Encode = Callable[[list[str], LeftOut], list[Encoded | None]]
+"""Encodes documents. It returns None for those that it leaves out, which it counts by reason."""
+
+
 def tokenised(
     read: Callable[[LeftOut], Iterable[Document]],
-    tokenizer: PreTrainedTokenizerBase,
-    first_id: int | None,
+    encode: Encode,
     held_out: float,
     max_tokens: int | None,
+    longest: int | None = None,
 ) -> dict[str, Tensor]:
     """The tokens of both splits, int32, the offsets of their documents, int64, and what was left out.
 
-    `read` returns the documents and counts what it leaves out in its argument.
+    If `encode` chooses tokens, `<split>_chosen` marks them, uint8.
+
+    Args:
+        read: returns the documents and counts what it leaves out in its argument.
+        max_tokens: reading stops at this number of tokens to train on; None reads all.
+        longest: the tokens of a document after which it is cut; None cuts none.
     """
     log.info("data: tokenising; later runs find the tokens on disk")
     start = time.monotonic()
-    encode = _encoder(tokenizer)
-    before = [] if first_id is None else [first_id]
-    streams: dict[str, list[Tensor]] = {
-        split: [torch.empty(0, dtype=torch.int32)] for split in SPLITS
-    }
-    n_train, left_out = 0, LeftOut()
+    streams = {split: _Stream() for split in SPLITS}
+    left_out, full = LeftOut(), False
     for batch in _batches(without_duplicates(read(left_out), left_out), 256):
-        for document, ids in zip(batch, encode([d.text for d in batch]), strict=True):
+        for document, encoded in zip(batch, encode([d.text for d in batch], left_out), strict=True):
             split = "eval" if is_held_out(document.key, held_out) else "train"
-            if ids:
-                streams[split].append(torch.tensor(before + ids, dtype=torch.int32))
-                n_train += len(streams[split][-1]) if split == "train" else 0
-            else:
-                left_out[EMPTY] += 1
-        if max_tokens is not None and n_train >= max_tokens:
+            if encoded is not None and not (full and split == "train"):
+                left_out[BEYOND] += streams[split].add(encoded, longest)
+                full = max_tokens is not None and streams["train"].n_seen >= max_tokens
+        if full:
             break
-    tokens = {split: torch.cat(parts) for split, parts in streams.items()}
-    if max_tokens is not None:
-        tokens["train"] = tokens["train"][:max_tokens]
-    for split, parts in streams.items():  # the first part is empty
-        starts = torch.tensor([len(part) for part in parts]).cumsum(0)[:-1]
-        tokens[f"{split}_starts"] = starts[starts < len(tokens[split])]
+    tokens: dict[str, Tensor] = {}
+    for split, stream in streams.items():
+        tokens |= stream.tensors(split, max_tokens if split == "train" else None)
     log.info(
         "data: tokenised %s tokens to train on and %s held out, in %.0f s",
-        *(f"{len(tokens[split]):,}" for split in SPLITS),
+        *(f"{stream.n_seen:,}" for stream in streams.values()),
         time.monotonic() - start,
     )
     tokens["left_out"] = torch.frombuffer(
@@ -73,7 +82,49 @@ def left_out_of(streams: dict[str, Tensor]) -> LeftOut:
     return LeftOut(json.loads(bytes(streams["left_out"].tolist())))
 
 
-def _encoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[str]], list[list[int]]]:
+class _Stream:
+    """The tokens of one split, while documents are added."""
+
+    def __init__(self) -> None:
+        self.n_seen = 0  # tokens that a dictionary sees, and special ones unless tokens are chosen
+        self._ids = [torch.empty(0, dtype=torch.int32)]
+        self._chosen = [torch.empty(0, dtype=torch.uint8)]
+
+    def add(self, encoded: Encoded, longest: int | None) -> int:
+        """Adds a document of at most `longest` tokens; the number of those left out."""
+        ids = encoded.ids[:longest]
+        self._ids.append(torch.tensor(ids, dtype=torch.int32))
+        if encoded.chosen is not None:
+            self._chosen.append(torch.tensor(encoded.chosen[:longest], dtype=torch.uint8))
+        self.n_seen += len(ids) if encoded.chosen is None else int(self._chosen[-1].sum())
+        return len(encoded.ids) - len(ids)
+
+    def tensors(self, split: str, most: int | None) -> dict[str, Tensor]:
+        """The tensors to store. Of a plain stream at most `most` tokens; a chosen one ends whole."""
+        ids, chosen = torch.cat(self._ids), torch.cat(self._chosen)
+        if len(chosen) == 0:
+            ids = ids[:most]
+        starts = torch.tensor([len(part) for part in self._ids]).cumsum(0)[:-1]
+        tensors = {split: ids, f"{split}_starts": starts[starts < len(ids)]}
+        return tensors | ({f"{split}_chosen": chosen} if len(chosen) else {})
+
+
+def plain_encoder(tokenizer: PreTrainedTokenizerBase, first_id: int | None) -> Encode:
+    """Encodes each text as `first_id`, if there is one, and the tokens of the text."""
+    ids_of = _without_specials(tokenizer)
+    before = [] if first_id is None else [first_id]
+
+    def encode(texts: list[str], left_out: LeftOut) -> list[Encoded | None]:
+        found: list[Encoded | None] = [
+            Encoded(before + ids) if ids else None for ids in ids_of(texts)
+        ]
+        left_out[EMPTY] += found.count(None)
+        return found
+
+    return encode
+
+
+def _without_specials(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[str]], list[list[int]]]:
     """Encodes texts without special tokens: a special token's name in a text is ordinary text."""
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         options: dict[str, Any] = {"split_special_tokens": True, "verbose": False}

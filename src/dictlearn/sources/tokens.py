@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import final
+from typing import Literal, final
 
 import torch
 from torch import Tensor
@@ -20,79 +21,36 @@ from dictlearn.sources.hub_text import hub_documents
 from dictlearn.sources.left_out import LeftOut
 from dictlearn.sources.text_files import find_files, text_documents
 from dictlearn.sources.token_cache import cached
-from dictlearn.sources.tokenise import SPLITS, left_out_of, tokenised
+from dictlearn.sources.token_windows import TokenWindows
+from dictlearn.sources.tokenise import SPLITS, Encode, left_out_of, plain_encoder, tokenised
 from dictlearn.types import ModelInfo
 
 log = logging.getLogger(__name__)
 
 WHOLE = "whole"  # the split that contains all of the text
+LONG = ("split", "cut")  # what is done with a document of more tokens than a window
 
 
 @final
-class TokenWindows:
-    """A stream of tokens cut into windows of P: window i contains tokens iP to iP + P - 1.
-
-    The stream consists of whole documents, each preceded by the model's BOS, so a window may contain
-    the end of one document and the start of the next. The last window is padded. A model without
-    special tokens cannot be padded; the tokens of an incomplete last window are then left out.
+@dataclass(frozen=True)
+class Corpus:
+    """Documents, and how they become windows.
 
     Args:
-        stream_T: token ids, int32, at least one.
-        context: P.
-        special_ids: ids that no dictionary reads.
-        pad_id: one of them, or None.
-        starts: offset of each document in the stream, ascending from 0; None for one document.
+        named: the key and value that name the text, for messages.
+        name, files: name of the text and its files; the cache depends on their sizes and times.
+        documents: reads the documents, if the cache lacks them; counts what it leaves out.
+        encode: encodes them; None for plain text, each preceded by the model's BOS. `name` says all
+            that the encoding depends on beside the tokenizer.
+        apart: whether each document has windows of its own.
     """
 
-    def __init__(
-        self,
-        stream_T: Tensor,
-        context: int,
-        special_ids: frozenset[int],
-        pad_id: int | None,
-        starts: Tensor | None = None,
-    ):
-        assert pad_id is None or pad_id in special_ids
-        self.context = context
-        self.special_ids = special_ids
-        self._starts = torch.zeros(1, dtype=torch.int64) if starts is None else starts
-        assert len(stream_T) == 0 or int(self._starts[0]) == 0, "a stream begins with a document"
-        n_full = len(stream_T) // context
-        self._full_WP = stream_T[: n_full * context].view(n_full, context)
-        rest = stream_T[n_full * context :]
-        self._last_P = None
-        if len(rest) and pad_id is not None:
-            padding = rest.new_full((context - len(rest),), pad_id)
-            self._last_P = torch.cat([rest, padding])
-        largest = max(special_ids, default=0)
-        self._special = torch.zeros(largest + 2, dtype=torch.bool)  # last entry: all larger ids
-        self._special[list(special_ids)] = True
-
-    def __len__(self) -> int:
-        return len(self._full_WP) + (self._last_P is not None)
-
-    def window_batch(self, indices: Tensor | Sequence[int] | range) -> Tensor:
-        """Token ids of the windows, int64 [B, P]. Raises IndexError outside 0 to len - 1."""
-        listed = list(indices) if isinstance(indices, range) else indices
-        indices_B = torch.as_tensor(listed, dtype=torch.int64)
-        if len(indices_B) and not 0 <= int(indices_B.min()) <= int(indices_B.max()) < len(self):
-            raise IndexError(f"windows {indices_B.tolist()} of {len(self)}")
-        is_last_B = indices_B >= len(self._full_WP)
-        tokens_BP = torch.empty((len(indices_B), self.context), dtype=torch.int64)
-        tokens_BP[~is_last_B] = self._full_WP[indices_B[~is_last_B]].long()
-        if self._last_P is not None:
-            tokens_BP[is_last_B] = self._last_P.long()
-        return tokens_BP
-
-    def documents(self, indices: Sequence[int] | range) -> Tensor:
-        """The number of each token's document in the split, int64 [B, P]; pads have the last one's."""
-        window_B1 = torch.tensor(list(indices), dtype=torch.int64)[:, None]
-        offset_BP = window_B1 * self.context + torch.arange(self.context)
-        return torch.searchsorted(self._starts, offset_BP, right=True) - 1
-
-    def kept(self, indices: Tensor | Sequence[int] | range) -> Tensor:
-        """bool [B, P]: True where a token is neither special nor a pad."""
-        return ~self._special[self.window_batch(indices).clamp(max=len(self._special) - 1)]
+    named: str
+    name: str
+    files: Callable[[], list[Path]]
+    documents: Callable[[LeftOut], Iterable[Document]]
+    encode: Encode | None = None
+    apart: bool = False
 
 
 def stdlib_windows(
@@ -103,17 +61,8 @@ def stdlib_windows(
     max_tokens: Count | None = None,
 ) -> TokenWindows:
     """The running interpreter's standard library. See `windows` for the arguments."""
-    return windows(
-        lm,
-        split,
-        context,
-        held_out,
-        max_tokens,
-        "data=stdlib",
-        "stdlib",
-        stdlib_files,
-        stdlib_documents,
-    )
+    corpus = Corpus("data=stdlib", "stdlib", stdlib_files, stdlib_documents)
+    return windows(lm, split, context, held_out, max_tokens, "split", corpus)
 
 
 def text_windows(
@@ -122,23 +71,20 @@ def text_windows(
     paths: str | Sequence[str],
     field: str | None = "text",
     split_on: str | None = None,
+    long: Literal["split", "cut"] = "split",
     context: Count | None = 512,
     held_out: Fraction = 0.1,
     max_tokens: Count | None = None,
 ) -> TokenWindows:
     """Local files. See `text_documents` for paths, field and split_on, `windows` for the rest."""
     listed = [paths] if isinstance(paths, str) else list(paths)
-    return windows(
-        lm,
-        split,
-        context,
-        held_out,
-        max_tokens,
+    corpus = Corpus(
         f"data.paths={shown(listed)}",
         f"text {field} {split_on!r}",
         lambda: find_files(listed),
         lambda left_out: text_documents(listed, field, split_on, left_out),
     )
+    return windows(lm, split, context, held_out, max_tokens, long, corpus)
 
 
 def hub_windows(
@@ -149,6 +95,7 @@ def hub_windows(
     hub_split: str = "train",
     field: str = "text",
     revision: str | None = None,
+    long: Literal["split", "cut"] = "split",
     context: Count | None = 512,
     held_out: Fraction = 0.1,
     max_tokens: Count | None = 20_000_000,
@@ -160,18 +107,18 @@ def hub_windows(
     """
     if path is None:
         raise ValueError("data.path=null: want a data set's hub id (owner/name) or a folder")
-    folder = Path(path).expanduser()
-    return windows(
-        lm,
-        split,
-        context,
-        held_out,
-        max_tokens,
+    corpus = Corpus(
         f"data.path={path}",
         f"hub {path} {name} {hub_split} {field} {revision}",
-        lambda: sorted(file for file in folder.rglob("*") if file.is_file()),
+        lambda: files_below(path),
         lambda left_out: hub_documents(path, name, hub_split, field, revision, left_out),
     )
+    return windows(lm, split, context, held_out, max_tokens, long, corpus)
+
+
+def files_below(path: str) -> list[Path]:
+    """The files of a folder, sorted; none if `path` is a hub id."""
+    return sorted(file for file in Path(path).expanduser().rglob("*") if file.is_file())
 
 
 def windows(
@@ -180,10 +127,8 @@ def windows(
     context: Count | None,
     held_out: Fraction,
     max_tokens: Count | None,
-    named: str,
-    name: str,
-    files: Callable[[], list[Path]],
-    documents: Callable[[LeftOut], Iterable[Document]],
+    long: str,
+    corpus: Corpus,
 ) -> TokenWindows:
     """The windows of one split of some documents, which are tokenised once and cached on disk.
 
@@ -192,9 +137,7 @@ def windows(
         context: P, tokens per window; None for the model's context length.
         held_out: the fraction of documents in eval, by hash of their keys; 0 for no eval.
         max_tokens: reading stops when train has this number of tokens; None reads all.
-        named: the key and value that name the text, for messages.
-        name, files: name of the text and its files; the cache depends on their sizes and times.
-        documents: reads the documents, if the cache lacks them; counts what it leaves out.
+        long: split, or cut to leave out what a document has beyond `context` tokens.
 
     One pass over the documents makes both splits and skips repeated texts, so no document is in
     both. If there is only one document, the last of its windows are held out. Each process logs once
@@ -208,25 +151,34 @@ def windows(
         raise ValueError(
             f"model.path={lm.info.name}: has no tokenizer; text data wants one, or another source"
         )
+    if long not in LONG:
+        raise ValueError(f"data.long={long}: want {' or '.join(LONG)}")
     context = check_settings(lm.info, context, held_out, max_tokens)
     if split == WHOLE:
         split, held_out = "train", 0.0
 
     first_id, tokenizer = document_start(lm), lm.tokenizer
-    stamps = [[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in files()]
-    key = json.dumps([name, tokenizer_hash(tokenizer), first_id, held_out, max_tokens, stamps])
-    streams = cached(key, lambda: tokenised(documents, tokenizer, first_id, held_out, max_tokens))
+    encode, longest = corpus.encode, context if long == "cut" else None
+    stamps = [[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in corpus.files()]
+    depends = [corpus.name, tokenizer_hash(tokenizer), first_id, held_out, max_tokens, longest]
+    key = json.dumps([*depends, stamps])
+    encode = plain_encoder(tokenizer, first_id) if encode is None else encode
+    streams = cached(
+        key, lambda: tokenised(corpus.documents, encode, held_out, max_tokens, longest)
+    )
     for sentence in left_out_of(streams).sentences():
         _say_once(key, sentence)
-    if held_out > 0 and sum(len(streams[f"{side}_starts"]) for side in SPLITS) == 1:
+    one = sum(len(streams[f"{side}_starts"]) for side in SPLITS) == 1
+    if held_out > 0 and one and not corpus.apart:
         streams = _cut_in_two(streams, context, held_out, key)
     # A training run checks both splits: it evaluates at its end and should fail before it starts.
     for side in SPLITS if held_out > 0 else dict.fromkeys(["train", split]):
         if not len(streams[side]):
-            raise _empty(named, side, held_out, sum(len(streams[split]) for split in SPLITS))
+            raise _empty(corpus.named, side, held_out, sum(len(streams[split]) for split in SPLITS))
         _refuse_too_little(lm, len(streams[side]), side, context, held_out)
-    starts = streams[f"{split}_starts"]
-    return TokenWindows(streams[split], context, lm.special_ids, pad_id(lm), starts)
+    return TokenWindows(
+        streams[split], context, lm.special_ids, pad_id(lm), streams[f"{split}_starts"]
+    )
 
 
 def check_settings(
