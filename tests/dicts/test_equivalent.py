@@ -11,7 +11,7 @@ import torch
 
 import dictlearn
 from dictlearn.dicts.dictionary import Dictionary
-from dictlearn.dicts.equivalent import parts, recentred, renormed, together
+from dictlearn.dicts.equivalent import join_layers, recentred, renormed, split_layers
 from dictlearn.dicts.start import check_start
 from dictlearn.export.dictionary_learning import DictionaryLearning
 from dictlearn.export.protocol import why_not
@@ -124,7 +124,9 @@ def test_what_a_sparsity_does_not_say_is_refused_with_what_to_define():
         recentred(dictionary, False)
     with pytest.raises(ValueError, match=r"init=a: sparsity=undecided: .* want Undecided\.shifted"):
         check_start(Dictionary(replace(shape, centre=False), Undecided), dictionary, "init=a")
-    with pytest.raises(ValueError, match=r"init=a: its sparsity is topk, and this run's undecided"):
+    with pytest.raises(
+        ValueError, match=r"init=a: its sparsity is topk, whose parameters this run's undecided"
+    ):
         check_start(dictionary, small_dictionary(), "init=a")
     with pytest.raises(ValueError, match=r"stores; want Undecided\.entries"):
         dictionary.sparsity.entries(4)
@@ -159,10 +161,10 @@ def test_nobody_asks_a_sparsity_which_class_it_is():
 def test_parts_of_layers_put_together_are_the_whole(sparsity):
     names = {"kind": "plt", "centre": False, "skip": True}
     dictionary = stretched(sparsity, sites=3, **names)
-    layers = parts(dictionary)
+    layers = split_layers(dictionary)
     assert [layer.sources for layer in layers] == [(f"resid_post.{i}",) for i in range(3)]
     assert layers[0].kind == "sae"
     x_NSD = activations(sites=3)
     alone = torch.cat([layer(x_NSD[:, i : i + 1]) for i, layer in enumerate(layers)], dim=1)
     torch.testing.assert_close(alone, dictionary(x_NSD))
-    assert_same(dictionary, together(layers, "plt"), sites=3)
+    assert_same(dictionary, join_layers(layers, "plt"), sites=3)

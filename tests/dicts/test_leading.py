@@ -176,7 +176,7 @@ def test_a_dictionary_prints_what_it_is():
         "  writes     resid_post.0, resid_post.1",
         "  features   4,000 for each of 2 sources, width 16",
         "  sparsity   topk, k = 4",
-        "  held out   no figures were saved with it; dictlearn.evaluate() takes them",
+        "  held out   no figures were saved with it; dictlearn.evaluate() computes them",
     ]
     dictionary.provenance = {
         "model": "pico",

@@ -96,9 +96,7 @@ def test_two_links_of_one_name_and_options_that_are_taken_are_refused():
 
 def test_a_decoder_that_does_not_say_what_it_costs_has_no_plan():
     decoder = small_dictionary().decoder
-    with pytest.raises(
-        ValueError, match="DiagonalDecoder: does not say what it takes; a plan wants"
-    ):
+    with pytest.raises(ValueError, match="DiagonalDecoder does not state its costs: a plan needs"):
         Decoder.costs(decoder, 4)
 
 

@@ -99,10 +99,22 @@ def test_thresholds_that_are_learnt_as_logarithms_are_carried():
     [
         (("topk", {"n_features": 48}), ("topk", {}), r"want dict\.n_features=40"),
         (("topk", {}), ("topk", {"skip": True}), r"want dict\.skip=true"),
-        (("topk", {}), ("gated", {}), "its sparsity is gated, and this run's topk"),
-        (("topk", {}), ("abstopk", {}), "its sparsity is abstopk, and this run's topk"),
-        (("abstopk", {}), ("topk", {}), "its sparsity is topk, and this run's abstopk"),
-        (("jumprelu", {}), ("sparsemax", {}), "is sparsemax, and this run's jumprelu: what one"),
+        (("topk", {}), ("gated", {}), "its sparsity is gated, whose parameters this run's topk"),
+        (
+            ("topk", {}),
+            ("abstopk", {}),
+            "its sparsity is abstopk, whose parameters this run's topk",
+        ),
+        (
+            ("abstopk", {}),
+            ("topk", {}),
+            "its sparsity is topk, whose parameters this run's abstopk",
+        ),
+        (
+            ("jumprelu", {}),
+            ("sparsemax", {}),
+            "is sparsemax, whose parameters this run's jumprelu cannot",
+        ),
         (("topk", {"sites": 2}), ("topk", {}), "a sae with sources resid_post.0, and"),
         (("topk", {"width": 8}), ("topk", {}), "with width 16"),
     ],

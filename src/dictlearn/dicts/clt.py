@@ -27,14 +27,14 @@ def clt(
 ) -> Dictionary:
     """mlp_in.l -> mlp_out.l, mlp_out.(l+1), ... for every layer l of `layers` (null: all).
 
-    `n_features` and `k` count per layer; n_features null means as many as make the parameters those
-    of transcoders per layer with expansion * width features each. `window` is the number of layers
-    that a feature reaches, its own included (null: all later ones; 1: a transcoder per layer).
-    `tied` gives it the same vector for all of them, `skip` each layer a linear path.
+    `n_features` and `k` count per layer. With n_features null, the number of parameters is that of
+    per-layer transcoders with expansion * width features each. A feature writes to `window` layers,
+    its own included (null: all later ones; 1: a transcoder per layer). `tied` makes its vectors for
+    all of them the same. `skip` adds a linear path to each layer.
     """
     sources, targets = mlp_sites(layers, info)
     pairs = sum(min(window or layer, layer) for layer in range(1, len(sources) + 1))
-    vectors = 2 if tied else 1 + pairs / len(sources)  # per feature and layer, its encoder's one
+    vectors = 2 if tied else 1 + pairs / len(sources)  # per feature, the encoder's included
     shape = Shape(
         kind="clt",
         sources=sources,

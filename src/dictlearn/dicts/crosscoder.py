@@ -1,4 +1,4 @@
-"""Crosscoder (Lindsey et al. 2024): one code, read from several sites and written to several."""
+"""Crosscoder (Lindsey et al. 2024): several sites share one code."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def crosscoder(
     norm: Literal["concat", "sum"] = "concat",
     **options: Unpack[Options],
 ) -> Dictionary:
-    """All of `sites` -> one code -> all of `targets`; null: `site` of every layer, from itself.
+    """All of `sites` -> one code -> all of `targets`.
 
-    A feature has a vector for every site. `norm` is what its strength is measured by, in penalties
-    and where norms are kept at 1: `concat`, of its vectors put together, or `sum`, of their norms,
-    which favours features of few sites.
+    `sites` null means `site` of every layer, `targets` null means the same as `sites`. A feature has
+    a vector for every site. `norm` is its norm in penalties and for unit_norm: `concat`, the norm of
+    the concatenated vectors, or `sum`, the sum of their norms, which favours features of few sites.
     """
     read = tuple(sites or [f"{site}.{layer}" for layer in layers_or_all(None, info)])
     write = tuple(targets or read)

@@ -1,4 +1,4 @@
-"""What a decoder is: from a code to the targets."""
+"""The base class of decoders, which map a code to the targets."""
 
 from __future__ import annotations
 
@@ -13,39 +13,39 @@ from torch import Tensor, nn
 
 from dictlearn.types import Code
 
-START_NORM = 0.1  # of features whose norm is free (Anthropic, April 2024 update)
+START_NORM = 0.1  # initial norm of features without unit_norm (Anthropic, April 2024 update)
 
 
 @dataclass(frozen=True)
 class Costs:
-    """What decoding takes, counted in numbers; those of a token are a forward pass's."""
+    """Work and memory of decoding in a forward pass, counted in numbers (not bytes)."""
 
-    multiplied: float  # weights that a token's code is multiplied with
-    gathered: float = 0.0  # of these, weights that every token reads for itself
-    once: float = 0.0  # weights that are read once for all tokens of a batch
-    per_entry: float = 0.0  # kept of every entry of a code for the backward pass, beside the entry
-    indices: float = 0.0  # whole numbers kept of a token's code: patterns of its own for targets
-    in_factors: int = 0  # in `features()`, those whose gradients are sums over a code
-    dense: int = 0  # the others in `features()`: a CPU keeps the memory that their gradients are in
+    multiplied: float  # weights per token that its code is multiplied with
+    gathered: float = 0.0  # weights per token that are read for this token alone
+    once: float = 0.0  # weights per batch that are read once for all tokens
+    per_entry: float = 0.0  # saved for the backward pass per entry of a code, beside the entry
+    indices: float = 0.0  # integers per token in the patterns that targets have of their own
+    in_factors: int = 0  # parameters in `features()` whose gradients are kept as factors
+    dense: int = 0  # other parameters in `features()`, for whose gradients a CPU keeps the memory
 
 
 class Decoder(nn.Module, ABC):
-    """Abstract. From a code to the targets; one final class for each way of doing it.
+    """Abstract: maps a code to the targets. Its subclasses are final.
 
-    With `unit_norm`, `norms()` stays at 1 during training: after the backward pass the gradient
-    loses what would only change a norm, and after the optimiser's step the features are normalised
-    (in this order: see Gao et al. 2024, A.3; momentum brings back a radial part, so both are needed).
+    With `unit_norm`, `norms()` stays at 1 during training: after the backward pass the component of
+    the gradient that changes a norm is removed, and after the optimiser's step the features are
+    normalised (Gao et al. 2024, A.3). Both are needed, as momentum has such a component again.
     """
 
-    W_dec: Any  # where there is one: a parameter [S, F, D], or a list of them, one for each target
+    W_dec: Any  # if there is one: a parameter [S, F, D], or a list with one for each target
     b_dec: nn.Parameter  # TD
     unit_norm: bool
-    writes_directions: ClassVar[bool] = True  # `written` gives what a feature writes, whatever x is
+    writes_directions: ClassVar[bool] = True  # whether features write fixed vectors, whatever x is
     streams: ClassVar[bool] = False  # `squared_error` goes target by target, without y_hat
 
     @abstractmethod
     def without_bias(self, code: Code, x_NSD: Tensor | None = None) -> Tensor:
-        """The reconstruction less b_dec: [N, T, D]. `x_NSD` is the input, for decoders that read it."""
+        """The reconstruction without b_dec, [N, T, D]. Some decoders also read the input `x_NSD`."""
 
     def squared_error(
         self,
@@ -57,10 +57,10 @@ class Decoder(nn.Module, ABC):
         *,
         with_bias: bool = True,
     ) -> tuple[Tensor, Sequence[Tensor]]:
-        """(sum_g weights[g] ||y - y_hat_g||^2 over nested prefixes, the last y - y_hat detached).
+        """(sum_g weights[g] ||y - y_hat_g||^2 over the nested prefixes g, y - y_hat detached).
 
-        The latter is [N, D] for every target. Decoders whose targets are sums of rows do it in one
-        pass over them; this is for all others.
+        The second has [N, D] for every target and uses the last prefix. Decoders whose targets are
+        sums of rows override this with one pass over the rows.
         """
         y_hat_NTD = self.b_dec if with_bias else y_NTD.new_zeros(())
         error, low = y_NTD.new_zeros(()), 0
@@ -79,7 +79,7 @@ class Decoder(nn.Module, ABC):
 
     @abstractmethod
     def target(self, t: int, codes: Mapping[int, Code], x: Mapping[int, Tensor]) -> Tensor:
-        """One target less its bias, [N, D], from one code of one source each for s in `reads(t)`."""
+        """Target t without its bias, [N, D], from one code of one source for each s in `reads(t)`."""
 
     def reaches(self, source: int) -> list[int]:
         """The targets that a source of the code writes to, in order."""
@@ -87,21 +87,23 @@ class Decoder(nn.Module, ABC):
 
     @abstractmethod
     def written(self, t: int, s: int, rows: slice) -> Tensor:
-        """What features `rows` of source s, one of `reads(t)`, write to target t: [n, D].
+        """The vectors that features `rows` of source s, one of `reads(t)`, write to target t: [n, D].
 
-        ValueError where features write no fixed direction (`writes_directions`).
+        Raises ValueError if features write no fixed vectors (`writes_directions`).
         """
 
     def maps(self) -> Sequence[tuple[Tensor, Tensor]]:
-        """(U, V), each [n, rank, D], of all features in order that write U^T V x instead; else none."""
+        """For features that write U^T V x, pairs of U and V, [n, rank, D] each, in order; else empty."""
         return ()
 
     def vectors(self) -> Any:
-        """What `Dictionary.W_dec` shows a notebook: a tensor where every target reads one source,
-        [T, F, D], or [F, D] of one; else a tuple of [the sources in `reads(t)`, F, D] for each target.
+        """The value of `Dictionary.W_dec`.
+
+        If every target reads one source it is [T, F, D], or [F, D] for one target. Otherwise it is a
+        tuple with [sources in `reads(t)`, F, D] for each target t.
 
         Raises:
-            ValueError: features write no fixed direction.
+            ValueError: features write no fixed vectors.
         """
         targets = tuple(
             torch.stack([self.written(t, s, slice(None)) for s in self.reads(t)])
@@ -112,17 +114,17 @@ class Decoder(nn.Module, ABC):
         return targets[0].squeeze(0) if len(targets) == 1 else torch.cat(targets)
 
     def inner(self, a: tuple[int, slice], b: tuple[int, slice]) -> Tensor:
-        """Inner products of all that features write: [n, m], of (source, rows) and (source, rows)."""
-        ours, theirs = self.reaches(a[0]), self.reaches(b[0])
-        n, m = len(self.written(ours[0], *a)), len(self.written(theirs[0], *b))
+        """Inner products [n, m] of the features a and b, (source, rows) each, summed over targets."""
+        targets_a, targets_b = self.reaches(a[0]), self.reaches(b[0])
+        n, m = len(self.written(targets_a[0], *a)), len(self.written(targets_b[0], *b))
         products_nm = self.b_dec.new_zeros(n, m)
-        for t in ours:
-            if t in theirs:
+        for t in targets_a:
+            if t in targets_b:
                 products_nm += self.written(t, *a) @ self.written(t, *b).T
         return products_nm
 
     def lengths(self, source: int) -> Tensor:
-        """Root of the sum of squares of all that each feature of a source writes: [F]."""
+        """The norm of each feature's concatenated vectors for all targets: [F]."""
         squares_F = self.b_dec.new_zeros(())
         for t in self.reaches(source):
             squares_F = squares_F + self.written(t, source, slice(None)).square().sum(1)
@@ -130,11 +132,11 @@ class Decoder(nn.Module, ABC):
 
     @abstractmethod
     def norms(self) -> Tensor:
-        """Norm of everything a feature writes: [S, F], over the code's sources."""
+        """The norm of each feature's vectors for all targets together: [S, F], S sources of the code."""
 
     @torch.no_grad()
     def norms_by_target(self) -> Tensor:
-        """Mean over features of the norm that a source writes to a target: [S, T], 0 without a link."""
+        """The mean norm of the vectors from source s to target t: [S, T], 0 if t doesn't read s."""
         n_targets = len(self.b_dec)
         n_sources = max(self.reads(t).stop for t in range(n_targets))
         table_ST = torch.zeros(n_sources, n_targets, dtype=self.b_dec.dtype)
@@ -145,37 +147,37 @@ class Decoder(nn.Module, ABC):
 
     @abstractmethod
     def reset_parameters(self) -> None:
-        """Random directions: of norm 1, or 0.1 where norms are free."""
+        """Sets random vectors of norm 1 with unit_norm, else of norm 0.1."""
 
     def features(self) -> list[FeatureRows]:
-        """Which rows of which parameters make a feature, for the fused optimiser; maybe none."""
+        """The parameters' rows that belong to each feature, for the fused optimiser; may be empty."""
         return []
 
     @abstractmethod
     def project_gradient(self) -> None:
-        """Removes from the gradient what would only change a feature's norm."""
+        """Removes the component of the gradient that changes a feature's norm."""
 
     @abstractmethod
     def normalise(self) -> None:
-        """Brings every feature's norm to 1."""
+        """Divides every feature's vectors by its norm."""
 
     def costs(self, k: float) -> Costs:
-        """What it takes to decode k features of every token and source, for `dictlearn plan`.
+        """The costs of decoding k features per token and source, for `dictlearn plan`.
 
         Raises:
-            ValueError: the decoder doesn't say.
+            ValueError: the decoder doesn't have this method.
         """
         raise ValueError(
-            f"{type(self).__name__}: does not say what it takes; a plan wants its method costs(k), which "
-            "gives dictlearn.dicts.decoder.Costs"
+            f"{type(self).__name__} does not state its costs: a plan needs a method costs(k) that "
+            "returns dictlearn.dicts.decoder.Costs"
         )
 
     @abstractmethod
     def rescale(self, code_scale_S: Tensor, output_scale_T: Tensor) -> None:
-        """In place: for codes that are 1 / code_scale as large, outputs 1 / output_scale as large."""
+        """Adapts the parameters to codes divided by code_scale and outputs divided by output_scale."""
 
     def forward(self, code: Code, x_NSD: Tensor | None = None) -> Tensor:
-        """The reconstruction [N, T, D], with the bias."""
+        """The reconstruction, [N, T, D]."""
         return self.without_bias(code, x_NSD) + self.b_dec
 
     @torch.no_grad()
@@ -185,18 +187,18 @@ class Decoder(nn.Module, ABC):
 
 
 def row_dots(a_SFD: Tensor, b_SFD: Tensor, rows: int = 1024) -> Tensor:
-    """<a_sf, b_sf> [S, F], a few rows at a time: the products never leave the cache."""
+    """<a_sf, b_sf> [S, F], a few rows at a time, so that the products stay in the cache."""
     pairs = zip(a_SFD.flatten(0, 1).split(rows), b_SFD.flatten(0, 1).split(rows), strict=True)
     return torch.cat([(a * b).sum(-1) for a, b in pairs]).view(a_SFD.shape[:2])
 
 
 def bag_costs(decoder: Decoder, k: float) -> Costs:
-    """Costs where a target is a sum of decoder rows: k of every source that it reads."""
+    """The costs if a target is a sum of decoder rows, k for every source that it reads."""
     n_targets, width = decoder.b_dec.shape
     numbers = k * sum(len(decoder.reads(t)) for t in range(n_targets)) * width
     return Costs(numbers, gathered=numbers, in_factors=matrices(decoder))
 
 
 def matrices(module: nn.Module) -> int:
-    """Numbers in parameters that are stacks of matrices."""
+    """The number of elements of all parameters with more than two dimensions."""
     return sum(p.numel() for p in module.parameters() if p.ndim > 2)

@@ -1,4 +1,4 @@
-"""The simplest link: every source's features write to the target of its number."""
+"""The simplest link: features of source s write to target s."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Diagonal(Link):
 
 @final
 class DiagonalDecoder(Decoder):
-    """y_hat_s = f_s W_dec[s] + b_dec_s: rows of W_dec are the dictionary's vectors."""
+    """y_hat_s = f_s W_dec[s] + b_dec_s."""
 
     def __init__(self, n_sites: int, n_features: int, width: int, unit_norm: bool):
         super().__init__()

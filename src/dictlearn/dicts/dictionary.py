@@ -1,4 +1,4 @@
-"""A dictionary: encoder, sparsity, decoder and an optional linear skip, put together."""
+"""A dictionary: an encoder, a sparsity, a decoder and an optional linear skip."""
 
 from __future__ import annotations
 
@@ -31,10 +31,7 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 def _in_own_precision(method: Method) -> Method:
-    """A dictionary's method without the autocast of the model it is called in.
-
-    It would select features in low precision, which takes other features.
-    """
+    """Disables autocast in a dictionary's method, as low precision would select other features."""
 
     @functools.wraps(method)
     def computed(self: Dictionary, *args: Any, **kwargs: Any) -> Any:
@@ -52,12 +49,12 @@ class Dictionary(nn.Module):
         code  = sparsity(pre)
         y_hat = code W_dec + b_dec (+ W_skip x)
 
-    Each source has its own features, which write where `shape.link` says; of some links there is one
-    code, read from all the sources put side by side.
+    `shape.link` says which targets the features of a source write to. Each source has its own code,
+    or all share one code, for which the encoder reads their concatenation.
 
-    It computes in its parameters' precision, within autocast too; activations in another are converted.
-    In training it lives in normalised units; `folded` gives the form in the model's own units, which
-    is what is saved and what `dictlearn.load` returns.
+    It computes in its parameters' precision, also within autocast, and converts other activations.
+    During training its units are normalised; `folded` converts it to the model's own units, in which
+    it is saved and which `dictlearn.load` returns.
     """
 
     def __init__(self, shape: Shape, sparsity: Callable[..., Sparsity]):
@@ -72,11 +69,11 @@ class Dictionary(nn.Module):
             n_targets = len(shape.targets)
             self.W_skip = nn.Parameter(torch.zeros(n_targets, shape.width, shape.width))
         self.provenance: dict[str, Any] = {}  # model, text and options of training; plain JSON
-        self.figures: dict[str, float] = {}  # on held-out text, of a run that was evaluated
-        if not self.encoder.W_enc.is_meta:  # there, only shapes are asked for
+        self.figures: dict[str, float] = {}  # on held-out text, if the run was evaluated
+        if not self.encoder.W_enc.is_meta:  # on meta there are only shapes
             self.reset_parameters()
 
-    # --- what it is ---------------------------------------------------------------------------
+    # --- sizes and weights --------------------------------------------------------------------
 
     @property
     def kind(self) -> str:
@@ -112,12 +109,12 @@ class Dictionary(nn.Module):
 
     @property
     def code_sources(self) -> int:
-        """Rows of a code per token: as many as sources, or one that all share."""
+        """Rows of a code per token: one for every source, or one that all share."""
         return self.shape.code_sources
 
     @property
     def layerwise(self) -> bool:
-        """Whether source s is encoded from site s alone and target t needs none after source t."""
+        """Whether source s is encoded from site s alone, and target t needs no source after t."""
         if self.shape.link.one_code or self.n_sources != self.n_targets:
             return False
         return all(self.reads(t).stop <= t + 1 for t in range(self.n_targets))
@@ -127,9 +124,11 @@ class Dictionary(nn.Module):
         """Whether a feature writes one vector to each site that it reads, and nowhere else."""
         if self.sources != self.targets or not self.decoder.writes_directions:
             return False
-        each = range(self.n_targets)
-        one = self.shape.link.one_code
-        return [self.reads(t) for t in each] == [range(1) if one else range(t, t + 1) for t in each]
+        shared = self.shape.link.one_code
+        return all(
+            self.reads(t) == (range(1) if shared else range(t, t + 1))
+            for t in range(self.n_targets)
+        )
 
     def reads(self, t: int) -> range:
         """The code's sources that target t is decoded from."""
@@ -139,13 +138,14 @@ class Dictionary(nn.Module):
     def __repr__(self) -> str:
         return summary(self)
 
-    # The weights as a notebook wants them. Of one source, site or target that axis is left out.
+    # The weights for notebooks: an axis of one source, site or target is left out.
 
     @property
     def W_enc(self) -> Tensor:
-        """What features read: [S, F, D], [F, D] of one site. pre-activations: x W_enc^T + b_enc.
+        """The encoder's rows: [S, F, D], or [F, D] for one site.
 
-        A shared code adds up what it reads from every site. An autoencoder reads x - b_dec.
+        Pre-activations are x W_enc^T + b_enc. A shared code sums x W_enc^T over the sites, and an
+        autoencoder reads x - b_dec.
         """
         rows = self.encoder.W_enc.unflatten(-1, (-1, self.width))  # code_sources, F, sites read, D
         rows = rows.squeeze(0).movedim(1, 0) if self.shape.link.one_code else rows.squeeze(2)
@@ -153,35 +153,35 @@ class Dictionary(nn.Module):
 
     @property
     def b_enc(self) -> Tensor:
-        """[S, F]; [F] where all sites share a code, or there is one."""
+        """The encoder's biases: [S, F], or [F] if there is one code."""
         return self.encoder.b_enc.squeeze(0) if self.code_sources == 1 else self.encoder.b_enc
 
     @property
     def W_dec(self) -> Any:  # a tensor, but for a CLT
-        """What features write: [S, F, D], [F, D] of one site.
+        """The decoder's rows: [S, F, D], or [F, D] for one site.
 
-        Of a crosscoder [T, F, D], put together anew each time. Of a CLT a tuple: for target t
-        [the sources in `reads(t)`, F, D]; of a tied one [S, F, D], to be scaled for target t and
-        source s by `decoder.links_TS[t, s]`. A MOLT has none: ValueError.
+        A crosscoder has [T, F, D], a new tensor at each access. A CLT has a tuple with [sources in
+        `reads(t)`, F, D] for each target t; a tied one has [S, F, D], to be scaled for target t and
+        source s by `decoder.links_TS[t, s]`. A MOLT has none and raises ValueError.
         """
         return self.decoder.vectors()
 
     @property
     def b_dec(self) -> Tensor:
-        """[T, D]; [D] of one target."""
+        """The decoder's biases: [T, D], or [D] for one target."""
         return self.decoder.b_dec.squeeze(0) if self.n_targets == 1 else self.decoder.b_dec
 
     # --- use ----------------------------------------------------------------------------------
 
     def forward(self, x_NSD: Tensor) -> Tensor:
-        """The reconstruction of the targets: [N, T, D], or in the shape of `decode`."""
+        """The reconstruction of the targets, in the shape that `decode` returns."""
         return self.decode(self.encode(x_NSD), x_NSD)
 
     def encode(self, x_NSD: Tensor) -> Code:
-        """Which features fire on each token and how strongly.
+        """The features that fire on each token, with their values.
 
-        `x_NSD` is [tokens, sites, width]; of a dictionary of one site also [tokens, width], or
-        [batch, positions, width], which `decode` and `Code.dense` give back.
+        `x_NSD` is [tokens, sites, width]. For one site it may also be [tokens, width] or [batch,
+        positions, width]; `decode` and `Code.dense` then return these leading dimensions.
         """
         x_NSD, leading = as_tokens(x_NSD, self)
         code = self.encode_training(x_NSD).code
@@ -189,7 +189,7 @@ class Dictionary(nn.Module):
 
     @_in_own_precision
     def encode_training(self, x_NSD: Tensor) -> Encoding:
-        """The code and what its gradient estimators and losses read beside it."""
+        """The code with the extra entries that gradient estimators and losses use."""
         as_tokens(x_NSD, self, strict=True)
         encoding = self.sparsity(*self.encoding_of(self._own(x_NSD)))
         if torch.is_anomaly_enabled() and not self.sparsity.signed:
@@ -198,29 +198,28 @@ class Dictionary(nn.Module):
         return encoding
 
     def encoding_of(self, x_NSD: Tensor) -> tuple[Tensor, LinearMap]:
-        """(what the encoder multiplies, the encoder): what a sparsity takes.
+        """(the tensor that the encoder multiplies, the encoder's map), as a sparsity takes them.
 
-        Where x is data, the gradient of its centre doesn't come through it but from the encoder.
+        If x needs no gradient, the encoder's kernel computes the gradient of b_dec as a centre.
         """
         if not self.shape.centre or x_NSD.requires_grad:
-            return self.read(x_NSD), self.encoder.whole()
+            return self.read(x_NSD), self.encoder.linear_map()
         b_dec = self.decoder.b_dec
         centre = b_dec.flatten()[None] if self.shape.link.one_code else b_dec
-        return self.read(x_NSD, b_dec.detach()), self.encoder.whole(centre)
+        return self.read(x_NSD, b_dec.detach()), self.encoder.linear_map(centre)
 
     def read(self, x_NSD: Tensor, centre_SD: Tensor | None = None) -> Tensor:
-        """What the encoder multiplies: centred; for a shared code all sites as one, [N, 1, S*D]."""
+        """The tensor that the encoder multiplies: x centred, for a shared code as [N, 1, S*D]."""
         if self.shape.centre:
             x_NSD = x_NSD - (self.decoder.b_dec if centre_SD is None else centre_SD)
         return x_NSD.flatten(1)[:, None] if self.shape.link.one_code else x_NSD
 
     @_in_own_precision
     def decode(self, code: Code | Tensor, x_NSD: Tensor | None = None) -> Tensor:
-        """y_hat [N, T, D]; without T for one target, and in their shape, where `encode` was given
-        activations without an axis of sites.
+        """y_hat [N, T, D]; if `encode` got activations without an axis of sites, in their shape.
 
-        The code may be dense: [tokens, sources, F], or of one source [..., F]. A dictionary with a
-        skip, and a MOLT, decode from their input too. ValueError where sizes don't fit.
+        A dense code is accepted too: [tokens, sources, F], or [..., F] for one source. A dictionary
+        with a skip and a MOLT also need their input. Raises ValueError if sizes don't fit.
         """
         code = code_of(code, self)
         x_NSD = None if x_NSD is None else self._own(as_tokens(x_NSD, self, code.n_tokens)[0])
@@ -228,9 +227,9 @@ class Dictionary(nn.Module):
 
     @_in_own_precision
     def encode_source(self, x_ND: Tensor, s: int) -> Encoding:
-        """The encoding of source s alone, a code of one source: for a pass that reads layer by layer.
+        """The encoding of source s alone, for a forward pass that reads layer by layer.
 
-        Raises ValueError where a source's features are chosen together with the others'.
+        Raises ValueError if features of several sources are selected together.
         """
         if not self.layerwise:
             raise ValueError(
@@ -245,9 +244,9 @@ class Dictionary(nn.Module):
 
     @_in_own_precision
     def decode_target(self, t: int, codes: Mapping[int, Code], x: Mapping[int, Tensor]) -> Tensor:
-        """y_hat [N, D] of target t, from what `encode_source` gave for every s in `reads(t)`.
+        """y_hat [N, D] of target t, from a code of `encode_source` for every s in `reads(t)`.
 
-        `x[s]` [N, D] are the inputs of those sources, which a skip reads.
+        `x[s]`, [N, D], is the input of source s, for a skip.
         """
         check_codes(codes, self.reads(t), t)
         x = {s: self._own(x_ND) for s, x_ND in x.items()}
@@ -256,7 +255,7 @@ class Dictionary(nn.Module):
 
     @property
     def streams(self) -> bool:
-        """Whether `squared_error` goes target by target: y_hat with its graph is much more."""
+        """Whether `squared_error` goes target by target, which saves the memory of y_hat's graph."""
         return self.decoder.streams
 
     @_in_own_precision
@@ -271,8 +270,8 @@ class Dictionary(nn.Module):
     ) -> tuple[Tensor, Sequence[Tensor]]:
         """(sum_g weights[g] ||y - y_hat_g||^2 over the nested prefixes g, y - y_hat detached).
 
-        The latter is [N, D] for every target, of the whole dictionary. What lives on for the backward
-        pass is that and a number an entry. `only_features` leaves out bias and skip, and prefixes.
+        The second has [N, D] for every target and uses all features. The backward pass needs it and
+        one number per entry of the code. `only_features` ignores bias, skip and prefixes.
         """
         if only_features:
             return self.decoder.squared_error(code, x_NSD, y_NTD, weights, with_bias=False)
@@ -283,10 +282,10 @@ class Dictionary(nn.Module):
 
     @_in_own_precision
     def decode_prefixes(self, code: Code, x_NSD: Tensor | None = None) -> list[Tensor]:
-        """One reconstruction for each nested prefix, the whole dictionary last.
+        """One reconstruction for each nested prefix, the last with all features.
 
-        Prefix g reads the features below prefixes[g] of the same code, so each feature is decoded
-        once and the reconstructions are running sums (Bussmann et al. 2025).
+        Prefix g uses the features below prefixes[g] of the same code. Each feature is decoded once;
+        the reconstructions are running sums (Bussmann et al. 2025).
         """
         code = code_of(code, self)
         if len(self.shape.prefixes) < 2:
@@ -302,13 +301,13 @@ class Dictionary(nn.Module):
 
     @_in_own_precision
     def decode_constant(self, code: Code, x_NSD: Tensor) -> Tensor:
-        """y_hat [N, T, D] with a gradient for the code's values alone, none for decoder and skip."""
+        """y_hat [N, T, D], with a gradient for the code's values only, not for decoder and skip."""
         constant = {name: p.detach() for name, p in self.decoder.named_parameters()}
         y_hat_NTD = functional_call(self.decoder, constant, (code, x_NSD))
         return y_hat_NTD + self.bypass(x_NSD).detach()
 
     def bypass(self, x_NSD: Tensor | None) -> Tensor:
-        """What reaches the targets without passing through features: [N, T, D], or a scalar 0."""
+        """The output of the linear skip: [N, T, D], or a scalar 0 without a skip."""
         if self.W_skip is None:
             return self.decoder.b_dec.new_zeros(())
         if x_NSD is None:
@@ -318,20 +317,22 @@ class Dictionary(nn.Module):
         return torch.einsum("tod,ntd->nto", self.W_skip, x_NSD)
 
     def _own(self, x: Tensor) -> Tensor:
-        """Activations in the parameters' precision, as models in half precision don't give them."""
+        """Activations in the parameters' precision; models may compute in half precision."""
         return x.to(self.encoder.W_enc.dtype)
 
     # --- training -----------------------------------------------------------------------------
 
     def reset_parameters(self) -> None:
-        """Random unit decoder rows; an autoencoder's encoder starts as its decoder's transpose."""
+        """Sets random unit decoder rows; an autoencoder's encoder starts as the decoder's transpose."""
         self.decoder.reset_parameters()
         with torch.no_grad():
             if self.reads_what_it_writes:
-                own = [0 if self.shape.link.one_code else t for t in range(self.n_targets)]
-                rows = [self.decoder.written(t, s, slice(None)) for t, s in enumerate(own)]
-                one = self.shape.link.one_code
-                self.encoder.W_enc.copy_(torch.cat(rows, -1)[None] if one else torch.stack(rows))
+                rows = [
+                    self.decoder.written(t, self.reads(t).start, slice(None))
+                    for t in range(self.n_targets)
+                ]
+                shared = self.shape.link.one_code
+                self.encoder.W_enc.copy_(torch.cat(rows, -1)[None] if shared else torch.stack(rows))
             else:
                 nn.init.normal_(self.encoder.W_enc)
                 norms = torch.linalg.vector_norm(self.encoder.W_enc, dim=-1, keepdim=True)
@@ -340,13 +341,13 @@ class Dictionary(nn.Module):
 
     @torch.no_grad()
     def initialise(self, y_NTD: Tensor) -> None:
-        """Sets the decoder's bias to the mean of the targets, in the units it trains in."""
+        """Sets the decoder's bias to the mean of the targets, in training units."""
         self.decoder.b_dec.copy_(y_NTD.mean(0))
 
     def features(self, kept: torch.dtype | None = None) -> list[FeatureRows]:
-        """The rows that a fused optimiser takes: those whose gradients are sums over a code.
+        """The parameters' rows that the fused optimiser updates.
 
-        `kept` is a precision in which it is to keep a copy of W_enc up to date for selection.
+        `kept` is the dtype of the copy of W_enc for selection that the optimiser keeps up to date.
         """
         W_enc = self.encoder.W_enc
         n_rows = W_enc.shape[0] * W_enc.shape[1]
@@ -354,7 +355,7 @@ class Dictionary(nn.Module):
         return [FeatureRows(((W_enc, 0),), n_rows, shadow=shadow), *self.decoder.features()]
 
     def after_step(self) -> None:
-        """After every optimiser step: puts constrained parameters back where they must be."""
+        """Restores constrained parameters after an optimiser step."""
         self.decoder.after_step()
         self.sparsity.after_step()
 
@@ -362,7 +363,7 @@ class Dictionary(nn.Module):
 
     @torch.no_grad()
     def inference_form(self, x_NSD: Callable[[], Iterable[Tensor]]) -> Dictionary:
-        """A copy whose sparsity needs no batch; `x_NSD()` yields held-out activations to measure on."""
+        """A copy whose sparsity needs no batch, calibrated on the activations that `x_NSD()` yields."""
         frozen = copy.deepcopy(self).eval().requires_grad_(False)
         frozen.sparsity = frozen.sparsity.inference_form(
             lambda: (self.encoder.pre(self.read(x)) for x in x_NSD())
@@ -372,11 +373,11 @@ class Dictionary(nn.Module):
 
     @torch.no_grad()
     def folded(self, input_scale_S: Tensor, output_scale_T: Tensor) -> Dictionary:
-        """A copy that reads and writes raw activations, where this one reads x * input_scale.
+        """A copy that reads and writes raw activations; this one reads x * input_scale.
 
-        W_enc stays, so a code's values are in raw units: the sparsity says what it is in these.
-        Decoder rows carry the ratio of the two scales. A code keeps its training units where it is
-        read from several sites, or compares their features, because sites may differ in scale.
+        W_enc stays, so the values of the code are in raw units, to which the sparsity is rescaled, and
+        decoder rows are multiplied by the ratio of the scales. If the code is shared by several sites,
+        or compares features across them, it keeps its training units, as sites may differ in scale.
         """
         folded = copy.deepcopy(self)
         code_scale_S = input_scale_S

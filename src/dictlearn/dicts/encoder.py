@@ -1,4 +1,4 @@
-"""The linear encoder: one matrix of feature directions for every source of the code."""
+"""The linear encoder: one matrix for every source of the code."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from torch import Tensor, nn
 
 from dictlearn.types import Code
 
-# What selects on a GPU: bfloat16 costs it the same and errs eight times as much, and its range is of no
-# use, because what doesn't fit float16 is selected in full precision.
+# The dtype of selection on a GPU. bfloat16 is as fast and rounds eight times as coarsely; its range is
+# not needed, because rows that don't fit into float16 are selected in full precision.
 ON_A_GPU = torch.float16
-PRE_AT_ONCE = 1 << 24  # pre-activations in memory, where a rule wants whole rows
+PRE_AT_ONCE = 1 << 24  # pre-activations in memory at once, for rules that need whole rows
 FLOAT, INT = 4, 8  # bytes: parameters are float32, indices int64
 
 
 @dataclass(frozen=True, eq=False)
 class LinearMap:
-    """pre = W_enc x + b_enc, per source: what a sparsity selects from.
+    """pre = W_enc x + b_enc, per source; a sparsity selects from these pre-activations.
 
-    Selection (`top_k`, `batch_top_k`, `above`) runs without a gradient and need not keep what it
-    doesn't select; `at` gives the few selected entries their gradient. So the backward pass costs
-    what the active features cost, not what F costs.
+    Selection (`top_k`, `batch_top_k`, `above`) runs without a gradient and need not store all
+    pre-activations; `at` gives the selected entries their gradient. So the cost of the backward pass
+    is proportional to the number of active features, not to F.
     """
 
     W_enc: Tensor  # SFD
     b_enc: Tensor  # SF
-    matmul_dtype: torch.dtype | None = None  # of the matmul that selects; None: whatever is fastest
-    centre_SD: Tensor | None = None  # what x is less of and has no gradient for
+    matmul_dtype: torch.dtype | None = None  # of the selection's matmul; None: the fastest
+    centre_SD: Tensor | None = None  # was subtracted from x; its gradient is computed here
 
     @property
     def n_sources(self) -> int:
@@ -49,25 +49,25 @@ class LinearMap:
 
     @torch.no_grad()
     def pre(self, x_NSD: Tensor) -> Tensor:
-        """Every pre-activation, in the parameters' own precision and without gradient: [N*S, F]."""
+        """All pre-activations, in the parameters' precision and without a gradient: [N*S, F]."""
         return pre_activations(x_NSD, self.W_enc, self.b_enc)
 
     def top_k(self, x_NSD: Tensor, k: int, across: bool = False) -> Selection:
-        """The k largest positive pre-activations of each row; `across`, S * k of all S rows of a token.
+        """The k largest positive pre-activations of each row; with `across`, S * k of each token.
 
-        Ties aside, what is selected and its values are those of full precision, whatever the matmul's.
+        Except for ties, the selection and its values are those of full precision.
         """
         if not across or self.n_sources == 1:
             return self._each(x_NSD, k)
-        most = k * self.n_sources
+        budget = k * self.n_sources
         return selection.row_largest(
-            self._each(x_NSD, min(most, self.n_features)), most, together=self.n_sources
+            self._each(x_NSD, min(budget, self.n_features)), budget, together=self.n_sources
         )
 
     def batch_top_k(self, x_NSD: Tensor, budget: int, across: bool = False) -> Selection:
-        """The largest positive pre-activations of the batch, `budget` of each source; `across`, of all.
+        """The `budget` largest positive pre-activations per source; with `across`, of all sources.
 
-        Ties aside, what is selected and its values are those of full precision, whatever the matmul's.
+        Except for ties, the selection and its values are those of full precision.
         """
         dtype = self._selection_dtype(x_NSD)
         if across:
@@ -82,7 +82,7 @@ class LinearMap:
         )
 
     def above(self, x_NSD: Tensor, threshold_SF: Tensor | float) -> Selection:
-        """Every pre-activation above its feature's threshold, in full precision as `top_k`."""
+        """All pre-activations above their feature's threshold, exact as in `top_k`."""
         dtype = self._selection_dtype(x_NSD)
         parts = []
         for s in range(self.n_sources):
@@ -93,7 +93,7 @@ class LinearMap:
 
     @torch.no_grad()
     def where(self, x_NSD: Tensor, keep: Callable[[Tensor], Tensor]) -> Selection:
-        """Those that `keep` says, which is given whole rows: [rows, F] in full precision."""
+        """The pre-activations that `keep` selects from whole rows, [rows, F] in full precision."""
         rows = max(1, PRE_AT_ONCE // (self.n_sources * self.n_features))
         counts, columns, values = [], [], []
         for x in x_NSD.split(rows):
@@ -108,7 +108,7 @@ class LinearMap:
         return topk_encode_each(x_NSD, self.W_enc, self.b_enc, k, self._selection_dtype(x_NSD))
 
     def _selection_dtype(self, x_NSD: Tensor) -> torch.dtype | None:
-        """What selects fastest here, where nothing is said."""
+        """The dtype of the selection's matmul; by default, the fastest here."""
         if self.matmul_dtype is not None or self.W_enc.dtype != torch.float32:
             return self.matmul_dtype
         if x_NSD.is_cuda:
@@ -126,9 +126,9 @@ class LinearMap:
 
 
 class LinearEncoder(nn.Module):
-    """The parameters of a `LinearMap`, of all sources or of one.
+    """The parameters of a `LinearMap`.
 
-    A link may give a subclass (`Link.encoder`), whose W_enc is such a parameter too.
+    A link may use a subclass (`Link.encoder`), whose W_enc must be a parameter [S, F, D] too.
     """
 
     def __init__(self, n_sources: int, n_features: int, width: int):
@@ -138,20 +138,20 @@ class LinearEncoder(nn.Module):
         self.b_enc = nn.Parameter(torch.zeros(n_sources, n_features))  # SF
         self.matmul_dtype: torch.dtype | None = None
 
-    def whole(self, centre_SD: Tensor | None = None) -> LinearMap:
+    def linear_map(self, centre_SD: Tensor | None = None) -> LinearMap:
         return LinearMap(self.W_enc, self.b_enc, self.matmul_dtype, centre_SD)
 
     def source(self, s: int) -> LinearMap:
-        """The map of one source alone; its gradients reach this encoder's parameters."""
+        """The map of one source; it shares this encoder's parameters."""
         return LinearMap(self.W_enc[s : s + 1], self.b_enc[s : s + 1], self.matmul_dtype)
 
     def pre(self, x_NSD: Tensor) -> Tensor:
-        return self.whole().pre(x_NSD)
+        return self.linear_map().pre(x_NSD)
 
     def tile_bytes(self, n_tokens: int, precision: str) -> int:
-        """Bytes of a number as this CPU multiplies it in tiles; 0 where torch multiplies.
+        """Bytes per number in the tiles that this CPU multiplies; 0 if torch multiplies instead.
 
-        `precision` is what the key `selection` says.
+        `precision` is the value of the key `selection`.
         """
         fixed = fixed_point.pays(n_tokens, self.n_features, self.width)
         if precision == "int16" or (precision == "auto" and fixed and fixed_point.available()):
@@ -160,9 +160,9 @@ class LinearEncoder(nn.Module):
         return FLOAT if exact else 0
 
     def selection_bytes(self, n_tokens: int, k: float, precision: str, low: bool) -> float:
-        """Memory on a CPU to select k features of one source for each token.
+        """Bytes on a CPU to select k features of one source for each token.
 
-        `low`: the matmul runs in half the bytes.
+        With `low`, the matmul runs in 16-bit floating point.
         """
         W_enc = self.n_features * self.width
         if number := self.tile_bytes(n_tokens, precision):  # both operands, and bounds of some rows
@@ -173,13 +173,13 @@ class LinearEncoder(nn.Module):
 
 
 def search_bytes(n_tokens: int, n_features: float, k: float, low: bool) -> float:
-    """Memory on a CPU to write the pre-activations of one source and find the k largest."""
-    if not low:  # a compiled loop, which needs a row more
+    """Bytes on a CPU for the pre-activations of one source and the search for the k largest."""
+    if not low:  # a compiled loop finds them
         return n_tokens * (n_features * FLOAT + k * (INT + FLOAT))
     groups = GROUP * k * (INT + FLOAT) + n_features / GROUP * FLOAT
     return n_tokens * (n_features * FLOAT + (groups if n_features >= GROUPED_FROM else 0))
 
 
 def candidate_bytes(n_tokens: int, k: float) -> float:
-    """Memory on a GPU, which writes no pre-activations: places, bounds and values of candidates."""
+    """Bytes on a GPU for columns, bounds and values of candidates; it stores no pre-activations."""
     return 16 * n_tokens * 2 * k

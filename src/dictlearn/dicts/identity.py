@@ -1,4 +1,4 @@
-"""Which dictionary it is, in one number: of what it describes and of every weight."""
+"""The hash that identifies a dictionary, from its description and weights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dictlearn.dicts.dictionary import Dictionary
 
 
 def sha256_of(dictionary: Dictionary) -> str:
-    """SHA-256, in hexadecimal, of a dictionary's description and weights, wherever they lie."""
+    """SHA-256, in hexadecimal, of a dictionary's description and weights."""
     digest = hashlib.sha256(json.dumps(dictionary.to_json(), sort_keys=True).encode())
     for name, tensor in sorted(dictionary.state_dict().items()):
         digest.update(name.encode())

@@ -1,4 +1,4 @@
-"""The decoder of several targets that read several sources: cross-layer transcoders, crosscoders."""
+"""The links and the decoder of cross-layer transcoders and crosscoders."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class Lower(Link):
     """Source s -> targets s, s + 1, ... (cross-layer transcoders).
 
     Args:
-        window: how many targets a source reaches; None: all from its own on.
-        tied: one decoder vector per feature, the same to all its targets.
+        window: the number of targets that a source writes to, its own first; None: all of them.
+        tied: whether a feature has one decoder vector for all its targets.
     """
 
     name: ClassVar[str] = "lower"
@@ -48,8 +48,8 @@ class Lower(Link):
         n_targets = len(shape.targets)
         reach = self.window or n_targets
         sources_of = [range(max(0, t + 1 - reach), t + 1) for t in range(n_targets)]
-        made = TiedDecoder if self.tied else LinkedDecoder
-        return made(sources_of, shape.n_features, shape.width, shape.unit_norm)
+        decoder = TiedDecoder if self.tied else LinkedDecoder
+        return decoder(sources_of, shape.n_features, shape.width, shape.unit_norm)
 
     def economies(self, n_targets: int) -> dict[str, Sequence[Any]]:
         if self.tied:
@@ -60,7 +60,7 @@ class Lower(Link):
 @final
 @dataclass(frozen=True)
 class Shared(Link):
-    """All sources -> one code -> all targets (crosscoders). `norm` is LinkedDecoder's."""
+    """All sources -> one code -> all targets (crosscoders); `norm` as in `LinkedDecoder`."""
 
     name: ClassVar[str] = "shared"
     one_code: ClassVar[bool] = True
@@ -76,14 +76,13 @@ class Shared(Link):
 class LinkedDecoder(Decoder):
     """y_hat_t = sum over the sources s that t reads of f_s W_dec[t][s] + b_dec_t.
 
-    Every target has one matrix whose rows are the features of all its sources in order, so that it
-    is one bag over the codes of all of them: no partial sums, and one target's gradient at a time.
+    Every target has one matrix, whose rows are the features of all its sources in order. So a target
+    is one weighted sum over the codes of its sources, and its gradient is computed on its own.
 
     Args:
         sources_of: for each target, the contiguous range of the code's sources that it reads.
-        norm: of all that a feature writes: `concat`, the norm of its vectors to all targets put
-            together (the root of the sum of squares; Ameisen et al. 2025), or `sum`, of the norms
-            to each (Lindsey et al. 2024).
+        norm: a feature's norm: `concat`, the norm of its concatenated vectors (Ameisen et al. 2025),
+            or `sum`, the sum of their norms (Lindsey et al. 2024).
     """
 
     streams: ClassVar[bool] = True
@@ -113,7 +112,7 @@ class LinkedDecoder(Decoder):
 
     def _bag(self, t: int, code: Code, W_SFD: Tensor) -> Tensor:
         pattern, entries = code.per_token(self.sources_of[t].start, self.sources_of[t].stop)
-        return sparse_decode(pattern, _taken(code.values, entries), W_SFD.flatten(0, 1))
+        return sparse_decode(pattern, _select(code.values, entries), W_SFD.flatten(0, 1))
 
     def squared_error(
         self,
@@ -125,21 +124,21 @@ class LinkedDecoder(Decoder):
         *,
         with_bias: bool = True,
     ) -> tuple[Tensor, Sequence[Tensor]]:
-        """Target by target: of each, what is left of it lives on for the backward pass, no more."""
-        total, left = y_NTD.new_zeros(()), []
+        """Goes target by target; the backward pass keeps the residual of each."""
+        total, residuals = y_NTD.new_zeros(()), []
         for t, (sources, b_D) in enumerate(zip(self.sources_of, self.b_dec.unbind(), strict=True)):
             pattern, entries = code.nested(prefixes, sources)
             error, e_ND = decode_error(
                 pattern,
-                _taken(code.values, entries),
+                _select(code.values, entries),
                 self.W_dec[t].flatten(0, 1),
                 y_NTD[:, t],
                 b_D[None] if with_bias else None,
                 weights,
             )
             total = total + error
-            left.append(e_ND)
-        return total, left
+            residuals.append(e_ND)
+        return total, residuals
 
     def reads(self, target: int) -> range:
         return self.sources_of[target]
@@ -157,10 +156,10 @@ class LinkedDecoder(Decoder):
     def norms(self) -> Tensor:
         norms_SF = self.b_dec.new_zeros(self.n_sources, self.n_features)
         for sources, W_SFD in self._links():
-            added = torch.linalg.vector_norm(W_SFD, dim=-1)
+            norm_SF = torch.linalg.vector_norm(W_SFD, dim=-1)
             if self.norm == "concat":
-                added = added.square()
-            norms_SF = norms_SF + _at(sources, added, self.n_sources)
+                norm_SF = norm_SF.square()
+            norms_SF = norms_SF + _pad(sources, norm_SF, self.n_sources)
         return norms_SF if self.norm == "sum" else norms_SF.sqrt()
 
     @torch.no_grad()
@@ -181,7 +180,7 @@ class LinkedDecoder(Decoder):
         costs = bag_costs(self, k)
         if self.n_sources == 1:
             return costs
-        # A pattern for every target: of the whole code, sorted, and of the sources that it reads.
+        # Each target has a pattern of the whole code, sorted, and one of the sources that it reads.
         indices = sum(k * (self.n_sources + len(sources)) for sources in self.sources_of)
         return replace(costs, indices=indices)
 
@@ -189,8 +188,8 @@ class LinkedDecoder(Decoder):
         norm = self.norm if self.unit_norm else FREE
         parts_S: list[list[tuple[Tensor, int]]] = [[] for _ in range(self.n_sources)]
         for sources, W_SFD in self._links():
-            for place, s in enumerate(sources):
-                parts_S[s].append((W_SFD, place * self.n_features))
+            for i, s in enumerate(sources):
+                parts_S[s].append((W_SFD, i * self.n_features))
         return [FeatureRows(tuple(parts), self.n_features, norm) for parts in parts_S if parts]
 
     def reset_parameters(self) -> None:
@@ -203,21 +202,23 @@ class LinkedDecoder(Decoder):
 
     @torch.no_grad()
     def project_gradient(self) -> None:
-        """What changes the norm: along the vectors themselves, or along each vector's direction."""
+        """Removes the component along the norm's gradient, which `_radial` yields."""
         if not self.unit_norm or self.W_dec[0].grad is None:
             return
         along_SF = self.b_dec.new_zeros(self.n_sources, self.n_features)
         for sources, grad_SFD, up_SFD in self._radial():
             along_SF[sources.start : sources.stop] += row_dots(grad_SFD, up_SFD)
-        if self.norm == "sum":  # whose gradient has norm 1 in every target
-            n_targets = [sum(s in read for read in self.sources_of) for s in range(self.n_sources)]
+        if self.norm == "sum":  # its gradient has norm 1 in every target
+            n_targets = [
+                sum(s in sources for sources in self.sources_of) for s in range(self.n_sources)
+            ]
             along_SF /= along_SF.new_tensor(n_targets)[:, None]
         for sources, grad_SFD, up_SFD in self._radial():
             share_SF1 = along_SF[sources.start : sources.stop, :, None]
             grad_SFD.addcmul_(up_SFD, share_SF1, value=-1)
 
     def _radial(self) -> Iterator[tuple[range, Tensor, Tensor]]:
-        """(sources, the loss's gradient in W, the norm's gradient in W) of each target."""
+        """Yields (sources, the loss's gradient in W, the norm's gradient in W) for each target."""
         for sources, W_SFD in self._links():
             assert W_SFD.grad is not None
             up_SFD = W_SFD.detach()
@@ -242,11 +243,11 @@ class LinkedDecoder(Decoder):
         return list(zip(self.sources_of, self.W_dec, strict=True))
 
 
-def _taken(values: Tensor, entries: Tensor | slice) -> Tensor:
-    """values[entries], whose gradient index_select adds up several times as fast."""
+def _select(values: Tensor, entries: Tensor | slice) -> Tensor:
+    """values[entries]; the backward pass of index_select is several times as fast."""
     return values if isinstance(entries, slice) else values.index_select(0, entries)
 
 
-def _at(sources: range, rows: Tensor, n_sources: int) -> Tensor:
-    """`rows` at the places of `sources` among n_sources, zero elsewhere."""
+def _pad(sources: range, rows: Tensor, n_sources: int) -> Tensor:
+    """[n_sources, F]: `rows` for the sources in `sources`, zero for the others."""
     return nn.functional.pad(rows, (0, 0, sources.start, n_sources - sources.stop))

@@ -1,7 +1,7 @@
-"""Options that all kinds whose features are vectors have, in one place.
+"""The options that all kinds share whose features are vectors.
 
-A kind takes them as `**options: Unpack[Options]` and gives them to `features_of`, which makes of them
-what `Shape` wants. A yaml of `conf/dict` names those that it sets.
+A kind takes them as `**options: Unpack[Options]` and passes them to `features_of`, which returns
+arguments of `Shape`. A yaml in `conf/dict` names the options that it sets.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from dictlearn.ranges import Count, Positive
 class Options(TypedDict, total=False):
     """Keys below dict=.
 
-    n_features: per source; null means expansion * width.
-    expansion: features per dimension, 12 where nothing is said.
+    n_features: features per source; null means expansion * width.
+    expansion: features per dimension, 12 by default.
     unit_norm: whether features are kept at decoder norm 1 during training.
-    encoder_scale: on the encoder rows that training starts from.
-    prefixes: widths (or fractions of the features) of nested dictionaries (Matryoshka, Bussmann et al.
+    encoder_scale: factor on the initial encoder rows.
+    prefixes: numbers (or fractions) of features in nested dictionaries (Matryoshka, Bussmann et al.
         2025).
     """
 
@@ -31,7 +31,7 @@ class Options(TypedDict, total=False):
 
 
 class Features(TypedDict):
-    """Fields of `Shape`."""
+    """The fields of `Shape` that come from `Options`."""
 
     n_features: int
     unit_norm: bool
@@ -40,18 +40,18 @@ class Features(TypedDict):
 
 
 def features_of(options: Options, width: int, vectors: float = 2) -> Features:
-    """How many features, and what they are like.
+    """The fields of `Shape` for these options.
 
-    `vectors` are those that a feature has, its encoder's one: where nothing else is said there are as
-    many features as make the parameters of expansion * width of 2 vectors each.
+    A feature has `vectors` vectors, the encoder's included. With n_features null, the dictionary has
+    as many parameters as expansion * width features with two vectors each.
 
     Raises:
-        TypeError: an option that there isn't.
-        ValueError: no features.
+        TypeError: an option is unknown.
+        ValueError: n_features is below 1.
     """
     known = Options.__annotations__
-    if odd := sorted(options.keys() - known):
-        raise TypeError(f"{odd[0]}: no kind has such an option; want {', '.join(known)}")
+    if unknown := sorted(options.keys() - known):
+        raise TypeError(f"{unknown[0]}: no kind has such an option; want {', '.join(known)}")
     count = options.get("n_features")
     if count is None:
         count = round(2 * options.get("expansion", 12) / vectors * width)
@@ -66,7 +66,7 @@ def features_of(options: Options, width: int, vectors: float = 2) -> Features:
 
 
 def prefix_widths(prefixes: Sequence[float], n_features: int) -> tuple[int, ...]:
-    """Nested widths in features; numbers up to 1 that aren't whole are fractions of all of them."""
+    """Nested widths in features; floats up to 1 are fractions of `n_features`."""
     return tuple(
         round(p * n_features) if isinstance(p, float) and p <= 1 else int(p) for p in prefixes
     )

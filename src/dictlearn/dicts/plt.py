@@ -1,4 +1,4 @@
-"""Per-layer transcoders: a transcoder for every layer, trained at once on one stream."""
+"""Per-layer transcoders: a transcoder for every layer, all trained on the same batches."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def plt(
     skip: bool = False,
     **options: Unpack[Options],
 ) -> Dictionary:
-    """mlp_in.l -> mlp_out.l for every layer l of `layers` (null: all), with features of its own.
+    """mlp_in.l -> mlp_out.l for every layer l of `layers` (null: all); each has its own features.
 
     `n_features` and `k` count per layer; n_features null means expansion * width.
     """
@@ -42,9 +42,9 @@ def plt(
 
 
 def plt_beside(shape: Shape, parameters: int, sparsity: Callable[..., Sparsity]) -> Dictionary:
-    """The per-layer transcoders to compare a CLT with: its sites, its k, as many parameters.
+    """Per-layer transcoders to compare a CLT with, of the same sites, k and number of parameters.
 
-    `parameters` counts the CLT's, its skip apart, which these have too.
+    `parameters` is the CLT's number of parameters without its skip, which these have too.
     """
     per_feature = len(shape.sources) * (2 * shape.width + 1)
     count = round((parameters - len(shape.targets) * shape.width) / per_feature)

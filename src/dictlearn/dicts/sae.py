@@ -24,8 +24,8 @@ def sae(
 ) -> Dictionary:
     """x -> code -> x. `layer` null means the middle one; `n_features` null means expansion * width.
 
-    `k` is the number of active features per token asked for, `prefixes` the widths (or fractions of
-    the features) of nested dictionaries within this one (Matryoshka, Bussmann et al. 2025).
+    `k` is the target number of active features per token. `prefixes` are the numbers (or fractions)
+    of features in nested dictionaries within this one (Matryoshka, Bussmann et al. 2025).
     """
     name = site_at(site, layer, info)
     shape = Shape(

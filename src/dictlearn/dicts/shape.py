@@ -1,4 +1,4 @@
-"""What a dictionary connects and how wide it is."""
+"""The shape of a dictionary: its sites and sizes."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ from dictlearn.dicts.link import Link
 
 @dataclass(frozen=True)
 class Shape:
-    """What a dictionary connects and how wide it is; with its sparsity, all that rebuilds it."""
+    """The sites and sizes of a dictionary. Shape and sparsity suffice to rebuild it."""
 
     kind: str
-    sources: tuple[str, ...]  # site names, read
-    targets: tuple[str, ...]  # site names, reconstructed
-    width: int  # D, of every site
+    sources: tuple[str, ...]  # names of the sites that it reads
+    targets: tuple[str, ...]  # names of the sites that it reconstructs
+    width: int  # D, the same for every site
     n_features: int  # F, per source
-    k: float  # active features per token and source asked for: a budget or a target
+    k: float  # active features per token and source, a budget or a target
     centre: bool = False  # subtract b_dec from the input (autoencoders)
     skip: bool = False  # a linear path from source to target beside the features
     unit_norm: bool = True  # decoder rows are kept at norm 1 during training
-    encoder_scale: float = 1.0  # on the encoder rows that training starts from
-    prefixes: tuple[int, ...] = ()  # nested dictionaries: widths of the inner ones and F itself
+    encoder_scale: float = 1.0  # factor on the initial encoder rows
+    prefixes: tuple[int, ...] = ()  # features in each nested dictionary, the last F
     link: Link = Diagonal()  # how sources and targets are connected
 
     @property
     def code_sources(self) -> int:
-        """Sources of the code: each site has its own features, or all share them."""
+        """The number of the code's sources: one for each site, or one that all share."""
         return self.link.code_sources(len(self.sources))
 
     def to_json(self) -> dict[str, Any]:
-        """Plain, the link's options among the rest: what `description.shape_from_json` reads."""
+        """Plain JSON with the link's options, for `description.shape_from_json`."""
         own = {key: value for key, value in vars(self).items() if key != "link"}
         return {**own, **self.link.to_json()}
 
     def check(self) -> None:
-        """Raises ValueError, with the keys' names, where no dictionary can have this shape."""
+        """Raises ValueError, with the keys' names, if no dictionary can have this shape."""
         if not 0 < self.k <= self.n_features:
             raise ValueError(
                 f"dict.k={self.k}: want more than 0 and at most dict.n_features={self.n_features}"

@@ -1,4 +1,4 @@
-"""Which sites a dictionary named by layer reads and writes."""
+"""The sites of a dictionary that is configured by layers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dictlearn.types import ModelInfo
 
 
 def layer_or_middle(layer: int | None, info: ModelInfo) -> int:
-    """The layer asked for, or the one that ends the first half of the model."""
+    """`layer`, or by default the last layer of the first half of the model."""
     if layer is None:
         return (info.n_layers - 1) // 2
     if not 0 <= layer < info.n_layers:
@@ -17,7 +17,7 @@ def layer_or_middle(layer: int | None, info: ModelInfo) -> int:
 
 
 def layers_or_all(layers: Sequence[int] | None, info: ModelInfo) -> tuple[int, ...]:
-    """The layers asked for, ascending, or all of the model."""
+    """`layers`, which must ascend, or by default all layers of the model."""
     if layers is None:
         return tuple(range(info.n_layers))
     numbers = tuple(layers)
@@ -33,7 +33,7 @@ def layers_or_all(layers: Sequence[int] | None, info: ModelInfo) -> tuple[int, .
 def mlp_sites(
     layers: Sequence[int] | None, info: ModelInfo
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """What the MLPs of these layers read, and what they write."""
+    """The inputs and the outputs of the MLPs of these layers."""
     numbers = layers_or_all(layers, info)
     return tuple(f"mlp_in.{n}" for n in numbers), tuple(f"mlp_out.{n}" for n in numbers)
 

@@ -1,4 +1,4 @@
-"""Training that starts from a dictionary which is there already: fine-tuning."""
+"""Start training from another dictionary (fine-tuning)."""
 
 from __future__ import annotations
 
@@ -11,22 +11,21 @@ from dictlearn.dicts.dictionary import Dictionary
 from dictlearn.dicts.equivalent import recentred, renormed
 from dictlearn.sparsity.protocol import threshold_for
 
-ROWS = 1024  # tokens whose pre-activations exist at once
+ROWS = 1024  # tokens whose pre-activations are in memory at once
 
 
 def check_start(dictionary: Dictionary, start: Dictionary, key: str) -> None:
-    """Raises ValueError, in one sentence, where training `dictionary` can't start from `start`.
+    """Raises ValueError, in one sentence, if training `dictionary` can't start from `start`.
 
-    `key` is what the user wrote to name `start`.
+    `key` is the key and value that named `start`.
     """
     ours, theirs = dictionary.shape, start.shape
     plain, other = ours.to_json(), theirs.to_json()
     for name in ("width", "sources", "targets", *ours.link.to_json()):
-        want, found = plain[name], other.get(name)
-        if want != found:
+        if plain[name] != other.get(name):
             raise ValueError(
-                f"{key}: a {theirs.kind} with {name} {_shown(found)}, and dict= makes a "
-                f"{ours.kind} with {name} {_shown(want)}; want the same"
+                f"{key}: a {theirs.kind} with {name} {_shown(other.get(name))}, and dict= makes a "
+                f"{ours.kind} with {name} {_shown(plain[name])}; want the same"
             )
     if ours.n_features != theirs.n_features:
         raise ValueError(
@@ -38,8 +37,8 @@ def check_start(dictionary: Dictionary, start: Dictionary, key: str) -> None:
     sparsity = dictionary.sparsity
     if not sparsity.starts_from(start.sparsity):
         raise ValueError(
-            f"{key}: its sparsity is {start.sparsity.name}, and this run's {sparsity.name}: what "
-            f"one has learnt has no place in the other; want {start.sparsity.name} in both"
+            f"{key}: its sparsity is {start.sparsity.name}, whose parameters this run's "
+            f"{sparsity.name} cannot take over; want {start.sparsity.name} in both"
         )
     if ours.centre != theirs.centre:
         try:
@@ -55,34 +54,34 @@ def check_start(dictionary: Dictionary, start: Dictionary, key: str) -> None:
 
 @torch.no_grad()
 def start_from(dictionary: Dictionary, start: Dictionary, x_NSD: Tensor) -> None:
-    """Gives `dictionary` the parameters of `start`, both in the units that it trains in.
+    """Copies the parameters of `start` to `dictionary`; both are in training units.
 
-    The same function where the sparsities are the same; a ReLU is a JumpReLU of thresholds 0. From
-    another to JumpReLU the thresholds start where k features fire per token of `x_NSD`.
+    With equal sparsities the function is the same; a ReLU is a JumpReLU of thresholds 0. If another
+    sparsity becomes a JumpReLU, its thresholds let k features fire per token of `x_NSD`.
     """
     start = recentred(start, dictionary.shape.centre)
     if dictionary.shape.unit_norm:
         start = renormed(start)
-    own = dictionary.state_dict()
+    state = dictionary.state_dict()
     for name, tensor in start.state_dict().items():
         if not name.startswith("sparsity."):
-            own[name].copy_(tensor)
+            state[name].copy_(tensor)
     b_enc = dictionary.encoder.b_enc
     dictionary.sparsity.start_from(start.sparsity, b_enc, lambda: _thresholds(dictionary, x_NSD))
 
 
 def _thresholds(dictionary: Dictionary, x_NSD: Tensor) -> Tensor:
-    """[S, F]: one a source, above which k features fire per token of `x_NSD`."""
+    """Thresholds [S, F], equal for all features of a source, for k of them per token of `x_NSD`."""
     encoder = dictionary.encoder
 
     def rows_of(source: int) -> Iterator[Tensor]:
         for x in x_NSD.split(ROWS):
             yield encoder.pre(dictionary.read(x))[source :: encoder.n_sources]
 
-    each = [
+    thresholds = [
         threshold_for(lambda s=s: rows_of(s), dictionary.shape.k) for s in range(encoder.n_sources)
     ]
-    return torch.tensor(each).to(encoder.b_enc)[:, None].expand_as(encoder.b_enc)
+    return torch.tensor(thresholds).to(encoder.b_enc)[:, None].expand_as(encoder.b_enc)
 
 
 def _shown(value: object) -> str:

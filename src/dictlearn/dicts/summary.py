@@ -1,4 +1,4 @@
-"""What a dictionary prints of itself."""
+"""The text that a dictionary's repr prints."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Summarised(DictionaryLike, Protocol):
     def sparsity(self) -> Any: ...
 
 
-FIGURES = {  # of figures.json: what to write of each
+FIGURES = {  # entries of figures.json and their formats
     "fvu": "FVU {:.4f}",
     "ce_increase": "CE increase {:+.4f} nats per token",
     "dead": "{:.2%} of features never fired",
@@ -31,10 +31,10 @@ FIGURES = {  # of figures.json: what to write of each
 def summary(dictionary: Summarised) -> str:
     """Several short lines: kind, model, sites, features, sparsity with L0, and held-out figures.
 
-    Whatever a file said is printed as data: no control character of it reaches the terminal.
+    Strings from files are escaped, so that no control character reaches the terminal.
     """
-    trained = dictionary.provenance
-    model = trained.get("model")
+    provenance = dictionary.provenance
+    model = provenance.get("model")
     lines = {
         "reads": sites(dictionary.sources),
         "writes": sites(dictionary.targets),
@@ -42,23 +42,24 @@ def summary(dictionary: Summarised) -> str:
         "sparsity": _sparsity(dictionary),
         "held out": _held_out(dictionary.figures),
     }
-    if isinstance(tokens := trained.get("tokens"), int):
+    if isinstance(tokens := provenance.get("tokens"), int):
         lines["trained on"] = f"{tokens:,} tokens"
-    of = f" of {escape.line(model)}" if isinstance(model, str) else ""
-    head = f"Dictionary: {escape.line(dictionary.kind)}{of}"
+    suffix = f" of {escape.line(model)}" if isinstance(model, str) else ""
+    head = f"Dictionary: {escape.line(dictionary.kind)}{suffix}"
     return "\n".join([head, *(f"  {name:<11}{line}" for name, line in lines.items())])
 
 
 def sites(names: Sequence[str]) -> str:
-    """All of a few, else the first and the last of so many."""
+    """All names if there are up to three, else the first, the last and their number."""
     if len(names) <= 3:
         return escape.line(", ".join(names))
     return escape.line(f"{names[0]} ... {names[-1]} ({len(names)})")
 
 
 def _features(dictionary: Summarised) -> str:
-    each = f" for each of {dictionary.code_sources} sources" if dictionary.code_sources > 1 else ""
-    return f"{dictionary.n_features:,}{each}, width {dictionary.width:,}"
+    n = dictionary.code_sources
+    per_source = f" for each of {n} sources" if n > 1 else ""
+    return f"{dictionary.n_features:,}{per_source}, width {dictionary.width:,}"
 
 
 def _sparsity(dictionary: Summarised) -> str:
@@ -73,8 +74,8 @@ def _sparsity(dictionary: Summarised) -> str:
 
 
 def _held_out(figures: Mapping[str, float]) -> str:
-    known = [form.format(figures[key]) for key, form in FIGURES.items() if key in figures]
-    if not known:
-        return "no figures were saved with it; dictlearn.evaluate() takes them"
+    texts = [form.format(figures[key]) for key, form in FIGURES.items() if key in figures]
+    if not texts:
+        return "no figures were saved with it; dictlearn.evaluate() computes them"
     tokens = f" ({figures['tokens']:,.0f} tokens)" if "tokens" in figures else ""
-    return ", ".join(known) + tokens
+    return ", ".join(texts) + tokens

@@ -1,4 +1,4 @@
-"""The tied decoder: a feature writes one vector, the same to every target it reaches."""
+"""The tied decoder: a feature writes the same vector to all its targets."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from dictlearn.types import Code
 class TiedDecoder(Decoder):
     """y_hat_t = sum over the sources s that t reads of f_s W_dec[s] + b_dec_t.
 
-    Parameters of a transcoder per layer, reach of a cross-layer transcoder. A feature's norm is that
-    of all it writes, sqrt(number of targets) ||w||.
+    It has the parameters of per-layer transcoders and the targets of a cross-layer transcoder. A
+    feature's norm is that of its vectors for all targets together, sqrt(number of targets) ||w||.
     """
 
-    links_TS: Tensor  # 1 where a target reads a source; folded: in the target's own units
+    links_TS: Tensor  # 1 if target t reads source s, else 0; folded: scaled to the target's units
 
     def __init__(self, sources_of: Sequence[range], n_features: int, width: int, unit_norm: bool):
         super().__init__()
@@ -61,7 +61,7 @@ class TiedDecoder(Decoder):
         return (self.links_TS * means_S).T.cpu()
 
     def vectors(self) -> Tensor:
-        """[S, F, D], [F, D] of one: to be scaled for target t and source s by `links_TS[t, s]`."""
+        """[S, F, D], or [F, D] for one source; `links_TS[t, s]` scales it for target t and source s."""
         return self.W_dec.squeeze(0) if len(self.W_dec) == 1 else self.W_dec
 
     def costs(self, k: float) -> Costs:

@@ -1,4 +1,4 @@
-"""Transcoder (Dunefsky et al. 2024): what the MLP reads -> what it writes, through sparse features."""
+"""Transcoder (Dunefsky et al. 2024): predicts the output of an MLP from its input."""
 
 from __future__ import annotations
 

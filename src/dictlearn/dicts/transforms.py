@@ -1,4 +1,4 @@
-"""The decoder of a MOLT: every feature gates a low-rank linear map of the input."""
+"""The link and the decoder of a MOLT, whose features gate low-rank linear maps of the input."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from dictlearn.types import Code
 if TYPE_CHECKING:
     from dictlearn.dicts.shape import Shape
 
-START_NORM = 0.3  # of maps whose norm is free: larger, and many open gates at once explode
+START_NORM = 0.3  # initial norm of maps without unit_norm; larger ones explode with many open gates
 
 
 @final
 @dataclass(frozen=True)
 class Transforms(Link):
-    """One source -> one target, by linear maps of the given ranks, equal ones together (MOLT)."""
+    """One source -> one target, by linear maps of these ranks; equal ranks must be adjacent (MOLT)."""
 
     name: ClassVar[str] = "transforms"
     ranks: tuple[int, ...] = ()
@@ -51,12 +51,12 @@ class Transforms(Link):
 class TransformDecoder(Decoder):
     """y_hat = sum_t f_t U_t V_t x + b_dec over one source and one target (Anthropic 2025).
 
-    Row k of U_t is a direction written, row k of V_t the one it reads; both are stored together with
-    those of equal rank, so that only a token's active transforms are computed. The norm of a feature
-    is ||U_t V_t||_F, from the Gram matrices of its rows.
+    Row k of V_t is a direction that is read, row k of U_t the direction that is written for it.
+    Transforms of equal rank are stored together, and only a token's active ones are computed. The
+    norm of a feature is ||U_t V_t||_F, which the Gram matrices of its rows give.
 
-    The input counts twice, in the gate and in what it gates: where codes are 1 / a as large because
-    their input is, the maps carry a^2.
+    Both the gate and the map read the input. So if codes are divided by a because the input is, the
+    maps are multiplied by a^2.
     """
 
     writes_directions: ClassVar[bool] = False
@@ -97,7 +97,7 @@ class TransformDecoder(Decoder):
         )
 
     def inner(self, a: tuple[int, slice], b: tuple[int, slice]) -> Tensor:
-        """Frobenius inner products of the maps."""
+        """The Frobenius inner products of the maps."""
         return _inner(self.stacked(a[1]), self.stacked(b[1]))
 
     def lengths(self, source: int) -> Tensor:
@@ -115,11 +115,11 @@ class TransformDecoder(Decoder):
         )
 
     def stacked(self, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
-        """(U, V) [R, D] of these transforms, one below the other, and whose each row is: [R].
+        """The rows of U and V of these transforms, [R, D] each, and the transform of each row, [R].
 
         A transform maps x to U^T V x.
         """
-        U, V = ([pair for group in side for pair in group][rows] for side in (self.U, self.V))
+        U, V = ([map_ for group in side for map_ in group][rows] for side in (self.U, self.V))
         ranks = torch.tensor([len(u) for u in U])
         return torch.cat(U), torch.cat(V), torch.repeat_interleave(torch.arange(len(U)), ranks)
 
@@ -131,14 +131,14 @@ class TransformDecoder(Decoder):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Random maps of norm 1, or START_NORM where norms are free: Kaiming's would explode."""
+        """Sets random maps of norm 1 with unit_norm, else of START_NORM; Kaiming's would explode."""
         for U_CKD, V_CKD in zip(self.U, self.V, strict=True):
             for rows in (U_CKD, V_CKD):
                 nn.init.normal_(rows, std=(self.width * rows.shape[1]) ** -0.25)
         self._scale((1.0 if self.unit_norm else START_NORM) / self.norms()[0])
 
     def _scale(self, factor_F: Tensor) -> None:
-        """Maps times a factor, which U and V share."""
+        """Multiplies the maps by a factor; U and V each get its square root."""
         start = 0
         for U_CKD, V_CKD in zip(self.U, self.V, strict=True):
             root = factor_F[start : start + len(U_CKD), None, None].sqrt()
@@ -147,7 +147,7 @@ class TransformDecoder(Decoder):
             start += len(U_CKD)
 
     def features(self) -> list[FeatureRows]:
-        """The rows of U and V; none where the norm of a map, which no single row has, is kept."""
+        """The rows of U and V; empty with unit_norm, as the norm of a map depends on all its rows."""
         if self.unit_norm:
             return []
         return [FeatureRows(((rows, 0),), len(rows) * rows.shape[1]) for rows in (*self.U, *self.V)]
@@ -170,14 +170,14 @@ class TransformDecoder(Decoder):
 
     @torch.no_grad()
     def rescale(self, code_scale_S: Tensor, output_scale_T: Tensor) -> None:
-        # One source: its input is as much larger as its codes are.
+        # There is one source, whose input has the scale of its code.
         for U_CKD in self.U:
             U_CKD.mul_(code_scale_S[0].square() / output_scale_T[0])
         self.b_dec.div_(output_scale_T[:, None])
 
 
 def _inner(a: tuple[Tensor, Tensor, Tensor], b: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-    """<U_a^T V_a, U_b^T V_b> for all pairs: the sum of (U_a U_b^T) o (V_a V_b^T), block by block."""
+    """<U_a^T V_a, U_b^T V_b> for all pairs: the sums of the blocks of (U_a U_b^T) o (V_a V_b^T)."""
     (U_a, V_a, owner_a), (U_b, V_b, owner_b) = a, b
     products = (U_a @ U_b.T) * (V_a @ V_b.T)
     n, c = int(owner_a[-1]) + 1, int(owner_b[-1]) + 1

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dictlearn import __version__
 from dictlearn.dicts.dictionary import Dictionary
-from dictlearn.dicts.equivalent import layered, parts
+from dictlearn.dicts.equivalent import layered, split_layers
 
 
 def refusal(tool: str, dictionary: Dictionary) -> str | None:
@@ -28,7 +28,7 @@ def refusal(tool: str, dictionary: Dictionary) -> str | None:
 
 def layers(dictionary: Dictionary, folder: Path) -> Iterator[tuple[Dictionary, Path]]:
     """(a dictionary of one source, its folder): this one where it is alone, else one a source."""
-    whole = parts(dictionary)
+    whole = split_layers(dictionary)
     for one in whole:
         inner = folder if len(whole) == 1 else folder / one.sources[0]
         inner.mkdir(exist_ok=True)

@@ -23,7 +23,7 @@ from torch import Tensor
 from dictlearn.ckpt.files import write_tensors
 from dictlearn.ckpt.foreign.sparsify import CONFIG, WEIGHTS
 from dictlearn.dicts.dictionary import Dictionary
-from dictlearn.dicts.equivalent import parts, recentred
+from dictlearn.dicts.equivalent import recentred, split_layers
 from dictlearn.export import _layers
 from dictlearn.export.protocol import Exporter, Job
 from dictlearn.types import ModelInfo
@@ -55,7 +55,7 @@ class Sparsify(Exporter):
         return _layers.refusal("sparsify", dictionary)
 
     def write(self, job: Job, folder: Path) -> None:
-        for one in parts(job.dictionary):
+        for one in split_layers(job.dictionary):
             inner = folder / hookpoint(one.sources[0], one.targets[0], job.info.family)
             inner.mkdir()
             transcode = one.sources != one.targets

@@ -13,7 +13,7 @@ from torch import Tensor
 from dictlearn.ckpt.files import check_numbers, read_json
 from dictlearn.dicts.description import from_json, shown
 from dictlearn.dicts.dictionary import Dictionary
-from dictlearn.dicts.equivalent import together
+from dictlearn.dicts.equivalent import join_layers
 
 CONFIG_BYTES = 16 << 20
 JsonObject = Mapping[str, Any]
@@ -110,7 +110,7 @@ def read_layers(folders: list[Path], read_one: Callable[[Path], Dictionary]) -> 
                 f"{path}: not of the shape and sparsity of {folders[0].name} next to it; load each "
                 f"alone by its own folder"
             )
-    whole = together(layers, "plt")
+    whole = join_layers(layers, "plt")
     whole.provenance = layers[0].provenance
     return whole
 
