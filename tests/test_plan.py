@@ -202,6 +202,25 @@ def test_this_machine_is_looked_at(tmp_path: Path) -> None:
     assert found.gpus or (found.flops > 1e8 and found.bandwidth > 1e8)
 
 
+def test_a_cpus_speed_is_that_of_idle_cores() -> None:
+    """Where other programs keep them busy, that is said."""
+    small = config.compose("plan", ["debug=fast", "trainer=cpu"])
+    (idle,) = plan.planned(small, LAPTOP).speeds()
+    assert idle.startswith("CPU, on idle cores: ")
+    (busy,) = plan.planned(small, dataclasses.replace(LAPTOP, load=3.52)).speeds()
+    assert busy.startswith("CPU, on idle cores (the load on these 2 is 3.5 now): ")
+
+
+@pytest.mark.parametrize(
+    ("sparsity", "has_k"),
+    [("topk", True), ("batchtopk", True), ("jumprelu", True), ("abstopk", True), ("relu", False),
+     ("gated", False), ("jumprelu_tanh", False)],
+)  # fmt: skip
+def test_k_is_shown_where_something_aims_at_it(sparsity: str, has_k: bool) -> None:
+    made = planned(f"sparsity={sparsity}", "trainer=cpu")
+    assert made.facts["dictionary"].endswith(", k = 32" if has_k else "features per source")
+
+
 def test_two_models_are_counted_both():
     one = load_skeleton("pico")
     two = load_skeleton("pico", other="pico")

@@ -181,7 +181,7 @@ def test_a_dictionary_prints_what_it_is():
     dictionary.provenance = {
         "model": "pico",
         "tokens": 1_000_000,
-        "sparsity": {"_target_": "dictlearn.sparsity.batchtopk.BatchTopK"},
+        "sparsity": {"_target_": "dictlearn.sparsity.batchtopk.BatchTopK", "k": 4},
     }
     dictionary.figures = {"fvu": 0.0686, "l0": 3.98, "dead": 0.0186, "tokens": 65523}
     text = repr(dictionary)
@@ -189,6 +189,17 @@ def test_a_dictionary_prints_what_it_is():
     assert "topk (trained as batchtopk), L0 3.98 per token, k = 4" in text
     assert "FVU 0.0686, 1.86% of features never fired (65,523 tokens)" in text
     assert "trained on 1,000,000 tokens" in text
+
+
+def test_k_is_printed_where_something_aimed_at_it():
+    dictionary = small_dictionary("relu")
+    assert "  sparsity   relu\n" in repr(dictionary)
+    for terms, said in (
+        ({"l0_target": {"k": 4}}, "relu, k = 4"),
+        ({"l1": {"coefficient": 1}}, "relu"),
+    ):
+        dictionary.provenance = {"objective": {"terms": terms}}
+        assert f"  sparsity   {said}\n" in repr(dictionary)
 
 
 def test_what_a_stranger_wrote_is_printed_as_text():

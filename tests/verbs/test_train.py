@@ -17,7 +17,8 @@ from dictlearn import cli
 from dictlearn.lm.capture import capture
 from dictlearn.lm.hub import PICO_PATH
 from dictlearn.lm.load import load_model
-from dictlearn.verbs import evaluate, train
+from dictlearn.verbs import build, evaluate, train
+from dictlearn.verbs.described import tokens_of
 from tests.lines import settled
 
 SMALL = [
@@ -124,6 +125,19 @@ def test_the_first_line_says_what_a_run_is(tmp_path, capsys, monkeypatch):
         "0.00073 tokens a parameter, less than a thousandth of what published runs have (1.7 to 37)"
     )
     assert rest == [few, "enough"]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "said"),
+    [
+        (960, "960 tokens of notes.txt"),
+        (1000, "1,000 tokens of notes.txt"),
+        (1450, "960 tokens of notes.txt, read 1.5 times"),
+        (31_700, "960 tokens of notes.txt, read 33 times"),
+    ],
+)
+def test_a_text_that_is_read_several_times_is_said(wanted, said):
+    assert tokens_of(wanted, build.NoText(960), "notes.txt") == said
 
 
 def test_a_folder_holds_one_run(run, capsys):

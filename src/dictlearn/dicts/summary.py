@@ -69,8 +69,20 @@ def _sparsity(dictionary: Summarised) -> str:
         before = escape.line(target.rpartition(".")[2].lower())
         name += f" (trained as {before})" if before != name else ""
     l0 = dictionary.figures.get("l0")
-    measured = "" if l0 is None else f"L0 {l0:.2f} per token, "
-    return f"{name}, {measured}k = {k:g}"
+    objective = dictionary.provenance.get("objective")
+    aims = aims_at_k(dictionary.sparsity.options()) or aims_at_k(trained, objective)
+    measured = [] if l0 is None else [f"L0 {l0:.2f} per token"]
+    return ", ".join([name, *measured, *([f"k = {k:g}"] if aims else [])])
+
+
+def aims_at_k(sparsity: Any, objective: Any = None) -> bool:
+    """Whether settings of a sparsity, or a term of an objective's, hold L0 at dict.k.
+
+    ReLU and Gated have no k: there the penalty's coefficient decides.
+    """
+    terms = objective.get("terms") if isinstance(objective, Mapping) else None
+    parts = [sparsity, *(terms.values() if isinstance(terms, Mapping) else [])]
+    return any(isinstance(part, Mapping) and "k" in part for part in parts)
 
 
 def _held_out(figures: Mapping[str, float]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, final
 
 import torch
@@ -193,10 +193,10 @@ class NoText:
     def __len__(self) -> int:
         return 1
 
-    def window_batch(self, indices: Tensor) -> Tensor:
+    def window_batch(self, indices: Sequence[int] | Tensor) -> Tensor:
         return torch.zeros(len(indices), self.context, dtype=torch.int64)
 
-    def kept(self, indices: Tensor) -> Tensor:
+    def kept(self, indices: Sequence[int] | Tensor) -> Tensor:
         return torch.zeros(len(indices), self.context, dtype=torch.bool)
 
 

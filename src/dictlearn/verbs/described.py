@@ -7,7 +7,7 @@ from omegaconf import DictConfig
 from dictlearn.dicts.dictionary import Dictionary
 from dictlearn.dicts.shape import Shape
 from dictlearn.sources.named import text_of
-from dictlearn.types import ModelInfo
+from dictlearn.types import ModelInfo, TextWindows
 from dictlearn.verbs import build
 
 # Tokens per parameter of published dictionaries, from the sizes that they state.
@@ -25,7 +25,9 @@ FRACTIONS = {
 }
 
 
-def first_line(cfg: DictConfig, dictionary: Dictionary, info: ModelInfo) -> str:
+def first_line(
+    cfg: DictConfig, dictionary: Dictionary, info: ModelInfo, text: build.Text | None
+) -> str:
     """Run folder, kind, features, sites, model, tokens, data and device."""
     shape = dictionary.shape
     reads, writes = listed(shape.sources), listed(shape.targets)
@@ -33,12 +35,20 @@ def first_line(cfg: DictConfig, dictionary: Dictionary, info: ModelInfo) -> str:
     features = f"{shape.n_features:,} features" + (
         " per source" if dictionary.code_sources > 1 else ""
     )
-    text = f" of {text_of(cfg.data)}" if build.reads_model(cfg) else ""
+    tokens = f"{build.run_tokens(cfg):,} tokens"
+    if text is not None:
+        tokens = tokens_of(build.run_tokens(cfg), text.train, text_of(cfg.data))
     device = "the CPU" if build.accelerator(cfg) == "cpu" else "a GPU"
-    return (
-        f"{cfg.run_dir}: {shape.kind}, {features}, {where} of {info.name}, "
-        f"{build.run_tokens(cfg):,} tokens{text}, on {device}"
-    )
+    return f"{cfg.run_dir}: {shape.kind}, {features}, {where} of {info.name}, {tokens}, on {device}"
+
+
+def tokens_of(wanted: int, windows: TextWindows, name: str) -> str:
+    """How many tokens of which text a run reads, and how often if there are fewer than it wants."""
+    there = len(windows) * windows.context
+    times = wanted / there
+    if times < 1.05:
+        return f"{wanted:,} tokens of {name}"
+    return f"{there:,} tokens of {name}, read {times:.{0 if times >= 9.95 else 1}f} times"
 
 
 def listed(names: tuple[str, ...]) -> str:

@@ -26,8 +26,9 @@ class Machine:
     memory: float
     free: float
     gpus: tuple[tuple[str, float], ...] = ()
-    flops: float = 0.0  # FLOP/s of the CPU in float32; 0 if a GPU would train
+    flops: float = 0.0  # FLOP/s of the idle CPU in float32; 0 if a GPU would train
     bandwidth: float = 0.0  # bytes/s of the CPU's memory
+    load: float = 0.0  # processes that ran or waited for a core, on average over the last minute
 
     def __str__(self) -> str:
         names = ", ".join(f"{name} of {as_bytes(size)}" for name, size in self.gpus) or "no GPU"
@@ -46,8 +47,9 @@ def this_machine(folder: Path) -> Machine:
     for number in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         properties = torch.cuda.get_device_properties(number)
         gpus.append((properties.name, float(properties.total_memory)))
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     flops, bandwidth = (0.0, 0.0) if gpus else measured()
-    return Machine(os.cpu_count() or 1, memory, free, tuple(gpus), flops, bandwidth)
+    return Machine(os.cpu_count() or 1, memory, free, tuple(gpus), flops, bandwidth, load)
 
 
 def as_device(machine: Machine, on_gpu: bool) -> Gpu:
@@ -60,19 +62,25 @@ def as_device(machine: Machine, on_gpu: bool) -> Gpu:
     # Python and torch take half of what a GPU's driver and libraries do.
     memory = machine.memory + RESERVE / 2
     flops, bandwidth = machine.flops, machine.bandwidth
-    return Gpu("CPU", memory, flops, flops, bandwidth, bandwidth)
+    busy = machine.load > machine.cores / 2
+    now = f" (the load on these {machine.cores} is {machine.load:.1f} now)" if busy else ""
+    return Gpu(f"CPU, on idle cores{now}", memory, flops, flops, bandwidth, bandwidth)
 
 
 def measured() -> tuple[float, float]:
-    """FLOP/s of a float32 matmul and bytes/s of a copy, on torch's threads: the best of three each."""
-    a, b = torch.ones(512, 512), torch.ones(512, 512)
+    """FLOP/s of a float32 matmul and bytes/s of a copy by torch's threads, the best of three each.
+
+    The time that counts is the threads' own, so other processes on the same cores change little.
+    """
+    n = 1024
+    a, b = torch.ones(n, n), torch.ones(n, n)
     data = torch.ones(8 << 20)
     product = min(_seconds(lambda: a @ b) for _ in range(3))
     copy = min(_seconds(data.clone) for _ in range(3))
-    return 2 * 512**3 / product, 2 * data.nbytes / copy
+    return 2 * n**3 / product, 2 * data.nbytes / copy
 
 
 def _seconds(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
+    start = time.process_time()
     work()
-    return time.perf_counter() - start
+    return max(time.process_time() - start, 1e-6) / torch.get_num_threads()

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dictlearn import config, escape
+from dictlearn.dicts.summary import aims_at_k
 from dictlearn.lm.load import load_skeleton
 from dictlearn.sources.text_files import find_files
 from dictlearn.verbs import build, costs, train
@@ -128,11 +129,12 @@ def describe(plan: Plan, run: costs.Run, devices: int) -> None:
     count = costs.count(run.dictionary)
     batch = run.step_tokens * devices
     work = costs.work(run, devices=devices)
+    k = f", k = {shape.k:g}" if aims_at_k(cfg.sparsity, cfg.objective) else ""
     plan.facts |= {
         RUN_FOLDER: str(cfg.run_dir),
         "reads": f"{listed(shape.sources)}, width {shape.width}",
         "writes": f"{listed(shape.targets)}, width {shape.width}",
-        "dictionary": f"{shape.kind}, {shape.n_features:,} features per source, k = {shape.k:g}",
+        "dictionary": f"{shape.kind}, {shape.n_features:,} features per source{k}",
         "parameters": f"{count:,}",
         "tokens": f"{tokens:,} in {cfg.steps:,} steps of {batch:,}",
         "tokens per parameter": f"{tokens / count:.3g}; {beside_published(tokens, count, shape)[0]}",

@@ -109,7 +109,7 @@ def main(cfg: DictConfig) -> int:
         if text is not None:
             contents = fingerprints.of_files(cfg) | {"data": fingerprints.of_text(text.train)}
         refuse_other_contents(cfg, resume.folder, contents)
-        introduce(cfg, dictionary, info)
+        introduce(cfg, dictionary, info, text)
         for note in resume.notes:
             escape.say(note)
         with waiting_for(f"{info.name}, which is being loaded"):
@@ -155,9 +155,11 @@ def refuse_other_contents(
 
 
 @rank_zero_only
-def introduce(cfg: DictConfig, dictionary: Dictionary, info: ModelInfo) -> None:
+def introduce(
+    cfg: DictConfig, dictionary: Dictionary, info: ModelInfo, text: build.Text | None
+) -> None:
     """What this run is; and a word where it has far less text than published ones."""
-    escape.say(first_line(cfg, dictionary, info))
+    escape.say(first_line(cfg, dictionary, info, text))
     tokens, parameters = build.run_tokens(cfg), sum(p.numel() for p in dictionary.parameters())
     words, few = beside_published(tokens, parameters, dictionary.shape)
     if few and build.reads_model(cfg):
