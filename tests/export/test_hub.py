@@ -110,7 +110,7 @@ def test_descriptions_come_along(tmp_path):
     Hub().write(replace(job, run=run), folder)
     said = read_explanations(folder / "features")
     assert [(feature, one.text) for feature, one in said.items()] == [((0, 3), "digits")]
-    assert "Where `reliable` is false" in (folder / "README.md").read_text()
+    assert "If `reliable` is false" in (folder / "README.md").read_text()
 
 
 def test_a_conversion_is_named_on_the_card(tmp_path):

@@ -112,8 +112,8 @@ def test_a_folder_of_graphs_goes_to_another_and_the_list_of_them_stays(run, tmp_
     [
         ('{"graphs": []}', "want a graph that circuit-tracer wrote"),
         ("not json", "is not readable"),
-        (json.dumps({"nodes": [{**node(2, 4), "layer": "1"}]}), "want the Cantor pair"),
-        (json.dumps({"nodes": [{**node(2, 4), "feature": None}]}), "want the Cantor pair"),
+        (json.dumps({"nodes": [{**node(2, 4), "layer": "1"}]}), "want the Cantor number"),
+        (json.dumps({"nodes": [{**node(2, 4), "feature": None}]}), "want the Cantor number"),
     ],
 )
 def test_what_is_no_graph_is_refused_and_none_is_written(content, sentence, run, tmp_path):

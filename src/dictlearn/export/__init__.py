@@ -1,4 +1,4 @@
-"""Dictionaries in other tools' formats: one file each, and one yaml each in conf/format."""
+"""Export to other tools' formats: one file each, and one yaml each in conf/format."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dictlearn.export.protocol import Exporter
 
 
 def registry() -> dict[str, type[Exporter]]:
-    """format -> class, of every module of this package: no list to keep."""
+    """The exporters of all modules of this package, by format."""
     for module in pkgutil.iter_modules(__path__):
         importlib.import_module(f"{__name__}.{module.name}")
     return {kind.name: kind for kind in Exporter.__subclasses__()}

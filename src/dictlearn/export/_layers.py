@@ -1,4 +1,4 @@
-"""What the formats of one source and one target have in common."""
+"""Functions for formats whose dictionaries have one source and one target."""
 
 from __future__ import annotations
 
@@ -14,59 +14,61 @@ from dictlearn.dicts.equivalent import layered, split_layers
 
 
 def refusal(tool: str, dictionary: Dictionary) -> str | None:
-    """Why not even layer by layer; None where each source has its own features and target."""
+    """The reason why a dictionary can't be split into layers, or None."""
     if layered(dictionary):
         return None
     if not dictionary.decoder.writes_directions:
-        why = "features write no fixed vectors"
+        reason = "features write no fixed vectors"
     elif dictionary.code_sources < dictionary.n_sources:
-        why = "one code is read from several sites"
+        reason = "one code is read from several sites"
     else:
-        why = "a feature writes to several layers"
-    return f"{tool} knows dictionaries of one source and one target; in a {dictionary.kind} {why}"
+        reason = "a feature writes to several layers"
+    return (
+        f"{tool} knows dictionaries of one source and one target; in a {dictionary.kind} {reason}"
+    )
 
 
 def layers(dictionary: Dictionary, folder: Path) -> Iterator[tuple[Dictionary, Path]]:
-    """(a dictionary of one source, its folder): this one where it is alone, else one a source."""
-    whole = split_layers(dictionary)
-    for one in whole:
-        inner = folder if len(whole) == 1 else folder / one.sources[0]
+    """(layer, its folder) for each layer of a dictionary; a single one gets `folder` itself."""
+    split = split_layers(dictionary)
+    for layer in split:
+        inner = folder if len(split) == 1 else folder / layer.sources[0]
         inner.mkdir(exist_ok=True)
-        yield one, inner
+        yield layer, inner
 
 
-def first(dictionary: Dictionary, folder: str) -> str:
-    """The folder of the first layer, of those that `layers` writes under `folder`."""
+def first_folder(dictionary: Dictionary, folder: str) -> str:
+    """The first of the folders that `layers` writes under `folder`."""
     return folder if dictionary.n_sources == 1 else f"{folder}/{dictionary.sources[0]}"
 
 
 def thresholds(dictionary: Dictionary) -> Tensor:
-    """Thresholds [S, F] of the sparsity as JumpReLU, whose values are pre-activations."""
+    """The thresholds [S, F] of the sparsity as JumpReLU."""
     form = dictionary.sparsity.as_jumprelu(dictionary.encoder.b_enc)
     assert form is not None and dictionary.sparsity.selects, dictionary.sparsity.name
     return form.threshold_SF
 
 
-def said(one: Dictionary) -> dict[str, Any]:
-    """What our own importers read back, beside what the format asks for."""
+def importer_fields(layer: Dictionary) -> dict[str, Any]:
+    """Entries for our own importers, which the format doesn't have."""
     return {
         "version": __version__,
-        "source": one.sources[0],
-        "target": one.targets[0],
-        "k": one.shape.k,
+        "source": layer.sources[0],
+        "target": layer.targets[0],
+        "k": layer.shape.k,
     }
 
 
-def text_of(training: Mapping[str, Any]) -> str:
-    """Which text it was trained on, in a word: a hub id, files, or the standard library."""
+def dataset_name(training: Mapping[str, Any]) -> str:
+    """The text that the dictionary was trained on: a hub id, files, or the kind of data."""
     data = training.get("data")
     data = data if isinstance(data, Mapping) else {}
     builder = str(data.get("_target_", "unknown")).rpartition(".")[2]
     return str(data.get("path") or data.get("paths") or builder.removesuffix("_windows"))
 
 
-def context_of(training: Mapping[str, Any], longest: int) -> int:
-    """Tokens in a window of that text."""
+def context_length(training: Mapping[str, Any], longest: int) -> int:
+    """The number of tokens in a window of that text; `longest` if unknown."""
     data = training.get("data")
     context = data.get("context") if isinstance(data, Mapping) else None
     return context if isinstance(context, int) else longest

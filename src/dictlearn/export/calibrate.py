@@ -1,4 +1,4 @@
-"""Other sparsities as JumpReLU, which most tools can load."""
+"""Convert other sparsities to JumpReLU, which most tools can load."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from dictlearn.dicts.dictionary import Dictionary
 from dictlearn.sparsity.jumprelu import JumpReLU
 
-MARGIN = 0.9  # how far below a feature's weakest firing the next weaker value is looked for
+MARGIN = 0.9  # times a feature's smallest active value: the search for the next value starts here
 
 
 @torch.no_grad()
@@ -20,13 +20,14 @@ def as_jumprelu(
 ) -> tuple[Dictionary, bool]:
     """(the dictionary with JumpReLU features, whether it is the same function).
 
-    ReLU is JumpReLU with thresholds 0, and Gated is too, with other parameters. TopK is not: every
-    feature gets the threshold above which it fires as often as it did on the held-out activations
-    `x_NSD()`, which are read twice. One threshold for all of a layer, as BatchTopK has, loses more: a
-    feature's rivals for the k places differ. ValueError where `becomes_jumprelu` says no.
+    ReLU is a JumpReLU with thresholds 0, and Gated is one with other parameters. TopK is not: every
+    feature gets the threshold with which it fires as often as before on the held-out activations
+    `x_NSD()`, which are read twice. One threshold per layer, as BatchTopK has, would be less
+    accurate, as each feature competes with others for the k places. Raises ValueError unless
+    `becomes_jumprelu`.
     """
     if not becomes_jumprelu(dictionary):
-        raise ValueError(f"{dictionary.sparsity.name} features are none that jumprelu can have")
+        raise ValueError(f"{dictionary.sparsity.name} features cannot become jumprelu features")
     converted = copy.deepcopy(dictionary)
     encoder = converted.encoder
     jumprelu = JumpReLU(encoder.n_sources, encoder.n_features, init_threshold=0.0)
@@ -42,7 +43,7 @@ def as_jumprelu(
 
 
 def becomes_jumprelu(dictionary: Dictionary) -> bool:
-    """Whether thresholds can be had: exactly, or fitted to features that are their pre-activations."""
+    """Whether `as_jumprelu` can convert it: exactly, or with fitted thresholds."""
     sparsity = dictionary.sparsity
     exact = sparsity.as_jumprelu(dictionary.encoder.b_enc) is not None
     return exact or (sparsity.selects and not sparsity.signed)
@@ -51,25 +52,26 @@ def becomes_jumprelu(dictionary: Dictionary) -> bool:
 def thresholds_of_equal_rates(
     dictionary: Dictionary, x_NSD: Callable[[], Iterable[Tensor]]
 ) -> Tensor:
-    """[S, F]: half way between what a feature has to be above to fire as often as now, and the next.
+    """Thresholds [S, F] with which every feature fires as often as it does now.
 
-    A feature that doesn't fire gets a threshold that it doesn't reach. Memory is that of the code of
-    all the activations and one more entry a feature, and a batch's pre-activations.
+    If a feature fires n times, its threshold is half way between its n-th and next largest
+    pre-activation. A feature that doesn't fire gets its largest pre-activation. The memory is that of
+    the code of all activations, one more entry per feature, and a batch's pre-activations.
     """
     encoder = dictionary.encoder
     shape = encoder.n_sources, encoder.n_features
     size = shape[0] * shape[1]
     b_enc = encoder.b_enc
     count_C = torch.zeros(size, dtype=torch.int64, device=b_enc.device)
-    least_C = b_enc.new_full((size,), torch.inf)
+    smallest_C = b_enc.new_full((size,), torch.inf)
     for x in x_NSD():
         code = dictionary.encode(x)
         count_C += code.pattern.columns.bincount(minlength=size)
-        least_C.scatter_reduce_(0, code.pattern.columns, code.values, "amin")
+        smallest_C.scatter_reduce_(0, code.pattern.columns, code.values, "amin")
 
-    # Its count-th largest value is no less than the least with which it now fires.
+    # Its count-th largest pre-activation is at least the smallest with which it fires now.
     fires_C = count_C > 0
-    floor_C = torch.where(fires_C, MARGIN * least_C, torch.inf)
+    floor_C = torch.where(fires_C, MARGIN * smallest_C, torch.inf)
     largest_C = b_enc.new_zeros(size)
     columns, values = count_C.new_empty(0), b_enc.new_empty(0)
     for x in x_NSD():
@@ -78,18 +80,18 @@ def thresholds_of_equal_rates(
         above_NC = pre_NC > floor_C
         columns = torch.cat([columns, above_NC.nonzero()[:, 1]])
         values = torch.cat([values, pre_NC[above_NC]])
-        columns, values, place = _ranked(columns, values, size)
-        kept = place <= count_C[columns]
-        columns, values, place = columns[kept], values[kept], place[kept]
+        columns, values, rank = _ranked(columns, values, size)
+        kept = rank <= count_C[columns]
+        columns, values, rank = columns[kept], values[kept], rank[kept]
     last_C, next_C = torch.zeros_like(floor_C), floor_C.clone()
     for target_C, number_C in ((last_C, count_C - 1), (next_C, count_C)):
-        chosen = place == number_C[columns]
-        target_C[columns[chosen]] = values[chosen]
+        equal = rank == number_C[columns]
+        target_C[columns[equal]] = values[equal]
     return torch.where(fires_C, (last_C + next_C) / 2, largest_C).view(shape)
 
 
 def _ranked(columns: Tensor, values: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Entries by column, a column's largest first, and each one's place in its column from 0."""
+    """Entries sorted by column and descending value, and their ranks in the column from 0."""
     order = values.argsort(descending=True)
     order = order[columns[order].argsort(stable=True)]
     columns, values = columns[order], values[order]

@@ -15,7 +15,7 @@ from dictlearn.export import _layers
 from dictlearn.export.protocol import Job
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-SOMEWHERE = "owner/name"  # until the repository is known
+PLACEHOLDER = "owner/name"  # for an unknown repository
 
 KINDS = {
     "sae": "Sparse autoencoder",
@@ -25,7 +25,7 @@ KINDS = {
     "crosscoder": "Crosscoder",
     "molt": "Mixture of linear transforms",
 }
-FIGURES = {  # of figures.json: what it is, in words; how many digits
+FIGURES = {  # entries of figures.json: description, format
     "fvu": ("fraction of variance unexplained (FVU)", ".4f"),
     "l0": ("L0, active features per token", ".2f"),
     "dead": ("features that never fired", ".2%"),
@@ -36,9 +36,9 @@ FIGURES = {  # of figures.json: what it is, in words; how many digits
 }
 
 EXPLAINED = (
-    "`features/explanations.jsonl` has one JSON object a line: source, feature, text, and how well "
+    "`features/explanations.jsonl` has one JSON object per line: source, feature, text, how well "
     "the text predicted firing on documents that its author had not seen (`scores`), and the "
-    "same of a shuffled description and of a random dictionary (`baselines`). Where `reliable` is "
+    "same for a shuffled description and for a random dictionary (`baselines`). If `reliable` is "
     "false, don't rely on the text."
 )
 
@@ -50,13 +50,13 @@ def model_card(
     usages: Mapping[str, tuple[str, str]],
     explained: bool = False,
 ) -> str:
-    """Markdown.
+    """The model card in Markdown.
 
     Args:
-        repo: the repository it is meant for, None where that isn't known.
-        license: of the weights, in the hub's words; None says none.
-        usages: heading -> (what to know, Python that loads it).
-        explained: whether descriptions of the features are beside it.
+        repo: its repository; None if that isn't known.
+        license: the license of the weights, in the hub's words; None for none.
+        usages: heading -> (note, Python that loads the dictionary).
+        explained: whether there are descriptions of the features.
     """
     dictionary = job.dictionary
     kind = KINDS.get(dictionary.kind) or markdown(dictionary.kind)
@@ -76,7 +76,7 @@ def model_card(
         "## How to load it",
         "It reads and writes the model's own activations: no normalisation is left to apply.",
     ]
-    for heading, (note, code) in {"dictlearn": ("", _own(repo)), **usages}.items():
+    for heading, (note, code) in {"dictlearn": ("", _dictlearn_usage(repo)), **usages}.items():
         parts += [f"### {heading}", *([note] if note else []), f"```python\n{code.strip()}\n```"]
     if explained:
         parts += ["## Descriptions of its features", EXPLAINED]
@@ -92,13 +92,13 @@ def _about(dictionary: Dictionary, job: Job) -> str:
         "width": str(dictionary.width),
         "linear path from input to output": "yes" if dictionary.shape.skip else "no",
         "model": job.info.name + (f" at {job.info.revision}" if job.info.revision else ""),
-        "text": f"{_layers.text_of(job.training)}, windows of "
-        f"{_layers.context_of(job.training, job.info.context_length)} tokens",
+        "text": f"{_layers.dataset_name(job.training)}, windows of "
+        f"{_layers.context_length(job.training, job.info.context_length)} tokens",
         "trained on": _tokens(job.training),
     }
     lines = [f"| {name} | {markdown(value)} |" for name, value in rows.items()]
     sites = (
-        "`resid_post.L` is what block L hands on, `mlp_in.L` what its MLP reads after the norm, "
+        "`resid_post.L` is the output of block L, `mlp_in.L` the input of its MLP after the norm, "
         "`mlp_out.L` what the MLP adds to the residual."
     )
     return "\n".join(["| | |", "|---|---|", *lines, "", sites])
@@ -106,23 +106,23 @@ def _about(dictionary: Dictionary, job: Job) -> str:
 
 def _tokens(training: Mapping[str, Any]) -> str:
     tokens = training.get("tokens")
-    started = training.get("init")
-    said = f"{tokens:,} tokens" if isinstance(tokens, int) else "not said"
-    return f"{said}, starting from {started}" if started else said
+    init = training.get("init")
+    text = f"{tokens:,} tokens" if isinstance(tokens, int) else "unknown"
+    return f"{text}, starting from {init}" if init else text
 
 
 def _figures(figures: Mapping[str, float]) -> str:
-    known = {key: figures[key] for key in FIGURES if figures.get(key) is not None}
-    if not known:
+    values = {key: figures[key] for key in FIGURES if figures.get(key) is not None}
+    if not values:
         return "No evaluation was saved with it; `dictlearn evaluate` makes one."
-    rows = [f"| {FIGURES[key][0]} | {value:{FIGURES[key][1]}} |" for key, value in known.items()]
+    rows = [f"| {FIGURES[key][0]} | {value:{FIGURES[key][1]}} |" for key, value in values.items()]
     return "\n".join(["On held-out text:", "", "| figure | value |", "|---|---|", *rows])
 
 
-def _own(repo: str | None) -> str:
+def _dictlearn_usage(repo: str | None) -> str:
     return f"""import dictlearn
 
-dictionary = dictlearn.load("{repo or SOMEWHERE}")
+dictionary = dictlearn.load("{repo or PLACEHOLDER}")
 # x: activations [tokens, sites, width]
 # code = dictionary.encode(x)
 # x_hat = dictionary.decode(code, x)

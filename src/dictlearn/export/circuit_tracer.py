@@ -1,6 +1,6 @@
 """circuit-tracer's folders: transcoders of every layer (transcoder_set), or a CLT.
 
-Layout of circuit-tracer 0.4 and 0.5, all in raw units, which the inference form is in already:
+The layout is that of circuit-tracer 0.4 and 0.5. Units are raw, as in the inference form:
 
     config.yaml                   model_kind, feature_input_hook, feature_output_hook, model_name
     transcoder_set                layer_{i}.safetensors: W_enc [F, D], b_enc [F], W_dec [F, D],
@@ -9,8 +9,8 @@ Layout of circuit-tracer 0.4 and 0.5, all in raw units, which the inference form
                                   b_dec_{i} [D], threshold_{i} [F]
                                   W_dec_{i}.safetensors: W_dec_{i} [F, L - i, D], to layers i, i + 1, ...
 
-A feature's row lies in one piece, so that its lazy slices read only what they need. Its loader gives
-local folders ReLU unless there are thresholds, and knows no TopK there.
+Each feature's row is contiguous, so that circuit-tracer's lazy slices read nothing else. For local
+folders its loader uses ReLU unless there are thresholds, and has no TopK.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from dictlearn.export.protocol import Exporter, Job
 from dictlearn.types import ModelInfo
 
 INPUT_HOOK = "mlp.hook_in"
-# What an MLP adds to the residual; where a norm follows the MLP (gemma), what leaves that.
+# The hook of what an MLP adds to the residual, after the norm if one follows the MLP (gemma).
 OUTPUT_HOOKS = {
     "llama": "mlp.hook_out",
     "qwen3": "mlp.hook_out",
@@ -46,8 +46,8 @@ OUTPUT_HOOKS = {
 class CircuitTracer(Exporter):
     """
     Args:
-        scan: what graphs name as the place of the features' examples, a hub id or a folder.
-        feature_output_hook: for a family that is not among OUTPUT_HOOKS.
+        scan: the hub id or folder of the features' examples, which graphs refer to.
+        feature_output_hook: the output hook for a family that is not in OUTPUT_HOOKS.
     """
 
     name = "circuit_tracer"
@@ -60,8 +60,8 @@ class CircuitTracer(Exporter):
 
     def refusal(self, dictionary: Dictionary, info: ModelInfo) -> str | None:
         shape, layers = dictionary.shape, range(info.n_layers)
-        earlier = dictionary.layerwise and dictionary.decoder.writes_directions
-        if not earlier or not (shape.link.cross_layer or layered(dictionary)):
+        supported = dictionary.layerwise and dictionary.decoder.writes_directions
+        if not supported or not (shape.link.cross_layer or layered(dictionary)):
             return f"it holds transcoders per layer and cross-layer transcoders, no {shape.kind}"
         sites = [f"mlp_in.{i}" for i in layers], [f"mlp_out.{i}" for i in layers]
         if (list(shape.sources), list(shape.targets)) != sites:
@@ -74,7 +74,7 @@ class CircuitTracer(Exporter):
             return "its cross-layer transcoders have no skip and would drop this one's silently"
         if self.feature_output_hook is None and info.family not in OUTPUT_HOOKS:
             return (
-                f"of {info.family} models it is not known where their MLPs write; say so with "
+                f"the output hook of the MLPs of {info.family} models is unknown; set "
                 f"format.feature_output_hook=mlp.hook_out, or hook_mlp_out"
             )
         return None
@@ -116,7 +116,7 @@ def write_transcoders(dictionary: Dictionary, folder: Path) -> None:
         tensors = {
             "W_enc": dictionary.encoder.W_enc[i],
             "b_enc": b_enc(dictionary, i),
-            "W_dec": written(dictionary, i, i),
+            "W_dec": decoder_rows(dictionary, i, i),
             "b_dec": dictionary.decoder.b_dec[i],
         }
         if (threshold_F := threshold(dictionary, i)) is not None:
@@ -137,27 +137,29 @@ def write_clt(dictionary: Dictionary, folder: Path) -> None:
         if (threshold_F := threshold(dictionary, i)) is not None:
             tensors[f"threshold_{i}"] = threshold_F
         write_tensors(folder / f"W_enc_{i}.safetensors", tensors)
-        decoder_FTD = torch.stack([written(dictionary, i, t) for t in range(i, n_layers)], dim=1)
+        decoder_FTD = torch.stack(
+            [decoder_rows(dictionary, i, t) for t in range(i, n_layers)], dim=1
+        )
         write_tensors(folder / f"W_dec_{i}.safetensors", {f"W_dec_{i}": decoder_FTD})
 
 
 def threshold(dictionary: Dictionary, s: int) -> Tensor | None:
-    """[F]; None for ReLU, whose file has none."""
+    """The thresholds of source s, [F]; None for ReLU, whose file has none."""
     if dictionary.sparsity.name == "relu":
         return None
     return _layers.thresholds(dictionary)[s]
 
 
 def b_enc(dictionary: Dictionary, s: int) -> Tensor:
-    """The encoder's bias for inputs that nobody centres: [F]."""
+    """The encoder's bias for inputs that are not centred, [F]."""
     bias_F = dictionary.encoder.b_enc[s]
     if not dictionary.shape.centre:
         return bias_F
     return bias_F - dictionary.encoder.W_enc[s] @ dictionary.decoder.b_dec[s]
 
 
-def written(dictionary: Dictionary, s: int, t: int) -> Tensor:
-    """What the features of source s write to target t, zero where a window ends: [F, D]."""
+def decoder_rows(dictionary: Dictionary, s: int, t: int) -> Tensor:
+    """The vectors from source s to target t, [F, D]; zero if t doesn't read s."""
     if s not in dictionary.reads(t):
         return dictionary.encoder.W_enc.new_zeros(dictionary.n_features, dictionary.width)
     return dictionary.decoder.written(t, s, slice(None))

@@ -1,4 +1,4 @@
-"""Whether what was written reads back as what was meant."""
+"""Compare a dictionary with the one that is read back from its export."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from torch import Tensor
 
 from dictlearn.dicts.dictionary import Dictionary
 
-TOLERANCE = 1e-5  # float32 sums in another order
+TOLERANCE = 1e-5  # for float32 sums in another order
 
 
 class Difference(NamedTuple):
-    """Largest differences, relative to the largest value; and how many firings one alone has."""
+    """The largest differences relative to the largest value, and the share of flipped firings."""
 
     encode: float
     decode: float
-    flipped: float  # share of all firings
+    flipped: float  # share of firings that only one of the two has
 
     @property
     def small(self) -> bool:
-        """A NaN is not."""
+        """Whether all values are at most TOLERANCE; NaN is not."""
         return all(value <= TOLERANCE for value in self)
 
     def __str__(self) -> str:
@@ -34,7 +34,7 @@ def difference(ours: Dictionary, theirs: Dictionary, x_NSD: Iterable[Tensor]) ->
     """Compares codes and reconstructions on activations, both in raw units.
 
     A pre-activation within rounding of its threshold may fall on either side of it. Such entries
-    are counted, and both decode the same code, so that they can't hide another error.
+    are counted in `flipped` only, and both dictionaries decode the same code.
     """
     encode, decode, flipped, fired = 0.0, 0.0, 0, 0
     for x in x_NSD:

@@ -1,8 +1,8 @@
 """dictionary_learning's folders, as its `load_dictionary` reads them.
 
-Layout of dictionary-learning 0.1: config.json with the settings of "trainer" and "buffer", and ae.pt,
-a state dict that torch.save wrote (a format that is a pickle; ours has names and tensors alone, and
-loads with weights_only=True). By class:
+The layout is that of dictionary-learning 0.1: config.json has the settings of "trainer" and "buffer",
+and ae.pt is a state dict that torch.save writes (a pickle; ours has only names and tensors and loads
+with weights_only=True). Its entries depend on the class:
 
     AutoEncoderTopK          encoder.weight [F, D], encoder.bias [F], decoder.weight [D, F],
                              b_dec [D], k, threshold (-1: never set); subtracts b_dec
@@ -11,7 +11,7 @@ loads with weights_only=True). By class:
     GatedAutoEncoder         encoder.weight, gate_bias, mag_bias, r_mag, decoder.weight,
                              decoder_bias; subtracts it
 
-AutoEncoder is ReLU too, but its loader brings decoder rows to norm 1, and so changes activations.
+AutoEncoder has ReLU too, but its loader normalises decoder rows, which changes activations.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from dictlearn.export import _layers
 from dictlearn.export.protocol import Exporter, Job
 from dictlearn.types import ModelInfo
 
-CLASSES = {  # by sparsity: the class, and the trainer that makes such
+CLASSES = {  # sparsity: (class, its trainer)
     "topk": ("AutoEncoderTopK", "TopKTrainer"),
     "jumprelu": ("JumpReluAutoEncoder", "JumpReluTrainer"),
     "relu": ("AutoEncoderNew", "StandardTrainerAprilUpdate"),
@@ -41,7 +41,7 @@ CLASSES = {  # by sparsity: the class, and the trainer that makes such
 
 @final
 class DictionaryLearning(Exporter):
-    """SAEs and transcoders; of several layers, a folder each."""
+    """SAEs and transcoders; several layers get a folder each."""
 
     name = "dictionary_learning"
 
@@ -50,31 +50,31 @@ class DictionaryLearning(Exporter):
 
     def refusal(self, dictionary: Dictionary, info: ModelInfo) -> str | None:
         if dictionary.shape.skip:
-            return "its dictionaries have features alone, no linear path"
+            return "its dictionaries have no linear path beside the features"
         if dictionary.sparsity.options().get("across_layers"):
-            return "layers that share their k features have no form there"
+            return "its layers cannot share their k features"
         return _layers.refusal("dictionary_learning", dictionary)
 
     def write(self, job: Job, folder: Path) -> None:
-        for one, inner in _layers.layers(job.dictionary, folder):
-            name, trainer = CLASSES[one.sparsity.name]
-            one = recentred(one, centre=name not in UNCENTRED)
-            tensors = {key: value.contiguous().cpu() for key, value in _tensors(one).items()}
+        for layer, inner in _layers.layers(job.dictionary, folder):
+            name, trainer = CLASSES[layer.sparsity.name]
+            layer = recentred(layer, centre=name not in UNCENTRED)
+            tensors = {key: value.contiguous().cpu() for key, value in _tensors(layer).items()}
             torch.save(tensors, inner / WEIGHTS)
             cfg = {
-                "trainer": {"trainer_class": trainer, "dict_class": name} | _trainer(one, job),
+                "trainer": {"trainer_class": trainer, "dict_class": name} | _trainer(layer, job),
                 "buffer": {
-                    "d_submodule": one.width,
-                    "io": "out" if one.sources == one.targets else "in_and_out",
-                    "ctx_len": _layers.context_of(job.training, job.info.context_length),
-                    "dataset": _layers.text_of(job.training),
+                    "d_submodule": layer.width,
+                    "io": "out" if layer.sources == layer.targets else "in_and_out",
+                    "ctx_len": _layers.context_length(job.training, job.info.context_length),
+                    "dataset": _layers.dataset_name(job.training),
                 },
-                "dictlearn": _layers.said(one),
+                "dictlearn": _layers.importer_fields(layer),
             }
             (inner / CONFIG).write_text(json.dumps(cfg, indent=2, allow_nan=False) + "\n")
 
     def usage(self, dictionary: Dictionary, repo: str, inner: str) -> str:
-        inner = _layers.first(dictionary, inner)
+        inner = _layers.first_folder(dictionary, inner)
         return f"""from dictionary_learning.utils import load_dictionary
 from huggingface_hub import snapshot_download
 
@@ -84,21 +84,21 @@ dictionary, config = load_dictionary(f"{{folder}}/{inner}", device="cpu")
 
 
 @torch.no_grad()
-def _tensors(one: Dictionary) -> dict[str, Tensor]:
-    W_enc, b_enc = one.encoder.W_enc[0], one.encoder.b_enc[0]
-    W_dec, b_dec, sparsity = one.W_dec, one.decoder.b_dec[0], one.sparsity
+def _tensors(layer: Dictionary) -> dict[str, Tensor]:
+    W_enc, b_enc = layer.encoder.W_enc[0], layer.encoder.b_enc[0]
+    W_dec, b_dec, sparsity = layer.W_dec, layer.decoder.b_dec[0], layer.sparsity
     if sparsity.name == "jumprelu":
         return {
             "W_enc": W_enc.T,
             "b_enc": b_enc,
             "W_dec": W_dec,
             "b_dec": b_dec,
-            "threshold": _layers.thresholds(one)[0],
+            "threshold": _layers.thresholds(layer)[0],
         }
     linear = {"encoder.weight": W_enc, "decoder.weight": W_dec.T}
     if sparsity.name == "gated":
-        own = sparsity.state_dict()
-        biases = {"gate_bias": b_enc, "mag_bias": own["b_mag_SF"][0], "r_mag": own["r_SF"][0]}
+        state = sparsity.state_dict()
+        biases = {"gate_bias": b_enc, "mag_bias": state["b_mag_SF"][0], "r_mag": state["r_SF"][0]}
         return linear | biases | {"decoder_bias": b_dec}
     linear["encoder.bias"] = b_enc
     if sparsity.name == "topk":
@@ -107,18 +107,18 @@ def _tensors(one: Dictionary) -> dict[str, Tensor]:
     return linear | {"decoder.bias": b_dec}
 
 
-def _trainer(one: Dictionary, job: Job) -> dict[str, Any]:
-    source = one.sources[0]
+def _trainer(layer: Dictionary, job: Job) -> dict[str, Any]:
+    source = layer.sources[0]
     number = re.search(r"\d+", source)
-    found: dict[str, Any] = {
-        "activation_dim": one.width,
-        "dict_size": one.n_features,
+    settings: dict[str, Any] = {
+        "activation_dim": layer.width,
+        "dict_size": layer.n_features,
         "layer": int(number[0]) if number else None,
         "lm_name": job.info.name,
-        "submodule_name": re.sub(r"^(\w+)\.(\d+)$", r"\1_layer_\2", one.targets[0]),
+        "submodule_name": re.sub(r"^(\w+)\.(\d+)$", r"\1_layer_\2", layer.targets[0]),
         "seed": job.training.get("seed"),
         "device": "cpu",
     }
-    if one.sparsity.name == "topk":
-        found["k"] = one.sparsity.options()["k"]
-    return found
+    if layer.sparsity.name == "topk":
+        settings["k"] = layer.sparsity.options()["k"]
+    return settings

@@ -1,22 +1,21 @@
-"""circuit-tracer's feature files: what its page shows of a node's feature.
+"""circuit-tracer's feature files, from which its page shows the feature of a node.
 
-A JSON record for each feature (`frontend/feature_models.py` of circuit-tracer 0.5):
+Each feature has a JSON record (`frontend/feature_models.py` of circuit-tracer 0.5):
 
     transcoder_id, index, examples_quantiles [{quantile_name, examples [{tokens, tokens_acts_list,
     train_token_ind, is_repeated_datapoint}]}], top_logits, bottom_logits, act_min, act_max,
     quantile_values (percentiles 1 to 99), histogram (heights over act_min..act_max),
     activation_frequency
 
-`packed`, as on a hub whose files its page reads by range:
+With `packed`, the page reads ranges of a hub's files:
 
     features/index.json.gz    {layer: {filename, offsets}}: feature i is bytes offsets[i] to offsets[i+1]
-    features/layer_<L>.bin    for each feature 4 bytes, the length n, little end first; n of zlib
+    features/layer_<L>.bin    for each feature its length n in 4 bytes, little-endian; n bytes of zlib
 
-or plain files, one a feature, for a page served from this machine: <c>.json with Cantor's number
-c = (L + i)(L + i + 1) / 2 + i of layer L and feature i.
+Without it there is one file per feature, for a page on this machine: <c>.json, where
+c = (L + i)(L + i + 1) / 2 + i is Cantor's number of layer L and feature i.
 
-Besides what the page reads, a record has `explanation` where there is one, and whether it is
-`explanation_reliable`.
+If a feature has an explanation, its record has `explanation` and `explanation_reliable` too.
 """
 
 from __future__ import annotations
@@ -30,24 +29,24 @@ from typing import Any, final
 from dictlearn.export.features import (
     FeatureExporter,
     FeatureJob,
+    explanation_text,
     layer_of,
-    no_layers,
+    layer_refusal,
     percentiles,
-    said,
-    spread,
+    sample_numbers,
 )
 from dictlearn.store.layout import Info
 from dictlearn.store.records import Example, Feature, TokenScores
 
-SHOWN = 10  # tokens in each list of logits
+N_LOGITS = 10  # tokens in each list of logits
 
 
 @final
 class FeatureFiles(FeatureExporter):
     """
     Args:
-        packed: one file a layer and an index, for a hub; else a file a feature.
-        dead: whether plain files are written for features that never fired.
+        packed: whether there is one file per layer and an index, for a hub, or one per feature.
+        dead: whether features that never fired get a file too, without `packed`.
     """
 
     name = "feature_files"
@@ -56,7 +55,7 @@ class FeatureFiles(FeatureExporter):
         self.packed, self.dead = packed, dead
 
     def refusal(self, info: Info) -> str | None:
-        return no_layers(info)
+        return layer_refusal(info)
 
     def write(self, job: FeatureJob, folder: Path) -> None:
         info = job.store.info
@@ -79,54 +78,54 @@ class FeatureFiles(FeatureExporter):
                     file.write(len(data).to_bytes(4, "little") + data)
                     offsets.append(offsets[-1] + 4 + len(data))
             index[str(layer)] = {"filename": name, "offsets": offsets}
-        # No time in its header: the same features, the same bytes.
+        # Without a time in its header, the same features give the same bytes.
         packed = gzip.compress(_json(index).encode(), mtime=0)
         (folder / "features/index.json.gz").write_bytes(packed)
 
     def check(self, job: FeatureJob, folder: Path) -> str:
         info = job.store.info
-        pairs = [divmod(i, info.n_features) for i in spread(len(job.store))]
-        n = 0
+        pairs = [divmod(i, info.n_features) for i in sample_numbers(len(job.store))]
+        n_checked = 0
         for source, number in pairs:
             feature = job.store.feature(source, number)
             if self.packed or self.dead or not feature.dead:
                 layer = layer_of(info, source)
                 assert layer is not None
-                n += 1
+                n_checked += 1
                 if self.read(folder, layer, number) != record(job, feature):
                     raise ValueError(f"feature {source}/{number} reads back as something else")
-        return f"{n} features read back as circuit-tracer's page reads them"
+        return f"{n_checked} features read back as circuit-tracer's page reads them"
 
     def read(self, folder: Path, layer: int, number: int) -> dict[str, Any]:
-        """One record, from the bytes that a page would ask for."""
+        """Reads one record as the page does."""
         if not self.packed:
             return json.loads((folder / f"{cantor(layer, number)}.json").read_bytes())
         index = json.loads(gzip.decompress((folder / "features/index.json.gz").read_bytes()))
         entry = index[str(layer)]
         with (folder / "features" / entry["filename"]).open("rb") as file:
             file.seek(entry["offsets"][number])
-            found = file.read(entry["offsets"][number + 1] - entry["offsets"][number])
-        length = int.from_bytes(found[:4], "little")
-        return json.loads(zlib.decompress(found[4 : 4 + length]))
+            data = file.read(entry["offsets"][number + 1] - entry["offsets"][number])
+        length = int.from_bytes(data[:4], "little")
+        return json.loads(zlib.decompress(data[4 : 4 + length]))
 
 
 def cantor(layer: int, number: int) -> int:
-    """One number for both, as circuit-tracer's graphs name features."""
+    """The Cantor number of a layer and a feature, by which circuit-tracer's graphs name features."""
     return (layer + number) * (layer + number + 1) // 2 + number
 
 
 def record(job: FeatureJob, feature: Feature) -> dict[str, Any]:
-    """What is written of one feature."""
+    """The JSON record of a feature."""
     info = job.store.info
     quantiles = [("Top", feature.top)]
     for q in reversed(range(len(feature.by_interval))):
         low, high = q / info.intervals, (q + 1) / info.intervals
         quantiles.append((f"Interval {low:.0%} to {high:.0%}", feature.by_interval[q]))
-    found = {
+    fields = {
         "transcoder_id": f"{info.kind}/{job.store.site(feature.source)}",
         "index": feature.index,
         "examples_quantiles": [
-            {"quantile_name": name, "examples": [_shown(job, example) for example in examples]}
+            {"quantile_name": name, "examples": [_example(job, example) for example in examples]}
             for name, examples in quantiles
             if examples
         ],
@@ -140,11 +139,14 @@ def record(job: FeatureJob, feature: Feature) -> dict[str, Any]:
     }
     explanation = job.explanation(feature)
     if explanation is not None:
-        found |= {"explanation": said(explanation), "explanation_reliable": explanation.reliable}
-    return found
+        fields |= {
+            "explanation": explanation_text(explanation),
+            "explanation_reliable": explanation.reliable,
+        }
+    return fields
 
 
-def _shown(job: FeatureJob, example: Example) -> dict[str, Any]:
+def _example(job: FeatureJob, example: Example) -> dict[str, Any]:
     return {
         "tokens": job.text(example.tokens),
         "tokens_acts_list": [round(value, 4) for value in example.activations],
@@ -154,13 +156,13 @@ def _shown(job: FeatureJob, example: Example) -> dict[str, Any]:
 
 
 def _tokens(job: FeatureJob, by_target: list[TokenScores]) -> list[str]:
-    """Of a feature that writes to several layers: by the sum of its effects where they are known."""
+    """The tokens with the largest effects, which are summed over the targets."""
     total: dict[int, float] = {}
     for scores in by_target:
         for token, effect in scores:
             total[token] = total.get(token, 0.0) + effect
     order = sorted(total, key=lambda token: -abs(total[token]))
-    return job.text(tuple(order[:SHOWN]))
+    return job.text(tuple(order[:N_LOGITS]))
 
 
 def _json(value: Any) -> str:

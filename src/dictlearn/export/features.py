@@ -1,4 +1,4 @@
-"""What an exporter of features is: a format in which another tool shows what is in the store."""
+"""The base class of exporters of features, for tools that show the content of a store."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class FeatureJob:
     store: FeatureStore
     explanations: Mapping[tuple[int, int], Explanation]
     tokenizer: PreTrainedTokenizerBase
-    pieces: dict[int, str] = field(default_factory=dict)  # of the ids met so far
+    pieces: dict[int, str] = field(default_factory=dict)  # texts of the token ids so far
 
     def features(self, source: int) -> Iterator[Feature]:
         return (self.store.feature(source, f) for f in range(self.store.info.n_features))
@@ -36,43 +36,43 @@ class FeatureJob:
         return [self.pieces[token] for token in ids]
 
     def explanation(self, feature: Feature) -> Explanation | None:
-        """Where something was found to say."""
-        found = self.explanations.get((feature.source, feature.index))
-        return found if found is not None and found.text else None
+        """The feature's explanation, unless it is missing or empty."""
+        explanation = self.explanations.get((feature.source, feature.index))
+        return explanation if explanation is not None and explanation.text else None
 
 
 class FeatureExporter(ABC):
-    """Abstract. One final class a file; conf/format/<name>.yaml holds its options."""
+    """Abstract: a format. There is one final class per file, with options in conf/format/<name>.yaml."""
 
     name: str
 
     @abstractmethod
     def refusal(self, info: Info) -> str | None:
-        """Why the format can't hold them, what follows `format=<name>: `; None where it can."""
+        """The reason why the format can't hold them, to follow `format=<name>: `, or None."""
 
     @abstractmethod
     def write(self, job: FeatureJob, folder: Path) -> None:
-        """Fills an empty folder."""
+        """Writes into an empty folder."""
 
     @abstractmethod
     def check(self, job: FeatureJob, folder: Path) -> str:
-        """Reads some of it back as its readers do; a sentence on what was found.
+        """Reads some features back as the tool does, and returns a sentence about it.
 
         Raises:
-            ValueError: it is not what the store says.
+            ValueError: a feature differs from the store.
         """
 
 
 def layer_of(info: Info, source: int) -> int | None:
-    """The layer that a row of the code reads, where its site says so."""
+    """The layer of a source, or None if the code is shared or the site's name has none."""
     if info.code_sources != len(info.sources):
         return None
-    found = re.fullmatch(r"[a-z_]+\.(\d+)", info.sources[source])
-    return None if found is None else int(found[1])
+    match = re.fullmatch(r"[a-z_]+\.(\d+)", info.sources[source])
+    return None if match is None else int(match[1])
 
 
-def no_layers(info: Info) -> str | None:
-    """A sentence where features have no layer of their own."""
+def layer_refusal(info: Info) -> str | None:
+    """The reason why the features have no layers of their own, or None."""
     missing = [s for s in range(info.code_sources) if layer_of(info, s) is None]
     if not missing:
         return None
@@ -82,23 +82,23 @@ def no_layers(info: Info) -> str | None:
     )
 
 
-def said(explanation: Explanation) -> str:
-    """Its text, and where it can't be trusted, that."""
+def explanation_text(explanation: Explanation) -> str:
+    """The text of an explanation, marked if it is unreliable."""
     return explanation.text if explanation.reliable else f"[unreliable] {explanation.text}"
 
 
 def percentiles(feature: Feature) -> list[float]:
-    """The 1st to 99th of the positive activations, linear within the bins of the histogram."""
+    """The 1st to 99th percentile of the positive activations, interpolated in the histogram."""
     counts = torch.tensor(feature.histogram, dtype=torch.float64)
     if feature.dead:
         return []
-    up_to = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-    want = torch.arange(1, 100) / 100 * up_to[-1]
-    bin_of = (torch.searchsorted(up_to, want) - 1).clamp(0, len(counts) - 1)
-    share = (want - up_to[bin_of]) / counts[bin_of].clamp_min(1)
-    return ((bin_of + share) * feature.maximum / len(counts)).tolist()
+    cumulative = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    rank = torch.arange(1, 100) / 100 * cumulative[-1]
+    bins = (torch.searchsorted(cumulative, rank) - 1).clamp(0, len(counts) - 1)
+    share = (rank - cumulative[bins]) / counts[bins].clamp_min(1)
+    return ((bins + share) * feature.maximum / len(counts)).tolist()
 
 
-def spread(n: int, most: int = 50) -> list[int]:
-    """Up to `most` of the numbers below n, evenly."""
-    return sorted({i * n // min(n, most) for i in range(min(n, most))})
+def sample_numbers(n: int, largest: int = 50) -> list[int]:
+    """Up to `largest` evenly spaced numbers from 0 to n - 1."""
+    return sorted({i * n // min(n, largest) for i in range(min(n, largest))})

@@ -1,6 +1,6 @@
-"""Names for the nodes of circuit-tracer's graphs: their `clerp`, which its page shows.
+"""Label the nodes of circuit-tracer's graphs: their `clerp`, which its page shows.
 
-A graph's JSON has nodes with a layer and a feature number, the Cantor pair of (layer, index):
+A node in a graph's JSON has a layer and a feature number, the Cantor number of (layer, index):
 
     {"node_id": "2_417_9", "feature": 88412, "layer": "2", "ctx_idx": 9, "clerp": "",
      "feature_type": "cross layer transcoder", ...}
@@ -22,25 +22,25 @@ from dictlearn.store.explanations import Explanation
 from dictlearn.store.features import FeatureStore
 from dictlearn.store.text import token_text
 
-FEATURE = "cross layer transcoder"  # also of transcoders per layer
-Label = Callable[[int, int], str]  # (layer, index) -> what to show, "" where nothing is known
+FEATURE = "cross layer transcoder"  # the feature_type for per-layer transcoders too
+Label = Callable[[int, int], str]  # (layer, index) -> label, "" if there is none
 
 
 def read_graph(path: Path) -> dict[str, Any]:
-    """ValueError, one sentence, where the file is no graph of circuit-tracer's."""
-    found = read_json(path)
-    nodes = found.get("nodes") if isinstance(found, dict) else None
+    """The graph in a file. Raises ValueError unless circuit-tracer could have written it."""
+    graph = read_json(path)
+    nodes = graph.get("nodes") if isinstance(graph, dict) else None
     well_formed = isinstance(nodes, list) and all(
         isinstance(node, dict) and isinstance(node.get("feature_type"), str) for node in nodes
     )
     if not well_formed:
         raise ValueError(f"graph={path}: want a graph that circuit-tracer wrote, with its nodes")
-    return found
+    return graph
 
 
 def label_nodes(graph: dict[str, Any], path: Path, label: Label) -> tuple[int, int]:
-    """Fills `clerp` in place where there is something to say: (nodes named, features' nodes)."""
-    named = features = 0
+    """Sets `clerp` in place; returns the numbers of labelled nodes and of all nodes of features."""
+    labelled = features = 0
     for node in graph["nodes"]:
         if node["feature_type"] != FEATURE:
             continue
@@ -48,12 +48,12 @@ def label_nodes(graph: dict[str, Any], path: Path, label: Label) -> tuple[int, i
         layer, index = feature_of(node, path)
         if text := label(layer, index):
             node["clerp"] = text
-            named += 1
-    return named, features
+            labelled += 1
+    return labelled, features
 
 
 def feature_of(node: dict[str, Any], path: Path) -> tuple[int, int]:
-    """(layer, index) of a feature's node."""
+    """The (layer, index) of a feature's node."""
     number, layer = node.get("feature"), node.get("layer")
     if type(number) is int and number >= 0:
         diagonal = (isqrt(8 * number + 1) - 1) // 2
@@ -62,12 +62,12 @@ def feature_of(node: dict[str, Any], path: Path) -> tuple[int, int]:
             return diagonal - index, index
     raise ValueError(
         f"graph={path}: node {node.get('node_id')!r} has feature {number!r} in layer {layer!r}; "
-        f"want the Cantor pair of the layer and the feature's number"
+        f"want the Cantor number of the layer and the feature"
     )
 
 
 def described(explanation: Explanation) -> str:
-    """A description as a node shows it: one that can't be trusted says so."""
+    """The label for an explanation, marked if it is unreliable."""
     if not explanation.text or explanation.reliable:
         return marks.plain(explanation.text)
     score = explanation.scores.get("balanced_accuracy")
@@ -79,7 +79,7 @@ def described(explanation: Explanation) -> str:
 def by_tokens(
     store: FeatureStore, tokenizer: PreTrainedTokenizerBase, source: int, index: int, n: int
 ) -> str:
-    """For a feature without a description: tokens it fires on most, and tokens it promotes."""
+    """A label for a feature without an explanation: tokens that it fires on and promotes most."""
     feature = store.feature(source, index)
     fired = Counter(example.tokens[example.peak] for example in feature.top)
     parts = [_listed("fires on", [token for token, _ in fired.most_common(n)], tokenizer)]

@@ -1,9 +1,9 @@
-"""A folder ready for the Hugging Face hub, and its upload.
+"""Write a folder for the Hugging Face hub, and upload it.
 
 dictionary.safetensors, dictionary.json    our own form, for `dictlearn.load`
 README.md                                  the model card
-<format>/                                  what other tools read, for each of `formats`
-features/explanations.jsonl                what is said of each feature, where the run has it
+<format>/                                  files for other tools, for each of `formats`
+features/explanations.jsonl                explanations of features, if the run has some
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from dictlearn.ckpt.dictionary import load_dictionary, write_dictionary
 from dictlearn.dicts.dictionary import Dictionary
 from dictlearn.dicts.identity import sha256_of
 from dictlearn.export.calibrate import as_jumprelu
-from dictlearn.export.card import SOMEWHERE, model_card
+from dictlearn.export.card import PLACEHOLDER, model_card
 from dictlearn.export.compare import difference
 from dictlearn.export.protocol import Exporter, Job, why_not
 from dictlearn.store.explanations import Explanation, add_explanations, read_explanations
@@ -38,10 +38,10 @@ from dictlearn.types import ModelInfo
 class Hub(Exporter):
     """
     Args:
-        formats: other formats to put beside our own, a folder each.
-        license: of the weights, in the hub's words (mit, apache-2.0, ...); null: the card says none.
-        push: owner/name of the repository to upload to, made where it isn't there; null: no upload.
-        private: whether a repository made for the upload is.
+        formats: other formats to write beside our own, a folder each.
+        license: the license of the weights, in the hub's words (mit, apache-2.0, ...); null for none.
+        push: owner/name of the repository to upload to, which is made if need be; null: no upload.
+        private: whether a new repository is private.
     """
 
     name = "hub"
@@ -83,21 +83,21 @@ class Hub(Exporter):
             dictionary, note = job.dictionary, ""
             if dictionary.sparsity.name not in exporter.holds(dictionary):
                 dictionary, exact = as_jumprelu(dictionary, job.samples)
-                note = _converted(job.dictionary, exact)
+                note = _conversion_note(job.dictionary, exact)
             inner = folder / exporter.name
             inner.mkdir()
             exporter.write(replace(job, dictionary=dictionary), inner)
             _compare(exporter.name, dictionary, inner, job)
-            repo = self.push or SOMEWHERE
+            repo = self.push or PLACEHOLDER
             usages[exporter.name] = (note, exporter.usage(dictionary, repo, exporter.name))
-        explained = self._explained(job)
-        if explained:
-            add_explanations(folder / "features", explained)
-        card = model_card(job, self.push, self.license, usages, bool(explained))
+        explanations = self._explanations(job)
+        if explanations:
+            add_explanations(folder / "features", explanations)
+        card = model_card(job, self.push, self.license, usages, bool(explanations))
         (folder / "README.md").write_text(card, encoding="utf-8")
 
-    def _explained(self, job: Job) -> list[Explanation]:
-        """What is said of this dictionary's features, not of one that the run had before."""
+    def _explanations(self, job: Job) -> list[Explanation]:
+        """The run's explanations of this dictionary; it may have some of an earlier one."""
         if job.run is None:
             return []
         return list(read_explanations(job.run / "features", sha256_of(job.dictionary)).values())
@@ -110,7 +110,7 @@ class Hub(Exporter):
 
 
 def upload(folder: Path, repo: str, private: bool) -> str:
-    """Puts the folder on the hub and says where. ValueError, in one sentence, where it can't."""
+    """Uploads the folder and returns a sentence with its address. Raises ValueError if refused."""
     api = HfApi()
     try:
         url = api.create_repo(repo, private=private, exist_ok=True)
@@ -131,26 +131,25 @@ def upload(folder: Path, repo: str, private: bool) -> str:
 def _check_repository(push: str) -> None:
     try:
         validate_repo_id(push)
+        valid = push.count("/") == 1
     except HFValidationError:
-        push_is_odd = True
-    else:
-        push_is_odd = push.count("/") != 1
-    if push_is_odd:
+        valid = False
+    if not valid:
         raise ValueError(f"format.push={push}: want owner/name of a repository on the hub")
 
 
-def _converted(dictionary: Dictionary, exact: bool) -> str:
+def _conversion_note(dictionary: Dictionary, exact: bool) -> str:
     name = dictionary.sparsity.name
     if exact:
         return f"Its {name} features are written as JumpReLU: the same function."
     return (
-        f"Its {name} features are written as JumpReLU here, with one threshold per source that "
-        f"gives as many features per token on held-out text: not the same function, and a close one."
+        f"Its {name} features are written as JumpReLU here, with thresholds that make each feature "
+        f"fire as often on held-out text: a close approximation, not the same function."
     )
 
 
 def _compare(name: str, dictionary: Dictionary, inner: Path, job: Job) -> None:
-    again = load_dictionary(inner).to(dictionary.encoder.W_enc.device)
-    found = difference(dictionary, again, job.samples())
-    if not found.small:
-        raise ValueError(f"format=hub: what {name} wrote reads back as something else ({found})")
+    reloaded = load_dictionary(inner).to(dictionary.encoder.W_enc.device)
+    change = difference(dictionary, reloaded, job.samples())
+    if not change.small:
+        raise ValueError(f"format=hub: the dictionary in {name} reads back differently ({change})")

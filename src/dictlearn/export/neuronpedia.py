@@ -5,11 +5,11 @@
     upload/<source>/       batch-<n>.json, the body of POST /api/feature/upload-batch: at most 128
                            features, 20 logits each way, 1,024 tokens, 512 letters of explanation
 
-A source is a layer of the model: `<layer>-<set_name>`. The importer takes its columns from a file's
-first line, so all lines of a file have the same keys. It reads its own bucket alone: to import, hand
-the v1 folder to Neuronpedia. The upload takes anybody's features whose source set is theirs, with
-names of methods and models that are registered there; features that never fired have no examples,
-which it wants one of, and are left out.
+A source is a layer of the model: `<layer>-<set_name>`. The importer takes the columns from a file's
+first line, so all lines of a file have the same keys. It reads only Neuronpedia's own bucket, so send
+the v1 folder to Neuronpedia. Anybody may upload features to a source set of their own, with names of
+methods and models that are registered there. The upload API requires an example per feature, so
+features that never fired are left out.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from typing import Any, final
 from dictlearn.export.features import (
     FeatureExporter,
     FeatureJob,
+    explanation_text,
     layer_of,
-    no_layers,
-    said,
-    spread,
+    layer_refusal,
+    sample_numbers,
 )
 from dictlearn.store.explanations import Explanation
 from dictlearn.store.layout import Info
@@ -42,11 +42,11 @@ BATCH, LOGITS, TOKENS, LETTERS = 128, 20, 1024, 512
 class Neuronpedia(FeatureExporter):
     """
     Args:
-        model_id: Neuronpedia's name of the model; null: the model's own, without its owner.
-        set_name: of the source set, such as res-16k-dl.
-        creator_id: of the Neuronpedia user.
-        release: name of the release; null: the set's.
-        created: when, ISO 8601; null: now.
+        model_id: Neuronpedia's name of the model; null: the model's own name, without its owner.
+        set_name: name of the source set, such as res-16k-dl.
+        creator_id: id of the Neuronpedia user.
+        release: name of the release; null: the source set's name.
+        created: time of creation, ISO 8601; null: now.
     """
 
     name = "neuronpedia"
@@ -64,15 +64,15 @@ class Neuronpedia(FeatureExporter):
         self.created = created or datetime.now(UTC).isoformat(timespec="seconds")
 
     def refusal(self, info: Info) -> str | None:
-        return no_layers(info)
+        return layer_refusal(info)
 
     def write(self, job: FeatureJob, folder: Path) -> None:
         for source in range(job.store.info.code_sources):
             self._write_source(job, source, folder)
 
     def check(self, job: FeatureJob, folder: Path) -> str:
-        """Every limit of the API, and some features' numbers."""
-        info, n = job.store.info, 0
+        """Checks every limit of the API, and the numbers of some features."""
+        info, n_uploaded = job.store.info, 0
         for source in range(info.code_sources):
             uploaded: dict[int, dict[str, Any]] = {}
             for path in sorted((folder / "upload" / self.source_id(info, source)).glob("*.json")):
@@ -83,15 +83,15 @@ class Neuronpedia(FeatureExporter):
                 int(row["index"]): row
                 for row in read_lines(self._folder(info, source, folder), "features")
             }
-            for number in spread(info.n_features):
+            for number in sample_numbers(info.n_features):
                 feature = job.store.feature(source, number)
                 same = rows[number]["maxActApprox"] == feature.maximum
                 same &= rows[number]["frac_nonzero"] == feature.density
                 same &= (number in uploaded) != feature.dead
                 if not same:
                     raise ValueError(f"feature {source}/{number} reads back as something else")
-            n += len(uploaded)
-        return f"{n:,} features within the limits of Neuronpedia's upload"
+            n_uploaded += len(uploaded)
+        return f"{n_uploaded:,} features within the limits of Neuronpedia's upload"
 
     def source_id(self, info: Info, source: int) -> str:
         return f"{layer_of(info, source)}-{self.set_name}"
@@ -127,20 +127,20 @@ class Neuronpedia(FeatureExporter):
                 (upload / f"batch-{number}.json").write_text(text, encoding="utf-8")
 
     def _about(self, info: Info, source: int) -> dict[str, dict[str, Any]]:
-        """The four rows that the features hang from."""
+        """The rows of the release, model, source set and source of these features."""
         model, created = self.model_of(info), self.created
-        by = {"creatorId": self.creator_id, "createdAt": created}
+        creation = {"creatorId": self.creator_id, "createdAt": created}
         described = f"{info.kind} with {info.n_features} features, trained with dictlearn"
         return {
-            "release": {"name": self.release, "description": described, **by},
-            "model": {"id": model, "displayName": model, "displayNameShort": model, **by},
+            "release": {"name": self.release, "description": described, **creation},
+            "model": {"id": model, "displayName": model, "displayNameShort": model, **creation},
             "sourceset": {
                 "modelId": model,
                 "name": self.set_name,
                 "releaseName": self.release,
                 "description": described,
                 "type": info.kind,
-                **by,
+                **creation,
             },
             "source": {
                 "id": self.source_id(info, source),
@@ -151,11 +151,11 @@ class Neuronpedia(FeatureExporter):
                 "num_prompts": info.windows,
                 "num_tokens_in_prompt": info.context,
                 "notes": f"dictionary sha256 {info.dictionary_sha256}",
-                **by,
+                **creation,
             },
         }
 
-    def _where(self, info: Info, feature: Feature) -> dict[str, Any]:
+    def _feature_id(self, info: Info, feature: Feature) -> dict[str, Any]:
         return {
             "modelId": self.model_of(info),
             "layer": self.source_id(info, feature.source),
@@ -166,20 +166,20 @@ class Neuronpedia(FeatureExporter):
 
     def _feature(self, job: FeatureJob, feature: Feature) -> dict[str, Any]:
         info = job.store.info
-        near = [(i, c) for s, i, c in feature.neighbours if s == feature.source]
-        together = [(i, c) for s, i, c in feature.cofiring if s == feature.source]
-        promoted, suppressed = _whole(feature.promoted), _whole(feature.suppressed)
+        neighbours = [(i, c) for s, i, c in feature.neighbours if s == feature.source]
+        cofiring = [i for s, i, _ in feature.cofiring if s == feature.source]
+        promoted, suppressed = _merged(feature.promoted), _merged(feature.suppressed)
         width = feature.maximum / len(feature.histogram)
         return {
-            **self._where(info, feature),
+            **self._feature_id(info, feature),
             "sourceSetName": self.set_name,
             "maxActApprox": feature.maximum,
             "hasVector": False,
             "vector": [],
             "hookName": info.sources[feature.source],
-            "topkCosSimIndices": [i for i, _ in near],
-            "topkCosSimValues": [c for _, c in near],
-            "correlated_features_indices": [i for i, _ in together],
+            "topkCosSimIndices": [i for i, _ in neighbours],
+            "topkCosSimValues": [c for _, c in neighbours],
+            "correlated_features_indices": cofiring,
             "correlated_features_pearson": [],
             "correlated_features_l1": [],
             "neg_str": _plain(job.text(tuple(t for t, _ in suppressed))),
@@ -198,7 +198,7 @@ class Neuronpedia(FeatureExporter):
             low, high, share = bounds(feature, example, info.intervals)
             yield {
                 "id": _id(info.dictionary_sha256, feature.source, feature.index, number),
-                **self._where(info, feature),
+                **self._feature_id(info, feature),
                 "tokens": _plain(job.text(example.tokens)),
                 "values": values,
                 "maxValue": max(values),
@@ -212,30 +212,32 @@ class Neuronpedia(FeatureExporter):
                 "binContains": share,
             }
 
-    def _explanation(self, info: Info, feature: Feature, found: Explanation) -> dict[str, Any]:
-        scores = ", ".join(f"{name} {value:.3f}" for name, value in found.scores.items())
-        trust = "reliable" if found.reliable else "unreliable"
-        where = self._where(info, feature)
+    def _explanation(
+        self, info: Info, feature: Feature, explanation: Explanation
+    ) -> dict[str, Any]:
+        scores = ", ".join(f"{name} {value:.3f}" for name, value in explanation.scores.items())
+        trust = "reliable" if explanation.reliable else "unreliable"
+        feature_id = self._feature_id(info, feature)
         return {
             "id": _id(info.dictionary_sha256, feature.source, feature.index, -1),
-            **{key: value for key, value in where.items() if key != "creatorId"},
-            "description": said(found)[:LETTERS],
+            **{key: value for key, value in feature_id.items() if key != "creatorId"},
+            "description": explanation_text(explanation)[:LETTERS],
             "authorId": self.creator_id,
             "triggeredById": self.creator_id,
-            "typeName": f"dictlearn_{found.explainer}",
-            "explanationModelName": found.model,
+            "typeName": f"dictlearn_{explanation.explainer}",
+            "explanationModelName": explanation.model,
             "notes": f"{trust} on unseen documents: {scores}",
         }
 
 
 def payload(job: FeatureJob, feature: Feature) -> dict[str, Any]:
-    """One feature of an upload."""
+    """The JSON of one feature of an upload."""
     explanation = job.explanation(feature)
     explanations = []
     if explanation is not None:
         explanations = [
             {
-                "text": said(explanation)[:LETTERS],
+                "text": explanation_text(explanation)[:LETTERS],
                 "methodName": f"dictlearn_{explanation.explainer}",
                 "modelName": explanation.model or explanation.explainer,
             }
@@ -255,48 +257,50 @@ def payload(job: FeatureJob, feature: Feature) -> dict[str, Any]:
     return {
         "index": feature.index,
         "density": feature.density,
-        "topLogits": _logits(job, _whole(feature.promoted)),
-        "bottomLogits": _logits(job, _whole(feature.suppressed)),
+        "topLogits": _logits(job, _merged(feature.promoted)),
+        "bottomLogits": _logits(job, _merged(feature.suppressed)),
         "explanations": explanations,
         "activations": examples,
     }
 
 
 def check_payload(body: dict[str, Any]) -> None:
-    """ValueError where the upload API would refuse the body of a request."""
+    """Raises ValueError if the upload API would refuse the body of a request."""
     features = body["features"]
     fits = 1 <= len(features) <= BATCH
-    for one in features:
-        fits &= 0 <= one["density"] <= 1 and 0 <= one["index"] <= 10_000_000
-        fits &= max(len(one["topLogits"]), len(one["bottomLogits"])) <= LOGITS
-        fits &= all(1 <= len(said["text"]) <= LETTERS for said in one["explanations"])
-        fits &= len(one["activations"]) >= 1
-        for example in one["activations"]:
+    for feature in features:
+        fits &= 0 <= feature["density"] <= 1 and 0 <= feature["index"] <= 10_000_000
+        fits &= max(len(feature["topLogits"]), len(feature["bottomLogits"])) <= LOGITS
+        fits &= all(1 <= len(entry["text"]) <= LETTERS for entry in feature["explanations"])
+        fits &= len(feature["activations"]) >= 1
+        for example in feature["activations"]:
             fits &= 1 <= len(example["tokens"]) == len(example["values"]) <= TOKENS
             fits &= 0 <= example["quantileFraction"] <= 1
         if not fits:
-            raise ValueError(f"feature {one['index']}: beyond the limits of Neuronpedia's upload")
+            raise ValueError(
+                f"feature {feature['index']}: beyond the limits of Neuronpedia's upload"
+            )
 
 
 def bounds(feature: Feature, example: Example, intervals: int) -> tuple[float, float, float]:
-    """(lowest, highest, share of the feature's firings) of where an example was drawn from."""
+    """(lowest, highest, share of firings) of the part of the range that an example comes from."""
     if example.interval is None:
-        values = [one.activation for one in feature.top]
+        values = [e.activation for e in feature.top]
         return min(values), max(values), len(values) / feature.count
-    values = [one.activation for one in feature.by_interval[example.interval]]
+    values = [e.activation for e in feature.by_interval[example.interval]]
     rest = (feature.count - len(feature.top)) / intervals
     return min(values), max(values), max(rest, 0) / feature.count
 
 
 def read_lines(folder: Path, name: str) -> Iterator[dict[str, Any]]:
-    """What the importer reads of one table of a source."""
+    """The rows of one table of a source, as the importer reads them."""
     for path in sorted((folder / name).glob("batch-*.jsonl.gz")):
         with gzip.open(path, "rt", encoding="utf-8") as file:
             yield from map(json.loads, file)
 
 
-def _whole(by_target: Any) -> TokenScores:
-    """One list of a feature's effects: over several targets, the largest effect on each token."""
+def _merged(by_target: Any) -> TokenScores:
+    """The largest effect on each token over all targets, as one sorted list."""
     largest: dict[int, float] = {}
     for scores in by_target.values():
         for token, effect in scores:
@@ -312,12 +316,12 @@ def _logits(job: FeatureJob, scores: TokenScores) -> list[dict[str, Any]]:
 
 
 def _plain(pieces: list[str]) -> list[str]:
-    """Postgres has no letter 0."""
+    """Replaces NUL, which Postgres can't store."""
     return [piece.replace("\0", "\N{SYMBOL FOR NULL}") for piece in pieces]
 
 
 def _id(*parts: object) -> str:
-    """25 letters, as the importer's other ids have: the same for the same features."""
+    """An id of 25 letters, like the importer's other ids, which depends only on `parts`."""
     digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
     return "c" + digest[:24]
 
@@ -328,7 +332,7 @@ def _batches(features: Iterator[Feature]) -> Iterator[list[Feature]]:
 
 
 def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    # No time in its header: the same features, the same bytes.
+    # Without a time in its header, the same features give the same bytes.
     with path.open("wb") as raw, gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as file:
         for row in rows:
             file.write(_line(row).encode())

@@ -1,4 +1,4 @@
-"""What an exporter is: a format that another tool reads, and which dictionaries it can hold."""
+"""The base class of exporters of dictionaries, to formats that other tools read."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from dictlearn.types import ModelInfo
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """One export: the dictionary, where it comes from, and what it reads."""
+    """One export: the dictionary, its provenance, and activations to compare with."""
 
-    dictionary: Dictionary  # raw activations in and out; its sparsity is one that the format holds
-    training: Mapping[str, Any]  # plain JSON, as the dictionary's file says it
+    dictionary: Dictionary  # reads and writes raw activations; the format supports its sparsity
+    training: Mapping[str, Any]  # the dictionary's provenance
     info: ModelInfo
     tokenizer: PreTrainedTokenizerBase | None
     samples: Callable[[], Iterator[Tensor]]  # held-out activations x_NSD, a few windows at a time
-    figures: Mapping[str, float] = field(default_factory=dict)  # of its evaluation, if it had one
-    run: Path | None = None  # the run's folder, or that of the dictionary
+    figures: Mapping[str, float] = field(default_factory=dict)  # of its evaluation, if any
+    run: Path | None = None  # the run's folder, or the dictionary's
 
 
 class Exporter(ABC):
-    """Abstract. One final class a file; conf/format/<name>.yaml holds its options."""
+    """Abstract: a format. There is one final class per file, with options in conf/format/<name>.yaml."""
 
     name: str  # of the format, its yaml and its importer in ckpt/foreign
 
@@ -38,41 +38,41 @@ class Exporter(ABC):
     def holds(self, dictionary: Dictionary) -> frozenset[str]:
         """The sparsities that the format has for such a dictionary.
 
-        Where jumprelu is one of them, others are turned into it.
+        If jumprelu is one of them, others are converted to it.
         """
 
     @abstractmethod
     def refusal(self, dictionary: Dictionary, info: ModelInfo) -> str | None:
-        """Why the format can't hold it, what follows `format=<name>: `; None where it can.
+        """The reason why the format can't hold it, to follow `format=<name>: `, or None.
 
-        Asked before the model is loaded. The sparsity has been looked at.
+        It is called before the model is loaded. The sparsity is checked elsewhere.
         """
 
     @abstractmethod
     def write(self, job: Job, folder: Path) -> None:
-        """Fills an empty folder, which `dictlearn.load` then reads back to compare."""
+        """Writes into an empty folder, which is then read back and compared."""
 
     @abstractmethod
     def usage(self, dictionary: Dictionary, repo: str, inner: str) -> str:
-        """Python that loads it with the tool it is for, from the folder `inner` of a hub repository."""
+        """Python that loads it with the format's tool, from the folder `inner` of a hub repository."""
 
-    def finish(self, folder: Path) -> str | None:  # noqa: B027 most are done
-        """Called with the folder in its place, read back and compared; returns what to say of it."""
+    def finish(self, folder: Path) -> str | None:  # noqa: B027 few do more
+        """Called when the folder has been compared and moved to its place; returns a message."""
 
 
 def check_holds(exporter: Exporter, dictionary: Dictionary, info: ModelInfo) -> None:
-    """Raises ValueError, in one sentence with the reason, where the format can't hold it."""
+    """Raises ValueError, in one sentence with the reason, if the format can't hold it."""
     reason = why_not(exporter, dictionary, info)
     if reason is not None:
         raise ValueError(f"format={exporter.name}: {reason}")
 
 
 def why_not(exporter: Exporter, dictionary: Dictionary, info: ModelInfo) -> str | None:
-    """The reason why the format can't hold it, not even with JumpReLU features; None where it can."""
+    """The reason why the format can't hold it, even with JumpReLU features, or None."""
     sparsity = dictionary.sparsity.name
-    held = exporter.holds(dictionary)
-    convertible = "jumprelu" in held and becomes_jumprelu(dictionary)
+    supported = exporter.holds(dictionary)
+    convertible = "jumprelu" in supported and becomes_jumprelu(dictionary)
     reason = exporter.refusal(dictionary, info)
-    if reason is None and sparsity not in held and not convertible:
-        reason = f"it holds {' and '.join(sorted(held))} features, and these are {sparsity}"
+    if reason is None and sparsity not in supported and not convertible:
+        reason = f"it holds {' and '.join(sorted(supported))} features, and these are {sparsity}"
     return reason

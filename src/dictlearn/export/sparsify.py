@@ -1,14 +1,13 @@
 """sparsify's folders, as `SparseCoder.load_from_disk` and `load_many` read them; delphi takes them too.
 
-Layout of eai-sparsify 1.3: a folder for each hookpoint, which is a module's path in the model
-without its head, with
+The layout is that of eai-sparsify 1.3: a folder for each hookpoint, which is a module's path in the
+model without its head, with
 
     cfg.json             activation topk, k, num_latents, d_in, transcode, skip_connection
     sae.safetensors      encoder.weight [F, D], encoder.bias [F], W_dec [F, D], b_dec [D],
                          W_skip [D, D]
 
-Every token has k features there. Thresholds can't be said, and no k gives what a threshold gives:
-dictionaries of other sparsities are refused rather than changed.
+Every token has k features in sparsify, and there are no thresholds, so other sparsities are refused.
 """
 
 from __future__ import annotations
@@ -29,8 +28,8 @@ from dictlearn.export.protocol import Exporter, Job
 from dictlearn.types import ModelInfo
 
 BLOCKS = {"gpt2": "h", "bert": "encoder.layer", "esm": "encoder.layer", "vit": "encoder.layer"}
-# Families where the MLP module's output is what is added to the residual, and blocks have one name
-# for their attention: elsewhere a site is no module's output, and the folder bears the site's name.
+# The name of the attention in families where the outputs of MLP and attention modules are added to the
+# residual. In other families a site is not a module's output, and the folder has the site's name.
 ATTENTION = {"gpt2": "attn", "llama": "self_attn", "mistral": "self_attn", "qwen3": "self_attn"}
 
 
@@ -51,27 +50,27 @@ class Sparsify(Exporter):
                 f"are {sparsity.name} features; train with sparsity=topk"
             )
         if sparsity.options()["across_layers"]:
-            return "layers that share their k features have no form there"
+            return "its layers cannot share their k features"
         return _layers.refusal("sparsify", dictionary)
 
     def write(self, job: Job, folder: Path) -> None:
-        for one in split_layers(job.dictionary):
-            inner = folder / hookpoint(one.sources[0], one.targets[0], job.info.family)
+        for layer in split_layers(job.dictionary):
+            inner = folder / hookpoint(layer.sources[0], layer.targets[0], job.info.family)
             inner.mkdir()
-            transcode = one.sources != one.targets
-            one = recentred(one, centre=not transcode)
-            write_tensors(inner / WEIGHTS, _tensors(one))
+            transcode = layer.sources != layer.targets
+            layer = recentred(layer, centre=not transcode)
+            write_tensors(inner / WEIGHTS, _tensors(layer))
             cfg = {
                 "activation": "topk",
-                "expansion_factor": max(1, one.n_features // one.width),
-                "normalize_decoder": one.shape.unit_norm,
-                "num_latents": one.n_features,
-                "k": one.sparsity.options()["k"],
+                "expansion_factor": max(1, layer.n_features // layer.width),
+                "normalize_decoder": layer.shape.unit_norm,
+                "num_latents": layer.n_features,
+                "k": layer.sparsity.options()["k"],
                 "multi_topk": False,
-                "skip_connection": one.shape.skip,
+                "skip_connection": layer.shape.skip,
                 "transcode": transcode,
-                "d_in": one.width,
-                "dictlearn": _layers.said(one) | {"model": job.info.name},
+                "d_in": layer.width,
+                "dictlearn": _layers.importer_fields(layer) | {"model": job.info.name},
             }
             (inner / CONFIG).write_text(json.dumps(cfg, indent=2) + "\n")
 
@@ -85,7 +84,7 @@ coders = SparseCoder.load_many(f"{{folder}}/{inner}", local=True)  # by hookpoin
 
 
 def hookpoint(source: str, target: str, family: str) -> str:
-    """The module that sparsify would hook; where there is none of that output, the site's name."""
+    """The module that sparsify would hook, or the site's name if no module has that output."""
     kind, _, layer = target.partition(".")
     block = f"{BLOCKS.get(family, 'layers')}.{layer}"
     if kind == "resid_post" and source == target:
@@ -99,11 +98,11 @@ def hookpoint(source: str, target: str, family: str) -> str:
 
 
 @torch.no_grad()
-def _tensors(one: Dictionary) -> dict[str, Tensor]:
+def _tensors(layer: Dictionary) -> dict[str, Tensor]:
     tensors = {
-        "encoder.weight": one.encoder.W_enc[0],
-        "encoder.bias": one.encoder.b_enc[0],
-        "W_dec": one.W_dec,
-        "b_dec": one.decoder.b_dec[0],
+        "encoder.weight": layer.encoder.W_enc[0],
+        "encoder.bias": layer.encoder.b_enc[0],
+        "W_dec": layer.W_dec,
+        "b_dec": layer.decoder.b_dec[0],
     }
-    return tensors if one.W_skip is None else tensors | {"W_skip": one.W_skip[0]}
+    return tensors if layer.W_skip is None else tensors | {"W_skip": layer.W_skip[0]}
