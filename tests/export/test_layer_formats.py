@@ -169,7 +169,7 @@ def test_a_sparsity_is_held_becomes_jumprelu_or_is_refused_by_name(exporter, spa
     if one.sparsity.signed or sparsity == "sparsemax":
         assert reason is not None
         with pytest.raises(
-            ValueError, match=f"{sparsity} features are none that jumprelu can have"
+            ValueError, match=f"{sparsity} features cannot become jumprelu features"
         ):
             as_jumprelu(one, lambda: [])
 
