@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dictlearn.lm.capture import capture
+from dictlearn.lm.patch import patched
 from dictlearn.lm.sites import SITES, blocks, resolve, site_names
 
 CLOSE: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-5}
@@ -58,6 +59,31 @@ def test_sites_agree_with_the_code_of_the_family(example):
         torch.testing.assert_close(family.mlp_in(block, pre, mid), read, **CLOSE)
         torch.testing.assert_close(family.mlp_out(block, read), out, **CLOSE)
         torch.testing.assert_close(family.resid_post(block, mid, out), post, **CLOSE)
+
+
+def test_mlp_norm_is_mlp_in_without_gain_and_bias(example):
+    model, info = example.lm.model, example.lm.info
+    if example.name in ("olmo2", "olmo3", "bert"):  # whose MLP reads no norm's output
+        with pytest.raises(ValueError, match=r"mlp_norm\.1: .*reads no norm's output; want mlp_in"):
+            resolve(model, "mlp_norm.1", info)
+        return
+    site = resolve(model, "mlp_norm.1", info)
+    norm = model.get_submodule(site.module_path)
+    at = capture(example.lm, example.inputs, ["mlp_norm.1", "mlp_in.1"])
+    gain = getattr(norm, "weight", 1.0) + (
+        1 if example.name.startswith(("gemma", "qwen3_5")) else 0
+    )
+    bias = getattr(norm, "bias", None)
+    again = at["mlp_norm.1"] * gain + (0 if bias is None else bias)
+    torch.testing.assert_close(again, at["mlp_in.1"], **CLOSE)
+
+
+def test_mlp_norm_is_not_replaced(qwen3):
+    with (
+        patched(qwen3.lm, {"mlp_norm.1": lambda reads, clean: clean}),
+        pytest.raises(ValueError, match=r"mlp_norm\.1: can be read and not replaced; want mlp_in"),
+    ):
+        qwen3.lm.model(qwen3.inputs)
 
 
 def test_sites_agree_with_the_models_own_hidden_states(example):

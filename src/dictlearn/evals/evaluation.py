@@ -59,8 +59,12 @@ def evaluate_dictionary(
 
 
 def check_fits(dictionary: DictionaryLike, info: ModelInfo) -> None:
-    """ValueError, in one sentence, when the model's activations have another width."""
-    if dictionary.width != info.width:
+    """ValueError, in one sentence, when the model's activations have another width.
+
+    A module's input or output may have any: of these the first forward pass tells.
+    """
+    named = [site for site in (*dictionary.sources, *dictionary.targets) if ":" not in site]
+    if named and dictionary.width != info.width:
         raise ValueError(
             f"dictionary: it reads activations of width {dictionary.width}, but those of "
             f"{info.name} have width {info.width}; model= names the model it was trained on"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -58,9 +59,26 @@ def _attach_to_module(model: nn.Module, site: Site, hook: SiteHook) -> Removable
             return None
         return (new, *output[1:]) if isinstance(output, tuple) else new
 
+    def within(norm: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if hook(_checked(site, normed(norm, args[0], output))) is not None:
+            raise ValueError(f"site {site.name}: can be read and not replaced; want mlp_in")
+
+    if site.end == "normed":
+        return module.register_forward_hook(within)
     if site.end == "input":
         return module.register_forward_pre_hook(before, with_kwargs=True)
     return module.register_forward_hook(after)
+
+
+def normed(norm: nn.Module, x: Tensor, output: Tensor) -> Tensor:
+    """What an RMSNorm or LayerNorm makes of x before its gain and bias, where it has them."""
+    if getattr(norm, "weight", None) is None:
+        return output
+    x_own, x = x.dtype, x.float()
+    if isinstance(norm, nn.LayerNorm):
+        x = x - x.mean(-1, keepdim=True)
+    eps = next(getattr(norm, key) for key in ("variance_epsilon", "eps") if hasattr(norm, key))
+    return (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)).to(x_own)
 
 
 def _checked(site: Site, value: object) -> Tensor:

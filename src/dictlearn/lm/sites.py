@@ -11,12 +11,17 @@ These sums hold for every decoder family, with two exceptions. In parallel block
 reads resid_pre.L, and no module reads resid_mid.L. If a norm follows each sum (bert), resid_mid.L is
 the normed sum, which the MLP reads.
 
+One more can be read and not replaced. It is there where the MLP reads a norm's output:
+
+    mlp_norm.L     what that norm gives before its gain and bias; mlp_in.L is after them
+
 A module's input or output is a site too: `model.layers.3.mlp:input`, `transformer.h.0.ln_2:output`.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Literal
@@ -28,7 +33,9 @@ from dictlearn.types import ModelInfo
 
 SITES = ("resid_pre", "attn_out", "resid_mid", "mlp_in", "mlp_out", "resid_post")
 
-End = Literal["input", "output"]
+NORMED = "mlp_norm"
+
+End = Literal["input", "output", "normed"]
 
 ATTENTION = ("self_attn", "attention", "attn", "self_attention", "linear_attn")
 
@@ -45,10 +52,20 @@ NORMS_AFTER = (
     ("post_self_attn_layernorm", "post_mlp_layernorm"),  # glm4
 )
 
+# Norms whose output the MLP reads, the first that a block has. In parallel blocks (phi, gptj) it is the
+# norm that attention reads too.
+NORMS_BEFORE = (
+    *("pre_feedforward_layernorm", "post_attention_layernorm", "ln_2", "layernorm_after"),
+    *("LayerNorm", "input_layernorm", "ln_1"),
+)
+
 
 @dataclass(frozen=True)
 class Site:
-    """A named tensor: a module's input or output, plus the value of the site `plus` if any."""
+    """A named tensor: a module's input or output, plus the value of the site `plus` if any.
+
+    The end `normed` is a norm's output before its gain and bias.
+    """
 
     name: str
     module_path: str  # within the model with its head
@@ -62,7 +79,7 @@ def resolve(model: PreTrainedModel, name: str, info: ModelInfo) -> Site:
     if colon:
         return _explicit(model, name, path, end, info)
     kind, _, layer = name.partition(".")
-    if kind not in SITES or not re.fullmatch("0|[1-9][0-9]*", layer):
+    if kind not in (*SITES, NORMED) or not re.fullmatch("0|[1-9][0-9]*", layer):
         raise ValueError(_unknown(model, name, info))
     list_path, layers = blocks(model)
     if int(layer) >= len(layers):
@@ -110,6 +127,8 @@ def _in_block(name: str, kind: str, path: str, block: nn.Module, info: ModelInfo
         )
     if kind == "mlp_in":
         return Site(name, f"{path}.{mlp}", "input")
+    if kind == NORMED:
+        return Site(name, f"{path}.{_norm_before(name, block, children)}", "normed")
     last = DENSE if mlp == "intermediate" else mlp
     for after_attention, after_mlp in NORMS_AFTER:
         if after_mlp in children:
@@ -121,6 +140,17 @@ def _in_block(name: str, kind: str, path: str, block: nn.Module, info: ModelInfo
         return Site(name, f"{path}.{attention}{inner}", "output")
     plus = Site(name.replace(kind, "resid_pre"), path, "input") if kind == "resid_mid" else None
     return Site(name, f"{path}.{attention}", "output", plus)
+
+
+def _norm_before(name: str, block: nn.Module, children: Mapping[str, nn.Module]) -> str:
+    """Which child is the norm that the MLP reads. ValueError where there is none."""
+    after = {norm for norms in NORMS_AFTER if norms[1] in children for norm in norms}
+    before = [norm for norm in NORMS_BEFORE if norm in children and norm not in after]
+    if not before:
+        raise ValueError(
+            f"site {name}: the MLP of a {type(block).__name__} reads no norm's output; want mlp_in"
+        )
+    return before[0]
 
 
 def _explicit(model: PreTrainedModel, name: str, path: str, end: str, info: ModelInfo) -> Site:
