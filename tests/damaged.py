@@ -40,6 +40,7 @@ from dictlearn.sources import token_cache
 from dictlearn.sources.text_files import text_documents
 from dictlearn.store.explanations import Explanation, add_explanations, read_explanations
 from dictlearn.store.features import FeatureStore
+from tests.ckpt.foreign import released
 from tests.damages import DAMAGES, MANIFEST, make_fit
 from tests.export.test_circuit_tracer import built
 from tests.export.test_circuit_tracer import job as set_job
@@ -88,6 +89,17 @@ def _foreign(format: str) -> Callable[[Path], None]:
         export.registry()[format]().write(job, folder)
 
     return make
+
+
+def _released(name: str) -> Kind:
+    """A published dictionary, in folders whose names are a part of what is read."""
+
+    def read(folder: Path) -> Any:
+        inner = released.MAKERS[name](folder.parent / "empty").relative_to(folder.parent / "empty")
+        shutil.rmtree(folder.parent / "empty")
+        return _loaded(folder / inner)
+
+    return Kind(released.MAKERS[name], read, hashed=False)
 
 
 def _checkpoint(folder: Path) -> None:
@@ -206,6 +218,7 @@ KINDS: dict[str, Kind] = {
     "dictionary of a hub": Kind(_as_a_hub_gives_it, _loaded_from_a_hub),
     "dictionary, manifest made to fit": Kind(_dictionary, _loaded, hashed=False, fits=True),
     **{f: Kind(_foreign(f), _loaded, hashed=False) for f in export.registry() if f != "hub"},
+    **{name: _released(name) for name in released.MAKERS},
     "checkpoint": Kind(_checkpoint, _resumed),
     "checkpoint, manifest made to fit": Kind(_checkpoint, _resumed, hashed=False, fits=True),
     "features": Kind(made_store, _features),

@@ -14,7 +14,7 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
 )
 
-from dictlearn.ckpt.foreign import importers, wanted
+from dictlearn.ckpt.foreign import folders_with, importers, wanted, wanted_with
 from dictlearn.lm.hub import HUB_ID, REACH_SECONDS, explain_refusal
 
 OWN = ("dictionary.safetensors", "dictionary.json")
@@ -23,7 +23,8 @@ LISTED = 5  # folders with a dictionary that an error names
 
 
 def download(name: str, revision: str | None) -> Path:
-    """The local folder with the files of `owner/name`, or of `owner/name/folder`.
+    """The local folder with the files of `owner/name`, or of `owner/name/folder`; or the local path of
+    a file in it, if that is what is asked for.
 
     Only the files of the dictionary are downloaded, into the hub's own cache. If the hub cannot be
     reached, the cache is read.
@@ -72,14 +73,15 @@ def _listing(repo: str, revision: str | None) -> dict[str, int | None]:
 
 
 def _choose(name: str, inner: str, listing: Mapping[str, int | None]) -> list[str]:
-    """The files of the dictionary in the folder `inner`, of any format."""
+    """The files of the dictionary in the folder `inner`, or in the file `inner`, of any format."""
+    if inner in listing and (files := wanted_with(inner, listing)):
+        return files
     prefix = f"{inner}/" if inner else ""
-    below = _below(prefix, listing)
+    below = {f.removeprefix(prefix): size for f, size in listing.items() if f.startswith(prefix)}
     files = _own(below) or wanted(below)
     if files:
         return [prefix + file for file in files]
-    folders = sorted({file.rpartition("/")[0] for file in below if "/" in file})
-    usable = [folder for folder in folders if _has_dictionary(folder, below)]
+    usable = sorted((folders_with(below) | _own_folders(below)) - {""})
     hint = ""
     if usable:
         more = ", ..." if len(usable) > LISTED else ""
@@ -98,10 +100,6 @@ def _own(below: Mapping[str, int | None]) -> list[str]:
     return []
 
 
-def _has_dictionary(folder: str, listing: Mapping[str, int | None]) -> bool:
-    files = _below(f"{folder}/", listing)
-    return bool(_own(files) or wanted({f: size for f, size in files.items() if "/" not in f}))
-
-
-def _below(prefix: str, listing: Mapping[str, int | None]) -> dict[str, int | None]:
-    return {f.removeprefix(prefix): size for f, size in listing.items() if f.startswith(prefix)}
+def _own_folders(below: Mapping[str, int | None]) -> set[str]:
+    described = {file.rpartition("/")[0] for file in below if file.endswith(f"/{OWN[1]}")}
+    return {folder for folder in described if f"{folder}/{OWN[0]}" in below}

@@ -89,8 +89,8 @@ def test_a_clt_writes_to_later_layers(tmp_path):
 DAMAGE = {
     "model_kind='sae'": lambda f: transcoders(f, model_kind="sae"),
     "k='x'; want 1 to 10": lambda f: transcoders(f, activation="topk", k="x"),
-    "feature_input_hook='ln2": lambda f: transcoders(f, feature_input_hook="ln2.hook_normalized"),
-    "lie elsewhere": lambda f: transcoders(f, transcoders=["hf://a/b"]),
+    "feature_input_hook='ln2": lambda f: transcoders(f, feature_input_hook="ln2.hook_scale"),
+    "transcoders lists": lambda f: transcoders(f, transcoders=["hf://a/b"]),
     "every layer from 0": lambda f: (transcoders(f) / "layer_0.safetensors").unlink(),
     "not a readable safetensors": lambda f: (transcoders(f) / "layer_1.safetensors").write_text(
         "x"

@@ -165,6 +165,15 @@ def model_said(found: JsonObject) -> str | None:
     return model if isinstance(model, str) else None
 
 
+def said_by_path(place: Path, pattern: str) -> re.Match[str] | None:
+    """The last match of a pattern in the path of what is read; the hub's cache counts as the hub.
+
+    Several releases say model, site or k in no file, but in the names of repository and folders.
+    """
+    path = re.sub("models--(.+?)--", r"\1/", place.absolute().as_posix())
+    return next(iter(reversed(list(re.finditer(pattern, path)))), None)
+
+
 def turned(where: Path, matrix: Tensor) -> Tensor:
     """A matrix that the format stores the other way round."""
     if matrix.ndim != 2:

@@ -8,17 +8,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
-from torch import Tensor
 
-from dictlearn.ckpt.files import check_numbers, read_tensors
+from dictlearn.ckpt.files import read_header, read_tensors
+from dictlearn.ckpt.foreign import gemma_scope, gemma_scope_2
+from dictlearn.ckpt.foreign._hub import listed_file
 from dictlearn.ckpt.foreign._layer import refuse_unknown
-from dictlearn.dicts.description import shown
+from dictlearn.ckpt.foreign._set import Layer, build_set, check_layer
+from dictlearn.dicts.description import MOST_SITES, shown
 from dictlearn.dicts.diagonal import Diagonal
 from dictlearn.dicts.dictionary import Dictionary
 from dictlearn.dicts.linked import Lower
-from dictlearn.dicts.shape import Shape
 from dictlearn.disk.errors import content_error, error_text
 from dictlearn.sparsity.jumprelu import JumpReLU
 from dictlearn.sparsity.relu import ReLU
@@ -26,13 +26,17 @@ from dictlearn.sparsity.topk import TopK
 
 CONFIG = "config.yaml"
 CONFIG_BYTES = 1 << 20
-FILES, OPTIONAL, LAYERS = (CONFIG, "*.safetensors"), (), False
+FILES, OPTIONAL, LAYERS = (CONFIG,), ("*.safetensors",), False
 KNOWN = """
     model_kind model_name feature_input_hook feature_output_hook scan transcoders activation k
     dictlearn revision dataset license description name author tags version
 """
 KINDS = {"transcoder_set": "plt", "cross_layer_transcoder": "clt"}
-SOURCES = {"mlp.hook_in": "mlp_in", "hook_resid_mid": "resid_mid"}
+SOURCES = {
+    "mlp.hook_in": "mlp_in",
+    "hook_resid_mid": "resid_mid",
+    "ln2.hook_normalized": "mlp_norm",  # of Gemma 2: before the gain
+}
 TARGETS = {"mlp.hook_out": "mlp_out", "hook_mlp_out": "mlp_out"}
 THRESHOLD = "activation_function.threshold"
 
@@ -51,11 +55,9 @@ def read(folder: Path) -> Dictionary:
     if kind not in KINDS:
         raise ValueError(f"{folder / CONFIG}: model_kind={kind!r}; want one of {', '.join(KINDS)}")
     if settings.get("transcoders"):
-        raise ValueError(
-            f"{folder / CONFIG}: its transcoders lie elsewhere ({settings['transcoders']}); want "
-            f"layer_<i>.safetensors in this folder"
-        )
-    layers = read_transcoders(folder) if kind == "transcoder_set" else read_clt(folder)
+        layers = read_listed(folder / CONFIG, settings["transcoders"], KINDS[kind])
+    else:
+        layers = read_transcoders(folder) if kind == "transcoder_set" else read_clt(folder)
     dictionary = _build(folder / CONFIG, settings, KINDS[kind], layers)
     model = settings.get("model_name")
     dictionary.provenance = {"format": "circuit_tracer", "model": model}
@@ -75,31 +77,61 @@ def read_config(path: Path) -> dict[str, Any]:
     return found
 
 
-def read_transcoders(folder: Path) -> list[dict[str, Tensor]]:
+def read_transcoders(folder: Path) -> list[Layer]:
     """Each layer's tensors by our names: W_enc, b_enc, W_dec [F, 1, D], b_dec, threshold, W_skip."""
     layers = []
     for i in range(_count(folder, "layer")):
         path = folder / f"layer_{i}.safetensors"
-        found = read_tensors(path)
-        if THRESHOLD in found:
-            found["threshold"] = found.pop(THRESHOLD)
+        found = _named(path)
         if "W_dec" in found:
             found["W_dec"] = found["W_dec"].unsqueeze(1)
-        _check(path, found, layers[0] if layers else None, reach=1)
+        check_layer(path, found, layers[0] if layers else None, reach=1)
         layers.append(found)
     return layers
 
 
-def read_clt(folder: Path) -> list[dict[str, Tensor]]:
+def read_clt(folder: Path) -> list[Layer]:
     """The same, with W_dec [F, L - i, D] of layer i."""
     layers, n_layers = [], _count(folder, "W_enc")
     for i in range(n_layers):
         path = folder / f"W_enc_{i}.safetensors"
         named = read_tensors(path) | read_tensors(folder / f"W_dec_{i}.safetensors")
         found = {name.removesuffix(f"_{i}"): tensor for name, tensor in named.items()}
-        _check(path, found, layers[0] if layers else None, reach=n_layers - i)
+        check_layer(path, found, layers[0] if layers else None, reach=n_layers - i)
         layers.append(found)
     return layers
+
+
+def read_listed(where: Path, entries: object, kind: str) -> list[Layer]:
+    """The same of files that config.yaml lists, each in circuit-tracer's, or Gemma Scope's, layout.
+
+    Some published lists end with their last file twice.
+    """
+    if not isinstance(entries, list) or not 1 <= len(entries) <= MOST_SITES:
+        raise ValueError(f"{where}: transcoders={shown(entries)}; want a list of files")
+    files = entries[:-1] if len(entries) > 1 and entries[-1] == entries[-2] else entries
+    layers: list[Layer] = []
+    for i, entry in enumerate(files):
+        path = listed_file(where, entry)
+        found, reach = _named(path), 1 if kind == "plt" else len(files) - i
+        if "W_dec" in found and kind == "plt":
+            found["W_dec"] = found["W_dec"].unsqueeze(1)
+        elif "W_dec" in found:
+            found["W_dec"] = gemma_scope_2.later(path, found["W_dec"], i, len(files))
+        check_layer(path, found, layers[0] if layers else None, reach)
+        layers.append(found)
+    return layers
+
+
+def _named(path: Path) -> Layer:
+    """A file's tensors by our names; of which layout it is, its own names say."""
+    if path.suffix == ".npz":
+        found = gemma_scope.named(path)
+        return found | {"threshold": found.pop("raw_threshold_SF")}
+    if "w_enc" in read_header(path):
+        return gemma_scope_2.named(path)
+    found = read_tensors(path)
+    return {"threshold" if name == THRESHOLD else name: t for name, t in found.items()}
 
 
 def _count(folder: Path, prefix: str) -> int:
@@ -113,70 +145,20 @@ def _count(folder: Path, prefix: str) -> int:
     return len(numbers)
 
 
-def _check(
-    path: Path, found: Mapping[str, Tensor], first: Mapping[str, Tensor] | None, reach: int
-) -> None:
-    """Shapes that fit each other and the first layer's; numbers, all of them finite."""
-    needed = {"W_enc", "b_enc", "W_dec", "b_dec"}
-    names = set(found)
-    if not needed <= names or not names <= needed | {"threshold", "W_skip"}:
-        raise ValueError(
-            f"{path}: want tensors {', '.join(sorted(needed))} and maybe a threshold and W_skip; "
-            f"found {', '.join(sorted(names)) or 'none'}"
-        )
-    W_enc = found["W_enc"]
-    if W_enc.ndim != 2 or 0 in W_enc.shape:
-        raise ValueError(f"{path}: W_enc has shape {list(W_enc.shape)}; want [features, width]")
-    features, width = W_enc.shape
-    if first is not None and (names != set(first) or W_enc.shape != first["W_enc"].shape):
-        raise ValueError(f"{path}: its tensors are not those of the first layer")
-    wanted = {
-        "b_enc": [features],
-        "W_dec": [features, reach, width],
-        "b_dec": [width],
-        "threshold": [features],
-        "W_skip": [width, width],
-    }
-    for name, tensor in found.items():
-        if name != "W_enc" and list(tensor.shape) != wanted[name]:
-            raise ValueError(f"{path}: {name} has shape {list(tensor.shape)}; want {wanted[name]}")
-    check_numbers(path, found)
-    if "threshold" in found and bool((found["threshold"] < 0).any()):
-        raise ValueError(f"{path}: a threshold is negative, and features here are positive")
-
-
-@torch.no_grad()
-def _build(
-    path: Path, settings: Mapping[str, Any], kind: str, layers: list[dict[str, Tensor]]
-) -> Dictionary:
-    n_layers, (n_features, width) = len(layers), layers[0]["W_enc"].shape
+def _build(path: Path, settings: Mapping[str, Any], kind: str, layers: list[Layer]) -> Dictionary:
+    n_features = len(layers[0]["W_enc"])
     k, sparsity = _sparsity(path, settings, n_features, "threshold" in layers[0])
     read_at = _site(path, settings, "feature_input_hook", SOURCES)
     write_at = _site(path, settings, "feature_output_hook", TARGETS)
-    shape = Shape(
-        kind=kind,
-        sources=tuple(f"{read_at}.{i}" for i in range(n_layers)),
-        targets=tuple(f"{write_at}.{i}" for i in range(n_layers)),
-        width=width,
-        n_features=n_features,
-        k=k,
-        skip="W_skip" in layers[0],
-        unit_norm=False,
-        link=Diagonal() if kind == "plt" else Lower(),
+    return build_set(
+        kind,
+        [f"{read_at}.{i}" for i in range(len(layers))],
+        [f"{write_at}.{i}" for i in range(len(layers))],
+        layers,
+        k,
+        sparsity,
+        Diagonal() if kind == "plt" else Lower(),
     )
-    dictionary = Dictionary(shape, sparsity)
-    decoder = dictionary.decoder
-    for i, layer in enumerate(layers):
-        dictionary.encoder.W_enc[i] = layer["W_enc"]
-        dictionary.encoder.b_enc[i] = layer["b_enc"]
-        decoder.b_dec[i] = layer["b_dec"]
-        for target, rows_FD in enumerate(layer["W_dec"].unbind(1), start=i):
-            decoder.written(target, i, slice(None)).copy_(rows_FD)  # a view, of these two links
-        if dictionary.W_skip is not None:
-            dictionary.W_skip[i] = layer["W_skip"]
-        if dictionary.sparsity.name == "jumprelu":
-            dictionary.get_parameter("sparsity.raw_threshold_SF")[i] = layer["threshold"]
-    return dictionary
 
 
 def _sparsity(

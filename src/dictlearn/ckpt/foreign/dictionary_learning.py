@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import pickle
 import re
-import zipfile
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from dictlearn.ckpt.files import check_numbers
@@ -22,16 +19,12 @@ from dictlearn.ckpt.foreign._layer import (
     sites_said,
     turned,
 )
+from dictlearn.ckpt.foreign._state import read_state
 from dictlearn.dicts.dictionary import Dictionary
 from dictlearn.dicts.equivalent import renormed
-from dictlearn.disk.errors import error_text
 
 CONFIG, WEIGHTS = "config.json", "ae.pt"
 FILES, OPTIONAL, LAYERS = (CONFIG, WEIGHTS), (), True
-UNREADABLE = (
-    *(pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, OSError, MemoryError),
-    *(ValueError, TypeError, LookupError, AttributeError, AssertionError, NotImplementedError),
-)  # torch.load lets through whatever a damaged file makes it stumble over
 
 LINEAR = {"encoder.weight": "W_enc", "encoder.bias": "b_enc", "decoder.weight": "W_dec"}
 MATRICES = {"W_enc": "W_enc", "b_enc": "b_enc", "W_dec": "W_dec", "b_dec": "b_dec"}
@@ -95,7 +88,7 @@ def _read_one(folder: Path) -> Dictionary:
     name = entry(trainer, "dict_class", str, where)
     if name not in TENSORS:
         raise ValueError(f"{where}: dict_class={name}; want one of {', '.join(TENSORS)}")
-    found = _load(path)
+    found = read_state(path)
     k = int(found["k"]) if "k" in found else entry(trainer, "k", int, where, None)
     if name == "AutoEncoderTopK" and k is None:
         raise ValueError(f"{where}: says no k, and neither does {WEIGHTS}")
@@ -116,30 +109,6 @@ def _read_one(folder: Path) -> Dictionary:
     scaled = renormed(dictionary)  # as their loader does with this class alone
     scaled.provenance = dictionary.provenance
     return scaled
-
-
-def _load(path: Path) -> dict[str, Tensor]:
-    """A plain state dict: of a pickle, what torch reads without running any of it.
-
-    A tensor may be a view of few numbers that says it is large, and a zip may unpack to more than it
-    is: neither is taken for more than the file holds.
-    """
-    size = path.stat().st_size
-    try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as parts:
-                if sum(part.file_size for part in parts.infolist()) > size:
-                    raise ValueError("it unpacks to more than it is")
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except UNREADABLE as error:
-        reason = error_text(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path}: is not a readable file of tensors: {reason}") from None
-    if not isinstance(found, dict) or not all(isinstance(t, Tensor) for t in found.values()):
-        raise ValueError(f"{path}: want a state dict, names and tensors alone")
-    for name, tensor in found.items():
-        if tensor.layout != torch.strided or tensor.numel() * tensor.element_size() > size:
-            raise ValueError(f"{path}: {ascii(name)} says that it is more than the file holds")
-    return found
 
 
 def _renamed(path: Path, found: dict[str, Tensor], name: str) -> dict[str, Tensor]:

@@ -30,11 +30,12 @@ CONFIG, WEIGHTS, SCALER = "cfg.json", "sae_weights.safetensors", "activation_sca
 FILES, OPTIONAL, LAYERS = (CONFIG, WEIGHTS), (SCALER,), True
 
 # TransformerLens' names of our sites. `mlp.hook_in` is what the MLP module reads, gain and bias of
-# the norm applied; `ln2.hook_normalized` may be without them, so it is no site of ours.
+# the norm applied; `ln2.hook_normalized` is without them.
 HOOKS = {
     "resid_pre": "hook_resid_pre",
     "attn_out": "hook_attn_out",
     "resid_mid": "hook_resid_mid",
+    "mlp_norm": "ln2.hook_normalized",
     "mlp_in": "mlp.hook_in",
     "mlp_out": "hook_mlp_out",
     "resid_post": "hook_resid_post",

@@ -1,0 +1,181 @@
+"""Reads SAEs and transcoders that OpenMOSS's library saves, such as Llama Scope R1 Distill.
+
+    800M-Slimpajama-0-OpenR1-Math-220k/L15R/config.json, .../sae_weights.safetensors
+        encoder.weight [F, D], encoder.bias, decoder.weight [D, F], decoder.bias; or, of later
+        versions, W_E [D, F], b_E, W_D [F, D], b_D
+        (activation_function.)log_jumprelu_threshold [F]
+        dataset_average_activation_norm.<in or out, or the hook>
+
+        s_in, s_out = sqrt(D) / the mean norm of the activations read, and written
+        h = W_enc (s_in x) + b_enc
+        f = h where h |W_dec| is above the threshold, or is one of the k largest (act_fn, top_k)
+        s_out y = W_dec f + b_dec
+
+|W_dec| is the norm of the feature's decoder vector, where sparsity_include_decoder_norm says so, else
+it is left out. s is 1 where norm_activation is `inference`. Which model it is, is in no file.
+`llama_scope` reads the first release, whose files have other names.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dictlearn.ckpt.files import check_numbers, read_tensors
+from dictlearn.ckpt.foreign._layer import build_layer, entry, read_object, said_by_path, turned
+from dictlearn.ckpt.foreign.saelens import site_of
+from dictlearn.dicts.description import shown
+from dictlearn.dicts.dictionary import Dictionary
+
+CONFIG, WEIGHTS = "config.json", "sae_weights.safetensors"
+FILES, OPTIONAL, LAYERS = (CONFIG, WEIGHTS), (), False
+NORM = "dataset_average_activation_norm"
+LINEAR = {
+    "encoder.weight": "W_enc",
+    "encoder.bias": "b_enc",
+    "decoder.weight": "W_dec",
+    "decoder.bias": "b_dec",
+}
+MATRICES = {"W_E": "W_enc", "b_E": "b_enc", "W_D": "W_dec", "b_D": "b_dec"}
+THRESHOLDS = ("log_jumprelu_threshold", "activation_function.log_jumprelu_threshold")
+MODELS = {  # a word of the folders' names -> the model
+    "Llama3_1-8B-Base": "meta-llama/Llama-3.1-8B",
+    "Llama-Scope-R1-Distill": "deepseek-ai/DeepSeek-R1-Distill-Llama-8B",
+}
+SMALLEST = 1e-8  # of a decoder vector's norm: below, it counts as this
+CODES = ("relu", "topk", "jumprelu")
+
+
+def recognises(folder: Path) -> bool:
+    return (folder / WEIGHTS).is_file() and (folder / CONFIG).is_file()
+
+
+def read(folder: Path) -> Dictionary:
+    where, path = folder / CONFIG, folder / WEIGHTS
+    cfg = read_object(where)
+    if entry(cfg, "sae_type", str, where, "sae") != "sae":
+        raise ValueError(f"{where}: sae_type={shown(cfg['sae_type'])}; want sae")
+    found = read_tensors(path)
+    log = next((found.pop(name) for name in THRESHOLDS if name in found), None)
+    norms = {
+        name.removeprefix(f"{NORM}."): float(found.pop(name))
+        for name in [name for name in found if name.startswith(f"{NORM}.")]
+        if found[name].numel() == 1
+    }
+    return assembled(where, cfg, path, found, norms, None if log is None else log.float().exp())
+
+
+def assembled(
+    where: Path,
+    cfg: Mapping[str, Any],
+    path: Path,
+    found: Mapping[str, Tensor],
+    norms: Mapping[str, float],
+    threshold: Tensor | None,
+    raw: bool = False,
+) -> Dictionary:
+    """The dictionary of one folder.
+
+    Args:
+        norms: the mean norms of what is read and written, by "in" and "out" or by hook.
+        threshold: of each feature, or one of all; None where it has none.
+        raw: whether it is in units of the raw activations.
+    """
+    tensors = _named(path, found)
+    read_at = entry(cfg, "hook_point_in", str, where)
+    write_at = entry(cfg, "hook_point_out", str, where, read_at)
+    act_fn = entry(cfg, "act_fn", str, where, "relu").lower()
+    if entry(cfg, "use_glu_encoder", bool, where, False):
+        raise ValueError(f"{where}: use_glu_encoder=true: its encoder is no linear map")
+    if act_fn not in CODES:
+        raise ValueError(
+            f"{where}: act_fn={shown(act_fn)}; want {', '.join(CODES)}: OpenMOSS's own tool makes "
+            f"jumprelu of a topk over batches or layers"
+        )
+    scale_in, scale_out = (
+        _scale(where, cfg, norms, end, hook, tensors["W_dec"].shape[1])
+        for end, hook in (("in", read_at), ("out", write_at))
+    )
+    centre = entry(cfg, "apply_decoder_bias_to_pre_encoder", bool, where, False)
+    if centre and scale_in != scale_out:
+        raise ValueError(
+            f"{where}: apply_decoder_bias_to_pre_encoder=true, and the scales of what is read and "
+            f"written differ"
+        )
+    weigh = entry(cfg, "sparsity_include_decoder_norm", bool, where, True)
+    norms_F = tensors["W_dec"].norm(dim=-1).clamp_min(SMALLEST)
+    norms_F = norms_F if weigh else torch.ones_like(norms_F)
+    k = entry(cfg, "top_k", int, where) if act_fn == "topk" else None
+    if act_fn == "topk":  # of features in units of what they write
+        tensors["W_enc"] = tensors["W_enc"] * norms_F[:, None]
+        tensors["b_enc"] = tensors["b_enc"] * norms_F
+        tensors["W_dec"] = tensors["W_dec"] / norms_F[:, None]
+    if act_fn == "jumprelu":
+        if threshold is None or threshold.numel() not in (1, len(norms_F)):
+            raise ValueError(
+                f"{path}: act_fn=jumprelu, and there is no threshold of its {len(norms_F)} features"
+            )
+        theta_F = threshold.float().clamp_min(0).flatten() * (scale_out if raw else 1.0)
+        tensors["raw_threshold_SF"] = theta_F / norms_F
+    tensors["W_enc"] = tensors["W_enc"] * scale_in
+    tensors["W_dec"], tensors["b_dec"] = tensors["W_dec"] / scale_out, tensors["b_dec"] / scale_out
+    return build_layer(
+        path,
+        tensors,
+        source=site_of(read_at),
+        target=site_of(write_at),
+        sparsity={"name": act_fn} | ({"k": k} if act_fn == "topk" else {}),
+        k=k,
+        centre=centre,
+        training={"format": "openmoss", "model": _model(where)},
+    )
+
+
+def _named(path: Path, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors by our names, in float32, turned the way round that ours are."""
+    names = LINEAR if "encoder.weight" in found else MATRICES
+    if not {*names} - {"decoder.bias", "b_D"} <= {*found} <= {*names}:
+        shown_ = ", ".join(ascii(name)[1:-1] for name in sorted(found)) or "none"
+        raise ValueError(f"{path}: want tensors {', '.join(names)}; found {shown_}")
+    check_numbers(path, found)
+    ours = {our: found[their].float() for their, our in names.items() if their in found}
+    other = "W_dec" if names is LINEAR else "W_enc"
+    ours[other] = turned(path, ours[other])
+    decoder, encoder, bias = (list(ours[name].shape) for name in ("W_dec", "W_enc", "b_enc"))
+    if len(decoder) != 2 or 0 in decoder or encoder != decoder or bias != decoder[:1]:
+        raise ValueError(
+            f"{path}: decoder, encoder and its bias have shapes {decoder}, {encoder} and {bias}; want "
+            f"[features, width] twice, and [features]"
+        )
+    return {"b_dec": ours["W_dec"].new_zeros(decoder[1]), **ours}
+
+
+def _scale(
+    where: Path, cfg: Mapping[str, Any], norms: Mapping[str, float], end: str, hook: str, width: int
+) -> float:
+    """What the activations were multiplied by in training."""
+    convention = entry(cfg, "norm_activation", str, where, "dataset-wise")
+    if convention in ("inference", "none"):
+        return 1.0
+    if convention != "dataset-wise":
+        raise ValueError(
+            f"{where}: norm_activation={shown(convention)} depends on each token and cannot be part of "
+            f"the weights; want dataset-wise or inference"
+        )
+    norm = norms.get(hook, norms.get(end))
+    if norm is None or not (math.isfinite(norm) and norm > 0):
+        raise ValueError(
+            f"{where}: norm_activation=dataset-wise, and {NORM} is {shown(norm)} for {shown(hook)}; "
+            f"want a positive number"
+        )
+    return math.sqrt(width) / norm
+
+
+def _model(where: Path) -> str | None:
+    found = {word: said_by_path(where, word) for word in MODELS}
+    return next((MODELS[word] for word, match in found.items() if match), None)
