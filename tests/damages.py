@@ -116,6 +116,8 @@ DAMAGES: tuple[Damage, ...] = (flip, flip, cut, swap, scramble, lose, retype, re
 def make_fit(path: Path, root: Path) -> None:
     """Writes what `path` holds now into the hashes of it in the folders up to `root`, as whoever means
     harm would."""
+    if _fit_record(path):
+        return
     changed = [path]
     block = re.fullmatch(r"block-(\d+)-(\d+)\.safetensors", path.name)
     if block and (path.parent / hashes.FILE).is_file():
@@ -123,6 +125,19 @@ def make_fit(path: Path, root: Path) -> None:
     for file in changed:
         for folder in file.parents[: len(file.parents) - len(root.parents)]:
             _fit_manifest(file, folder)
+
+
+def _fit_record(path: Path) -> bool:
+    """The record beside a shard of stored activations, if that is what `path` is."""
+    shard = re.fullmatch(r"(\d{6})(\.statistics)?\.safetensors", path.name)
+    record = path.with_name(f"{shard[1]}.json") if shard else path
+    if not shard or not record.is_file():
+        return False
+    data, key = path.read_bytes(), "statistics_" if shard[2] else ""
+    said = json.loads(record.read_text())
+    said |= {f"{key}bytes": len(data), f"{key}sha256": hashlib.sha256(data).hexdigest()}
+    record.write_text(json.dumps(said))
+    return True
 
 
 def _fit_rows(path: Path, source: int, number: int) -> list[Path]:

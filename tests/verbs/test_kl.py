@@ -128,8 +128,8 @@ def test_a_teacher_that_ran_once_teaches_as_well(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [
-        (["objective=kl", "source=live", *BUFFER], "want source=windows, or source=staged"),
-        (["objective=kl", "source=synthetic"], "want source=windows, or source=staged"),
+        (["objective=kl", "source=live", *BUFFER], "want source=windows, source=staged"),
+        (["objective=kl", "source=synthetic"], "want source=windows, source=staged"),
         (["objective=kl", "batch_tokens=100"], "batch_tokens=100"),
         ([*STAGED, "source.last=2"], "source.last=2: want a number from 0 to 1"),
         (["objective=e2e", "dict.layer=3"], "pico has no layer after resid_post.3"),

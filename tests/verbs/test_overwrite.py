@@ -43,6 +43,7 @@ VERBS = [
     ("export", ["run=runs/a", "format=saelens", "output=work"]),
     ("export", ["run=runs/a", "format=neuronpedia", "output=work"]),
     ("targets", ["output=work"]),
+    ("cache", ["sites=[mlp_in.1]", "output=work"]),
     ("lookup", ["run=runs/a", "vector=v.safetensors", "output=work/thesis.tex"]),
     ("evaluate", ["run=runs/a", "output=work"]),
     ("pages", ["run=runs/a", "output=work"]),

@@ -77,6 +77,7 @@ class ShuffleBuffer:
         dtype: the storage's dtype; None takes the dtype of the first read.
         out_dtype: the dtype of emitted rows; None takes the storage's.
         ahead: whether the next chunk is read while this round's rows are taken.
+        gaps: whether all reads of a chunk may keep no row; otherwise that is an error.
     """
 
     def __init__(
@@ -90,11 +91,12 @@ class ShuffleBuffer:
         dtype: torch.dtype | None = None,
         out_dtype: torch.dtype | None = None,
         ahead: bool = False,
+        gaps: bool = False,
     ):
         assert reads_per_chunk >= 1 and rows_per_read >= 1
         self.capacity = rows_held(reads_per_chunk * rows_per_read) + ahead * rows_per_read
         self.reads_per_chunk, self.rows_per_read = reads_per_chunk, rows_per_read
-        self._ahead = ahead
+        self._ahead, self._gaps = ahead, gaps
         self._side = torch.cuda.Stream(device) if ahead and device.type == "cuda" else None
         self._read = read
         self._seed = seed
@@ -207,7 +209,7 @@ class ShuffleBuffer:
             check()
         slots, self._coming, self._checks = torch.cat(self._coming), [], []
         n = len(slots)
-        if n == 0:
+        if n == 0 and not self._gaps:
             raise ValueError(
                 f"data: {self.reads_per_chunk} LM batches in a row hold no token to train on, only "
                 "special tokens, pads and activations that source.nonfinite=drop dropped"

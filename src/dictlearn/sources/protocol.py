@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from collections.abc import Sequence
+from typing import Protocol, final, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -24,6 +25,8 @@ class Source(Protocol):
     """
 
     reads_model: bool  # class attribute: whether it needs `lm` and `windows`
+    # Optional: a class with `runs_model = False` compares `lm` with the origin of its activations, but
+    # never runs it, so `lm` may have no weights.
     gives_windows: bool  # class attribute: whether some batches are whole windows
 
     @property
@@ -99,3 +102,20 @@ class KnowsTruth(Protocol):
     def truth(self) -> Tensor:
         """The features, [F_true, D]."""
         ...
+
+
+@final
+class NoText:
+    """One empty window, over which a source can be built and checked before there is any text."""
+
+    def __init__(self, context: int):
+        self.context = context
+
+    def __len__(self) -> int:
+        return 1
+
+    def window_batch(self, indices: Sequence[int] | Tensor) -> Tensor:
+        return torch.zeros(len(indices), self.context, dtype=torch.int64)
+
+    def kept(self, indices: Sequence[int] | Tensor) -> Tensor:
+        return torch.zeros(len(indices), self.context, dtype=torch.bool)

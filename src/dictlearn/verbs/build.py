@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, final
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor, nn
+from torch import nn
 
 from dictlearn.ckpt.dictionary import load_dictionary
 from dictlearn.dicts.dictionary import Dictionary
@@ -19,7 +19,8 @@ from dictlearn.lm.language_model import LanguageModel
 from dictlearn.lm.load import load_skeleton, read_info
 from dictlearn.objectives.objective import Objective
 from dictlearn.objectives.teacher import Teacher
-from dictlearn.sources.protocol import MakesActivations, Source
+from dictlearn.sources.live import LiveSource
+from dictlearn.sources.protocol import MakesActivations, NoText, Source
 from dictlearn.sources.tokens import check_settings
 from dictlearn.train.module import DictionaryTraining
 from dictlearn.train.trainee import Trainee
@@ -32,6 +33,11 @@ BESIDE_BELOW = 1e8  # parameters; a laptop trains two dictionaries of this size
 def reads_model(cfg: DictConfig) -> bool:
     """Whether the source's activations come from a language model, or are its own (synthetic)."""
     return source_class(cfg).reads_model
+
+
+def runs_model(cfg: DictConfig) -> bool:
+    """Whether activations are computed while training, and not read from a store or made up."""
+    return reads_model(cfg) and getattr(source_class(cfg), "runs_model", True)
 
 
 def source_class(cfg: DictConfig) -> type[Source]:
@@ -170,46 +176,55 @@ def build_source(
     split: str,
     windows: Any = None,
 ) -> Source:
-    """The source of one split; `windows` are those of `build_windows`, if they exist already."""
+    """The source of one split; `windows` are those of `build_windows`, if they exist already.
+
+    A store holds the training split: activations of another one are computed.
+    """
+    if lm is not None and windows is None:
+        windows = build_windows(cfg, lm, split)
+    if split != "train" and reads_model(cfg) and not runs_model(cfg):
+        assert lm is not None
+        return _computed(cfg, lm, dictionary, windows)
     # Reading ahead wastes one read at the end, so only training, which is long, gains from it.
     own = {"ahead": False} if split != "train" and "ahead" in cfg.source else {}
+    return _source(cfg, lm, dictionary, windows, **own)
+
+
+def _computed(cfg: DictConfig, lm: LanguageModel, dictionary: Dictionary, windows: Any) -> Source:
+    """Live activations through as small a buffer as holds a batch and what is read at once."""
+    at_once = 8
+    return LiveSource(
+        lm,
+        windows,
+        sources=dictionary.sources,
+        targets=dictionary.targets,
+        batch_tokens=cfg.batch_tokens,
+        seed=cfg.seed,
+        buffer_tokens=max(cfg.batch_tokens, 2 * at_once * windows.context),
+        lm_batch_windows=at_once,
+        ahead=False,
+    )
+
+
+def _source(
+    cfg: DictConfig, lm: LanguageModel | None, dictionary: Dictionary, windows: Any, **own: Any
+) -> Source:
+    if cfg.source.get("device") == "auto":
+        own["device"] = "cuda" if accelerator(cfg) != "cpu" else "cpu"
     return instantiate(cfg.source, **own)(
         lm=lm,
-        windows=build_windows(cfg, lm, split) if lm is not None and windows is None else windows,
+        windows=windows,
         sources=dictionary.sources,
         targets=dictionary.targets,
         batch_tokens=cfg.batch_tokens,
         seed=cfg.seed,
     )
-
-
-@final
-class NoText:
-    """One empty window, over which a source can be built and checked before there is any text."""
-
-    def __init__(self, context: int):
-        self.context = context
-
-    def __len__(self) -> int:
-        return 1
-
-    def window_batch(self, indices: Sequence[int] | Tensor) -> Tensor:
-        return torch.zeros(len(indices), self.context, dtype=torch.int64)
-
-    def kept(self, indices: Sequence[int] | Tensor) -> Tensor:
-        return torch.zeros(len(indices), self.context, dtype=torch.bool)
 
 
 def check_source(cfg: DictConfig, lm: LanguageModel | None, dictionary: Dictionary) -> Source:
     """The source over no text, which refuses the same settings. `lm` may have no weights."""
-    return instantiate(cfg.source)(
-        lm=lm,
-        windows=None if lm is None else NoText(cfg.data.context or lm.info.context_length),
-        sources=dictionary.sources,
-        targets=dictionary.targets,
-        batch_tokens=cfg.batch_tokens,
-        seed=cfg.seed,
-    )
+    windows = None if lm is None else NoText(cfg.data.context or lm.info.context_length)
+    return _source(cfg, lm, dictionary, windows)
 
 
 def build_objective(cfg: DictConfig) -> Objective:
@@ -217,7 +232,8 @@ def build_objective(cfg: DictConfig) -> Objective:
     if objective.reads_windows and not source_class(cfg).gives_windows:
         raise ValueError(
             "objective.terms: a KL to the teacher runs the model on whole windows of text, and this "
-            "source gives none; want source=windows, or source=staged for the last part of the run"
+            "source gives none; want source=windows, source=staged for the last part of the run, or "
+            "source=cache_windows for a store that has them"
         )
     settings = [f"teacher.{k}={cfg.teacher[k]}" for k in ("path", "folder") if k in cfg.teacher]
     if settings and not objective.reads_windows:

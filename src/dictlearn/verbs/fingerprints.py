@@ -8,14 +8,12 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-import torch
 from omegaconf import DictConfig
 
 from dictlearn.lm.fingerprint import fingerprint
-from dictlearn.types import TextWindows
+from dictlearn.sources.fingerprint import of_text
 
-MOST = 1 << 26  # tokens that are hashed; of a longer text, in evenly spaced windows
-AT_ONCE = 1024  # windows per read
+__all__ = ["of_files", "of_text"]
 
 
 def of_files(cfg: DictConfig) -> dict[str, str]:
@@ -34,16 +32,6 @@ def of_files(cfg: DictConfig) -> dict[str, str]:
         if about.is_file():
             fingerprints["teacher.targets"] = _sha256(about.read_bytes())
     return fingerprints
-
-
-def of_text(windows: TextWindows) -> str:
-    """The fingerprint of the tokens that the run trains on."""
-    digest = hashlib.sha256()
-    n, step = len(windows), max(1, len(windows) * windows.context // MOST)
-    for first in range(0, n, AT_ONCE * step):
-        indices = torch.arange(first, min(first + AT_ONCE * step, n), step)
-        digest.update(windows.window_batch(indices).int().contiguous().numpy().data)
-    return f"{n * windows.context:,} tokens, sha256 {digest.hexdigest()[:16]}"
 
 
 def _folder(what: str, key: str, path: str, revision: str | None = None) -> dict[str, str]:

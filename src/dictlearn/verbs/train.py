@@ -112,10 +112,9 @@ def main(cfg: DictConfig) -> int:
         introduce(cfg, dictionary, info, text)
         for note in resume.notes:
             escape.say(note)
-        with waiting_for(f"{info.name}, which is being loaded"):
-            lm = build.build_model(cfg)
+        lm = loaded(cfg, info) if build.runs_model(cfg) or reads_windows(training) else None
         build.connect(cfg, training, lm)
-        source = build.build_source(cfg, lm, dictionary, "train", text and text.train)
+        source = build.build_source(cfg, lm or skeleton, dictionary, "train", text and text.train)
         with guarded(build.named(cfg.get("logger")), build.plain(cfg)) as loggers:
             write_text(run / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
             if resume.folder is None:
@@ -130,6 +129,8 @@ def main(cfg: DictConfig) -> int:
                 return int(interrupted.code or 1)
             if rank_zero_only.rank != 0:
                 return 0
+            if lm is None:  # a store's activations are compared with the model's own at the end
+                lm = loaded(cfg, info)
             if lm is None or text is None:
                 figures = finish_without_model(cfg, run, training, source)
             else:
@@ -139,6 +140,16 @@ def main(cfg: DictConfig) -> int:
             for sentence in verdict.sentences(training.trainee(), figures):
                 escape.say(sentence)
             return int(verdict.diverged(training.trainee(), figures))
+
+
+def loaded(cfg: DictConfig, info: ModelInfo) -> LanguageModel | None:
+    """The language model, None where the run has none."""
+    with waiting_for(f"{info.name}, which is being loaded"):
+        return build.build_model(cfg)
+
+
+def reads_windows(training: DictionaryTraining) -> bool:
+    return any(trainee.objective.reads_windows for _, trainee in training.named_trainees())
 
 
 def read_text(cfg: DictConfig, skeleton: LanguageModel) -> build.Text:

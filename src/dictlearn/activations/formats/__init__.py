@@ -1,0 +1,38 @@
+"""One file per format of stores. A format is found by its file: nothing lists them."""
+
+from __future__ import annotations
+
+import pkgutil
+from collections.abc import Sequence
+from importlib import import_module
+
+from dictlearn.activations.place import Place
+from dictlearn.activations.protocol import ActivationStore
+
+AUTO = "auto"
+
+
+def registry() -> dict[str, type[ActivationStore]]:
+    """The class of every format, by name. Each file of this folder has one, called `Store`."""
+    files = sorted(module.name for module in pkgutil.iter_modules(__path__))
+    found = [import_module(f"{__name__}.{name}").Store for name in files if name[0] != "_"]
+    return {store.name: store for store in found}
+
+
+def open_store(place: Place, format: str = AUTO, sites: Sequence[str] = ()) -> ActivationStore:
+    """The store at a place, in the format that its files show, or in the one that is named.
+
+    Raises ValueError where there is none, or where it is damaged.
+    """
+    known = registry()
+    if format != AUTO and format not in known:
+        raise ValueError(f"source.format={format}: want {AUTO}, {', '.join(known)}")
+    if format != AUTO:
+        return known[format].opened(place, sites)
+    for store in known.values():
+        if store.recognises(place):
+            return store.opened(place, sites)
+    raise ValueError(
+        f"source.path={place.address}: has no activations in a format known here ({', '.join(known)}); "
+        f"`dictlearn cache output={place.address}` stores some"
+    )

@@ -1,0 +1,182 @@
+"""Activations from a store, shuffled by token: the language model does not run."""
+
+from __future__ import annotations
+
+from typing import Literal, final
+
+import torch
+
+from dictlearn.lm.language_model import LanguageModel
+from dictlearn.ranges import Count
+from dictlearn.sources.buffer import Read, ShuffleBuffer
+from dictlearn.sources.open_shards import OnDamage
+from dictlearn.sources.part_order import Part, PartOrder
+from dictlearn.sources.passing import Passing, Run
+from dictlearn.sources.stored import SameText, open_for, open_shards
+from dictlearn.types import Batch, TextWindows
+
+PART_ROWS = (
+    1024  # rows that stay together: long enough to be copied at the speed of a file in order
+)
+DTYPES = {"stored": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@final
+class CachedSource:
+    """Rows of a store. Their order is a pure function of (seed, epoch) and the store's sizes.
+
+    Rows that were shuffled when they were written are passed on in runs of 1024, of `open_shards`
+    shards at a time. Rows in reading order go through a shuffle buffer, as live activations do.
+
+    Memory: a batch or two; of a store in reading order `buffer_tokens` rows too. Of shards on another
+    machine up to twice `open_shards` are kept in temporary files.
+
+    Args:
+        lm: whose activations they must be; it may have no weights.
+        windows: the text that they must be of.
+        sources, targets: sites that x_NSD and y_NTD stack, any of the store's.
+        batch_tokens: N, rows in every batch.
+        path: the store's address.
+        format: of the store; "auto" finds it by the names of its files.
+        text: "same", or "any" for a store that may be of other text.
+        on_damage: "stop" at a shard that can't be read, or "skip" it with a warning.
+        open_shards: shards that are mixed.
+        threads: that open shards ahead.
+        buffer_tokens: rows that are shuffled together, of a store in reading order.
+        batch_dtype: of the batches, "stored" for what is in the store.
+        device: of the batches: cpu, cuda or cuda:N.
+
+    Raises:
+        ValueError: the store is of something else, is damaged, or a state is of another stream.
+    """
+
+    reads_model = True
+    runs_model = False
+    gives_windows = False
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        windows: TextWindows,
+        *,
+        sources: tuple[str, ...],
+        targets: tuple[str, ...],
+        batch_tokens: int,
+        seed: int,
+        path: str,
+        format: str = "auto",
+        text: SameText = "same",
+        on_damage: OnDamage = "stop",
+        open_shards: Count = 4,
+        threads: Count = 2,
+        buffer_tokens: Count = 65536,
+        batch_dtype: Literal["stored", "float32", "bfloat16"] = "float32",
+        device: str = "cpu",
+    ):
+        self.sources, self.targets = tuple(sources), tuple(targets)
+        self.batch_tokens, self.device = batch_tokens, torch.device(device)
+        self.width = lm.info.width
+        sites = list(dict.fromkeys(self.sources + self.targets))
+        self._store = open_for(lm, windows, path, format, sites, text)
+        self._shards = _opened(self._store, sites, threads, on_damage)
+        self._groups = [self.sources]
+        if self.sources != self.targets:
+            self._groups.append(self.targets)
+        self._seed, self._at_once, self._rank, self._ranks = seed, open_shards, 0, 1
+        self._n_shards = len(self._store.info.shard_rows)
+        self._rows_at_once = max(2 * PART_ROWS, buffer_tokens)
+        self._dtype = DTYPES[batch_dtype]
+        self._begin()
+
+    def _begin(self) -> None:
+        """The stream over the first `_n_shards` shards, at its start."""
+        rows = self._store.info.shard_rows[: self._n_shards]
+        self._order = PartOrder([-(-n // PART_ROWS) for n in rows], self._seed, self._at_once)
+        self._stream = {
+            "seed": self._seed,
+            "source.shards": self._n_shards,
+            "source.rows": sum(rows),
+            "source.open_shards": self._at_once,
+        }
+        if self._store.info.shuffled:
+            self._rows: Passing | ShuffleBuffer = Passing(
+                self._run, device=self.device, out_dtype=self._dtype
+            )
+            return
+        chunk = self._rows_at_once // 2 // PART_ROWS
+        self._stream["source.parts_per_refill"] = chunk
+        self._rows = ShuffleBuffer(
+            self._read,
+            reads_per_chunk=chunk,
+            rows_per_read=PART_ROWS,
+            seed=self._seed,
+            device=self.device,
+            out_dtype=self._dtype,
+            gaps=True,  # a shard that is left out
+        )
+
+    def shard(self, rank: int, ranks: int) -> None:
+        """Every rank takes each `ranks`-th run of rows."""
+        if (rank, ranks) != (self._rank, self._ranks):
+            self._rank, self._ranks = rank, ranks
+            self._rows.restore(*self._rows.position)  # what is held is another rank's
+
+    def next_batch(self) -> Batch:
+        return self._batch(self.batch_tokens, from_start=False)
+
+    def sample(self, n: int) -> Batch:
+        return self._batch(n, from_start=True)
+
+    def state(self) -> dict[str, int]:
+        first, taken = self._rows.position
+        return {"first": first, "taken": taken, **self._stream}
+
+    def restore(self, state: dict[str, int]) -> None:
+        """A store that has grown since is read as far as it went: the stream goes on as it was."""
+        if 0 < state["source.shards"] < len(self._store.info.shard_rows):
+            self._n_shards = state["source.shards"]
+            self._begin()
+        for key, value in self._stream.items():
+            if state[key] != value:
+                raise ValueError(
+                    f"{key}={value}: the run to resume had {state[key]}, and without that its stream "
+                    f"of activations cannot go on"
+                )
+        self._rows.restore(state["first"], state["taken"])
+
+    def _batch(self, n: int, from_start: bool) -> Batch:
+        rows = self._rows.peek(n) if from_start else self._rows.take(n)
+        x_NSD, *targets = rows.groups
+        return Batch(x_NSD, targets[0] if targets else None, rows.tokens_N, rows.positions_N)
+
+    def _run(self, number: int) -> Run:
+        """Run `number` of this rank's share of the endless sequence."""
+        place = number * self._ranks + self._rank
+        part = self._order.at(place)
+        shard = self._shards.get(part.shard, self._order.soon(place))
+        low, high = self._span(part)
+        if shard is None:
+            nothing = torch.empty(0, dtype=torch.int64)
+            empty = torch.empty(0, self.width, dtype=self._store.info.dtype)
+            return Run([[empty for _ in sites] for sites in self._groups], nothing, nothing)
+        return Run(
+            [[shard.rows(site, low, high) for site in sites] for sites in self._groups],
+            shard.tokens_N[low:high],
+            shard.positions_N[low:high],
+        )
+
+    def _read(self, number: int) -> Read:
+        run = self._run(number)
+        return Read(
+            [[site.to(self.device) for site in sites] for sites in run.groups],
+            torch.arange(len(run.tokens_N), device=self.device),
+            run.tokens_N.long().to(self.device),
+            run.positions_N.long().to(self.device),
+        )
+
+    def _span(self, part: Part) -> tuple[int, int]:
+        low = part.number * PART_ROWS
+        return low, min(low + PART_ROWS, self._store.info.shard_rows[part.shard])
+
+
+_opened = open_shards  # `open_shards` is a key of the source

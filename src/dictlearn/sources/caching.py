@@ -1,0 +1,203 @@
+"""Writes the shards of a store: windows through the model, kept rows shuffled, packed and counted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple, final
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from dictlearn.activations import layout
+from dictlearn.activations.layout import About, Record
+from dictlearn.activations.packing import INT8, SCALE, packed, unpacked
+from dictlearn.activations.place import Place
+from dictlearn.activations.statistics import Moments, moments
+from dictlearn.disk.manifest import sha256
+from dictlearn.lm.language_model import LanguageModel, attention_mask
+from dictlearn.sources.buffer import permutation
+from dictlearn.sources.reader import Reader, WindowOrder
+from dictlearn.types import TextWindows
+
+
+@final
+class WithSpecials:
+    """Windows whose special tokens have rows too; pads at their ends have none."""
+
+    def __init__(self, lm: LanguageModel, windows: TextWindows):
+        self.context = windows.context
+        self._lm, self._windows = lm, windows
+        self._special = torch.tensor(sorted(lm.special_ids), dtype=torch.int64)
+
+    def __len__(self) -> int:
+        return len(self._windows)
+
+    def window_batch(self, indices: Sequence[int] | Tensor) -> Tensor:
+        return self._windows.window_batch(indices)
+
+    def kept(self, indices: Sequence[int] | Tensor) -> Tensor:
+        tokens_BP = self.window_batch(indices)
+        special_BP = torch.isin(tokens_BP, self._special)
+        attended_BP = attention_mask(self._lm, tokens_BP)
+        if attended_BP is not None:
+            special_BP &= attended_BP.bool()
+        return self._windows.kept(indices) | special_BP
+
+
+class _Part(NamedTuple):
+    """What some windows add to a shard, as it is stored."""
+
+    columns: dict[str, Tensor]  # of rows, by the name that they are stored under
+    windows: dict[str, Tensor]  # of windows
+
+
+@final
+class ShardWriter:
+    """Makes the shards of a store, each a pure function of the store's `about` and its number.
+
+    Memory: one shard, and while it is shuffled one more of its sites.
+
+    Args:
+        reader: of the windows below, at `about.sites`.
+        windows: the text; `documents`, where it has them, are stored beside the rows.
+        batch_windows: windows in one forward pass.
+    """
+
+    def __init__(
+        self,
+        reader: Reader,
+        windows: TextWindows,
+        about: About,
+        place: Place,
+        batch_windows: int,
+    ):
+        self._reader, self._windows, self._about = reader, windows, about
+        self._place, self._batch_windows = place, batch_windows
+        self._order = WindowOrder(about.windows, about.seed)
+
+    def write(self, shard: int, progress: Callable[[int], None] = lambda _: None) -> Record:
+        """Makes one shard; its record comes last. `progress` is told of windows as they are read.
+
+        Raises ValueError for numbers that can't be stored, OSError where files can't be written.
+        """
+        about = self._about
+        first = shard * about.shard_windows
+        indices = self._order.span(first, first + about.windows_of(shard))
+        parts = []
+        for batch in indices.split(self._batch_windows):
+            parts.append(self._part(first + len(parts) * self._batch_windows, batch))
+            progress(len(batch))
+        tensors = self._shard(shard, parts)
+        counted = {site: self._counted(tensors, site) for site in about.sites}
+        rows = len(tensors[layout.TOKENS])
+        data = self._saved(layout.data_name(shard), tensors)
+        statistics = self._saved(layout.statistics_name(shard), layout.moments_as_tensors(counted))
+        record = Record(rows, *data, *statistics)
+        self._place.write(layout.record_name(shard), lambda path: _write(path, record.text()))
+        return record
+
+    def _part(self, number: int, indices_B: Tensor) -> _Part:
+        about = self._about
+        read = self._reader.read(number, indices_B)
+        keep_N = read.keep_N.cpu()
+        columns = {
+            layout.TOKENS: read.tokens_N,
+            layout.POSITIONS: read.positions_N,
+            layout.DOCUMENTS: self._documents(indices_B).flatten()[keep_N],
+        }
+        columns = {name: column.to("cpu", torch.int32) for name, column in columns.items()}
+        for site in about.sites:
+            for end, tensor in packed(read.values[site][read.keep_N], about.dtype).items():
+                columns[site + end] = tensor.cpu()
+        windows = {}
+        if about.order == layout.WINDOWS:
+            kept_M = torch.zeros(read.tokens_BP.numel(), dtype=torch.uint8)
+            kept_M[keep_N] = 1
+            windows[layout.WINDOW_TOKENS] = read.tokens_BP.to("cpu", torch.int32)
+            windows[layout.KEPT] = kept_M.view(read.tokens_BP.shape)
+        return _Part(columns, windows)
+
+    def _documents(self, indices_B: Tensor) -> Tensor:
+        documents = getattr(self._windows, "documents", None)
+        if documents is None:
+            return torch.zeros(len(indices_B), self._about.context, dtype=torch.int64)
+        return documents(indices_B.tolist())
+
+    def _shard(self, shard: int, parts: list[_Part]) -> dict[str, Tensor]:
+        """The tensors of a shard; those of the parts go as they are taken."""
+        rows = sum(len(part.columns[layout.TOKENS]) for part in parts)
+        shuffled = self._about.order == layout.SHUFFLED
+        order_N = permutation(rows, self._about.seed, 7, shard) if shuffled else None
+        tensors = {}
+        for name in list(parts[0].columns):
+            whole = torch.cat([part.columns.pop(name) for part in parts])
+            tensors[name] = whole if order_N is None else whole.index_select(0, order_N)
+        for name in list(parts[0].windows):
+            tensors[name] = torch.cat([part.windows[name] for part in parts])
+        return tensors
+
+    def _counted(self, tensors: dict[str, Tensor], site: str) -> Moments:
+        """Of what is stored, not of what was rounded away."""
+        values = tensors[site]
+        if self._about.dtype == INT8:
+            values = unpacked(values, tensors[site + SCALE])
+        counted = moments(values)
+        if not counted.squares_D.isfinite().all():
+            raise ValueError(
+                f"dtype={self._about.dtype}: {site} has values beyond what it holds; want bfloat16, "
+                f"which has the range of float32"
+            )
+        return counted
+
+    def _saved(self, name: str, tensors: dict[str, Tensor]) -> tuple[int, str]:
+        """(bytes, SHA-256) of the file."""
+        found: list[tuple[int, str]] = []
+
+        def write(path: Path) -> None:
+            _save(path, tensors)
+            found.append((path.stat().st_size, sha256(path)))
+
+        self._place.write(name, write)
+        return found[-1]
+
+
+def finish(place: Place, statistics: dict[str, Moments]) -> None:
+    """Writes the statistics over all shards."""
+    tensors = layout.moments_as_tensors(statistics)
+    place.write(layout.STATISTICS, lambda path: _save(path, tensors))
+
+
+def begin(place: Place, about: About) -> None:
+    """Writes what the store is of, or compares it with what is said there.
+
+    Raises ValueError, naming the first thing that differs and the key `output`.
+    """
+    if layout.ABOUT not in place.listed():
+        place.write(layout.ABOUT, lambda path: _write(path, about.text()))
+        return
+    there = layout.read_about(place)
+    if there == about:
+        return
+    ours, theirs = vars(about) | vars(about.origin), vars(there) | vars(there.origin)
+    name = next(name for name in ours if name != "origin" and ours[name] != theirs[name])
+    raise ValueError(
+        f"output={place.address}: its shards have {name}={_shown(theirs[name])}, these would have "
+        f"{_shown(ours[name])}; want the keys that it was made with, or another output"
+    )
+
+
+def _save(path: Path, tensors: dict[str, Tensor]) -> None:
+    path.touch()  # whoever may read the folder may read the file: safetensors' own mode is private
+    mode = path.stat().st_mode
+    save_file(tensors, path)
+    path.chmod(mode)
+
+
+def _shown(value: object) -> str:
+    return f"[{','.join(map(str, value))}]" if isinstance(value, tuple) else ascii(value)
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")

@@ -1,0 +1,99 @@
+"""The order in which parts of shards are read: a pure function of the seed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dictlearn.sources.buffer import permutation
+
+
+class Part(NamedTuple):
+    shard: int
+    number: int  # within the shard
+
+
+@final
+class PartOrder:
+    """Epoch after epoch of all parts, without end.
+
+    An epoch takes the shards in an order of its own, `at_once` of them at a time, and permutes the
+    parts of these: parts of several shards are mixed, and each shard is opened once an epoch.
+
+    Args:
+        parts: how many each shard has.
+        seed: of the orders, which are pure functions of (seed, epoch).
+        at_once: shards whose parts are mixed.
+    """
+
+    def __init__(self, parts: Sequence[int], seed: int, at_once: int):
+        if seed < 0:
+            raise ValueError(f"seed={seed}: want 0 or more")
+        assert sum(parts) > 0
+        self.per_epoch = sum(parts)
+        self._parts = np.array(parts)
+        self._seed, self._at_once = seed, at_once
+        self._epochs: dict[int, _Epoch] = {}
+
+    def at(self, number: int) -> Part:
+        """The part at a place of the endless sequence."""
+        epoch, place = divmod(number, self.per_epoch)
+        order = self._epoch(epoch)
+        return Part(int(order.shard_M[place]), int(order.part_M[place]))
+
+    def span(self, start: int, stop: int) -> list[Part]:
+        return [self.at(number) for number in range(start, stop)]
+
+    def soon(self, number: int) -> list[int]:
+        """Shards to have open at a place: those being mixed, and of the next ones as many more as of
+        these has been taken, so that opening them is spread over the time before they are wanted."""
+        epoch, place = divmod(number, self.per_epoch)
+        order = self._epoch(epoch)
+        group = int(np.searchsorted(order.ends_G, place, side="right"))
+        start = int(order.ends_G[group - 1]) if group else 0
+        now = order.groups[group]
+        if group + 1 < len(order.groups):
+            later = order.groups[group + 1]
+        else:
+            later = self._epoch(epoch + 1).groups[0]
+        share = (place - start) / (int(order.ends_G[group]) - start)
+        return [*now, *later[: int(share * (len(later) + 1))]]
+
+    def _epoch(self, epoch: int) -> _Epoch:
+        if epoch not in self._epochs:
+            if len(self._epochs) > 1:
+                del self._epochs[min(self._epochs)]
+            self._epochs[epoch] = self._ordered(epoch)
+        return self._epochs[epoch]
+
+    def _ordered(self, epoch: int) -> _Epoch:
+        there = np.flatnonzero(self._parts)
+        shards = there[permutation(len(there), self._seed, 3, epoch).numpy()]
+        groups, shard_parts, part_parts = [], [], []
+        for group, start in enumerate(range(0, len(shards), self._at_once)):
+            mixed = shards[start : start + self._at_once]
+            counts = self._parts[mixed]
+            shard_M = np.repeat(mixed, counts)
+            part_M = np.concatenate([np.arange(count) for count in counts])
+            order = permutation(len(shard_M), self._seed, 4, epoch, group).numpy()
+            groups.append([int(shard) for shard in mixed])
+            shard_parts.append(shard_M[order])
+            part_parts.append(part_M[order])
+        ends = np.cumsum([len(part) for part in shard_parts])
+        return _Epoch(
+            torch.from_numpy(np.concatenate(shard_parts)),
+            torch.from_numpy(np.concatenate(part_parts)),
+            groups,
+            ends,
+        )
+
+
+class _Epoch(NamedTuple):
+    shard_M: Tensor
+    part_M: Tensor
+    groups: list[list[int]]  # shards that are mixed, in turn
+    ends_G: np.ndarray  # where each group's parts end

@@ -1,0 +1,266 @@
+"""`dictlearn cache`: a model's activations, stored for any number of dictionaries to train on."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from rich.progress import Progress
+
+from dictlearn import escape
+from dictlearn.activations import layout
+from dictlearn.activations.formats.dictlearn import Store
+from dictlearn.activations.layout import About
+from dictlearn.activations.packing import bytes_per_row
+from dictlearn.activations.place import Place, opened
+from dictlearn.activations.protocol import Origin
+from dictlearn.ckpt import lock
+from dictlearn.commands import typed
+from dictlearn.disk import leftovers
+from dictlearn.disk.replace import check_replaceable
+from dictlearn.lm.language_model import LanguageModel
+from dictlearn.ranges import Count, Seed
+from dictlearn.sources.caching import ShardWriter, WithSpecials, begin, finish
+from dictlearn.sources.fingerprint import of_rows
+from dictlearn.sources.reader import Reader
+from dictlearn.types import TextWindows
+from dictlearn.verbs import build, fingerprints
+from dictlearn.verbs.units import as_bytes
+from dictlearn.waiting import duration, waiting_for
+
+SORT = "stored activations"
+COLUMNS = 3 * 4  # bytes of a row's token, position and document
+
+
+class Keys:
+    """What the keys of conf/cache.yaml take."""
+
+    sites: list[str]
+    output: str
+    tokens: Count | None
+    dtype: Literal["bfloat16", "float16", "float32", "model", "int8"]
+    order: Literal["shuffled", "windows"]
+    special: Literal["leave_out", "keep"]
+    nonfinite: Literal["error", "drop"]
+    shard_tokens: Count
+    batch_windows: Count
+    partition: str
+    seed: Seed
+    verify: bool
+    overwrite: bool
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of several processes that share the shards."""
+
+    number: int
+    of: int
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.of}"
+
+
+def main(cfg: DictConfig) -> int:
+    part, output = partition(cfg.partition), Path(cfg.output)
+    place = opened(cfg.output)
+    beside = output if part.of == 1 else output.with_name(f"{output.name}.{part.number}-{part.of}")
+    with lock.writing(beside, "cache"):
+        replace_if_told(cfg, place, output)
+        skeleton = build.build_skeleton(cfg)
+        with waiting_for("the text, which is being read and cut into tokens"):
+            windows = build.build_windows(cfg, skeleton, "train")
+        about = described(cfg, skeleton, windows)
+        Reader(skeleton, windows, list(about.sites), cfg.nonfinite)  # an unknown site is one now
+        shards = wanted(cfg, about)
+        begin(place, about)
+        leftovers.collect(output / layout.SHARDS)
+        there = intact(cfg, place)
+        missing = [i for i in range(part.number, shards, part.of) if i not in there]
+        check_room(cfg, about, missing)
+        if missing:
+            make(cfg, place, about, windows, missing)
+        conclude(cfg, place, shards)
+    return 0
+
+
+def partition(text: str) -> Part:
+    found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", str(text))
+    if not found or not int(found[1]) < int(found[2]):
+        raise ValueError(
+            f"partition={text}: want i/n for part i of n, counted from 0, such as 0/4 to 3/4"
+        )
+    return Part(int(found[1]), int(found[2]))
+
+
+def replace_if_told(cfg: DictConfig, place: Place, output: Path) -> None:
+    """Refuses a folder with anything but a store; with overwrite=true empties it instead."""
+    if layout.ABOUT in place.listed():
+        return
+    check_replaceable(output, SORT, cfg.overwrite)
+    if cfg.overwrite and output.is_dir():
+        shutil.rmtree(output)
+
+
+def described(cfg: DictConfig, lm: LanguageModel, windows: TextWindows) -> About:
+    """What the store is of, from the configuration, the model's files and the text."""
+    sites = tuple(cfg.sites)
+    if not sites or len(set(sites)) != len(sites):
+        raise ValueError(f"sites=[{','.join(sites)}]: want one site or more, each once")
+    files = fingerprints.of_files(cfg)
+    origin = Origin(
+        model=lm.info.name,
+        revision=lm.info.revision,
+        weights=files["model.weights"],
+        config=files["model.config"],
+        tokenizer=files["tokenizer"],
+        other=files.get("model.other.weights"),
+        text=of_rows(windows),
+    )
+    dtype = cfg.dtype
+    if dtype == "model":
+        on_gpu = torch.cuda.is_available() and cfg.model.device != "cpu"
+        auto = "bfloat16" if on_gpu else "float32"
+        dtype = auto if cfg.model.dtype == "auto" else cfg.model.dtype
+    return About(
+        origin=origin,
+        sites=sites,
+        width=lm.info.width,
+        dtype=dtype,
+        order=cfg.order,
+        special=cfg.special,
+        nonfinite=cfg.nonfinite,
+        context=windows.context,
+        windows=len(windows),
+        shard_windows=max(1, cfg.shard_tokens // windows.context),
+        seed=cfg.seed,
+        vocabulary=max(lm.info.vocab_size, 1),
+    )
+
+
+def wanted(cfg: DictConfig, about: About) -> int:
+    """How many shards the store is to have."""
+    there = about.windows * about.context
+    if cfg.tokens is None:
+        return about.shards
+    if cfg.tokens > there:
+        raise ValueError(
+            f"tokens={cfg.tokens}: the text has {there:,} positions in windows of {about.context}; want "
+            f"at most that, null for all of it, or more text (data.max_tokens)"
+        )
+    return -(-cfg.tokens // (about.context * about.shard_windows))
+
+
+def intact(cfg: DictConfig, place: Place) -> set[int]:
+    """The shards that are there: with verify=true, those whose hashes are right too."""
+    store = Store.opened(place)
+    for why in store.absent.values():
+        escape.say(f"made anew: {why}")
+    there = set(store.records)
+    for number in sorted(there) if cfg.verify else ():
+        try:
+            store.shard(number, [])
+            store.statistics_of(number)
+        except ValueError as error:
+            escape.say(f"made anew: {error}")
+            there.discard(number)
+    return there
+
+
+def row_bytes(about: About) -> int:
+    return COLUMNS + len(about.sites) * bytes_per_row(about.width, about.dtype)
+
+
+def check_room(cfg: DictConfig, about: About, missing: Sequence[int]) -> None:
+    """Refuses a folder on a disk with less room than the shards take."""
+    size = positions(about, missing) * row_bytes(about)
+    above = next(
+        path for path in (Path(cfg.output), *Path(cfg.output).resolve().parents) if path.is_dir()
+    )
+    free = shutil.disk_usage(above).free
+    if size > free:
+        raise ValueError(
+            f"output={cfg.output}: {len(missing)} shards take {as_bytes(size)}, and {as_bytes(free)} are "
+            f"free there; want fewer tokens, fewer sites or dtype=int8"
+        )
+
+
+def positions(about: About, shards: Sequence[int]) -> int:
+    return sum(about.windows_of(shard) for shard in shards) * about.context
+
+
+def make(
+    cfg: DictConfig, place: Place, about: About, windows: TextWindows, missing: Sequence[int]
+) -> None:
+    with waiting_for(f"{about.origin.model}, which is being loaded"):
+        lm: LanguageModel = instantiate(cfg.model)
+    read: Any = WithSpecials(lm, windows) if cfg.special == "keep" else windows
+    reader = Reader(lm, read, list(about.sites), cfg.nonfinite)
+    total = positions(about, missing)
+    size, each = as_bytes(total * row_bytes(about)), as_bytes(row_bytes(about))
+    with nonfinite_named():
+        seconds = total / about.context * seconds_of_a_window(cfg, reader, about)
+    escape.say(
+        f"{cfg.output}: {len(missing)} shards, {total:,} tokens of {len(about.sites)} sites, {size} at "
+        f"{each} a token, about {duration(seconds)}"
+    )
+    writer = ShardWriter(reader, windows, about, place, cfg.batch_windows)
+    console = escape.console(stderr=True)
+    with (
+        nonfinite_named(),
+        Progress(console=console, transient=True, disable=not console.is_terminal) as bar,
+    ):
+        task = bar.add_task("storing activations", total=total)
+        for shard in missing:
+            writer.write(shard, lambda done: bar.advance(task, done * about.context))
+    if reader.dropped:
+        escape.say(f"nonfinite=drop left out {reader.dropped:,} tokens")
+
+
+def seconds_of_a_window(cfg: DictConfig, reader: Reader, about: About) -> float:
+    """Measured on the first ones, whose first pass warms up."""
+    first = torch.arange(min(cfg.batch_windows, about.windows))
+    for _ in range(2):
+        start = time.perf_counter()
+        reader.read(-1, first)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+    return (time.perf_counter() - start) / len(first)
+
+
+@contextmanager
+def nonfinite_named() -> Iterator[None]:
+    """The key that says what becomes of NaN and Inf by its name here."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(str(error).replace("source.nonfinite", "nonfinite")) from error
+
+
+def conclude(cfg: DictConfig, place: Place, shards: int) -> None:
+    """Writes the statistics over all shards once they are there, and says what there is."""
+    store = Store.opened(place)
+    there = len(store.records)
+    rows, size = store.info.rows, sum(record.bytes for record in store.records.values())
+    if there < shards:
+        escape.say(
+            f"{cfg.output}: {there} of {shards} shards are there; other parts make the others"
+        )
+        return
+    if not store.absent:
+        finish(place, store.statistics())
+    reader = "cache" if store.info.shuffled else "cache_windows"
+    use = typed(**{"source": reader, "source.path": str(cfg.output)})
+    escape.say(
+        f"{cfg.output}: {rows:,} rows of {', '.join(store.info.sites)} in {there} shards, "
+        f"{as_bytes(size)}; dictlearn train {use} reads them"
+    )
