@@ -11,6 +11,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from dictlearn import config, overrides, schema, signatures
+from dictlearn.ranges import Range
 from dictlearn.schema import MISFIT, Wanted
 from dictlearn.verbs import plan
 
@@ -93,11 +94,16 @@ PAIRS = {
     "dict.prefixes": [("0.5", [0.5]), ("[]", []), ("abc", MISFIT), ("[0.5,abc]", MISFIT)],
     "seed": [("1e3", 1000), ("1.5", MISFIT), ("true", MISFIT), ("5e9", MISFIT)],
     "optim.lr": [("1", 1), ("-1", MISFIT), ("nan", MISFIT), ("inf", MISFIT), ("'1'", MISFIT)],
-    "optim.betas": [("[0.9,0.99]", [0.9, 0.99]), ("[0.9]", MISFIT), ("0.9", MISFIT)],
+    "optim.betas": [("[0.9,0.99]", [0.9, 0.99]), ("[0.9]", MISFIT), ("[0.9,1]", MISFIT)],
     "callbacks.checkpoint.every_steps": [("0", MISFIT), ("1e4", 10_000), ("null", None)],
     "callbacks.checkpoint.on_error": [("raise", "raise"), ("shout", MISFIT)],
     "callbacks.checkpoint": [("null", None), ("3", MISFIT), ("abc", MISFIT)],
     "eval_tokens": [("0", MISFIT), ("1e3", 1000)],
+    "eval.baselines.fit_tokens": [("1", MISFIT), ("2", 2)],
+    "eval.downstream.max_tokens": [("0", MISFIT), ("null", None)],
+    "schedule.decay": [("-1", MISFIT), ("0", 0)],
+    "spike_sigma": [("0", MISFIT), ("6", 6)],
+    "objective.reduction": [("median", MISFIT), ("fvu", "fvu")],
     "init": [("123", "123"), ("true", MISFIT), ("[a]", MISFIT)],
     "resume": [("auto", "auto"), ("true", MISFIT), ("1e3", "1000.0")],
     "beside": [("true", True), ("auto", "auto"), ("maybe", MISFIT)],
@@ -114,6 +120,23 @@ def test_what_becomes_of_a_value(key: str) -> None:
         (given,) = overrides._values(overrides._parsed(f"{key}={text}"))
         fitted = takes[key].fitted(overrides._plain(given))
         assert fitted is expected or (fitted == expected and type(fitted) is type(expected)), text
+
+
+RANGES = {
+    Range(2): (" of at least 2", [1]),
+    Range(0, above=True): (" above 0", [0]),
+    Range(0, 1): (" from 0 to 1", [-0.1, 1.1]),
+    Range(0, 1, above=True): (" above 0 and at most 1", [0, 1.1]),
+    Range(0, 1, below=True): (" from 0 to below 1", [-0.1, 1]),
+    Range(0, 1, above=True, below=True): (" above 0 and below 1", [0, 1]),
+}
+
+
+@pytest.mark.parametrize("range_", RANGES, ids=str)
+def test_a_range_leaves_out_what_it_says(range_: Range) -> None:
+    words, outside = RANGES[range_]
+    assert str(range_) == words
+    assert 0.5 + 2 * (range_.most > 1) in range_ and not any(number in range_ for number in outside)
 
 
 LISTS = {

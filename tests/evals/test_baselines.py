@@ -107,10 +107,3 @@ def test_reduced_rank_regression_beats_the_maps_one_might_try_instead():
     fitted_values = torch.linalg.svdvals(x0 @ full)
     optimum = error(full) + float(fitted_values[2:].square().sum())
     assert error(W) == pytest.approx(optimum, rel=1e-9)
-
-
-@pytest.mark.parametrize("options", [{"fit_tokens": 1}, {"rank": 0}], ids=str)
-def test_senseless_settings_are_refused(options):
-    name, value = next(iter(options.items()))
-    with pytest.raises(ValueError, match=f"eval.baselines.{name}={value}"):
-        Baselines(**options)

@@ -142,9 +142,3 @@ def test_in_an_evaluation(deep_lm, layers_of, windows):
     silent.encoder.W_enc.zero_()
     silent.encoder.b_enc.fill_(-1.0)
     assert measure(EvalContext(silent, deep_lm, windows)).figures == {}
-
-
-@pytest.mark.parametrize("key", ["features", "pairs", "classes", "pilot_tokens", "max_tokens"])
-def test_senseless_settings_are_refused(key):
-    with pytest.raises(ValueError, match=f"eval.cooccurrence.{key}=0"):
-        Cooccurrence(**{key: 0})

@@ -173,9 +173,3 @@ def test_a_shared_code_counts_once_per_token(deep_lm, layers_of, windows):
     result = meter.result()
     assert result.series["density"].shape == (1, 24)
     assert 0 < result.figures["l0"] <= 4 and math.isfinite(result.figures["dead"])
-
-
-@pytest.mark.parametrize("options", [{"max_tokens": 0}, {"chunk_tokens": 0}], ids=str)
-def test_senseless_settings_are_refused(options):
-    with pytest.raises(ValueError, match=f"eval.replacement.{next(iter(options))}=0"):
-        ReplacementModel(**options)

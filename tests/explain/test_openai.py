@@ -323,9 +323,6 @@ def test_a_key_that_no_header_can_hold_is_refused_before_work(monkeypatch, key):
         ({"base_url": "http://"}, "base_url=http://: want http://"),
         ({"base_url": "http://[::1"}, "want http://"),
         ({"base_url": "http://host:port"}, "want http://"),
-        ({"retries": -1}, "retries=-1"),
-        ({"timeout": float("inf")}, "timeout=inf"),
-        ({"requests_per_minute": -2.0}, "requests_per_minute=-2.0"),
     ],
 )
 def test_senseless_settings_are_refused(options, message):

@@ -388,21 +388,6 @@ def test_the_model_is_no_part_of_the_objective_and_copies_share_it():
     )
 
 
-@pytest.mark.parametrize(
-    ("options", "sentence"),
-    [
-        ({"mode": "frozen"}, "mode=frozen: want teacher_forced or free_running"),
-        ({"replace_from": 2.0}, "replace_from=2.0: want a fraction"),
-        ({"smoothing": 1.0}, "smoothing=1.0"),
-        ({"later_layers": -1.0}, "later_layers=-1.0"),
-        ({"chunk_tokens": 0}, "chunk_tokens=0"),
-    ],
-)
-def test_a_mistake_is_one_sentence(options, sentence):
-    with pytest.raises(ValueError, match=sentence):
-        KLToTeacher(**options)
-
-
 def test_later_layers_want_a_layer_behind_the_site():
     last = small_dictionary(sources=("resid_post.2",), targets=("resid_post.2",))
     with pytest.raises(ValueError, match="tiny has no layer after resid_post.2"):

@@ -235,16 +235,3 @@ def test_small_dictionaries_keep_their_gradients(monkeypatch):
     run = training(SHAPES["clt"], OURS)
     fit(run, batches(SHAPES["clt"], 1))
     assert not run.gradients.in_factors
-
-
-@pytest.mark.parametrize(
-    "options, message",
-    [
-        ({"moments": "4bit"}, "optim.moments=4bit: want float32, bfloat16, 8bit"),
-        ({"betas": (0.9, 1.0)}, "optim.betas"),
-        ({"lr": -1.0}, "optim.lr=-1.0"),
-    ],
-)
-def test_options_are_checked(options, message):
-    with pytest.raises(ValueError, match=message):
-        FusedAdam([torch.nn.Parameter(torch.zeros(2))], **{"lr": 0.1, **options})

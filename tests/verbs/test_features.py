@@ -140,8 +140,8 @@ def test_a_killed_pass_goes_on(run: Path):
     [
         ([], "nothing to describe; want run="),
         (["run=runs/a", "processes=0"], "processes=0: want a whole number of at least 1"),
-        (["run=runs/a", "examples=0"], "examples=0: want at least 1"),
-        (["run=runs/a", "quantiles=[1.5]"], "quantiles=.* numbers from 0 to 1"),
+        (["run=runs/a", "examples=0"], "examples=0: want a whole number of at least 1"),
+        (["run=runs/a", "quantiles=[1.5]"], "quantiles=.* numbers above 0 and below 1"),
     ],
     ids=str,
 )

@@ -18,18 +18,14 @@ from torch import Tensor
 from dictlearn.evals.context import MEAN_ABLATION, ZERO_ABLATION, EvalContext, Row, RowSource
 from dictlearn.evals.moments import Covariance
 from dictlearn.evals.observe import observe
-from dictlearn.ranges import Count
+from dictlearn.ranges import Count, Several
 
 
 @final
 class Baselines(RowSource):
     """Fits on `fit_tokens` positions of the training split. `rank` overrides k."""
 
-    def __init__(self, fit_tokens: Count = 32_768, rank: Count | None = None) -> None:
-        if fit_tokens < 2:
-            raise ValueError(f"eval.baselines.fit_tokens={fit_tokens}: want at least 2")
-        if rank is not None and rank < 1:
-            raise ValueError(f"eval.baselines.rank={rank}: want null (the L0) or at least 1")
+    def __init__(self, fit_tokens: Several = 32_768, rank: Count | None = None) -> None:
         self.fit_tokens = fit_tokens
         self.rank = rank
 

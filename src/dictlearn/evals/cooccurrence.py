@@ -28,7 +28,7 @@ from torch import Tensor
 from dictlearn.evals.comparison import scored_positions
 from dictlearn.evals.context import EvalContext, EvalResult, Observation
 from dictlearn.evals.observe import observe
-from dictlearn.ranges import Count
+from dictlearn.ranges import Count, Several
 from dictlearn.types import Code
 
 CYCLES = 60  # of proportional fitting: converges to 1e-6 nats on tables of this kind
@@ -56,19 +56,12 @@ class Cooccurrence:
 
     def __init__(
         self,
-        features: Count = 256,
+        features: Several = 256,
         pairs: Count = 1024,
-        classes: Count = 64,
-        pilot_tokens: Count = 8192,
+        classes: Several = 64,
+        pilot_tokens: Several = 8192,
         max_tokens: Count | None = None,
     ) -> None:
-        options = {"features": features, "classes": classes, "pilot_tokens": pilot_tokens}
-        for key, value in options.items():
-            if value < 2:
-                raise ValueError(f"eval.cooccurrence.{key}={value}: want at least 2")
-        for key, value in {"pairs": pairs, "max_tokens": max_tokens}.items():
-            if value is not None and value < 1:
-                raise ValueError(f"eval.cooccurrence.{key}={value}: want at least 1")
         self.features, self.pairs, self.classes = features, pairs, classes
         self.pilot_tokens, self.max_tokens = pilot_tokens, max_tokens
 

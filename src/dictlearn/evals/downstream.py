@@ -45,12 +45,6 @@ class Downstream(Metric):
     """
 
     def __init__(self, max_tokens: Count | None = None, chunk_tokens: Count = 128) -> None:
-        if max_tokens is not None and max_tokens < 1:
-            raise ValueError(
-                f"eval.downstream.max_tokens={max_tokens}: want at least 1, or null for all"
-            )
-        if chunk_tokens < 1:
-            raise ValueError(f"eval.downstream.chunk_tokens={chunk_tokens}: want at least 1")
         self.max_tokens = max_tokens
         self.chunk_tokens = chunk_tokens
 

@@ -50,9 +50,6 @@ class JacobianCosine:
     """
 
     def __init__(self, tokens: Count = 256, windows: Count = 16, probes: Count = 8) -> None:
-        for key, value in (("tokens", tokens), ("windows", windows), ("probes", probes)):
-            if value < 1:
-                raise ValueError(f"eval.jacobian.{key}={value}: want at least 1")
         self.tokens = tokens
         self.windows = windows
         self.probes = probes

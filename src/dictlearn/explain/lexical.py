@@ -44,9 +44,6 @@ class Lexical(Explainer):
         literal_cost: NonNegative = 0.02,
         value_cost: NonNegative = 0.005,
     ):
-        for key, value in (("terms", terms), ("literals", literals), ("beam", beam)):
-            if value < 1:
-                raise ValueError(f"explainer.{key}={value}: want at least 1")
         self.search = Search(
             terms=terms,
             literals=literals,

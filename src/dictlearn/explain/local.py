@@ -39,8 +39,6 @@ class Local(Client):
     """A causal language model, loaded at its first prompt; it answers one prompt at a time."""
 
     def __init__(self, path: str, device: str = "auto", temperature: float = 0.0):
-        if temperature is None or temperature < 0:
-            raise ValueError(f"explainer.temperature={temperature}: want 0 or more")
         self.model, self.temperature, self._device = path, temperature, device
         self._lm: LanguageModel | None = None
 

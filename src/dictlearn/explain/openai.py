@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import os
 import random
 import re
@@ -105,7 +104,7 @@ class OpenAI(Client):
     request whose form is refused is sent again once in each corrected form.
 
     Raises:
-        ValueError: a setting is out of range, or no header can hold the key.
+        ValueError: no header can hold the key.
     """
 
     def __init__(
@@ -119,11 +118,6 @@ class OpenAI(Client):
         temperature: float | None = 0.7,
         first_wait: float = 1.0,
     ):
-        if retries < 0 or not 0 < timeout < math.inf or not (requests_per_minute or 1) > 0:
-            raise ValueError(
-                f"explainer: retries={retries}, timeout={timeout}, requests_per_minute="
-                f"{requests_per_minute}; want at least 0 retries and positive numbers"
-            )
         self.url = _url(base_url)
         self.model, self.temperature = model, temperature
         self.retries, self.first_wait = retries, first_wait

@@ -19,6 +19,7 @@ from dictlearn.explain.client import Asker
 from dictlearn.explain.contexts import Contexts
 from dictlearn.explain.prompt import Prompt
 from dictlearn.explain.scores import Confusion
+from dictlearn.ranges import Count, FourOrMore
 from dictlearn.store.explanations import Failure
 
 SHOWN_FAILURES = 3  # of each kind
@@ -56,8 +57,8 @@ class Detection(Scorer):
 
     balanced = True
 
-    def __init__(self, prompt: Prompt, examples: int = 20, per_prompt: int = 5):
-        _check(prompt, examples, per_prompt, "detection")
+    def __init__(self, prompt: Prompt, examples: FourOrMore = 20, per_prompt: Count = 5):
+        prompt.check(("description", "examples", "n"))
         self.prompt, self.examples, self.per_prompt = prompt, examples, per_prompt
 
     async def score(self, description: str, contexts: Contexts, asker: Asker) -> Score:
@@ -75,8 +76,8 @@ class Fuzzing(Scorer):
 
     balanced = True
 
-    def __init__(self, prompt: Prompt, examples: int = 20, per_prompt: int = 5):
-        _check(prompt, examples, per_prompt, "fuzzing")
+    def __init__(self, prompt: Prompt, examples: FourOrMore = 20, per_prompt: Count = 5):
+        prompt.check(("description", "examples", "n"))
         self.prompt, self.examples, self.per_prompt = prompt, examples, per_prompt
 
     async def score(self, description: str, contexts: Contexts, asker: Asker) -> Score:
@@ -96,8 +97,8 @@ class Simulation(Scorer):
 
     balanced = False
 
-    def __init__(self, prompt: Prompt, examples: int = 6):
-        _check(prompt, examples, 1, "simulation")
+    def __init__(self, prompt: Prompt, examples: FourOrMore = 6):
+        prompt.check(("description", "tokens"))
         self.prompt, self.examples = prompt, examples
 
     async def score(self, description: str, contexts: Contexts, asker: Asker) -> Score:
@@ -160,13 +161,3 @@ async def _answered(
     shown = [f for f in wrong if f.fired][:SHOWN_FAILURES]
     shown += [f for f in wrong if not f.fired][:SHOWN_FAILURES]
     return Score(counts.balanced_accuracy, len(answers), tuple(shown))
-
-
-def _check(prompt: Prompt, examples: int, per_prompt: int, name: str) -> None:
-    if examples < 4 or per_prompt < 1:
-        raise ValueError(
-            f"scorer.{name}: examples={examples}, per_prompt={per_prompt}; want at least 4 and 1"
-        )
-    prompt.check(
-        ["description", "tokens"] if name == "simulation" else ["description", "examples", "n"]
-    )

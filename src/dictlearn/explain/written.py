@@ -60,12 +60,6 @@ class Written(Explainer):
         price_in: float = 0.0,
         price_out: float = 0.0,
     ):
-        sizes = {"concurrency": concurrency, "max_tokens": max_tokens, "best_of": best_of}
-        if score_tokens is not None:
-            sizes["score_tokens"] = score_tokens
-        for key, value in sizes.items():
-            if value < 1:
-                raise ValueError(f"explainer.{key}={value}: want at least 1")
         if best_of > 1 and client.temperature == 0:
             raise ValueError(f"explainer.best_of={best_of}: want explainer.temperature above 0")
         if not any(scorer.balanced for scorer in scorers.values()):

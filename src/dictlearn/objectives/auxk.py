@@ -30,8 +30,6 @@ class AuxK(Term):
         self, coefficient: NonNegative = 1.0, warmup: Fraction = 0.0, k_aux: Count | None = None
     ):
         super().__init__(coefficient, warmup)
-        if k_aux is not None and k_aux < 1:
-            raise ValueError(f"objective.terms.auxk.k_aux={k_aux}: want at least 1, or null")
         self.k_aux = k_aux
 
     def value(self, forward: Forward) -> Tensor:

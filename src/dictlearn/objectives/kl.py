@@ -7,7 +7,7 @@ Sources: Braun et al. 2024 (end-to-end SAEs, with the residuals of later layers)
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import final
+from typing import Literal, final
 
 import numpy as np
 import torch
@@ -18,9 +18,9 @@ from dictlearn.lm.language_model import LanguageModel
 from dictlearn.lm.patch import Replacement, patched
 from dictlearn.lm.readout import Readout
 from dictlearn.objectives.protocol import Forward, Term, Windows, zero
-from dictlearn.objectives.stand_in import MODES, FreeRunning, teacher_forced
+from dictlearn.objectives.stand_in import FreeRunning, teacher_forced
 from dictlearn.objectives.teacher import Teacher
-from dictlearn.ranges import Count, Fraction, NonNegative, Seed
+from dictlearn.ranges import Count, Decay, Fraction, NonNegative, Seed
 from dictlearn.sparsity import ranks
 from dictlearn.types import TrainedDictionary
 
@@ -63,8 +63,8 @@ class KLToTeacher(Term):
         coefficient: NonNegative = 1.0,
         warmup: Fraction = 0.0,
         balance: bool = True,
-        smoothing: Fraction = 0.95,
-        mode: str = "teacher_forced",
+        smoothing: Decay = 0.95,
+        mode: Literal["teacher_forced", "free_running"] = "teacher_forced",
         replace_from: Fraction = 0.0,
         replace_for: Fraction = 0.5,
         later_layers: NonNegative = 0.0,
@@ -72,18 +72,6 @@ class KLToTeacher(Term):
         seed: Seed = 0,
     ):
         super().__init__(coefficient, warmup)
-        if mode not in MODES:
-            raise ValueError(f"objective.terms.kl.mode={mode}: want {' or '.join(MODES)}")
-        fractions = {"replace_from": replace_from, "replace_for": replace_for}
-        for key, value in fractions.items():
-            if not 0 <= value <= 1:
-                raise ValueError(f"objective.terms.kl.{key}={value}: want a fraction, 0 to 1")
-        if not 0 <= smoothing < 1:
-            raise ValueError(f"objective.terms.kl.smoothing={smoothing}: want 0 or more, below 1")
-        if later_layers < 0:
-            raise ValueError(f"objective.terms.kl.later_layers={later_layers}: want 0 or more")
-        if chunk_tokens < 1:
-            raise ValueError(f"objective.terms.kl.chunk_tokens={chunk_tokens}: want at least 1")
         self.balance, self.smoothing, self.mode = balance, smoothing, mode
         self.replace_from, self.replace_for = replace_from, replace_for
         self.later_layers, self.chunk_tokens, self.seed = later_layers, chunk_tokens, seed

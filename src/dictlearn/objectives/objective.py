@@ -12,8 +12,6 @@ from dictlearn.objectives.protocol import Forward, Term
 from dictlearn.objectives.teacher import Teacher
 from dictlearn.types import TrainedDictionary
 
-REDUCTIONS = ("sum", "mean", "fvu")
-
 
 @final
 class Objective(nn.Module):
@@ -28,10 +26,6 @@ class Objective(nn.Module):
         self, terms: Mapping[str, Term | None], reduction: Literal["sum", "mean", "fvu"] = "sum"
     ):
         super().__init__()
-        if reduction not in REDUCTIONS:
-            raise ValueError(
-                f"objective.reduction={reduction}: want one of {', '.join(REDUCTIONS)}"
-            )
         self.terms = nn.ModuleDict({n: term for n, term in terms.items() if term is not None})
         if not self.terms:
             raise ValueError("objective.terms: want at least one term, all are null")

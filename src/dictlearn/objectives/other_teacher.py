@@ -16,7 +16,7 @@ from dictlearn.lm.load import Attention, Dtype, load_model
 from dictlearn.lm.readout import Readout, has_head
 from dictlearn.objectives.kl_to_teacher import kl_of_log_probs
 from dictlearn.objectives.teacher import Targets, Teacher, total_of_chunks
-from dictlearn.ranges import Fraction, Positive
+from dictlearn.ranges import Positive, Share
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ def other_teacher(
     dtype: Dtype = "auto",
     device: str = "auto",
     attn: Attention = "auto",
-    weight: Fraction = 0.25,
+    weight: Share = 0.25,
     temperature: Positive = 1.0,
 ) -> OtherTeacher:
     """The model at `path` as a teacher, on the device of `lm`; for others see `load_model`."""
@@ -56,11 +56,9 @@ class OtherTeacher(Teacher):
     """
 
     def __init__(
-        self, lm: LanguageModel, other: LanguageModel, weight: Fraction, temperature: Positive = 1.0
+        self, lm: LanguageModel, other: LanguageModel, weight: Share, temperature: Positive = 1.0
     ):
         super().__init__(lm, temperature)
-        if not 0 < weight <= 1:
-            raise ValueError(f"teacher.weight={weight}: want more than 0 and at most 1")
         if not has_head(other):
             raise ValueError(
                 f"teacher.path={other.info.name}: predicts no next token; want a causal language model"

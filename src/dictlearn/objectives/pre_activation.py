@@ -27,8 +27,6 @@ class PreActivation(Term):
         over: Literal["all", "dead"] = "all",
     ):
         super().__init__(coefficient, warmup)
-        if over not in ("all", "dead"):
-            raise ValueError(f"objective.terms.pre_activation.over={over}: want all or dead")
         self.over = over
 
     def value(self, forward: Forward) -> Tensor:

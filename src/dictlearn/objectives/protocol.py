@@ -120,8 +120,6 @@ class Term(nn.Module, ABC):
 
     def __init__(self, coefficient: NonNegative = 1.0, warmup: Fraction = 0.0):
         super().__init__()
-        if not 0 <= warmup <= 1:
-            raise ValueError(f"objective: warmup={warmup}: want a fraction of the run, 0 to 1")
         self.coefficient, self.warmup = coefficient, warmup
 
     @abstractmethod

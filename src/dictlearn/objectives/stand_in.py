@@ -10,8 +10,6 @@ from torch import Tensor
 from dictlearn.lm.patch import Replacement
 from dictlearn.types import Code, DictionaryLike
 
-MODES = ("teacher_forced", "free_running")
-
 
 def teacher_forced(
     dictionary: DictionaryLike,

@@ -62,8 +62,6 @@ class Teacher(ABC):
                 f"model.path={lm.info.name}: predicts no next token, so it has no KL to a teacher; "
                 f"want a causal language model or objective=mse"
             )
-        if temperature <= 0:
-            raise ValueError(f"teacher.temperature={temperature}: want a positive number")
         self.lm, self.temperature = lm, temperature
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Teacher:

@@ -13,7 +13,7 @@ from dictlearn_kernels.fused_adam.moments import FORMS
 from dictlearn_kernels.weight_grad import Collector, RowGradient
 from torch import Tensor
 
-from dictlearn.ranges import Fraction, NonNegative, Positive
+from dictlearn.ranges import Decay, NonNegative, Positive
 
 # A CPU keeps gradients of fewer numbers than this in its cache. Then a buffer costs less than summing
 # the rows twice, once for the norm and once for the step (scripts/bench.py).
@@ -59,16 +59,10 @@ class FusedAdam(torch.optim.Optimizer):
         self,
         params: Iterable[Any],
         lr: NonNegative = 1e-3,
-        betas: tuple[Fraction, Fraction] = (0.9, 0.999),
+        betas: tuple[Decay, Decay] = (0.9, 0.999),
         eps: Positive = 1e-8,
         moments: Moments = "float32",
     ):
-        if lr < 0:
-            raise ValueError(f"optim.lr={lr}: want 0 or more")
-        if not all(0 <= beta < 1 for beta in betas) or len(betas) != 2:
-            raise ValueError(f"optim.betas={list(betas)}: want two numbers from 0 to below 1")
-        if moments not in FORMS:
-            raise ValueError(f"optim.moments={moments}: want {', '.join(FORMS)}")
         super().__init__(params, {"lr": lr, "betas": tuple(betas), "eps": eps})
         self.moments = moments
         self._rows: dict[str, list[_Rows]] = {}  # of each dictionary

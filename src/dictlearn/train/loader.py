@@ -26,8 +26,6 @@ class SourceLoader:
     """
 
     def __init__(self, source: Source, steps: int):
-        if steps < 1:
-            raise ValueError(f"steps={steps}: want at least 1")
         self.source = source
         self._steps = steps
 

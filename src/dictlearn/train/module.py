@@ -49,12 +49,6 @@ class DictionaryTraining(lightning.LightningModule):
         spike_sigma: float | None = None,
     ):
         super().__init__()
-        if steps < 1:
-            raise ValueError(f"steps={steps}: want at least 1")
-        if clip_norm is not None and clip_norm <= 0:
-            raise ValueError(
-                f"clip_norm={clip_norm}: want a positive norm, or null for no clipping"
-            )
         self.trainees = nn.ModuleDict(trainees)
         self.optimiser, self.schedule, self.steps = optimiser, schedule, steps
         self.clip_norm, self.max_refused = clip_norm, max_refused

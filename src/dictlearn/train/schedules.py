@@ -17,9 +17,6 @@ class Trapezoid:
     def __init__(
         self, warmup: NonNegative = 0.02, decay: NonNegative = 0.2, final: NonNegative = 0.0
     ):
-        for key, value in (("warmup", warmup), ("decay", decay), ("final", final)):
-            if value < 0:
-                raise ValueError(f"schedule.{key}={value}: want a number that isn't negative")
         self.warmup, self.decay, self.final = warmup, decay, final
 
     def __call__(self, step: int, steps: int) -> float:

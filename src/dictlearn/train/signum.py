@@ -7,7 +7,7 @@ from typing import Any, final
 
 import torch
 
-from dictlearn.ranges import Fraction, NonNegative
+from dictlearn.ranges import NonNegative, ProperFraction
 
 
 @final
@@ -21,11 +21,11 @@ class Signum(torch.optim.Optimizer):
     puts y there again. Checkpoints hold y and z. One tensor of state a parameter.
     """
 
-    def __init__(self, params: Iterable[Any], lr: NonNegative = 1e-2, momentum: Fraction = 0.95):
+    def __init__(
+        self, params: Iterable[Any], lr: NonNegative = 1e-2, momentum: ProperFraction = 0.95
+    ):
         from pytorch_optimizer import ScheduleFreeWrapper, SignSGD
 
-        if not 0 < momentum < 1:
-            raise ValueError(f"optim.momentum={momentum}: want a number between 0 and 1")
         base = SignSGD(params, lr=lr, momentum=0.0)
         self._inner = ScheduleFreeWrapper(base, momentum=momentum)
         super().__init__(base.param_groups, base.defaults)

@@ -25,8 +25,6 @@ class Spikes(nn.Module):
 
     def __init__(self, sigma: float):
         super().__init__()
-        if sigma <= 0:
-            raise ValueError(f"spike_sigma={sigma}: want a positive number, or null for no policy")
         self.sigma = sigma
         self.register_buffer("recent_2W", torch.zeros(2, WINDOW, dtype=torch.float64))
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))

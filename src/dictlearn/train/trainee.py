@@ -53,10 +53,6 @@ class Trainee(nn.Module):
         selection: str = "auto",
     ):
         super().__init__()
-        if selection not in SELECTIONS:
-            raise ValueError(f"selection={selection}: want {', '.join(SELECTIONS)}")
-        if dead_after < 1:
-            raise ValueError(f"dead_after={dead_after}: want a positive number of tokens")
         objective.check(dictionary)
         self.dictionary, self.objective, self.dead_after = dictionary, objective, dead_after
         self.selection = SELECTIONS[selection]

@@ -123,9 +123,6 @@ def evaluated(
     baselines, on the same text, in the same tables. Baselines are fitted on the training split; if
     the whole text is read, on the whole text.
     """
-    for key in ("eval_tokens", "eval_windows"):
-        if cfg[key] < 1:
-            raise ValueError(f"{key}={cfg[key]}: want at least 1")
     evals = build.named(cfg.eval)
     console = escape.console(stderr=True)
     if not console.is_terminal:

@@ -23,15 +23,13 @@ from dictlearn.explain.summary import summarised, write_summary
 from dictlearn.features.pages import check_pages_replaceable, write_pages
 from dictlearn.lm.capture import batch_at
 from dictlearn.names import code_names, feature_named
-from dictlearn.ranges import Count, Fraction, Natural, Seed
+from dictlearn.ranges import Count, Fraction, Seed
 from dictlearn.store.explanations import ExplanationWriter, read_explanations
 from dictlearn.store.features import has_store, open_store
 from dictlearn.store.text import token_text
 from dictlearn.types import ModelInfo, NamedProgress
 from dictlearn.verbs.opened import Opened, check_positive, open_dictionary, where
 from dictlearn.verbs.reported import write_report_of
-
-COUNTS = ("tokens", "windows", "at_least", "baseline_features", "limit")
 
 
 class Keys:
@@ -48,7 +46,7 @@ class Keys:
     at_least: Count
     threshold: Fraction
     precision: Fraction
-    baseline_features: Natural
+    baseline_features: Count
     dry_run: bool
     seed: Seed
 
@@ -63,12 +61,6 @@ def main(cfg: DictConfig) -> int:
 
 def explain(cfg: DictConfig) -> int:
     """Reads text, explains, scores; then writes features/explanations.jsonl and a summary."""
-    for key in COUNTS:
-        if cfg[key] is not None and cfg[key] < 1:
-            raise ValueError(f"{key}={cfg[key]}: want at least 1")
-    for key in ("threshold", "precision"):
-        if not 0 <= cfg[key] <= 1:
-            raise ValueError(f"{key}={cfg[key]}: want 0 to 1")
     explainer: Explainer = instantiate(cfg.explainer)
     folder = where(cfg, "explain", "explanations")[1] / "features"
     if has_store(folder):

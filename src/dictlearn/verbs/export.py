@@ -44,14 +44,10 @@ class Keys:
     overwrite: bool
     tokens: Count
     windows: Count
-    overwrite: bool
 
 
 def main(cfg: DictConfig) -> int:
     """Refuses dictionaries that the format can't hold; writes, reads back, compares, then commits."""
-    for key in ("tokens", "windows"):
-        if cfg[key] < 1:
-            raise ValueError(f"{key}={cfg[key]}: want at least 1")
     exporter = build_exporter(cfg)
     folder, sort = destination(cfg, exporter.name)
     if cfg.output is None:  # only exports lie in this folder

@@ -25,7 +25,7 @@ from dictlearn.features.harvest import Harvest
 from dictlearn.features.pages import check_pages_replaceable
 from dictlearn.features.settings import Settings
 from dictlearn.features.text import Text
-from dictlearn.ranges import Count, Fraction, Natural, NonNegative
+from dictlearn.ranges import Count, Natural, NonNegative, ProperFraction
 from dictlearn.sources.synthetic import SITE as SYNTHETIC
 from dictlearn.store.explanations import read_explanations
 from dictlearn.store.features import FeatureStore
@@ -48,17 +48,17 @@ class Keys:
     tokens: Count
     batch_windows: Count
     processes: Count
-    examples: Natural
+    examples: Count
     intervals: Natural
     per_interval: Natural
     before: Natural
     after: Natural
     bins: Count
-    quantiles: Sequence[Fraction]
+    quantiles: Sequence[ProperFraction]
     promoted: Natural
     neighbours: Natural
     cofiring: Natural
-    sample_tokens: Natural
+    sample_tokens: Count
     sample_firings: Count
     directions: Natural
     buffer: Count
@@ -68,8 +68,6 @@ class Keys:
 
 def main(cfg: DictConfig) -> int:
     """Reads text, writes `features/` and prints a summary; returns the process's exit status."""
-    if cfg.processes < 1:
-        raise ValueError(f"processes={cfg.processes}: want at least 1")
     folder = where(cfg, "describe", FOLDER)[1] / FOLDER
     with lock.writing(folder, "features"):
         leftovers.collect(folder, alone=True)  # every writer holds the lock

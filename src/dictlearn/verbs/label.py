@@ -37,8 +37,6 @@ def main(cfg: DictConfig) -> int:
     for key, wanted in {"run": "a run's folder", "graph": "a graph's file or folder"}.items():
         if cfg[key] is None:
             raise ValueError(f"nothing to label; want {key}=<{wanted}>")
-    if cfg.tokens < 0:
-        raise ValueError(f"tokens={cfg.tokens}: want 0 or more")
     paths = graphs(Path(cfg.graph))
     label = labels(Path(cfg.run), cfg.tokens)
     finished = []

@@ -39,12 +39,6 @@ class CheckpointCallback(Checkpoint):
         pin_every: Count | None = None,
         on_error: Literal["warn", "raise"] = "warn",
     ):
-        positive = {"every_steps": every_steps, "every_minutes": every_minutes, "keep": keep}
-        for key, value in {**positive, "pin_every": pin_every}.items():
-            if value is not None and value <= 0 or (key == "keep" and value is None):
-                raise ValueError(f"callbacks.checkpoint.{key}={value}: want a positive number")
-        if on_error not in ("warn", "raise"):
-            raise ValueError(f"callbacks.checkpoint.on_error={on_error}: want warn or raise")
         self.folder = Path(folder)
         self.every_steps = every_steps
         self.every_minutes = every_minutes

@@ -8,7 +8,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
 
-from dictlearn.ranges import Fraction
+from dictlearn.ranges import ProperFraction
 from dictlearn.train.signum import Signum
 
 
@@ -23,9 +23,7 @@ class EMACallback(WeightAveraging):
     the parameters.
     """
 
-    def __init__(self, decay: Fraction = 0.999):
-        if not 0 < decay < 1:
-            raise ValueError(f"callbacks.ema.decay={decay}: want a number between 0 and 1")
+    def __init__(self, decay: ProperFraction = 0.999):
         self.decay = decay
         super().__init__(use_buffers=False, avg_fn=self.mix)
 
