@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from dictlearn.evals.context import ZERO_ABLATION, EvalContext
-from dictlearn.evals.downstream import Downstream, DownstreamMeter
+from dictlearn.evals.downstream import Downstream
 from dictlearn.evals.observe import observe_tokens
 from dictlearn.lm.language_model import freeze
 from dictlearn.lm.patch import patched
@@ -89,17 +89,6 @@ def test_fewer_tokens_are_spread_over_the_windows_whatever_the_batches(lm, toy, 
     odd = copy.deepcopy(windows)
     odd.tokens_WP = windows.tokens_WP[1::2]
     assert half == pytest.approx(run(lm, dictionary, odd).figures, rel=1e-5)
-
-
-def test_merging_parts_gives_the_whole(lm, toy, windows):
-    dictionary = toy()
-    context = EvalContext(dictionary, lm, windows)
-    meters = [DownstreamMeter(lm, dictionary.targets) for _ in range(2)]
-    for meter, indices in zip(meters, (range(3), range(3, 8)), strict=True):
-        meter.update(observe_tokens(context, windows.window_batch(indices), windows.kept(indices)))
-    meters[0].merge(meters[1])
-    whole = run(lm, dictionary, windows).figures
-    assert meters[0].result().figures == pytest.approx(whole, rel=1e-5)
 
 
 def test_the_head_is_applied_in_parts_and_gives_the_models_logits(lm, windows):

@@ -66,17 +66,6 @@ def test_no_figure_depends_on_the_batch_split(heavy_tailed, sizes):
     assert parts == pytest.approx(whole, rel=1e-12)
 
 
-def test_no_figure_depends_on_how_ranks_share_the_tokens(heavy_tailed):
-    y, y_hat = heavy_tailed
-    ranks = [sums_of(y[r::3], y_hat[r::3]) for r in range(3)]
-    ranks.insert(1, ReconstructionSums(2))  # a rank that got no tokens
-    merged = ReconstructionSums(2)
-    for rank in ranks:
-        merged.merge(rank)
-    assert merged.figures() == pytest.approx(sums_of(y, y_hat).figures(), rel=1e-12)
-    assert merged.fvu_T() == pytest.approx(sums_of(y, y_hat).fvu_T(), rel=1e-12)
-
-
 @pytest.mark.parametrize("scale", [0.01, 5.0, 1000.0])
 def test_relative_figures_do_not_depend_on_the_scale(heavy_tailed, scale):
     y, y_hat = (t.double() for t in heavy_tailed)
@@ -133,11 +122,9 @@ def test_special_tokens_count_only_in_the_figure_named_for_them(observation):
 def test_error_by_position_averages_to_the_fvu(observation):
     y, other = torch.randn(24, 1, 4), torch.randn(24, 1, 4)
     meter = ReconstructionMeter(("resid_post.0",), (DICTIONARY, "mean ablation"))
-    half = ReconstructionMeter(("resid_post.0",), (DICTIONARY, "mean ablation"))
     rows = lambda part: {DICTIONARY: other[part], "mean ablation": 0 * other[part]}  # noqa: E731
     meter.update(observation(y[:12], rows(slice(12)), context=6))
-    half.update(observation(y[12:], rows(slice(12, 24)), context=4))
-    meter.merge(half)
+    meter.update(observation(y[12:], rows(slice(12, 24)), context=4))
     result = meter.result()
     fraction_P, count_P = result.series["error_by_position"]
     assert count_P.tolist() == [5, 5, 5, 5, 2, 2]

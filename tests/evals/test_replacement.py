@@ -140,17 +140,6 @@ def test_figures_do_not_depend_on_chunks_or_batches(deep_lm, layers_of, windows)
     assert half["replacement/scored_tokens"] < 0.6 * whole["replacement/scored_tokens"]
 
 
-def test_merging_parts_gives_the_whole(deep_lm, layers_of, windows):
-    dictionary = layers_of(4)
-    context = EvalContext(dictionary, deep_lm, windows)
-    meters = [ReplacementModel().begin(context) for _ in range(2)]
-    for meter, indices in zip(meters, (range(3), range(3, 8)), strict=True):
-        meter.update(observe_tokens(context, windows.window_batch(indices), windows.kept(indices)))
-    meters[0].merge(meters[1])
-    whole = run(deep_lm, dictionary, windows).figures
-    assert meters[0].result().figures == pytest.approx(whole, rel=1e-4)
-
-
 def test_there_is_nothing_to_say_of_one_target_a_shared_code_or_an_encoder(
     lm, toy, layers_of, windows
 ):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Self, final
+from typing import final
 
 import torch
 from torch import Tensor
@@ -152,13 +152,6 @@ class Comparison:
 
     def _parts(self, n: int) -> Iterator[slice]:
         return (slice(start, start + self.chunk_tokens) for start in range(0, n, self.chunk_tokens))
-
-    def merge(self, other: Self) -> None:
-        self.n += other.n
-        self.ce_clean += other.ce_clean
-        self.clean_2P = add_padded(self.clean_2P, other.clean_2P)
-        for name, sums in other.sums.items():
-            self.sums.setdefault(name, Sums()).add(sums)
 
     def figures(self, *names: str) -> dict[str, float]:
         """Figures per token, averaged over the named runs: cross entropy, its increase, KL, agreement."""

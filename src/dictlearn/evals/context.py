@@ -12,7 +12,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Self
 
 from torch import Tensor
 
@@ -77,10 +76,6 @@ class Meter(ABC):
 
     @abstractmethod
     def update(self, seen: Observation) -> None: ...
-
-    @abstractmethod
-    def merge(self, other: Self) -> None:
-        """Adds the sums of another rank, or of another part of the data."""
 
     @abstractmethod
     def result(self) -> EvalResult: ...

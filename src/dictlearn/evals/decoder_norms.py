@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Self, final
+from typing import final
 
 import torch
 from torch import Tensor
@@ -55,12 +55,6 @@ class DecoderNormsMeter(Meter):
         self.value_S.index_add_(0, source, values)
         self.count_S.index_add_(0, source, torch.ones_like(values))
         self.spread.update(seen.batch.y_NTD[seen.valid_N])
-
-    def merge(self, other: Self) -> None:
-        self.value_S += other.value_S
-        self.count_S += other.count_S
-        self.spread.merge(other.spread)
-        self.live.merge(other.live)
 
     def result(self) -> EvalResult:
         if self.spread.n == 0:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Self, final
+from typing import final
 
 import torch
 from torch import Tensor
@@ -97,9 +97,6 @@ class DownstreamMeter(Meter):
                 return states()
 
         return run
-
-    def merge(self, other: Self) -> None:
-        self.comparison.merge(other.comparison)
 
     def result(self) -> EvalResult:
         n = self.comparison.n

@@ -8,7 +8,7 @@ mean would hide both.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Self, final
+from typing import final
 
 import torch
 from torch import Tensor
@@ -51,9 +51,6 @@ class GeometryMeter(Meter):
 
     def update(self, seen: Observation) -> None:
         self.live.update(seen)
-
-    def merge(self, other: Self) -> None:
-        self.live.merge(other.live)
 
     @torch.no_grad()
     def result(self) -> EvalResult:
@@ -118,12 +115,6 @@ class Live:
         fired = torch.zeros(code.n_sources * code.n_features, dtype=torch.bool)
         fired[feature[keep].cpu()] = True
         self.fired = fired | self.fired if len(self.fired) else fired
-
-    def merge(self, other: Self) -> None:
-        if len(self.fired) and len(other.fired):
-            self.fired = self.fired | other.fired
-        elif len(other.fired):
-            self.fired = other.fired
 
 
 def histogram(values: Tensor, low: float = 0.0, high: float = 1.0, bins: int = BINS) -> Tensor:

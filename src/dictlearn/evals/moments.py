@@ -1,8 +1,7 @@
-"""Means, variances and covariances in one pass, float64, mergeable (Chan, Golub & LeVeque 1983).
+"""Means, variances and covariances in one pass, in float64 (Chan, Golub & LeVeque 1983).
 
-Merging two summaries gives the same as one pass over both: no figure depends on how the data was
-batched or split between ranks. The sums are centred: raw sums of activations whose mean is far from
-zero lose the digits that matter to cancellation.
+No figure depends on how the data was batched. The sums are centred: raw sums of activations whose mean
+is far from zero lose the digits that matter to cancellation.
 """
 
 from __future__ import annotations
@@ -36,30 +35,16 @@ class Spread:
         self.squares_T = torch.zeros(())
 
     def update(self, y_NTD: Tensor) -> None:
-        if len(y_NTD):
-            self.merge(Spread.of(double(y_NTD)))
-
-    @staticmethod
-    def of(y_NTD: Tensor) -> Spread:
-        spread = Spread()
-        spread.n = len(y_NTD)
-        spread.mean_TD = y_NTD.mean(0)
-        spread.squares_T = (y_NTD - spread.mean_TD).square().sum((0, 2))
-        return spread
-
-    def merge(self, other: Spread) -> None:
-        if other.n == 0:
+        n = len(y_NTD)
+        if n == 0:
             return
-        if self.n == 0:
-            self.n, self.mean_TD, self.squares_T = other.n, other.mean_TD, other.squares_T
-            return
-        n = self.n + other.n
-        gap_TD = other.mean_TD - self.mean_TD
-        self.squares_T = (
-            self.squares_T + other.squares_T + gap_TD.square().sum(-1) * (self.n * other.n / n)
-        )
-        self.mean_TD = self.mean_TD + gap_TD * (other.n / n)
-        self.n = n
+        y_NTD = double(y_NTD)
+        mean_TD = y_NTD.mean(0)
+        squares_T = (y_NTD - mean_TD).square().sum((0, 2))
+        gap_TD, total = mean_TD - self.mean_TD, self.n + n
+        self.squares_T = self.squares_T + squares_T + gap_TD.square().sum(-1) * (self.n * n / total)
+        self.mean_TD = self.mean_TD + gap_TD * (n / total)
+        self.n = total
 
 
 @final
@@ -73,31 +58,18 @@ class Covariance:
         self.products_DE = torch.zeros(())
 
     def update(self, x_ND: Tensor, y_NE: Tensor) -> None:
-        if len(x_ND) == 0:
+        n = len(x_ND)
+        if n == 0:
             return
-        batch = Covariance()
         x_ND, y_NE = double(x_ND), double(y_NE)
-        batch.n, batch.mean_x_D, batch.mean_y_E = len(x_ND), x_ND.mean(0), y_NE.mean(0)
-        batch.products_DE = (x_ND - batch.mean_x_D).T @ (y_NE - batch.mean_y_E)
-        self.merge(batch)
-
-    def merge(self, other: Covariance) -> None:
-        if other.n == 0:
-            return
-        if self.n == 0:
-            self.n, self.mean_x_D, self.mean_y_E = other.n, other.mean_x_D, other.mean_y_E
-            self.products_DE = other.products_DE
-            return
-        n = self.n + other.n
-        gap_x, gap_y = other.mean_x_D - self.mean_x_D, other.mean_y_E - self.mean_y_E
-        self.products_DE = (
-            self.products_DE
-            + other.products_DE
-            + torch.outer(gap_x, gap_y) * (self.n * other.n / n)
-        )
-        self.mean_x_D = self.mean_x_D + gap_x * (other.n / n)
-        self.mean_y_E = self.mean_y_E + gap_y * (other.n / n)
-        self.n = n
+        mean_x_D, mean_y_E, total = x_ND.mean(0), y_NE.mean(0), self.n + n
+        products_DE = (x_ND - mean_x_D).T @ (y_NE - mean_y_E)
+        gap_x, gap_y = mean_x_D - self.mean_x_D, mean_y_E - self.mean_y_E
+        outer_DE = torch.outer(gap_x, gap_y) * (self.n * n / total)
+        self.products_DE = self.products_DE + products_DE + outer_DE
+        self.mean_x_D = self.mean_x_D + gap_x * (n / total)
+        self.mean_y_E = self.mean_y_E + gap_y * (n / total)
+        self.n = total
 
     def matrix(self) -> Tensor:
         """The (biased) covariance [D, E]."""

@@ -7,7 +7,7 @@ tails), and so is an uncentred one.
 
 from __future__ import annotations
 
-from typing import Self, final
+from typing import final
 
 import torch
 from torch import Tensor
@@ -53,12 +53,6 @@ class ReconstructionSums:
         }
         for name, term_NT in terms.items():
             self.sums[name] += term_NT.sum(0).cpu()
-
-    def merge(self, other: Self) -> None:
-        self.n += other.n
-        self.spread.merge(other.spread)
-        for name, sum_T in other.sums.items():
-            self.sums[name] += sum_T
 
     @property
     def variance_T(self) -> Tensor:
@@ -119,13 +113,6 @@ class ReconstructionMeter(Meter):
         batch_2P[0].index_add_(0, position_N, error_N)
         batch_2P[1].index_add_(0, position_N, torch.ones_like(error_N))
         self.by_position_2P = add_padded(self.by_position_2P, batch_2P)
-
-    def merge(self, other: Self) -> None:
-        assert self.targets == other.targets and self.valid.keys() == other.valid.keys()
-        for row in self.valid:
-            self.valid[row].merge(other.valid[row])
-            self.text[row].merge(other.text[row])
-        self.by_position_2P = add_padded(self.by_position_2P, other.by_position_2P)
 
     def result(self) -> EvalResult:
         rows = {row: self._figures(row) for row in self.valid}

@@ -13,7 +13,7 @@ the same targets zero-ablated. 1 is the model itself, 0 no better than zero abla
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Self, final
+from typing import final
 
 import torch
 from torch import Tensor
@@ -120,10 +120,6 @@ class ReplacementMeter(Meter):
                 return states()
 
         return run
-
-    def merge(self, other: Self) -> None:
-        assert self.dictionary.targets == other.dictionary.targets
-        self.comparison.merge(other.comparison)
 
     def result(self) -> EvalResult:
         if self.comparison.n == 0:

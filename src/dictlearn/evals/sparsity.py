@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Self, final
+from typing import final
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from dictlearn.evals.context import EvalContext, EvalResult, Meter, Metric, Obse
 from dictlearn.evals.moments import add_padded
 from dictlearn.evals.prefixes import nested
 from dictlearn.names import code_names
-from dictlearn.ranges import Count, Fraction
+from dictlearn.ranges import Count, ProperFraction
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
@@ -27,11 +27,7 @@ class Sparsity(Metric):
     feature counts as dense.
     """
 
-    def __init__(self, high_density: Fraction = 0.1, bins_per_decade: Count = 5) -> None:
-        if not 0 < high_density < 1:
-            raise ValueError(
-                f"eval.sparsity.high_density={high_density}: want a share of tokens between 0 and 1"
-            )
+    def __init__(self, high_density: ProperFraction = 0.1, bins_per_decade: Count = 5) -> None:
         self.high_density = high_density
         self.bins_per_decade = bins_per_decade
 
@@ -56,7 +52,7 @@ class SparsityMeter(Meter):
         self,
         sources: tuple[str, ...],
         n_features: int,
-        high_density: Fraction,
+        high_density: float,
         bins_per_decade: int,
         prefixes: Mapping[str, int] | None = None,
     ) -> None:
@@ -86,14 +82,6 @@ class SparsityMeter(Meter):
         batch_2P[0].index_add_(0, position_N, l0_N)
         batch_2P[1].index_add_(0, position_N, torch.ones_like(l0_N))
         self.by_position_2P = add_padded(self.by_position_2P, batch_2P)
-
-    def merge(self, other: Self) -> None:
-        assert self.sources == other.sources
-        self.n += other.n
-        self.fired_SF += other.fired_SF
-        self.l0_S += other.l0_S
-        self.l0_counts = add_padded(self.l0_counts, other.l0_counts)
-        self.by_position_2P = add_padded(self.by_position_2P, other.by_position_2P)
 
     def result(self) -> EvalResult:
         density_SF = self.fired_SF.double() / max(self.n, 1)
