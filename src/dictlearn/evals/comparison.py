@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dictlearn.evals.context import EvalContext, Observation
-from dictlearn.evals.moments import add_padded
+from dictlearn.evals.moments import add_padded, by_position
 from dictlearn.evals.observe import windows_read
 from dictlearn.lm.language_model import LanguageModel
 from dictlearn.lm.readout import Readout
@@ -136,7 +136,7 @@ class Comparison:
                     ce_N = _nats(clean_NV, next_N[part])
                     self.ce_clean += float(ce_N.sum())
                     clean_2P = torch.stack([ce_N, torch.ones_like(ce_N)])
-                    clean_2P = _by_position(clean_2P, position_N[part], context)
+                    clean_2P = by_position(clean_2P, position_N[part], context)
                     self.clean_2P = add_padded(self.clean_2P, clean_2P)
                 best_N = clean_NV.argmax(-1)
                 for name, states_ND in patched.items():
@@ -146,7 +146,7 @@ class Comparison:
                         float(ce_N.sum()),
                         float(kl_of_log_probs(clean_NV, patched_NV).double().sum()),
                         float((patched_NV.argmax(-1) == best_N).sum()),
-                        _by_position(ce_N, position_N[part], context),
+                        by_position(ce_N, position_N[part], context),
                     )
                     self.sums.setdefault(name, Sums()).add(sums)
 
@@ -170,9 +170,3 @@ class Comparison:
 def _nats(log_probs_NV: Tensor, next_N: Tensor) -> Tensor:
     """-log p(next token) [N], float64, on the CPU."""
     return -log_probs_NV.gather(1, next_N[:, None])[:, 0].cpu().double()
-
-
-def _by_position(values: Tensor, position_N: Tensor, context: int) -> Tensor:
-    """Sums values [..., N] over the tokens at each position: [..., P]."""
-    sums = values.new_zeros(*values.shape[:-1], context)
-    return sums.index_add_(-1, position_N, values)

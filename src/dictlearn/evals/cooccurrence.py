@@ -102,8 +102,8 @@ def firings_of(code: Code, next_N: Tensor, keep_N: Tensor) -> Firings:
     rank_N = keep_N.cumsum(0) - 1
     token = code.rows // code.n_sources
     kept = keep_N[token]
-    feature = code.features + (code.rows % code.n_sources) * code.n_features
-    return Firings(rank_N[token[kept]].cpu(), feature[kept].cpu(), next_N[keep_N].cpu())
+    feature = code.pattern.columns[kept]
+    return Firings(rank_N[token[kept]].cpu(), feature.cpu(), next_N[keep_N].cpu())
 
 
 @final

@@ -111,9 +111,8 @@ class Live:
     def update(self, seen: Observation) -> None:
         code = seen.code
         keep = seen.valid_N[code.rows // code.n_sources]
-        feature = code.features + (code.rows % code.n_sources) * code.n_features
         fired = torch.zeros(code.n_sources * code.n_features, dtype=torch.bool)
-        fired[feature[keep].cpu()] = True
+        fired[code.pattern.columns[keep].cpu()] = True
         self.fired = fired | self.fired if len(self.fired) else fired
 
 

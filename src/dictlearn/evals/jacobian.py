@@ -16,8 +16,7 @@ products are vector-Jacobian products. They are summed over probes before the ra
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import final
+from typing import NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -67,7 +66,7 @@ class JacobianCosine:
         if spread.n < 2:
             return EvalResult()
         weight_T = (spread.n / spread.squares_T).cpu()  # 1 / variance of each target
-        pooled = Products(*(torch.cat(column) for column in zip(*map(_fields, parts), strict=True)))
+        pooled = Products(*map(torch.cat, zip(*parts, strict=True)))
         figures = {
             "jacobian_cosine": float(pooled.cosine_N(weight_T).mean()),
             "jacobian_across": pooled.share_across(weight_T),
@@ -103,8 +102,7 @@ class JacobianCosine:
             yield x_NSD, y_NTD
 
 
-@dataclass(frozen=True, eq=False)
-class Products:
+class Products(NamedTuple):
     """Products of the Jacobians per token and target, summed over probes and sources: float64 [N, T]."""
 
     both: Tensor  # <J^T u, J'^T u>
@@ -122,10 +120,6 @@ class Products:
         return float((self.across @ weight_T).sum()) / total if total > 0 else 0.0
 
 
-def _fields(products: Products) -> tuple[Tensor, ...]:
-    return products.both, products.model, products.dictionary, products.across
-
-
 def products(
     lm: LanguageModel,
     dictionary: DictionaryLike,
@@ -141,7 +135,7 @@ def products(
         y_hat_NTD = dictionary.decode(dictionary.encode(reads), reads)
     y_hat = y_hat_NTD.unbind(1)
     n, n_targets, width = y_hat_NTD.shape
-    sums = {name: torch.zeros(n, n_targets, dtype=torch.float64) for name in _NAMES}
+    sums = {name: torch.zeros(n, n_targets, dtype=torch.float64) for name in Products._fields}
     for i in range(min(n_probes, width)):
         if n_probes >= width:
             probe_NTD = torch.eye(width)[i].expand(n, n_targets, width)
@@ -158,9 +152,6 @@ def products(
             sums["dictionary"][:, t] += square_NS.sum(1)
             sums["across"][:, t] += square_NS.sum(1) - square_NS[:, own[t]]
     return Products(**sums)
-
-
-_NAMES = ("both", "model", "dictionary", "across")
 
 
 def run_mlps(

@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.table import Table
 
-from dictlearn.evals.table import L0, Column, cell, dictionaries
+from dictlearn.evals.table import L0, Column, cell, dictionaries, figure_table
 
 SIDE_BY_SIDE = (
     Column("parameters", "parameters", "", "", "of encoder, decoder and sparsity"),
@@ -122,14 +122,14 @@ def renderables(record: Mapping[str, Any]) -> list[Table | str]:
     parts: list[Table | str] = []
     rows = list(side_by_side(record))
     if rows:
-        table = _table("side by side", SIDE_BY_SIDE)
+        table = figure_table(SIDE_BY_SIDE, "side by side")
         for label, cells, own in rows:
             table.add_row(label, *cells, style="bold" if own else "")
         parts += [table, ""]
     settings = list(replaced(record))
     if settings:
         several = len({label for _, label, _, _ in settings}) > 1
-        table = _table("layers replaced", REPLACED, "of" if several else None)
+        table = figure_table(REPLACED, "layers replaced", *(["of"] if several else []))
         for setting, label, cells, own in settings:
             names = (setting, label) if several else (setting,)
             table.add_row(*names, *cells, style="bold" if own and several else "")
@@ -137,13 +137,3 @@ def renderables(record: Mapping[str, Any]) -> list[Table | str]:
     for sentence in verdicts(record):
         parts += [sentence, ""]
     return parts
-
-
-def _table(title: str, columns: tuple[Column, ...], second: str | None = None) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1))
-    for name in filter(None, (title, second)):
-        table.add_column(name, vertical="bottom", no_wrap=True)
-    for column in columns:
-        heading = f"{column.title}\n{column.unit}" if column.unit else column.title
-        table.add_column(heading, justify="right", vertical="bottom", no_wrap=True)
-    return table

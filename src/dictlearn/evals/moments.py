@@ -25,6 +25,12 @@ def add_padded(a: Tensor, b: Tensor) -> Tensor:
     return widen(a, (0, longest - a.shape[-1])) + widen(b, (0, longest - b.shape[-1]))
 
 
+def by_position(values: Tensor, position_N: Tensor, context: int) -> Tensor:
+    """Sums values [..., N] over the tokens at each position: [..., P]."""
+    sums = values.new_zeros(*values.shape[:-1], context)
+    return sums.index_add_(-1, position_N, values)
+
+
 @final
 class Spread:
     """Count, mean and centred sum of squares of rows [N, T, D], per target."""

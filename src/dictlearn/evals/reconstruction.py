@@ -20,7 +20,7 @@ from dictlearn.evals.context import (
     Metric,
     Observation,
 )
-from dictlearn.evals.moments import Spread, add_padded, double
+from dictlearn.evals.moments import Spread, add_padded, by_position, double
 
 
 @final
@@ -108,10 +108,8 @@ class ReconstructionMeter(Meter):
         gap_NTD = double(y_NTD[keep_N]) - double(seen.y_hat_NTD[DICTIONARY][keep_N])
         error_N = gap_NTD.square().sum((1, 2)).cpu()
         position_N = seen.batch.positions_N[keep_N].cpu()
-        context = seen.tokens_BP.shape[1]
-        batch_2P = torch.zeros(2, context, dtype=torch.float64)
-        batch_2P[0].index_add_(0, position_N, error_N)
-        batch_2P[1].index_add_(0, position_N, torch.ones_like(error_N))
+        error_2N = torch.stack([error_N, torch.ones_like(error_N)])
+        batch_2P = by_position(error_2N, position_N, seen.tokens_BP.shape[1])
         self.by_position_2P = add_padded(self.by_position_2P, batch_2P)
 
     def result(self) -> EvalResult:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dictlearn.evals.context import EvalContext, EvalResult, Meter, Metric, Observation
-from dictlearn.evals.moments import add_padded
+from dictlearn.evals.moments import add_padded, by_position
 from dictlearn.evals.prefixes import nested
 from dictlearn.names import code_names
 from dictlearn.ranges import Count, ProperFraction
@@ -70,17 +70,16 @@ class SparsityMeter(Meter):
         code, keep_N = seen.code, seen.valid_N
         self.n += int(keep_N.sum())
         valid_entries = keep_N[code.rows // code.n_sources]
-        feature = code.features + (code.rows % code.n_sources) * code.n_features
-        fired = torch.bincount(feature[valid_entries], minlength=self.fired_SF.numel()).cpu()
+        feature = code.pattern.columns[valid_entries]
+        fired = torch.bincount(feature, minlength=self.fired_SF.numel()).cpu()
         self.fired_SF += fired.view_as(self.fired_SF)
         l0_NS = code.l0_NS[keep_N].cpu()
         self.l0_S += l0_NS.sum(0)
         l0_N = l0_NS.sum(1)
         self.l0_counts = add_padded(self.l0_counts, torch.bincount(l0_N))
         position_N = seen.batch.positions_N[keep_N].cpu()
-        batch_2P = torch.zeros(2, seen.tokens_BP.shape[1], dtype=torch.int64)
-        batch_2P[0].index_add_(0, position_N, l0_N)
-        batch_2P[1].index_add_(0, position_N, torch.ones_like(l0_N))
+        l0_2N = torch.stack([l0_N, torch.ones_like(l0_N)])
+        batch_2P = by_position(l0_2N, position_N, seen.tokens_BP.shape[1])
         self.by_position_2P = add_padded(self.by_position_2P, batch_2P)
 
     def result(self) -> EvalResult:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Group
+from rich.console import Group, OverflowMethod
 from rich.table import Table
 from rich.text import Text
 
@@ -149,21 +149,30 @@ def _density(value: float) -> str:
 
 def renderable(record: Mapping[str, Any]) -> Group:
     """The tables and the facts below them, for a rich console."""
-    tables = [_table(COLUMNS, rows(record))]
+    tables = [_filled(COLUMNS, rows(record))]
     if record.get("prefixes"):
-        tables += [Text(), _table(PREFIXES, prefixes(record))]
+        tables += [Text(), _filled(PREFIXES, prefixes(record))]
     below = Table(box=None, pad_edge=False, show_header=False, padding=(0, 1))
     for name, value, meaning in facts(record):
         below.add_row(Text(name, style="dim"), Text(value, style="bold"), Text(meaning))
     return Group(Text(), *tables, Text(), below, Text())
 
 
-def _table(columns: Iterable[Column], rows: Iterable[tuple[str, list[str], bool]]) -> Table:
+def figure_table(
+    columns: Iterable[Column], *labels: str, overflow: OverflowMethod = "ellipsis"
+) -> Table:
+    """An empty table for a rich console, with a column for each label, then one for each figure."""
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1))
-    table.add_column("", no_wrap=True)
+    for label in labels:
+        table.add_column(label, vertical="bottom", no_wrap=overflow != "fold", overflow=overflow)
     for column in columns:
         heading = f"{column.title}\n{column.unit}" if column.unit else column.title
         table.add_column(heading, justify="right", vertical="bottom", no_wrap=True)
+    return table
+
+
+def _filled(columns: Iterable[Column], rows: Iterable[tuple[str, list[str], bool]]) -> Table:
+    table = figure_table(columns, "")
     for label, cells, is_dictionary in rows:
         table.add_row(label, *cells, style="bold" if is_dictionary else "")
     return table

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
 from dictlearn.evals.report.compared.read import Run, differing, in_order, on_other_texts
 from dictlearn.evals.table import COLUMNS as FIGURES
-from dictlearn.evals.table import DEAD, L0, Column, cell
+from dictlearn.evals.table import DEAD, L0, Column, cell, figure_table
 
 COLUMNS = (
     L0,
@@ -42,12 +41,8 @@ def best(runs: Sequence[Run], column: Column) -> float | None:
 
 def renderable(runs: Sequence[Run]) -> Group:
     """A table for a rich console: a row per run, the best figures bold, and differing settings below."""
-    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1))
-    table.add_column("run", vertical="bottom", overflow="fold")
     shown = columns(runs)
-    for column in shown:
-        heading = f"{column.title}\n{column.unit}" if column.unit else column.title
-        table.add_column(heading, justify="right", vertical="bottom", no_wrap=True)
+    table = figure_table(shown, "run", overflow="fold")
     least = {column.key: best(runs, column) for column in shown}
     for run in runs:
         values = [
