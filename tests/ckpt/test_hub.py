@@ -11,6 +11,7 @@ import torch
 import dictlearn
 from dictlearn.ckpt.dictionary import save_dictionary
 from dictlearn.export.circuit_tracer import CircuitTracer
+from tests.ckpt.foreign import released
 from tests.ckpt.foreign.test_layer_formats import LENS, lens
 from tests.export.test_circuit_tracer import built, job
 from tests.export.test_layer_formats import made
@@ -75,6 +76,27 @@ def test_layers_in_folders_of_one_size_are_one_dictionary(hub, tmp_path):
     put(hub, layers(tmp_path / "all", 3))
     assert dictlearn.load("owner/tiny").sources == ("resid_pre.0", "resid_pre.1", "resid_pre.2")
     assert dictlearn.load("owner/tiny/layer_1").sources == ("resid_pre.1",)
+
+
+def test_a_file_that_is_a_dictionary_is_fetched_alone(hub, cache, tmp_path):
+    put(hub, released.esmc(tmp_path, layers=(30, 60)))
+    assert dictlearn.load("owner/tiny/layer_60.safetensors").sources == (
+        "resid_pre.60:standardised",
+    )
+    assert {name.rpartition("/")[2] for name in kept(cache)} == {
+        "config.json",
+        "layer_60.safetensors",
+    }
+    with pytest.raises(ValueError, match="holds no dictionary here"):
+        dictlearn.load("owner/tiny/README.md")
+
+
+def test_a_folder_in_a_folder_is_found_by_its_name(hub, cache, tmp_path):
+    folder = released.llama_scope(tmp_path)
+    put(hub, tmp_path)
+    assert dictlearn.load(f"owner/tiny/{folder.name}").provenance["format"] == "llama_scope"
+    with pytest.raises(ValueError, match="there are some in Llama3_1-8B-Base-L15TC-8x: ask for"):
+        dictlearn.load("owner/tiny")
 
 
 def test_folders_of_several_sizes_are_listed_and_not_fetched(hub, cache, tmp_path):

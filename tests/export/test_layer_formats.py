@@ -201,3 +201,19 @@ def test_a_layer_of_many_is_read_alone_by_its_folder(tmp_path):
     assert names == ["resid_post.0", "resid_post.1", "resid_post.2"]
     one = dictlearn.load(Path(tmp_path) / "resid_post.1")
     assert (one.kind, one.sources, one.targets) == ("transcoder", ("resid_post.1",), ("mlp_out.1",))
+
+
+@pytest.mark.parametrize("exporter", EXPORTERS, ids=lambda one: one.name)
+def test_a_standardised_site_is_held_by_saelens_alone(exporter, tmp_path):
+    described = made("topk", "sae").to_json()
+    site = f"{described['sources'][0]}:standardised"
+    dictionary = from_json(described | {"sources": [site], "targets": [site]}).eval()
+    if exporter.name != "saelens":
+        said = exporter.refusal(dictionary, INFO)
+        assert said == f"{exporter.name} can't say that {site} is standardised token by token"
+        return
+    assert exporter.refusal(dictionary, INFO) is None
+    exporter.write(job_of(dictionary), tmp_path)
+    cfg = json.loads((tmp_path / "cfg.json").read_text())
+    assert cfg["normalize_activations"] == "layer_norm" and ":" not in cfg["metadata"]["hook_name"]
+    assert dictlearn.load(tmp_path).sources == (site,)

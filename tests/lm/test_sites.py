@@ -78,6 +78,28 @@ def test_mlp_norm_is_mlp_in_without_gain_and_bias(example):
     torch.testing.assert_close(again, at["mlp_in.1"], **CLOSE)
 
 
+@pytest.mark.parametrize("site", ["resid_mid.1", "mlp_norm.1", "model.layers.1.mlp:output"])
+def test_a_standardised_site(qwen3, site):
+    at = capture(qwen3.lm, qwen3.inputs, [site, f"{site}:standardised"])
+    x = at[site]
+    z = (x - x.mean(-1, keepdim=True)) / (x.std(-1, keepdim=True) + 1e-5)
+    torch.testing.assert_close(at[f"{site}:standardised"], z)
+
+
+def test_what_replaces_a_standardised_site_is_put_back_on_its_scale(qwen3):
+    model, tokens = qwen3.lm.model, qwen3.inputs
+    scale = capture(qwen3.lm, tokens, ["resid_mid.1"])["resid_mid.1"].std(-1, keepdim=True) + 1e-5
+    with torch.no_grad():
+        clean = model(tokens).logits
+        with patched(qwen3.lm, {"resid_mid.1": lambda reads, x: x + scale}):
+            moved = model(tokens).logits
+        with patched(qwen3.lm, {"resid_mid.1:standardised": lambda reads, z: z + 1}):
+            torch.testing.assert_close(model(tokens).logits, moved, **CLOSE)
+        with patched(qwen3.lm, {"resid_mid.1:standardised": lambda reads, z: z}):
+            assert torch.equal(model(tokens).logits, clean)
+    assert not torch.equal(moved, clean)
+
+
 def test_mlp_norm_is_not_replaced(qwen3):
     with (
         patched(qwen3.lm, {"mlp_norm.1": lambda reads, clean: clean}),

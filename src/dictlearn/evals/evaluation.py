@@ -17,6 +17,7 @@ from dictlearn.evals.context import (
 )
 from dictlearn.evals.observe import observe_tokens, window_batches
 from dictlearn.lm.language_model import LanguageModel
+from dictlearn.lm.sites import STANDARDISED
 from dictlearn.types import DictionaryLike, ModelInfo, Progress, TextWindows
 
 Eval = Metric | RowSource | Callable[[EvalContext], EvalResult]
@@ -63,7 +64,8 @@ def check_fits(dictionary: DictionaryLike, info: ModelInfo) -> None:
 
     A module's input or output may have any: of these the first forward pass tells.
     """
-    named = [site for site in (*dictionary.sources, *dictionary.targets) if ":" not in site]
+    sites = (*dictionary.sources, *dictionary.targets)
+    named = [site for site in sites if ":" not in site.removesuffix(STANDARDISED)]
     if named and dictionary.width != info.width:
         raise ValueError(
             f"dictionary: it reads activations of width {dictionary.width}, but those of "

@@ -11,10 +11,17 @@ from torch import Tensor
 from dictlearn import __version__
 from dictlearn.dicts.dictionary import Dictionary
 from dictlearn.dicts.equivalent import layered, split_layers
+from dictlearn.lm.sites import STANDARDISED
 
 
-def refusal(tool: str, dictionary: Dictionary) -> str | None:
-    """The reason why a dictionary can't be split into layers, or None."""
+def refusal(tool: str, dictionary: Dictionary, standardised: bool = False) -> str | None:
+    """The reason why a dictionary can't be split into layers, or None.
+
+    `standardised` says whether the tool can standardise what an autoencoder reads and writes.
+    """
+    scaled = [s for s in (*dictionary.sources, *dictionary.targets) if s.endswith(STANDARDISED)]
+    if scaled and not (standardised and dictionary.sources == dictionary.targets):
+        return f"{tool} can't say that {scaled[0]} is standardised token by token"
     if layered(dictionary):
         return None
     if not dictionary.decoder.writes_directions:

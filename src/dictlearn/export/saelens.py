@@ -26,6 +26,7 @@ from dictlearn.dicts.dictionary import Dictionary
 from dictlearn.dicts.equivalent import recentred
 from dictlearn.export import _layers
 from dictlearn.export.protocol import Exporter, Job
+from dictlearn.lm.sites import STANDARDISED
 from dictlearn.types import ModelInfo
 
 VERSION = "6.54.12"  # the version with this layout
@@ -45,7 +46,7 @@ class SAELens(Exporter):
         return frozenset(AUTOENCODERS if autoencoder else TRANSCODERS)
 
     def refusal(self, dictionary: Dictionary, info: ModelInfo) -> str | None:
-        return _layers.refusal("SAELens", dictionary)
+        return _layers.refusal("SAELens", dictionary, standardised=True)
 
     def write(self, job: Job, folder: Path) -> None:
         for layer, inner in _layers.layers(job.dictionary, folder):
@@ -93,6 +94,7 @@ def _tensors(layer: Dictionary) -> dict[str, Tensor]:
 
 
 def _config(layer: Dictionary, architecture: str) -> dict[str, Any]:
+    standardised = layer.sources[0].endswith(STANDARDISED)
     cfg: dict[str, Any] = {
         "architecture": architecture,
         "d_in": layer.width,
@@ -100,7 +102,7 @@ def _config(layer: Dictionary, architecture: str) -> dict[str, Any]:
         "dtype": str(layer.encoder.W_enc.dtype).removeprefix("torch."),
         "device": "cpu",
         "apply_b_dec_to_input": layer.shape.centre,
-        "normalize_activations": "none",
+        "normalize_activations": "layer_norm" if standardised else "none",
         "reshape_activations": "none",
     }
     if "transcoder" in architecture:
@@ -118,7 +120,7 @@ def _metadata(layer: Dictionary, job: Job) -> dict[str, Any]:
         "model_name": job.info.name,
         "model_class_name": "HookedTransformer",
         "model_from_pretrained_kwargs": {},
-        "hook_name": hook_name(source),
+        "hook_name": hook_name(source.removesuffix(STANDARDISED)),
         "hook_head_index": None,
         "prepend_bos": job.tokenizer is not None and job.tokenizer.bos_token_id is not None,
         "exclude_special_tokens": True,

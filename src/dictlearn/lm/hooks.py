@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from dictlearn.lm.sites import Site
+
+SMALL = 1e-5  # added to a standard deviation, as ESMC and SAELens do
 
 # Takes a site's value; returns its replacement, or None to leave the value as it is.
 SiteHook = Callable[[Tensor], Tensor | None]
@@ -21,6 +24,15 @@ def attach(model: nn.Module, site: Site, hook: SiteHook) -> list[RemovableHandle
     Hooks at one site run in the order in which they were attached; each gets the value that the
     one before it returned.
     """
+    if site.standardised:
+
+        def scaled_hook(value: Tensor) -> Tensor | None:
+            z, scale = standardised(value)
+            new = hook(z)
+            return None if new is None else value + ((new.float() - z.float()) * scale).to(value)
+
+        return attach(model, replace(site, standardised=False), scaled_hook)
+
     if site.plus is None:
         return [_attach_to_module(model, site, hook)]
 
@@ -68,6 +80,13 @@ def _attach_to_module(model: nn.Module, site: Site, hook: SiteHook) -> Removable
     if site.end == "input":
         return module.register_forward_pre_hook(before, with_kwargs=True)
     return module.register_forward_hook(after)
+
+
+def standardised(x: Tensor) -> tuple[Tensor, Tensor]:
+    """(each token's values less their mean and divided by the scale, the scale)."""
+    own, x = x.dtype, x.float()
+    scale = x.std(-1, keepdim=True) + SMALL
+    return ((x - x.mean(-1, keepdim=True)) / scale).to(own), scale
 
 
 def normed(norm: nn.Module, x: Tensor, output: Tensor) -> Tensor:

@@ -16,13 +16,16 @@ One more can be read and not replaced. It is there where the MLP reads a norm's 
     mlp_norm.L     what that norm gives before its gain and bias; mlp_in.L is after them
 
 A module's input or output is a site too: `model.layers.3.mlp:input`, `transformer.h.0.ln_2:output`.
+
+`<site>:standardised` is a site with each token's values less their mean, divided by their standard
+deviation; what replaces it is put back on the token's own scale.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Literal
 
@@ -34,6 +37,7 @@ from dictlearn.types import ModelInfo
 SITES = ("resid_pre", "attn_out", "resid_mid", "mlp_in", "mlp_out", "resid_post")
 
 NORMED = "mlp_norm"
+STANDARDISED = ":standardised"
 
 End = Literal["input", "output", "normed"]
 
@@ -64,17 +68,21 @@ NORMS_BEFORE = (
 class Site:
     """A named tensor: a module's input or output, plus the value of the site `plus` if any.
 
-    The end `normed` is a norm's output before its gain and bias.
+    The end `normed` is a norm's output before its gain and bias. `standardised`: see above.
     """
 
     name: str
     module_path: str  # within the model with its head
     end: End
     plus: Site | None = None
+    standardised: bool = False
 
 
 def resolve(model: PreTrainedModel, name: str, info: ModelInfo) -> Site:
     """The site of this name. Raises ValueError if the model has none."""
+    if name.endswith(STANDARDISED):
+        inner = resolve(model, name.removesuffix(STANDARDISED), info)
+        return replace(inner, name=name, standardised=True)
     path, colon, end = name.rpartition(":")
     if colon:
         return _explicit(model, name, path, end, info)

@@ -120,6 +120,24 @@ def linear() -> dict[str, Tensor]:
     }
 
 
+def esmc(root: Path, inner: str = "ESMC-6B-sae-k1-codebook3", layers=(60,)) -> Path:
+    """ESMC's, whose encoder has no bias; b_dec is subtracted from what is read."""
+    folder = root / inner
+    folder.mkdir(parents=True)
+    about = {"d_model": 2, "codebook_dim": 3, "k": 1, "available_layers": list(layers)}
+    (folder / "config.json").write_text(json.dumps({"model_type": "esmc_sae", **about}))
+    tensors = {
+        "W_enc": W_ENC.T.contiguous(),
+        "W_dec": W_DEC,
+        "b_dec": B_DEC,
+        "idf": torch.ones(3),
+        "max": torch.ones(3),
+    }
+    for layer in layers:
+        write_tensors(folder / f"layer_{layer}.safetensors", tensors)
+    return folder
+
+
 LLAMA_SCOPE = {
     "d_model": 2,
     "d_sae": 3,
@@ -203,6 +221,7 @@ MAKERS: dict[str, Callable[[Path], Path]] = {  # each makes a folder in an empty
     "gemma_scope_2, CLT": _clt,
     "qwen_scope": qwen,
     "goodfire": goodfire,
+    "esmc": esmc,
     "llama_scope": llama_scope,
     "openmoss": openmoss,
     "circuit_tracer, listed": listed,

@@ -100,13 +100,25 @@ def test_saelens_scale_beside_the_weights_is_folded_in(tmp_path):
     torch.testing.assert_close(dictlearn.load(tmp_path)(x[:, None])[:, 0], y)
 
 
+def test_saelens_layer_norm_is_a_standardised_site(tmp_path):
+    t = weights()
+    dictionary = dictlearn.load(lens(tmp_path, t, normalize_activations="layer_norm"))
+    assert dictionary.sources == dictionary.targets == ("resid_pre.2:standardised",)
+    z = torch.randn(7, D)
+    f = torch.relu((z - t["b_dec"]) @ t["W_enc"] + t["b_enc"])
+    torch.testing.assert_close(dictionary(z), f @ t["W_dec"] + t["b_dec"])
+
+
 @pytest.mark.parametrize(
     ("cfg", "message"),
     [
         ({"architecture": "temporal"}, "architecture=temporal: its code of a token depends"),
         ({"architecture": "batchtopk"}, "a training checkpoint"),
         ({"architecture": "new"}, "architecture=new: want one of standard, topk"),
-        ({"normalize_activations": "layer_norm"}, "layer_norm depends on each token"),
+        (
+            {"normalize_activations": "constant_norm_rescale"},
+            "constant_norm_rescale depends on each token",
+        ),
         ({"reshape_activations": "hook_z"}, "all heads put side by side"),
         ({"architecture": "topk", "k": 11}, "k=11; want 1 to the 10 features"),
         ({"architecture": "topk", "k": "2"}, "k='2'; want int"),

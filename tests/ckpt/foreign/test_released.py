@@ -178,6 +178,24 @@ def test_goodfire(tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    ("inner", "site"),
+    [
+        ("ESMC-6B-sae-k64-codebook16384", "resid_pre.60"),
+        ("ESMC-6B-sae-mlp-k64-codebook16384", "mlp_out.60"),
+    ],
+)
+def test_esmc(inner, site, tmp_path):
+    """Less b_dec, X is [0.75, 0.75] and [1.75, 1.75]; the second feature reads twice 0.75, and 1.75."""
+    dictionary = dictlearn.load(of.esmc(tmp_path, inner) / "layer_60.safetensors")
+    # The second and the third feature are equal, and the first of them is taken.
+    check(dictionary, ([[0, 1.5, 0], [0, 3.5, 0]], [[0.25, 1.25], [0.25, 3.25]]))
+    assert dictionary.sources == dictionary.targets == (f"{site}:standardised",)
+    assert dictionary.provenance == {"format": "esmc", "model": "biohub/ESMC-6B"}
+    of.esmc(tmp_path, "several", layers=(80, 60))
+    assert dictlearn.load(tmp_path / "several").sources[1] == "resid_pre.80:standardised"
+
+
 def test_llama_scope_scales_and_compares_with_decoder_norms(tmp_path):
     """sqrt(2) / norm is 1/2 of the input and 1/4 of the output.
 

@@ -25,6 +25,7 @@ from dictlearn.ckpt.foreign._layer import (
     turned,
 )
 from dictlearn.dicts.dictionary import Dictionary
+from dictlearn.lm.sites import STANDARDISED
 
 CONFIG, WEIGHTS, SCALER = "cfg.json", "sae_weights.safetensors", "activation_scaler.json"
 FILES, OPTIONAL, LAYERS = (CONFIG, WEIGHTS), (SCALER,), True
@@ -129,6 +130,8 @@ def _read_one(folder: Path) -> Dictionary:
         target = site_of(entry(about, "hook_name_out", str, where, "unknown_out:output"))
     k = entry(cfg, "k", int, where, 100) if architecture == "topk" else None
     source, target = sites_said(about) or (source, target)
+    if _standardised(cfg, architecture, where):
+        source = target = source.removesuffix(STANDARDISED) + STANDARDISED
     return build_layer(
         where,
         _tensors(folder, cfg, architecture),
@@ -139,6 +142,12 @@ def _read_one(folder: Path) -> Dictionary:
         centre=entry(cfg, "apply_b_dec_to_input", bool, where, "transcoder" not in architecture),
         training={"format": "saelens", "model": entry(about, "model_name", str, where, None)},
     )
+
+
+def _standardised(cfg: Mapping[str, Any], architecture: str, where: Path) -> bool:
+    """Whether each token's activations are standardised, and what is written put back on its scale."""
+    convention = entry(cfg, "normalize_activations", str, where, "none")
+    return convention == "layer_norm" and "transcoder" not in architecture
 
 
 def _sparsity(architecture: str, k: int | None) -> dict[str, Any]:
@@ -206,7 +215,7 @@ def _input_scale(folder: Path, cfg: Mapping[str, Any], architecture: str) -> flo
     """What activations were multiplied by, which SAELens folds in when it saves an inference form."""
     where = folder / CONFIG
     convention = entry(cfg, "normalize_activations", str, where, "none")
-    if convention == "none":
+    if convention == "none" or _standardised(cfg, architecture, where):
         return 1.0
     scaler = folder / SCALER
     if convention == "expected_average_only_in" and "transcoder" not in architecture:
@@ -218,5 +227,5 @@ def _input_scale(folder: Path, cfg: Mapping[str, Any], architecture: str) -> flo
         )
     raise ValueError(
         f"{where}: normalize_activations={convention} depends on each token and cannot be part "
-        f"of the weights; want none or expected_average_only_in"
+        f"of the weights; want none, expected_average_only_in or, of an SAE, layer_norm"
     )
