@@ -33,6 +33,7 @@ from dictlearn import (
     help,
     multirun,
     overrides,
+    own,
     paths,
     stopping,
     terminal,
@@ -148,6 +149,7 @@ class _Jobs:
             refuse_missing(cfg)
             paths.refuse_absent(cfg)
             paths.refuse_misplaced(self.verb, cfg)
+            own.import_targets(cfg)
             if several:
                 escape.say(f"run {job.job.num}: {' '.join(others)}")
             # Lightning starts a run's other processes from sys.argv: this job's alone, and named.

@@ -7,7 +7,7 @@ which takes seconds.
 from __future__ import annotations
 
 import ast
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -37,8 +37,9 @@ class Module:
     """A source file, parsed; its names can be looked up."""
 
     def __init__(self, name: str, path: Path):
-        self.name = name
-        tree = ast.parse(path.read_text(encoding="utf-8"))
+        self.name, self.path = name, path
+        tree = _parsed(path)
+        self.packages = list(_packages(tree.body))
         self._package = name if path.name == "__init__.py" else name.rpartition(".")[0]
         self._named: dict[str, ast.stmt | ast.expr] = {}
         self._imported: dict[str, str] = {}
@@ -72,6 +73,26 @@ class Module:
         if name in self._imported:
             return definition_of(self._imported[name])
         return None
+
+
+def _parsed(path: Path) -> ast.Module:
+    """Raises ValueError, with the line, for a file that is not Python."""
+    try:
+        return ast.parse(path.read_text(encoding="utf-8"))
+    except SyntaxError as error:
+        raise ValueError(f"{path}, line {error.lineno}: {error.msg}") from error
+    except ValueError as error:  # bytes that are not UTF-8, or null bytes
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _packages(body: list[ast.stmt]) -> Iterator[tuple[int, str]]:
+    """(line, package) of each import that a module makes in any case: not below an if or a try."""
+    for statement in body:
+        match statement:
+            case ast.Import(names=names):
+                yield from ((statement.lineno, n.name.partition(".")[0]) for n in names)
+            case ast.ImportFrom(module=str(name), level=0):
+                yield statement.lineno, name.partition(".")[0]
 
 
 def _statements(body: list[ast.stmt]) -> list[ast.stmt]:

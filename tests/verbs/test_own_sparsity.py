@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 import dictlearn
-from dictlearn import cli
+from dictlearn import cli, own
 from tests.dictionaries import OWN
 
 SMALL = ["source=synthetic", "dict.n_features=32", "dict.k=2", "batch_tokens=64"]
@@ -60,4 +61,41 @@ def test_the_module_may_lie_in_the_folder_of_its_yaml(tmp_path, capsys):
         patch.setattr(sys, "path", list(sys.path))
         patch.setattr(sys, "argv", command)
         cli.main()
-    assert "want Sparsemax.entries" in capsys.readouterr().out  # found, and asked
+    assert "want Sparsemax.entries" in capsys.readouterr().err  # found, and asked
+
+
+BROKEN = {  # a module's source, and what is said of it
+    "class Mine(\n": "{path}, line 1: '(' was never closed",
+    "import json\nimport nowhere_at_all\n": "{path}, line 2: no module named nowhere_at_all",
+    "import json\n\nSIZE = json.sizes\n": "{path}, line 3: AttributeError: module 'json' has no",
+    "from dictlearn.sparsity import gone\n": "{path}, line 1: ImportError: cannot import name 'gone'",
+    "import json\n": "broken_{n} has no Mine",
+    None: "ModuleNotFoundError: No module named 'broken_{n}'",
+}
+
+
+@pytest.mark.parametrize("n", range(len(BROKEN)))
+def test_a_module_that_cannot_be_imported_is_named_with_its_line(n, tmp_path, capsys):
+    """In one sentence, before there is a run."""
+    (source, said), folder = list(BROKEN.items())[n], tmp_path / "mine"
+    (folder / "sparsity").mkdir(parents=True)
+    path = folder / f"broken_{n}.py"
+    if source is not None:
+        path.write_text(source)
+    (folder / "sparsity/mine.yaml").write_text(f"_target_: broken_{n}.Mine\n_partial_: true\n")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as exit_:
+        patch.chdir(tmp_path)
+        patch.setattr(sys, "path", list(sys.path))
+        patch.setattr(sys, "argv", ["dictlearn", "train", "--config-dir", "mine", "sparsity=mine"])
+        cli.main()
+    assert exit_.value.code == 2
+    assert said.format(path=path, n=n) in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_import_that_may_fail_is_left_to_the_module(tmp_path, monkeypatch):
+    text = "try:\n    import nowhere\nexcept ImportError:\n    nowhere = None\nclass Mine: ...\n"
+    (tmp_path / "guarded.py").write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    own.import_targets(OmegaConf.create({"sparsity": {"_target_": "guarded.Mine"}}))
+    assert "guarded" in sys.modules
