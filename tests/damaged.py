@@ -27,6 +27,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import dictlearn
 from dictlearn import export
+from dictlearn.activations.formats import open_store
+from dictlearn.activations.formats.dictlearn import Store as Activations
+from dictlearn.activations.place import LocalPlace
 from dictlearn.ckpt import commit
 from dictlearn.ckpt.codec import read_state, write_state
 from dictlearn.ckpt.dictionary import save_dictionary
@@ -40,6 +43,7 @@ from dictlearn.sources import token_cache
 from dictlearn.sources.text_files import text_documents
 from dictlearn.store.explanations import Explanation, add_explanations, read_explanations
 from dictlearn.store.features import FeatureStore
+from tests.activations.made import made as made_activations
 from tests.ckpt.foreign import released
 from tests.damages import DAMAGES, MANIFEST, make_fit
 from tests.export.test_circuit_tracer import built
@@ -128,6 +132,27 @@ def _targets(folder: Path) -> Any:
     teacher = StoredTeacher(model(), str(folder))
     tokens = Text().window_batch(range(len(Text())))
     return vars(teacher.targets(tokens, torch.ones_like(tokens, dtype=torch.bool)))
+
+
+def _activations(folder: Path) -> Any:
+    """All that is stored, in both orders of rows."""
+    found = []
+    for order in ("shuffled", "windows"):
+        store = open_store(LocalPlace(folder / order))
+        if store.info.absent:
+            raise ValueError(next(iter(store.info.absent.values())))
+        for number, rows in enumerate(store.info.shard_rows):
+            shard = store.shard(number, store.info.sites)
+            found += [shard.rows(site, 0, rows).clone() for site in store.info.sites]
+            found += [shard.tokens_N, shard.positions_N, *(shard.windows or ())]
+        assert isinstance(store, Activations)
+        found.append(store.statistics())
+    return found
+
+
+def _store_activations(folder: Path) -> None:
+    for order, dtype in {"shuffled": "int8", "windows": "float16"}.items():
+        made_activations(folder / order, order=order, dtype=dtype, windows=12)
 
 
 def _model(folder: Path) -> None:
@@ -224,6 +249,10 @@ KINDS: dict[str, Kind] = {
     "features": Kind(made_store, _features),
     "explanations": Kind(_explanations, read_explanations, hashed=False),
     "stored targets": Kind(lambda folder: stored(folder, head=8), _targets),
+    "stored activations": Kind(_store_activations, _activations),
+    "stored activations, records made to fit": Kind(
+        _store_activations, _activations, hashed=False, fits=True
+    ),
     "model": Kind(_model, lambda folder: load_model(str(folder)).info, hashed=False),
     "model's config": Kind(_config_of_a_model, _described, hashed=False),
     "text": Kind(_texts, _read_texts, hashed=False),

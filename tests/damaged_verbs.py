@@ -59,6 +59,7 @@ EXPLAIN = ["tokens=1000", "windows=4", "baseline_features=3", "at_least=2", "lim
 ASK = ["explain", "run=runs/sae", *EXPLAIN, "explainer=openai", "explainer.model=m"]
 ASK += ["explainer.base_url=SERVER", "explainer.concurrency=1"]
 FEW = ["tokens=512", "windows=4"]
+STORE = [*MODEL, *TEXT, "sites=[mlp_in.1,resid_post.1]", "output=acts", "shard_tokens=512"]
 
 MAKE = (
     [*TRAIN, "dict=clt", "name=clt"],
@@ -68,6 +69,7 @@ MAKE = (
     ["explain", "run=runs/clt", *EXPLAIN],
     ASK,
     ["targets", *MODEL, *TEXT, "output=targets", "head=4", "samples=4"],
+    ["cache", *STORE],
     ["export", "run=runs/clt", "format=circuit_tracer", "output=theirs/circuit_tracer", *FEW],
     ["export", "run=runs/sae", "format=saelens", "output=theirs/saelens", *FEW],
     ["export", "run=runs/sae", "format=sparsify", "output=theirs/sparsify", *FEW],
@@ -86,6 +88,7 @@ CHEAP: Mapping[str, list[str]] = {
     "export feature_files": ["export", "run=runs/clt", "format=feature_files"],
     "export neuronpedia": ["export", "run=runs/clt", "format=neuronpedia"],
 }
+OF_LAYER_1 = ["dict=sae", "dict.layer=1"]
 STORED = [text for text in TRAIN if not text.startswith("source.")]
 DEAR: Mapping[str, list[str]] = {
     "export circuit_tracer": ["export", "run=runs/clt", "format=circuit_tracer", *FEW],
@@ -101,6 +104,8 @@ DEAR: Mapping[str, list[str]] = {
     "explain": ["explain", "run=runs/clt", *EXPLAIN],
     "explain openai": ASK,
     "targets": ["targets", *NAMED, "output=targets", "head=4", "samples=4"],
+    "cache": ["cache", *STORE, "verify=true"],
+    "train cached": [*STORED, "source=cache", "source.path=acts", *OF_LAYER_1, "name=new"],
     "train resume": ["train", "resume=auto", "name=clt", "steps=6"],
     "train init": [*TRAIN, "dict=sae", "dict.layer=1", "init=runs/sae", "name=new"],
     "train init another's": [
@@ -336,7 +341,7 @@ def touching(damaged: Path) -> list[str]:
     """The commands that read a file; of what is everybody's (the model, text, the user's key and
     caches), all."""
     places = {str(part) for part in (damaged, *damaged.parents)} - {"."}
-    if damaged.parts[0] not in ("runs", "targets", "theirs"):
+    if damaged.parts[0] not in ("runs", "targets", "theirs", "acts"):
         alone = {"graph.json": "label", "v.npy": "lookup", "v.safetensors": "lookup in another's"}
         return [alone[str(damaged)]] if str(damaged) in alone else list(COMMANDS)
     few = next((names for part, names in READERS.items() if part in str(damaged)), COMMANDS)
@@ -423,6 +428,8 @@ UNWANTED = (
 
 def covered(path: Path, root: Path) -> bool:
     """Whether a hash that is read with the file says what it must be."""
+    if path.is_relative_to(root / "acts"):
+        return True
     for folder in path.parents[: len(path.parents) - len(root.parents)]:
         manifest = folder / MANIFEST
         name = path.relative_to(folder).as_posix()

@@ -76,5 +76,5 @@ def made(folder: Path, shards: range | None = None, **options: Any) -> Store:
         writer(place, one).write(shard)
     store = Store.opened(place)
     if shards is None:
-        finish(place, store.statistics())
+        finish(place, one, one.shards, store.statistics())
     return store

@@ -53,9 +53,8 @@ def test_whoever_writes_a_shard_writes_the_same_file(tmp_path):
     made(tmp_path / "whole")
     for shards in (range(1, 5, 2), range(0, 5, 2)):  # two processes, and one that came later
         made(tmp_path / "parts", shards)
-    finish(
-        LocalPlace(tmp_path / "parts"), Store.opened(LocalPlace(tmp_path / "parts")).statistics()
-    )
+    parts = Store.opened(LocalPlace(tmp_path / "parts"))
+    finish(parts.place, parts.about, 5, parts.statistics())
     assert content(tmp_path / "parts") == content(tmp_path / "whole")
 
 
@@ -175,6 +174,13 @@ def test_a_store_that_says_nonsense_is_refused(tmp_path, name):
         with pytest.raises(ValueError, match=f"^{path}.* has .*") as refused:
             Store.opened(place)
         assert name in str(refused.value) and len(str(refused.value)) < 300
+
+
+def test_a_shard_that_is_gone_is_missed_also_at_the_end(tmp_path):
+    made(tmp_path / "s")
+    (tmp_path / "s" / layout.record_name(4)).unlink()
+    absent = Store.opened(LocalPlace(tmp_path / "s")).info.absent
+    assert list(absent) == [4] and "000004.json is missing" in absent[4]
 
 
 @pytest.mark.parametrize(

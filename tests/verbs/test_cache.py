@@ -72,7 +72,10 @@ def test_more_tokens_add_shards_and_parts_share_them(folder, tmp_path, capsys):
     assert content(tmp_path / "acts") == content(folder / "acts")
     assert dictlearn_cache(tmp_path, "tokens=5000") == 0
     grown, before = content(tmp_path / "acts"), content(folder / "acts")
-    assert {name for name in before if grown[name] != before[name]} == {"statistics.safetensors"}
+    assert {name for name in before if grown[name] != before[name]} == {
+        "statistics.safetensors",
+        "complete.json",
+    }
     assert len(Store.opened(LocalPlace(tmp_path / "acts")).records) == 5
 
 

@@ -4,7 +4,8 @@
     shards/000017.safetensors              a shard: rows of all sites, with tokens, positions, documents
     shards/000017.statistics.safetensors   mean and variance of its sites, float64
     shards/000017.json                     written last: rows, and sizes and SHA-256 of the two above
-    statistics.safetensors                 the same over all shards, once they are all there
+    statistics.safetensors                 mean and variance over all shards, once they are all there
+    complete.json                          how many shards that are
 
 A shard without its record is not there. Shard i holds windows i*w to (i+1)*w - 1 of the text in an order
 drawn from the seed, so it is the same whoever writes it and however many shards follow.
@@ -12,6 +13,7 @@ drawn from the seed, so it is the same whoever writes it and however many shards
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -28,7 +30,8 @@ from dictlearn.activations.statistics import Moments
 from dictlearn.disk.errors import content_error
 
 FORMAT, VERSION = "dictlearn activations", 1
-ABOUT, STATISTICS, SHARDS = "store.json", "statistics.safetensors", "shards"
+ABOUT, COMPLETE = "store.json", "complete.json"
+STATISTICS, SHARDS = "statistics.safetensors", "shards"
 ABOUT_BYTES, RECORD_BYTES = 1 << 20, 1 << 16  # the most that is read of one
 MOST = 1 << 40  # of any number in these files: no product of two of them leaves 2^63 - 1
 SHUFFLED, WINDOWS = "shuffled", "windows"
@@ -64,6 +67,11 @@ class About:
         return json.dumps(content, indent=1, sort_keys=True) + "\n"
 
     @property
+    def sha256(self) -> str:
+        """Of `text`, which every record holds: what the store says of itself is hashed too."""
+        return hashlib.sha256(self.text().encode()).hexdigest()
+
+    @property
     def shards(self) -> int:
         """Of the whole text."""
         return -(-self.windows // self.shard_windows)
@@ -92,6 +100,7 @@ class Record:
     sha256: str
     statistics_bytes: int
     statistics_sha256: str
+    store: str  # SHA-256 of what the store said of itself
 
     def text(self) -> str:
         return json.dumps(asdict(self), indent=1) + "\n"
@@ -125,6 +134,17 @@ def moments_in(tensors: Mapping[str, Tensor], sites: tuple[str, ...]) -> dict[st
         )
         for site in sites
     }
+
+
+@dataclass(frozen=True)
+class Complete:
+    """complete.json: how far the store was whole once; more shards may have come since."""
+
+    shards: int
+    store: str  # SHA-256 of what the store said of itself
+
+    def text(self) -> str:
+        return json.dumps(asdict(self), indent=1) + "\n"
 
 
 def data_name(shard: int) -> str:
@@ -176,6 +196,8 @@ def read_record(place: Place, shard: int, about: About) -> Record:
     content = _read_json(place, record_name(shard), RECORD_BYTES)
     _check(where, Record, content, least=0)
     record = Record(**content)
+    if record.store != about.sha256:
+        raise ValueError(f"{where} is of another store than {ABOUT} says this is")
     positions = about.windows_of(shard) * about.context
     if positions <= 0 or record.rows > positions:
         raise ValueError(
@@ -186,6 +208,19 @@ def read_record(place: Place, shard: int, about: About) -> Record:
     if not least < record.bytes <= least + (16 << 20):
         raise ValueError(f"{where} has bytes={record.bytes}, where its tensors take {least}")
     return record
+
+
+def read_complete(place: Place, about: About) -> int:
+    """How many shards there were once; 0 where it has never been whole."""
+    if COMPLETE not in place.listed():
+        return 0
+    where = f"{place.address}/{COMPLETE}"
+    content = _read_json(place, COMPLETE, RECORD_BYTES)
+    _check(where, Complete, content)
+    complete = Complete(**content)
+    if complete.store != about.sha256 or complete.shards > about.shards:
+        raise ValueError(f"{where} is of another store than {ABOUT} says this is")
+    return complete.shards
 
 
 def _read_json(place: Place, name: str, most: int) -> dict[str, Any]:

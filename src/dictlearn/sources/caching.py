@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dictlearn.activations import layout
-from dictlearn.activations.layout import About, Record
+from dictlearn.activations.layout import About, Complete, Record
 from dictlearn.activations.packing import INT8, SCALE, packed, unpacked
 from dictlearn.activations.place import Place
 from dictlearn.activations.statistics import Moments, moments
@@ -94,7 +94,7 @@ class ShardWriter:
         rows = len(tensors[layout.TOKENS])
         data = self._saved(layout.data_name(shard), tensors)
         statistics = self._saved(layout.statistics_name(shard), layout.moments_as_tensors(counted))
-        record = Record(rows, *data, *statistics)
+        record = Record(rows, *data, *statistics, about.sha256)
         self._place.write(layout.record_name(shard), lambda path: _write(path, record.text()))
         return record
 
@@ -163,10 +163,16 @@ class ShardWriter:
         return found[-1]
 
 
-def finish(place: Place, statistics: dict[str, Moments]) -> None:
-    """Writes the statistics over all shards."""
+def finish(place: Place, about: About, shards: int, statistics: dict[str, Moments]) -> None:
+    """Writes the statistics over all shards, and how many they are, unless that is there."""
+    complete = Complete(shards, about.sha256).text()
+    there = place.listed()
+    same = layout.COMPLETE in there and place.read(layout.COMPLETE, 1 << 16) == complete.encode()
+    if same and layout.STATISTICS in there:
+        return
     tensors = layout.moments_as_tensors(statistics)
     place.write(layout.STATISTICS, lambda path: _save(path, tensors))
+    place.write(layout.COMPLETE, lambda path: _write(path, complete))
 
 
 def begin(place: Place, about: About) -> None:

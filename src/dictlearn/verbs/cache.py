@@ -257,7 +257,7 @@ def conclude(cfg: DictConfig, place: Place, shards: int) -> None:
         )
         return
     if not store.absent:
-        finish(place, store.statistics())
+        finish(place, store.about, there, store.statistics())
     reader = "cache" if store.info.shuffled else "cache_windows"
     use = typed(**{"source": reader, "source.path": str(cfg.output)})
     escape.say(

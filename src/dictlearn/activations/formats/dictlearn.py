@@ -45,17 +45,21 @@ class Store:
         self.place, self.about = place, read_about(place)
         files = place.listed(layout.SHARDS)
         numbers = [int(found[1]) for name in files if (found := RECORD.fullmatch(name))]
-        numbers = sorted(number for number in numbers if number < self.about.shards)
+        if numbers and max(numbers) >= self.about.shards:
+            last = f"{place.address}/{layout.record_name(max(numbers))}"
+            raise ValueError(f"{last} is of a shard that {layout.ABOUT} has no text for")
+        expected = max([-1, *numbers]) + 1
+        expected = max(expected, layout.read_complete(place, self.about))
         self.records: dict[int, Record] = {}
         self.absent: dict[int, str] = {}
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            found = list(pool.map(partial(self._record, files=files), numbers))
-        for number, record in zip(numbers, found, strict=True):
+            found = list(pool.map(partial(self._record, files=files), sorted(numbers)))
+        for number, record in zip(sorted(numbers), found, strict=True):
             if isinstance(record, str):
                 self.absent[number] = record
             else:
                 self.records[number] = record
-        for number in set(range(max(numbers, default=-1) + 1)) - set(numbers):
+        for number in set(range(expected)) - set(numbers):
             self.absent[number] = f"{place.address}/{layout.record_name(number)} is missing"
         self._lock, self._checked = threading.Lock(), set[int]()
         self.info = self._info(len(self.records) + len(self.absent))
