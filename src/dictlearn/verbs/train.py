@@ -118,10 +118,7 @@ def main(cfg: DictConfig) -> int:
         with guarded(build.named(cfg.get("logger")), build.plain(cfg)) as loggers:
             write_text(run / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
             if resume.folder is None:
-                with waiting_for("the first activations, by which the dictionary is scaled"):
-                    sample = source.sample(SAMPLE_TOKENS)
-                for name, trainee in training.named_trainees():
-                    trainee.to(source.device).begin(sample, start if name == "dictionary" else None)
+                begin(training, source, start)
             try:
                 fit(cfg, training, source, resume.folder, loggers, contents)
             except Interrupted as interrupted:
@@ -135,8 +132,8 @@ def main(cfg: DictConfig) -> int:
                 figures = finish_without_model(cfg, run, training, source)
             else:
                 figures = finish(cfg, run, training, lm, text)
-            for one in loggers:
-                one.finish(figures, cfg.steps, run / "dictionary")
+            for logger in loggers:
+                logger.finish(figures, cfg.steps, run / "dictionary")
             for sentence in verdict.sentences(training.trainee(), figures):
                 escape.say(sentence)
             return int(verdict.diverged(training.trainee(), figures))
@@ -150,6 +147,14 @@ def loaded(cfg: DictConfig, info: ModelInfo) -> LanguageModel | None:
 
 def reads_windows(training: DictionaryTraining) -> bool:
     return any(trainee.objective.reads_windows for _, trainee in training.named_trainees())
+
+
+def begin(training: DictionaryTraining, source: Source, start: Dictionary | None) -> None:
+    """Sets scales, biases and thresholds of a new run from the source's first activations."""
+    with waiting_for("the first activations, by which the dictionary is scaled"):
+        sample = source.sample(SAMPLE_TOKENS)
+    for name, trainee in training.named_trainees():
+        trainee.to(source.device).begin(sample, start if name == "dictionary" else None)
 
 
 def read_text(cfg: DictConfig, skeleton: LanguageModel) -> build.Text:

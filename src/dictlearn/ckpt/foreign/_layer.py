@@ -48,19 +48,7 @@ def build_layer(
         sparsity: its name and options, as in dictionary.json.
         k: features per token; None where the file doesn't say, and nothing depends on it.
     """
-    if tensors["W_enc"].ndim != 2 or 0 in tensors["W_enc"].shape:
-        raise ValueError(f"{where}: W_enc of shape {list(tensors['W_enc'].shape)}; want a matrix")
-    n_features, width = tensors["W_enc"].shape
-    wanted = {"W_enc": (n_features, width), "W_dec": (n_features, width), "b_dec": (width,)}
-    wanted["W_skip"] = (width, width)
-    for name, tensor in tensors.items():
-        shape = wanted.get(name, (n_features,))
-        if tuple(tensor.shape) != shape:
-            raise ValueError(
-                f"{where}: {name} has shape {list(tensor.shape)} where W_enc has {n_features} "
-                f"features of width {width}; want {list(shape)}, one width for what is read and "
-                f"written"
-            )
+    n_features, width = _check_shapes(where, tensors)
     check_numbers(where, tensors)
     if k is not None and not 0 < k <= n_features:
         raise ValueError(f"{where}: k={k}; want 1 to the {n_features} features")
@@ -82,11 +70,29 @@ def build_layer(
             dictionary = from_json(described)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
-    named = {NAMES.get(name, f"sparsity.{name}"): tensor for name, tensor in tensors.items()}
-    own = {name: tensor.float()[None].contiguous() for name, tensor in named.items()}
-    dictionary.load_state_dict(own, assign=True)
+    renamed = {NAMES.get(name, f"sparsity.{name}"): tensor for name, tensor in tensors.items()}
+    state = {name: tensor.float()[None].contiguous() for name, tensor in renamed.items()}
+    dictionary.load_state_dict(state, assign=True)
     dictionary.provenance = dict(training)
     return dictionary.eval().requires_grad_(False)
+
+
+def _check_shapes(where: Path, tensors: Mapping[str, Tensor]) -> tuple[int, int]:
+    """The number of features and the width. Raises ValueError unless all tensors have them."""
+    if tensors["W_enc"].ndim != 2 or 0 in tensors["W_enc"].shape:
+        raise ValueError(f"{where}: W_enc of shape {list(tensors['W_enc'].shape)}; want a matrix")
+    n_features, width = tensors["W_enc"].shape
+    shapes = {"W_enc": (n_features, width), "W_dec": (n_features, width), "b_dec": (width,)}
+    shapes["W_skip"] = (width, width)
+    for name, tensor in tensors.items():
+        shape = shapes.get(name, (n_features,))
+        if tuple(tensor.shape) != shape:
+            raise ValueError(
+                f"{where}: {name} has shape {list(tensor.shape)} where W_enc has {n_features} "
+                f"features of width {width}; want {list(shape)}, one width for what is read and "
+                f"written"
+            )
+    return n_features, width
 
 
 def layer_folders(folder: Path, files: tuple[str, ...]) -> list[Path]:
