@@ -164,7 +164,7 @@ def test_a_run_does_not_continue_with_another_configuration(run, capsys):
         (["data.held_out=0"], "data.held_out=0: holds out no text to evaluate on"),
         (["data.context=1"], "data.context=1: pico reads 2 to 512 tokens"),
         (["sparsity=relu", "objective.terms.l1.warmup=2"], "warmup=2: want a number from 0 to 1"),
-        (["model=./no/such/folder"], "data: no text was named for ./no/such/folder"),
+        (["model=./no/such/folder"], "model.path=./no/such/folder: no such folder"),
         (["model=./no/such/folder", "data=stdlib"], "model.path=./no/such/folder"),
         (["resume=runs/none"], "resume=runs/none: there is no such folder"),
         (["dict.k=a"], "dict.k=a"),

@@ -6,7 +6,8 @@ Whatever a file contains, reading returns its content or raises ValueError.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -75,15 +76,9 @@ def read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     Raises:
         ValueError: the file is missing or not in the safetensors format, such as a pickle.
     """
-    try:
-        _check_header(path)
-        with safe_open(path, framework="pt") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-            return {name: (s.get_dtype(), tuple(s.get_shape())) for name, s in slices.items()}
-    except UNREADABLE as error:
-        raise ValueError(
-            f"{path} is not a readable safetensors file: {error_text(error)}"
-        ) from None
+    with _open_tensors(path) as file:
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        return {name: (s.get_dtype(), tuple(s.get_shape())) for name, s in slices.items()}
 
 
 def check_numbers(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -105,22 +100,23 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         ValueError: the file is missing or not in the safetensors format, such as a pickle.
     """
+    with _open_tensors(path) as file:
+        # clone aligns the data, which is mapped at any offset: sums depend on alignment
+        return {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+
+
+@contextmanager
+def _open_tensors(path: Path) -> Iterator[Any]:
     try:
-        _check_header(path)
+        with open(path, "rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+        if size > HEADER_BYTES:
+            raise OSError(f"its header has {size:,} bytes, more than {HEADER_BYTES >> 20} MiB")
         with safe_open(path, framework="pt") as file:
-            # clone aligns the data, which is mapped at any offset: sums depend on alignment
-            return {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+            yield file
     except UNREADABLE as error:
-        raise ValueError(
-            f"{path} is not a readable safetensors file: {error_text(error)}"
-        ) from None
-
-
-def _check_header(path: Path) -> None:
-    with open(path, "rb") as file:
-        size = int.from_bytes(file.read(8), "little")
-    if size > HEADER_BYTES:
-        raise OSError(f"its header has {size:,} bytes, more than {HEADER_BYTES >> 20} MiB")
+        reason = error_text(error)
+        raise ValueError(f"{path} is not a readable safetensors file: {reason}") from None
 
 
 def read_json(path: Path, largest: int = JSON_BYTES) -> Any:

@@ -145,9 +145,16 @@ class Decoder(nn.Module, ABC):
                 table_ST[s, t] = self.written(t, s, slice(None)).norm(dim=-1).mean().cpu()
         return table_ST
 
-    @abstractmethod
+    @torch.no_grad()
     def reset_parameters(self) -> None:
         """Sets random vectors of norm 1 with unit_norm, else of norm 0.1."""
+        matrices = [parameter for parameter in self.parameters() if parameter.ndim > 2]
+        for matrix in matrices:
+            nn.init.normal_(matrix)
+        self.normalise()
+        if not self.unit_norm:
+            for matrix in matrices:
+                matrix.mul_(START_NORM)
 
     def features(self) -> list[FeatureRows]:
         """The parameters' rows that belong to each feature, for the fused optimiser; may be empty."""

@@ -12,7 +12,7 @@ from dictlearn_kernels.fused_adam import CONCAT, FREE, FeatureRows
 from dictlearn_kernels.sparse_decode import sparse_decode
 from torch import Tensor, nn
 
-from dictlearn.dicts.decoder import START_NORM, Costs, Decoder, bag_costs, row_dots
+from dictlearn.dicts.decoder import Costs, Decoder, bag_costs, row_dots
 from dictlearn.dicts.link import Link, check_pairs
 from dictlearn.types import Code
 
@@ -89,12 +89,6 @@ class DiagonalDecoder(Decoder):
     def features(self) -> list[FeatureRows]:
         n_rows = self.W_dec.shape[0] * self.W_dec.shape[1]
         return [FeatureRows(((self.W_dec, 0),), n_rows, CONCAT if self.unit_norm else FREE)]
-
-    def reset_parameters(self) -> None:
-        nn.init.normal_(self.W_dec)
-        self.normalise()
-        if not self.unit_norm:
-            self.W_dec.data.mul_(START_NORM)
 
     @torch.no_grad()
     def project_gradient(self) -> None:

@@ -12,7 +12,7 @@ from dictlearn_kernels.fused_adam import FREE, FeatureRows
 from dictlearn_kernels.sparse_decode import sparse_decode
 from torch import Tensor, nn
 
-from dictlearn.dicts.decoder import START_NORM, Costs, Decoder, bag_costs, row_dots
+from dictlearn.dicts.decoder import Costs, Decoder, bag_costs, row_dots
 from dictlearn.dicts.link import Link, check_pairs
 from dictlearn.dicts.tied import TiedDecoder
 from dictlearn.ranges import Count
@@ -191,14 +191,6 @@ class LinkedDecoder(Decoder):
             for i, s in enumerate(sources):
                 parts_S[s].append((W_SFD, i * self.n_features))
         return [FeatureRows(tuple(parts), self.n_features, norm) for parts in parts_S if parts]
-
-    def reset_parameters(self) -> None:
-        for W_SFD in self.W_dec:
-            nn.init.normal_(W_SFD)
-        self.normalise()
-        if not self.unit_norm:
-            for W_SFD in self.W_dec:
-                W_SFD.data.mul_(START_NORM)
 
     @torch.no_grad()
     def project_gradient(self) -> None:

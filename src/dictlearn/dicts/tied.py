@@ -10,7 +10,7 @@ from dictlearn_kernels.fused_adam import CONCAT, FREE, FeatureRows
 from dictlearn_kernels.sparse_decode import sparse_decode
 from torch import Tensor, nn
 
-from dictlearn.dicts.decoder import START_NORM, Costs, Decoder, bag_costs, row_dots
+from dictlearn.dicts.decoder import Costs, Decoder, bag_costs, row_dots
 from dictlearn.types import Code
 
 
@@ -74,12 +74,6 @@ class TiedDecoder(Decoder):
             FeatureRows(((self.W_dec, s * n_features),), n_features, norm, 1 / reach)
             for s, reach in enumerate(reach_S)
         ]
-
-    def reset_parameters(self) -> None:
-        nn.init.normal_(self.W_dec)
-        self.normalise()
-        if not self.unit_norm:
-            self.W_dec.data.mul_(START_NORM)
 
     @torch.no_grad()
     def project_gradient(self) -> None:
