@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from rich.progress import Progress
 
 from dictlearn import escape
 from dictlearn.ckpt import lock
@@ -31,6 +31,7 @@ from dictlearn.ranges import Count
 from dictlearn.verbs import build
 from dictlearn.verbs.asked import KEY as ASKED
 from dictlearn.verbs.asked import asked, not_a_runs_own, refuse_other_figures
+from dictlearn.verbs.bars import bars
 from dictlearn.verbs.opened import open_dictionary, where
 from dictlearn.verbs.reported import write_report_of
 
@@ -124,16 +125,12 @@ def evaluated(
     the whole text is read, on the whole text.
     """
     evals = build.named(cfg.eval)
-    console = escape.console(stderr=True)
-    if not console.is_terminal:
-        n_tokens = min(cfg.eval_tokens, len(text.held_out) * text.held_out.context)
-        escape.say(f"Evaluating on {n_tokens:,} tokens.")
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+    n_tokens = min(cfg.eval_tokens, len(text.held_out) * text.held_out.context)
+    with bars(f"Evaluating on {n_tokens:,} tokens.") as progress:
 
         def evaluation_of(
             name: str, dictionary: Dictionary, evals: Mapping[str, Eval]
         ) -> Evaluation:
-            task = bar.add_task(escape.markup(f"evaluating {name}".rstrip()), total=None)
             return evaluate_dictionary(
                 dictionary,
                 lm,
@@ -142,7 +139,7 @@ def evaluated(
                 train_windows=text.train,
                 n_tokens=cfg.eval_tokens,
                 batch_windows=cfg.eval_windows,
-                progress=lambda done, total: bar.update(task, completed=done, total=total),
+                progress=partial(progress, f"evaluating {name}".rstrip()),
             )
 
         evaluation = evaluation_of("", dictionary, evals)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
 from hydra.utils import instantiate
 from omegaconf import DictConfig
-from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
@@ -28,6 +28,7 @@ from dictlearn.store.explanations import ExplanationWriter, read_explanations
 from dictlearn.store.features import has_store, open_store
 from dictlearn.store.text import token_text
 from dictlearn.types import ModelInfo, NamedProgress
+from dictlearn.verbs.bars import bars
 from dictlearn.verbs.opened import Opened, check_positive, open_dictionary, where
 from dictlearn.verbs.reported import write_report_of
 
@@ -72,7 +73,7 @@ def explain(cfg: DictConfig) -> int:
         asked.extend(which(cfg, dictionary))
 
     opened = open_dictionary(cfg, "explain", "explanations", check)
-    with _progress() as progress:
+    with bars() as progress:
         material = read_material(cfg, opened, progress)
         live = [feature for feature in asked if len(material.firings.of(*feature)[0])]
         if cfg.limit is not None and cfg.limit < len(live):
@@ -166,7 +167,7 @@ def read_material(cfg: DictConfig, opened: Opened, progress: NamedProgress) -> M
         windows,
         cfg.tokens,
         cfg.windows,
-        lambda done, total: progress("running the model", done, total),
+        partial(progress, "running the model"),
     )
     if not sample.halved_by_document:
         escape.say(
@@ -210,20 +211,3 @@ def table(summary: Mapping[str, Any]) -> Table:
     )
     shown.caption_justify = "left"
     return shown
-
-
-@contextmanager
-def _progress() -> Iterator[NamedProgress]:
-    """Shows bars on a terminal, and one line per stage elsewhere."""
-    console = escape.console(stderr=True)
-    with Bar(console=console, transient=True, disable=not console.is_terminal) as bar:
-        tasks: dict[str, Any] = {}
-
-        def report(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bar.add_task(what, total=total)
-                if not console.is_terminal:
-                    escape.say(what)
-            bar.update(tasks[what], completed=done, total=total)
-
-        yield report

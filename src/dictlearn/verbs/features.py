@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from rich.progress import Progress, TaskID
 
 from dictlearn import escape
 from dictlearn.ckpt import lock
@@ -31,6 +30,7 @@ from dictlearn.store.explanations import read_explanations
 from dictlearn.store.features import FeatureStore
 from dictlearn.store.layout import FOLDER as STORE
 from dictlearn.store.writer import SORT
+from dictlearn.verbs.bars import bars
 from dictlearn.verbs.opened import check_positive, open_dictionary, where
 from dictlearn.verbs.pages import write_site
 
@@ -82,17 +82,8 @@ def write_features(cfg: DictConfig) -> int:
     """Does the same without locking; the caller holds the folder's lock."""
     values = literal(OmegaConf.to_container(cfg, resolve=True))  # before `opened` chooses the text
     harvest = opened(cfg)
-    console = escape.console(stderr=True)
-    if not console.is_terminal:
-        escape.say(f"Reading {len(harvest.text) * harvest.text.context:,} tokens.")
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        tasks: dict[str, TaskID] = {}
-
-        def progress(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bar.add_task(what, total=total)
-            bar.update(tasks[what], completed=done)
-
+    reading = f"Reading {len(harvest.text) * harvest.text.context:,} tokens."
+    with bars(reading) as progress:
         with _others(values, cfg.processes) as others:
             readings = [harvest.read(0, cfg.processes, progress)]
             for process in others:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from omegaconf import DictConfig
-from rich.progress import Progress
 from transformers import PreTrainedTokenizerBase
 
 from dictlearn import escape
@@ -16,6 +16,7 @@ from dictlearn.lm.load import load_tokenizer
 from dictlearn.store.explanations import read_explanations
 from dictlearn.store.features import FeatureStore, open_store
 from dictlearn.store.tokenizer import tokenizer_of
+from dictlearn.verbs.bars import bars
 from dictlearn.verbs.reported import write_report_of
 
 
@@ -45,15 +46,13 @@ def write_site(
 
     Other verbs call it too.
     """
-    console = escape.console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("writing pages", total=len(store))
+    with bars("") as progress:
         page = write_pages(
             store,
             read_explanations(store.folder, store.info.dictionary_sha256),
             tokenizer,
             folder,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            progress=partial(progress, "writing pages"),
             overwrite=overwrite,
         )
     escape.say(f"The pages: {page}")
