@@ -247,7 +247,7 @@ def test_what_is_no_text_is_found_before_any_file_is_read(tmp_path: Path) -> Non
     for name, at in (("b.txt", f"{2 * CHUNK + 1:,}"), ("c.jsonl", "25"), ("d.txt.gz", "1")):
         assert f"{tmp_path / name}: it is not UTF-8 text at byte {at} " in said
     files = find_files(str(tmp_path / "*"))
-    refuse_unreadable(files[:2], most_bytes=CHUNK)  # a first look, before torch is imported
+    refuse_unreadable(files[:2], limit=CHUNK)  # a first look, before torch is imported
     with pytest.raises(ValueError, match=r"b\.txt cannot be read"):
         refuse_unreadable(files[:2])
 

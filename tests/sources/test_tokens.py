@@ -380,7 +380,7 @@ def test_no_context_means_all_that_the_model_reads(lm: LanguageModel, jsonl: str
 
 def test_empty_data_is_an_error_before_anything_trains(lm: LanguageModel, tmp_path: Path) -> None:
     (tmp_path / "blank.jsonl").write_text('{"text": " "}\n')
-    message = r"^data\.paths=\[.*blank\.jsonl\]: there is no text to read, not one document"
+    message = r"^data\.paths=\[.*blank\.jsonl\]: there is no text to read, as no document has any"
     with pytest.raises(ValueError, match=message):
         text_windows(lm, "train", str(tmp_path / "blank.jsonl"), context=16)
     few = [text for text in map(str, range(99)) if not is_held_out(text, 0.1)][:2]
@@ -432,7 +432,7 @@ def test_text_shorter_than_a_window_is_named_before_training(tmp_path: Path) -> 
         text_windows(lm, "train", str(path), context=64, held_out=0.01)
     assert re.fullmatch(
         r"data\.held_out=0\.01: the held-out text is \d+ tokens, less than a window of data\.context="
-        r"64, and tiny has no special token to fill it up with; want more text or a smaller "
+        r"64, and tiny has no special token for padding; want more text or a smaller "
         r"data\.context",
         str(error.value),
     )

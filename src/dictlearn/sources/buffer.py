@@ -77,7 +77,7 @@ class ShuffleBuffer:
         dtype: the storage's dtype; None takes the dtype of the first read.
         out_dtype: the dtype of emitted rows; None takes the storage's.
         ahead: whether the next chunk is read while this round's rows are taken.
-        gaps: whether all reads of a chunk may keep no row; otherwise that is an error.
+        gaps: whether a chunk may be empty; otherwise that is an error.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Activations from a store, shuffled by token: the language model does not run."""
+"""Activations from a store, shuffled by token, without running the language model."""
 
 from __future__ import annotations
 
@@ -11,43 +11,43 @@ from dictlearn.ranges import Count
 from dictlearn.sources.buffer import Read, ShuffleBuffer
 from dictlearn.sources.open_shards import OnDamage
 from dictlearn.sources.part_order import Part, PartOrder
-from dictlearn.sources.passing import Passing, Run
-from dictlearn.sources.stored import SameText, open_for, open_shards
+from dictlearn.sources.reader import check_state
+from dictlearn.sources.run_reader import Run, RunReader
+from dictlearn.sources.stored import SameText, open_for, open_store_shards
 from dictlearn.types import Batch, TextWindows
 
-PART_ROWS = (
-    1024  # rows that stay together: long enough to be copied at the speed of a file in order
-)
+PART_ROWS = 1024  # rows that stay together, enough to be copied as fast as a file is read in order
 DTYPES = {"stored": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @final
 class CachedSource:
-    """Rows of a store. Their order is a pure function of (seed, epoch) and the store's sizes.
+    """Rows of a store, in an order that is a pure function of (seed, epoch) and the store's sizes.
 
-    Rows that were shuffled when they were written are passed on in runs of 1024, of `open_shards`
+    If the rows were shuffled when they were written, runs of 1024 of them are read, from `open_shards`
     shards at a time. Rows in reading order go through a shuffle buffer, as live activations do.
 
-    Memory: a batch or two; of a store in reading order `buffer_tokens` rows too. Of shards on another
-    machine up to twice `open_shards` are kept in temporary files.
+    The memory is one or two batches, and for a store in reading order `buffer_tokens` rows. Up to
+    twice `open_shards` shards from another machine are kept in temporary files.
 
     Args:
-        lm: whose activations they must be; it may have no weights.
-        windows: the text that they must be of.
+        lm: the model of the activations, which is checked; it may have no weights.
+        windows: the text of the activations, which is checked.
         sources, targets: sites that x_NSD and y_NTD stack, any of the store's.
         batch_tokens: N, rows in every batch.
         path: the store's address.
-        format: of the store; "auto" finds it by the names of its files.
-        text: "same", or "any" for a store that may be of other text.
+        format: the store's format; "auto" detects it by the names of its files.
+        text: "same", or "any" to accept a store of other text.
         on_damage: "stop" at a shard that can't be read, or "skip" it with a warning.
-        open_shards: shards that are mixed.
-        threads: that open shards ahead.
-        buffer_tokens: rows that are shuffled together, of a store in reading order.
-        batch_dtype: of the batches, "stored" for what is in the store.
-        device: of the batches: cpu, cuda or cuda:N.
+        open_shards: shards whose rows are mixed.
+        threads: threads that open shards ahead.
+        buffer_tokens: rows that are shuffled together, for a store in reading order.
+        batch_dtype: dtype of the batches; "stored" is the store's.
+        device: device of the batches: cpu, cuda or cuda:N.
 
     Raises:
-        ValueError: the store is of something else, is damaged, or a state is of another stream.
+        ValueError: the store is of another model, text or sites, or damaged; a state is of another
+            stream.
     """
 
     reads_model = True
@@ -78,7 +78,7 @@ class CachedSource:
         self.width = lm.info.width
         sites = list(dict.fromkeys(self.sources + self.targets))
         self._store = open_for(lm, windows, path, format, sites, text)
-        self._shards = _opened(self._store, sites, threads, on_damage)
+        self._shards = open_store_shards(self._store, sites, threads, on_damage)
         self._groups = [self.sources]
         if self.sources != self.targets:
             self._groups.append(self.targets)
@@ -89,7 +89,7 @@ class CachedSource:
         self._begin()
 
     def _begin(self) -> None:
-        """The stream over the first `_n_shards` shards, at its start."""
+        """Starts the stream over the first `_n_shards` shards."""
         rows = self._store.info.shard_rows[: self._n_shards]
         self._order = PartOrder([-(-n // PART_ROWS) for n in rows], self._seed, self._at_once)
         self._stream = {
@@ -99,7 +99,7 @@ class CachedSource:
             "source.open_shards": self._at_once,
         }
         if self._store.info.shuffled:
-            self._rows: Passing | ShuffleBuffer = Passing(
+            self._rows: RunReader | ShuffleBuffer = RunReader(
                 self._run, device=self.device, out_dtype=self._dtype
             )
             return
@@ -112,14 +112,14 @@ class CachedSource:
             seed=self._seed,
             device=self.device,
             out_dtype=self._dtype,
-            gaps=True,  # a shard that is left out
+            gaps=True,  # for shards that are left out
         )
 
     def shard(self, rank: int, ranks: int) -> None:
         """Every rank takes each `ranks`-th run of rows."""
         if (rank, ranks) != (self._rank, self._ranks):
             self._rank, self._ranks = rank, ranks
-            self._rows.restore(*self._rows.position)  # what is held is another rank's
+            self._rows.restore(*self._rows.position)  # its rows belong to another rank
 
     def next_batch(self) -> Batch:
         return self._batch(self.batch_tokens, from_start=False)
@@ -132,16 +132,11 @@ class CachedSource:
         return {"first": first, "taken": taken, **self._stream}
 
     def restore(self, state: dict[str, int]) -> None:
-        """A store that has grown since is read as far as it went: the stream goes on as it was."""
+        """Continues a stream; if the store has grown, only its former shards are read."""
         if 0 < state["source.shards"] < len(self._store.info.shard_rows):
             self._n_shards = state["source.shards"]
             self._begin()
-        for key, value in self._stream.items():
-            if state[key] != value:
-                raise ValueError(
-                    f"{key}={value}: the run to resume had {state[key]}, and without that its stream "
-                    f"of activations cannot go on"
-                )
+        check_state(self._stream, state)
         self._rows.restore(state["first"], state["taken"])
 
     def _batch(self, n: int, from_start: bool) -> Batch:
@@ -150,15 +145,15 @@ class CachedSource:
         return Batch(x_NSD, targets[0] if targets else None, rows.tokens_N, rows.positions_N)
 
     def _run(self, number: int) -> Run:
-        """Run `number` of this rank's share of the endless sequence."""
-        place = number * self._ranks + self._rank
-        part = self._order.at(place)
-        shard = self._shards.get(part.shard, self._order.soon(place))
+        """Run `number` of this rank."""
+        index = number * self._ranks + self._rank
+        part = self._order.at(index)
+        shard = self._shards.get(part.shard, self._order.soon(index))
         low, high = self._span(part)
         if shard is None:
-            nothing = torch.empty(0, dtype=torch.int64)
+            no_ids = torch.empty(0, dtype=torch.int64)
             empty = torch.empty(0, self.width, dtype=self._store.info.dtype)
-            return Run([[empty for _ in sites] for sites in self._groups], nothing, nothing)
+            return Run([[empty for _ in sites] for sites in self._groups], no_ids, no_ids)
         return Run(
             [[shard.rows(site, low, high) for site in sites] for sites in self._groups],
             shard.tokens_N[low:high],
@@ -177,6 +172,3 @@ class CachedSource:
     def _span(self, part: Part) -> tuple[int, int]:
         low = part.number * PART_ROWS
         return low, min(low + PART_ROWS, self._store.info.shard_rows[part.shard])
-
-
-_opened = open_shards  # `open_shards` is a key of the source

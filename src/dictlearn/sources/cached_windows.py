@@ -1,4 +1,4 @@
-"""Whole windows from a store that kept them in order, for objectives that run the model on them."""
+"""Whole windows from a store in reading order, for objectives that run the model on them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from dictlearn.lm.language_model import LanguageModel
 from dictlearn.ranges import Count
 from dictlearn.sources.open_shards import OnDamage
 from dictlearn.sources.part_order import PartOrder
-from dictlearn.sources.stored import SameText, open_for, open_shards
+from dictlearn.sources.reader import check_state, first_rows
+from dictlearn.sources.stored import SameText, open_for, open_store_shards
 from dictlearn.types import Batch, TextWindows
 
 
@@ -19,13 +20,13 @@ from dictlearn.types import Batch, TextWindows
 class CachedWindowsSource:
     """Batches of `batch_tokens` / P windows of a store: their rows, and the windows' tokens.
 
-    What `source=windows` gives, without the forward pass that computes the activations. The order of
-    windows is a pure function of (seed, epoch) and the store's sizes, and the state is how many
-    batches were taken. See `CachedSource` for the arguments.
+    They are like those of `source=windows`, without the forward pass that computes the activations.
+    The order of windows is a pure function of (seed, epoch) and the store's sizes, and the state is
+    the number of batches taken. See `CachedSource` for the arguments.
 
     Raises:
-        ValueError: the store kept no windows, is of something else, or is damaged; sizes don't fit;
-            a state is of another stream.
+        ValueError: the store has no windows, is of another model, text or sites, or damaged; sizes
+            don't fit; a state is of another stream.
     """
 
     reads_model = True
@@ -65,7 +66,7 @@ class CachedWindowsSource:
                 f"batch_tokens={batch_tokens}: the store's windows have {context} tokens; want a "
                 f"multiple of that"
             )
-        self._shards = _opened(self._store, sites, threads, on_damage)
+        self._shards = open_store_shards(self._store, sites, threads, on_damage)
         self._context, self._per_batch = context, batch_tokens // context
         self._seed, self._at_once, self._rank, self._ranks, self._taken = seed, open_shards, 0, 1, 0
         self._n_shards = len(self._store.info.shard_rows)
@@ -92,39 +93,21 @@ class CachedWindowsSource:
         return batch
 
     def sample(self, n: int) -> Batch:
-        """See `Source.sample`. Rows of as many windows as it takes."""
-        parts: list[Batch] = []
-        number = 0
-        while sum(len(part.x_NSD) for part in parts) < n:
-            batch, last = self._next(number)
-            parts.append(batch)
-            number = last + 1
-        targets = [part.targets_NTD for part in parts if part.targets_NTD is not None]
-        return Batch(
-            torch.cat([part.x_NSD for part in parts]),
-            torch.cat(targets) if targets else None,
-            torch.cat([part.tokens_N for part in parts]),
-            torch.cat([part.positions_N for part in parts]),
-        ).rows(0, n)
+        return first_rows(self._next, n)
 
     def state(self) -> dict[str, int]:
         return {"batches": self._taken, **self._stream}
 
     def restore(self, state: dict[str, int]) -> None:
-        """A store that has grown since is read as far as it went: the stream goes on as it was."""
+        """Continues a stream; if the store has grown, only its former shards are read."""
         if 0 < state["source.shards"] < len(self._store.info.shard_rows):
             self._n_shards = state["source.shards"]
             self._begin()
-        for key, value in self._stream.items():
-            if state[key] != value:
-                raise ValueError(
-                    f"{key}={value}: the run to resume had {state[key]}, and without that its stream "
-                    f"of windows cannot go on"
-                )
+        check_state(self._stream, state)
         self._taken = state["batches"]
 
     def _next(self, number: int) -> tuple[Batch, int]:
-        """The first batch from `number` on with a row, and its number."""
+        """The first batch from `number` on that has rows, and its number."""
         for later in range(number, number + self._order.per_epoch + 1):
             batch = self._batch(later)
             if len(batch.x_NSD):
@@ -132,14 +115,14 @@ class CachedWindowsSource:
         raise ValueError("source.path: no shard that can be read has a row")
 
     def _batch(self, number: int) -> Batch:
-        """The windows of a batch; those of shards that are left out are not among them."""
+        """Batch `number` of this rank, without windows of shards that are left out."""
         start = (number * self._ranks + self._rank) * self._per_batch
         tokens: list[Tensor] = []
         kept: list[Tensor] = []
         values: dict[str, list[Tensor]] = {site: [] for site in (*self.sources, *self.targets)}
-        for place in range(start, start + self._per_batch):
-            part = self._order.at(place)
-            shard = self._shards.get(part.shard, self._order.soon(place))
+        for index in range(start, start + self._per_batch):
+            part = self._order.at(index)
+            shard = self._shards.get(part.shard, self._order.soon(index))
             if shard is None or shard.windows is None:
                 continue
             tokens_BP, kept_BP = shard.windows
@@ -151,23 +134,20 @@ class CachedWindowsSource:
                 rows.append(shard.rows(site, low, high).float())
         if not tokens:
             empty = torch.empty(0, len(self.sources), self.width)
-            nothing = torch.empty(0, dtype=torch.int64)
-            return Batch(empty, None, nothing, nothing)
+            no_ids = torch.empty(0, dtype=torch.int64)
+            return Batch(empty, None, no_ids, no_ids)
         tokens_BP, valid_BP = torch.stack(tokens), torch.stack(kept)
         positions_BP = torch.arange(self._context).expand_as(tokens_BP)
 
-        def stacked(sites: tuple[str, ...]) -> Tensor:
+        def stack(sites: tuple[str, ...]) -> Tensor:
             return torch.stack([torch.cat(values[site]) for site in sites], 1).to(self.device)
 
-        targets_NTD = None if self.sources == self.targets else stacked(self.targets)
+        targets_NTD = None if self.sources == self.targets else stack(self.targets)
         return Batch(
-            stacked(self.sources),
+            stack(self.sources),
             targets_NTD,
             tokens_BP[valid_BP].to(self.device),
             positions_BP[valid_BP].to(self.device),
             tokens_BP.to(self.device),
             valid_BP.to(self.device),
         )
-
-
-_opened = open_shards  # `open_shards` is a key of the source

@@ -1,4 +1,4 @@
-"""Writes the shards of a store: windows through the model, kept rows shuffled, packed and counted."""
+"""Write the shards of a store: run the model on windows, then pack and shuffle the kept rows."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from dictlearn.types import TextWindows
 
 @final
 class WithSpecials:
-    """Windows whose special tokens have rows too; pads at their ends have none."""
+    """Windows in which special tokens are kept too, except padding at the end."""
 
     def __init__(self, lm: LanguageModel, windows: TextWindows):
         self.context = windows.context
@@ -47,21 +47,21 @@ class WithSpecials:
 
 
 class _Part(NamedTuple):
-    """What some windows add to a shard, as it is stored."""
+    """The tensors of some windows of a shard, by their names in the file."""
 
-    columns: dict[str, Tensor]  # of rows, by the name that they are stored under
-    windows: dict[str, Tensor]  # of windows
+    columns: dict[str, Tensor]  # with an entry per row
+    windows: dict[str, Tensor]  # with an entry per window
 
 
 @final
 class ShardWriter:
     """Makes the shards of a store, each a pure function of the store's `about` and its number.
 
-    Memory: one shard, and while it is shuffled one more of its sites.
+    The memory is one shard, and while it is shuffled one more of its sites.
 
     Args:
-        reader: of the windows below, at `about.sites`.
-        windows: the text; `documents`, where it has them, are stored beside the rows.
+        reader: reads the windows at `about.sites`.
+        windows: the text; if it has `documents`, they are stored beside the rows.
         batch_windows: windows in one forward pass.
     """
 
@@ -78,9 +78,9 @@ class ShardWriter:
         self._order = WindowOrder(about.windows, about.seed)
 
     def write(self, shard: int, progress: Callable[[int], None] = lambda _: None) -> Record:
-        """Makes one shard; its record comes last. `progress` is told of windows as they are read.
+        """Writes one shard, its record last; calls `progress` with numbers of windows as they are read.
 
-        Raises ValueError for numbers that can't be stored, OSError where files can't be written.
+        Raises ValueError for values that can't be stored, and OSError if files can't be written.
         """
         about = self._about
         first = shard * about.shard_windows
@@ -90,10 +90,12 @@ class ShardWriter:
             parts.append(self._part(first + len(parts) * self._batch_windows, batch))
             progress(len(batch))
         tensors = self._shard(shard, parts)
-        counted = {site: self._counted(tensors, site) for site in about.sites}
+        site_moments = {site: self._moments(tensors, site) for site in about.sites}
         rows = len(tensors[layout.TOKENS])
         data = self._saved(layout.data_name(shard), tensors)
-        statistics = self._saved(layout.statistics_name(shard), layout.moments_as_tensors(counted))
+        statistics = self._saved(
+            layout.statistics_name(shard), layout.moments_as_tensors(site_moments)
+        )
         record = Record(rows, *data, *statistics, about.sha256)
         self._place.write(layout.record_name(shard), lambda path: _write(path, record.text()))
         return record
@@ -126,49 +128,49 @@ class ShardWriter:
         return documents(indices_B.tolist())
 
     def _shard(self, shard: int, parts: list[_Part]) -> dict[str, Tensor]:
-        """The tensors of a shard; those of the parts go as they are taken."""
+        """The tensors of a shard; those of the parts are freed one by one."""
         rows = sum(len(part.columns[layout.TOKENS]) for part in parts)
         shuffled = self._about.order == layout.SHUFFLED
         order_N = permutation(rows, self._about.seed, 7, shard) if shuffled else None
         tensors = {}
         for name in list(parts[0].columns):
-            whole = torch.cat([part.columns.pop(name) for part in parts])
-            tensors[name] = whole if order_N is None else whole.index_select(0, order_N)
+            column = torch.cat([part.columns.pop(name) for part in parts])
+            tensors[name] = column if order_N is None else column.index_select(0, order_N)
         for name in list(parts[0].windows):
             tensors[name] = torch.cat([part.windows[name] for part in parts])
         return tensors
 
-    def _counted(self, tensors: dict[str, Tensor], site: str) -> Moments:
-        """Of what is stored, not of what was rounded away."""
+    def _moments(self, tensors: dict[str, Tensor], site: str) -> Moments:
+        """The moments of a site's values as they are stored, after rounding."""
         values = tensors[site]
         if self._about.dtype == INT8:
             values = unpacked(values, tensors[site + SCALE])
-        counted = moments(values)
-        if not counted.squares_D.isfinite().all():
+        result = moments(values)
+        if not result.squares_D.isfinite().all():
             raise ValueError(
                 f"dtype={self._about.dtype}: {site} has values beyond what it holds; want bfloat16, "
                 f"which has the range of float32"
             )
-        return counted
+        return result
 
     def _saved(self, name: str, tensors: dict[str, Tensor]) -> tuple[int, str]:
-        """(bytes, SHA-256) of the file."""
-        found: list[tuple[int, str]] = []
+        """Saves a file; returns its (bytes, SHA-256)."""
+        results: list[tuple[int, str]] = []
 
         def write(path: Path) -> None:
             _save(path, tensors)
-            found.append((path.stat().st_size, sha256(path)))
+            results.append((path.stat().st_size, sha256(path)))
 
         self._place.write(name, write)
-        return found[-1]
+        return results[-1]
 
 
 def finish(place: Place, about: About, shards: int, statistics: dict[str, Moments]) -> None:
-    """Writes the statistics over all shards, and how many they are, unless that is there."""
+    """Writes the statistics of all shards and their number, unless they are written already."""
     complete = Complete(shards, about.sha256).text()
-    there = place.listed()
-    same = layout.COMPLETE in there and place.read(layout.COMPLETE, 1 << 16) == complete.encode()
-    if same and layout.STATISTICS in there:
+    files = place.listed()
+    same = layout.COMPLETE in files and place.read(layout.COMPLETE, 1 << 16) == complete.encode()
+    if same and layout.STATISTICS in files:
         return
     tensors = layout.moments_as_tensors(statistics)
     place.write(layout.STATISTICS, lambda path: _save(path, tensors))
@@ -176,17 +178,17 @@ def finish(place: Place, about: About, shards: int, statistics: dict[str, Moment
 
 
 def begin(place: Place, about: About) -> None:
-    """Writes what the store is of, or compares it with what is said there.
+    """Writes the store's description; if there is one, it must be equal.
 
-    Raises ValueError, naming the first thing that differs and the key `output`.
+    Raises ValueError, naming the first entry that differs and the key `output`.
     """
     if layout.ABOUT not in place.listed():
         place.write(layout.ABOUT, lambda path: _write(path, about.text()))
         return
-    there = layout.read_about(place)
-    if there == about:
+    stored = layout.read_about(place)
+    if stored == about:
         return
-    ours, theirs = vars(about) | vars(about.origin), vars(there) | vars(there.origin)
+    ours, theirs = vars(about) | vars(about.origin), vars(stored) | vars(stored.origin)
     name = next(name for name in ours if name != "origin" and ours[name] != theirs[name])
     raise ValueError(
         f"output={place.address}: its shards have {name}={_shown(theirs[name])}, these would have "
@@ -195,7 +197,7 @@ def begin(place: Place, about: About) -> None:
 
 
 def _save(path: Path, tensors: dict[str, Tensor]) -> None:
-    path.touch()  # whoever may read the folder may read the file: safetensors' own mode is private
+    path.touch()  # keeps the default mode; safetensors would make the file private
     mode = path.stat().st_mode
     save_file(tensors, path)
     path.chmod(mode)

@@ -1,4 +1,4 @@
-"""Which of a row's fields make its document: rows come from JSON, parquet or a data set of the hub."""
+"""The fields of a row that make its document, for rows of JSON, parquet or the hub's data sets."""
 
 from __future__ import annotations
 
@@ -12,37 +12,37 @@ Row = Mapping[str, Any]
 
 
 class Column(Protocol):
-    """Makes one document of a row."""
+    """Makes a document from a row."""
 
     @property
     def fields(self) -> dict[str, str]:
-        """By the key that names it, each field without which there is no document."""
+        """The required fields, by the configuration's key for them."""
         ...
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """All fields that are read, those that a row may lack among them."""
+        """All fields that are read, including optional ones."""
         ...
 
     @property
     def lacking(self) -> str:
-        """What a row without a document is counted as."""
+        """The reason in `LeftOut` for a row without a document."""
         ...
 
     @property
     def wants(self) -> str:
-        """What the fields have to hold, for sentences."""
+        """What the fields have to contain, for errors."""
         ...
 
     def document(self, row: Row) -> str | None:
-        """The row's document, None if the row has none."""
+        """The row's document, or None."""
         ...
 
 
 @final
 @dataclass(frozen=True)
 class TextColumn:
-    """The text in one field, which may lie in another: `conversation.text`."""
+    """The text in one field, which may be nested: `conversation.text`."""
 
     field: str
     lacking: str = ROWS
@@ -62,7 +62,7 @@ class TextColumn:
 
 
 def column_of(field: str | Column | None) -> Column | None:
-    """A column by its name; None stays None, and no rows are looked for."""
+    """A column for a field's name; None stays None, for plain text."""
     return TextColumn(field) if isinstance(field, str) else field
 
 
@@ -72,7 +72,8 @@ ABSENT = object()
 def value_at(row: Row, field: str) -> Any:
     """The value of a field, or ABSENT.
 
-    A dot leads into a field's own fields, unless it is part of a name. What lies in null is null.
+    A dot separates the names of nested fields, unless a field's name contains it. A field of null is
+    null.
     """
     if field in row:
         return row[field]
@@ -86,37 +87,37 @@ def value_at(row: Row, field: str) -> Any:
     return value
 
 
-def _there(row: Row, field: str) -> list[str]:
-    """The fields that could have been meant: of the row, or of the field in it that was named."""
+def _available(row: Row, field: str) -> list[str]:
+    """The fields of the row, or for a nested `field` those beside it."""
     first = field.split(".")[0]
-    inside = row.get(first)
-    if "." in field and isinstance(inside, Mapping):
-        return [f"{first}.{name}" for name in inside]
+    nested = row.get(first)
+    if "." in field and isinstance(nested, Mapping):
+        return [f"{first}.{name}" for name in nested]
     return list(map(str, row))
 
 
 def top_columns(column: Column, names: Sequence[str]) -> list[str] | None:
-    """The columns of a table that hold what is read; None if one that has to be there is not."""
-    found: list[str] = []
+    """The columns of a table that `column` reads; None if a required one is missing."""
+    columns: list[str] = []
     for field in column.reads:
         name = field if field in names else field.split(".")[0]
         if name in names:
-            found.append(name)
+            columns.append(name)
         elif field in column.fields.values():
             return None
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(columns))
 
 
 class WrongField(ValueError):
-    """A row holds no document where one is looked for: a sentence with the fields that it does have."""
+    """A row has no document; the message lists the row's fields."""
 
     def __init__(self, column: Column, row: Row, where: str):
-        found = {key: value_at(row, field) for key, field in column.fields.items()}
-        missing = [key for key, value in found.items() if value is ABSENT]
-        key = missing[0] if missing else next(iter(found))
+        values = {key: value_at(row, field) for key, field in column.fields.items()}
+        missing = [key for key, value in values.items() if value is ABSENT]
+        key = missing[0] if missing else next(iter(values))
         if missing:
-            there = _there(row, column.fields[key])
-            said = f"has no such field, but {', '.join(there) or 'none at all'}"
+            available = _available(row, column.fields[key])
+            reason = f"has no such field, but {', '.join(available) or 'none at all'}"
         else:
-            said = f"holds {type(found[key]).__name__}; want a field of {column.wants}"
-        super().__init__(f"{key}={column.fields[key]}: {where} {said}")
+            reason = f"holds {type(values[key]).__name__}; want a field of {column.wants}"
+        super().__init__(f"{key}={column.fields[key]}: {where} {reason}")

@@ -48,7 +48,7 @@ class TextReader:
 
     Args:
         key: the configuration's key for the files, for errors.
-        column: what makes a document of a JSON or parquet row; None reads every file as text.
+        column: makes documents from rows of JSON or parquet; None reads every file as text.
         split_on: the separator of documents in plain text; None makes a file one document.
         left_out: counts rows without a document.
     """
@@ -121,24 +121,24 @@ class TextReader:
 
 
 def why_not(error: BaseException) -> str:
-    """Why a file cannot be read, after an error of UNREADABLE."""
+    """The reason why a file cannot be read, from an error of UNREADABLE."""
     if isinstance(error, UnicodeDecodeError):
         return f"it is not UTF-8 text at byte {error.start:,} (iconv -f latin1 -t utf-8 converts Latin-1)"
     return error_text(error)
 
 
-def check_text(file: IO[bytes], most_bytes: int | None = None) -> int:
-    """Reads a file, or its first `most_bytes`, as UTF-8; the number of bytes. Parquet is left alone.
+def check_text(file: IO[bytes], limit: int | None = None) -> int:
+    """Checks that a file, or its first `limit` bytes, is UTF-8 or parquet; returns bytes read.
 
     Raises:
-        UnicodeDecodeError: `start` is the byte's place in the file, or in what is compressed in it.
-        OSError, EOFError, ValueError, ...: it is damaged, or something else than text.
+        UnicodeDecodeError: `start` is the byte's offset in the file's decompressed content.
+        OSError, EOFError, ValueError, ...: the file is damaged, or not text.
     """
     inner = unpacked(file)
     head = _head(inner)
     _refuse_other(head)
     decoder, n = codecs.getincrementaldecoder("utf-8")(), 0
-    while not head.startswith(PARQUET) and (most_bytes is None or n < most_bytes):
+    while not head.startswith(PARQUET) and (limit is None or n < limit):
         chunk = inner.read(CHUNK)
         before = n - len(decoder.getstate()[0])  # a character may begin in the chunk before
         try:
@@ -153,7 +153,7 @@ def check_text(file: IO[bytes], most_bytes: int | None = None) -> int:
 
 
 def _is_null(row: Mapping[str, Any], column: Column) -> bool:
-    """Whether the row has the fields, and nothing in one of them."""
+    """Whether the row has all fields, and one of them is null."""
     values = [value_at(row, field) for field in column.fields.values()]
     return None in values and ABSENT not in values
 

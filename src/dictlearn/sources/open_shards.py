@@ -1,4 +1,4 @@
-"""Shards of a store that are open, or being opened by threads before they are wanted."""
+"""Open the shards of a store in threads, before they are read."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ OnDamage = Literal["stop", "skip"]
 
 @final
 class OpenShards:
-    """Opens shards ahead, and what a damaged one comes to.
+    """Opens shards ahead, and refuses or skips damaged ones.
 
     Args:
-        sites: of each shard.
-        threads: that open shards: they compare hashes, and fetch what is not on this machine.
+        sites: the sites to open of each shard.
+        threads: threads that open shards; they compare hashes and download files.
         on_damage: "stop", or "skip" to leave out a shard that can't be read, with a warning.
     """
 
@@ -35,22 +35,22 @@ class OpenShards:
         self._lock = Lock()
 
     def get(self, number: int, soon: Sequence[int] = ()) -> Shard | None:
-        """A shard, None where it is left out. `soon` are those to have open; all others are closed.
+        """A shard, or None if it is left out. Opens the shards in `soon` too, and closes all others.
 
-        Raises ValueError, naming the file and the key, where a shard is damaged and not left out.
+        Raises ValueError, naming the file and the key, if the shard is damaged and not left out.
         """
         with self._lock:
             wanted = dict.fromkeys([number, *soon])
             self._opening = {n: f for n, f in self._opening.items() if n in wanted}
-            for one in wanted:
-                if one not in self._opening:
-                    self._opening[one] = self._pool.submit(self._open, one)
+            for n in wanted:
+                if n not in self._opening:
+                    self._opening[n] = self._pool.submit(self._open, n)
             opening = self._opening[number]
         try:
             return opening.result()
         except BaseException:
             with self._lock:
-                self._opening.pop(number, None)  # what is tried again may go well
+                self._opening.pop(number, None)  # a second try may succeed
             raise
 
     def _open(self, number: int) -> Shard | None:
@@ -62,11 +62,11 @@ class OpenShards:
             self.leave_out(number, str(error))
             return None
 
-    def leave_out(self, number: int, why: str) -> None:
-        """Says once that a shard is left out."""
+    def leave_out(self, number: int, reason: str) -> None:
+        """Leaves out a shard, with one warning."""
         if number not in self._left_out:
             self._left_out.add(number)
-            log.warning("source.on_damage=skip leaves out a shard: %s", why)
+            log.warning("source.on_damage=skip leaves out a shard: %s", reason)
         rows = self._store.info.shard_rows
         if not any(n and number not in self._left_out for number, n in enumerate(rows)):
             raise ValueError("source.path: no shard that can be read has a row")
@@ -75,5 +75,5 @@ class OpenShards:
 def damage(error: Exception | str) -> ValueError:
     return ValueError(
         f"source.on_damage=stop: {error}; source.on_damage=skip leaves such a shard out, and "
-        f"`dictlearn cache` with verify=true makes it anew"
+        f"`dictlearn cache` with verify=true makes it again"
     )

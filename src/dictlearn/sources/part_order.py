@@ -19,15 +19,15 @@ class Part(NamedTuple):
 
 @final
 class PartOrder:
-    """Epoch after epoch of all parts, without end.
+    """The endless sequence of parts: all parts in every epoch, in an order of its own.
 
-    An epoch takes the shards in an order of its own, `at_once` of them at a time, and permutes the
-    parts of these: parts of several shards are mixed, and each shard is opened once an epoch.
+    An epoch permutes the shards, and permutes the parts of `at_once` of them at a time. So the parts
+    of several shards are mixed, and each shard is opened once per epoch.
 
     Args:
-        parts: how many each shard has.
-        seed: of the orders, which are pure functions of (seed, epoch).
-        at_once: shards whose parts are mixed.
+        parts: the number of parts of each shard.
+        seed: the orders are pure functions of (seed, epoch).
+        at_once: the number of shards whose parts are mixed.
     """
 
     def __init__(self, parts: Sequence[int], seed: int, at_once: int):
@@ -40,39 +40,41 @@ class PartOrder:
         self._epochs: dict[int, _Epoch] = {}
 
     def at(self, number: int) -> Part:
-        """The part at a place of the endless sequence."""
-        epoch, place = divmod(number, self.per_epoch)
+        """Part `number` of the endless sequence."""
+        epoch, index = divmod(number, self.per_epoch)
         order = self._epoch(epoch)
-        return Part(int(order.shard_M[place]), int(order.part_M[place]))
+        return Part(int(order.shard_M[index]), int(order.part_M[index]))
 
     def span(self, start: int, stop: int) -> list[Part]:
         return [self.at(number) for number in range(start, stop)]
 
     def soon(self, number: int) -> list[int]:
-        """Shards to have open at a place: those being mixed, and of the next ones as many more as of
-        these has been taken, so that opening them is spread over the time before they are wanted."""
-        epoch, place = divmod(number, self.per_epoch)
+        """The shards to have open at part `number`: the group that is mixed, and some of the next.
+
+        The fraction of the next group is the fraction of this one that was read, so that shards are
+        opened at an even rate.
+        """
+        epoch, index = divmod(number, self.per_epoch)
         order = self._epoch(epoch)
-        group = int(np.searchsorted(order.ends_G, place, side="right"))
+        group = int(np.searchsorted(order.ends_G, index, side="right"))
         start = int(order.ends_G[group - 1]) if group else 0
-        now = order.groups[group]
         if group + 1 < len(order.groups):
-            later = order.groups[group + 1]
+            following = order.groups[group + 1]
         else:
-            later = self._epoch(epoch + 1).groups[0]
-        share = (place - start) / (int(order.ends_G[group]) - start)
-        return [*now, *later[: int(share * (len(later) + 1))]]
+            following = self._epoch(epoch + 1).groups[0]
+        share = (index - start) / (int(order.ends_G[group]) - start)
+        return [*order.groups[group], *following[: int(share * (len(following) + 1))]]
 
     def _epoch(self, epoch: int) -> _Epoch:
         if epoch not in self._epochs:
             if len(self._epochs) > 1:
                 del self._epochs[min(self._epochs)]
-            self._epochs[epoch] = self._ordered(epoch)
+            self._epochs[epoch] = self._permuted(epoch)
         return self._epochs[epoch]
 
-    def _ordered(self, epoch: int) -> _Epoch:
-        there = np.flatnonzero(self._parts)
-        shards = there[permutation(len(there), self._seed, 3, epoch).numpy()]
+    def _permuted(self, epoch: int) -> _Epoch:
+        shards = np.flatnonzero(self._parts)
+        shards = shards[permutation(len(shards), self._seed, 3, epoch).numpy()]
         groups, shard_parts, part_parts = [], [], []
         for group, start in enumerate(range(0, len(shards), self._at_once)):
             mixed = shards[start : start + self._at_once]
@@ -95,5 +97,5 @@ class PartOrder:
 class _Epoch(NamedTuple):
     shard_M: Tensor
     part_M: Tensor
-    groups: list[list[int]]  # shards that are mixed, in turn
-    ends_G: np.ndarray  # where each group's parts end
+    groups: list[list[int]]  # the shards of each group
+    ends_G: np.ndarray  # end of each group's parts

@@ -106,7 +106,7 @@ class KnowsTruth(Protocol):
 
 @final
 class NoText:
-    """One empty window, over which a source can be built and checked before there is any text."""
+    """One empty window, with which a source can be built and checked before the text is read."""
 
     def __init__(self, context: int):
         self.context = context

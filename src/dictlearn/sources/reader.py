@@ -134,6 +134,23 @@ class Reader:
         return keep_N[~bad_N]
 
 
+def first_rows(batch_from: Callable[[int], tuple[Batch, int]], n: int) -> Batch:
+    """The first n rows; `batch_from(i)` is the first batch from number i on, and its number."""
+    batches: list[Batch] = []
+    number = 0
+    while sum(len(batch.x_NSD) for batch in batches) < n:
+        batch, last = batch_from(number)
+        batches.append(batch)
+        number = last + 1
+    targets = [batch.targets_NTD for batch in batches if batch.targets_NTD is not None]
+    return Batch(
+        torch.cat([batch.x_NSD for batch in batches]),
+        torch.cat(targets) if targets else None,
+        torch.cat([batch.tokens_N for batch in batches]),
+        torch.cat([batch.positions_N for batch in batches]),
+    ).rows(0, n)
+
+
 def check_state(settings: dict[str, int], state: dict[str, int]) -> None:
     """Raises ValueError unless `state` was saved by a source with the same settings."""
     for key, value in settings.items():

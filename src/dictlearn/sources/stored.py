@@ -1,4 +1,4 @@
-"""A store of activations for a run: opened, and compared with the run's model and text."""
+"""Open a store of activations and compare it with the run's model and text."""
 
 from __future__ import annotations
 
@@ -29,8 +29,10 @@ def open_for(
     sites: Sequence[str],
     text: SameText,
 ) -> ActivationStore:
-    """The store at a path, which must be of this model, of these sites and, unless `text` is "any",
-    of this text. What a store doesn't say is not compared, and is said once.
+    """The store at a path; its model, sites and text must be those of the run.
+
+    With `text` "any" it may be of another text. Facts that the store doesn't have are not compared;
+    a warning lists them.
 
     Raises ValueError, in one sentence that names source.path.
     """
@@ -48,7 +50,9 @@ def open_for(
                 f"{lm.info.width} wide"
             )
     if not info.rows:
-        raise ValueError(f"{where}: holds no rows yet; `dictlearn cache output={path}` goes on")
+        raise ValueError(
+            f"{where}: holds no rows yet; `dictlearn cache output={path}` continues it"
+        )
     _check_model(where, info, lm)
     if not isinstance(windows, NoText):
         _check_text(where, info, windows, text)
@@ -82,23 +86,23 @@ def _check_text(where: str, info: StoreInfo, windows: TextWindows, text: SameTex
         )
 
 
-_said: set[str] = set()
+_logged: set[str] = set()
 
 
 def _say_unknown(where: str, info: StoreInfo) -> None:
     unknown = [*info.origin.unknown, *info.missing]
-    if unknown and where not in _said:
-        _said.add(where)
-        log.warning("%s: does not say, so nothing compares: %s", where, ", ".join(unknown))
+    if unknown and where not in _logged:
+        _logged.add(where)
+        log.warning("%s: not checked, as the store does not have it: %s", where, ", ".join(unknown))
 
 
-def open_shards(
+def open_store_shards(
     store: ActivationStore, sites: Sequence[str], threads: int, on_damage: OnDamage
 ) -> OpenShards:
-    """Its shards, after a word on those that are not there, or a refusal."""
+    """The store's shards; a missing one is refused or left out, as `on_damage` says."""
     shards = OpenShards(store, sites, threads, on_damage)
-    for number, why in store.info.absent.items():
+    for number, reason in store.info.absent.items():
         if on_damage == "stop":
-            raise damage(why)
-        shards.leave_out(number, why)
+            raise damage(reason)
+        shards.leave_out(number, reason)
     return shards

@@ -42,34 +42,36 @@ def find_files(paths: str | Sequence[str]) -> list[Path]:
     return list(dict.fromkeys(path.resolve() for path in matched))
 
 
-def refuse_unreadable(files: Sequence[Path], most_bytes: int | None = None) -> None:
-    """Reads files as bytes, `most_bytes` in all, before any work is done with one of them.
+def refuse_unreadable(files: Sequence[Path], limit: int | None = None) -> None:
+    """Checks that files are text, reading `limit` bytes in all, before any work.
 
     Raises:
-        ValueError: they are empty; or some are no text, which the sentence counts and names.
+        ValueError: all are empty; or some are not text, which the sentence counts and names.
     """
     if all(_is_blank(path) for path in files):
-        one = f"data.paths={files[0]}: there is no text in it"
-        several = f"data.paths: there is no text in any of the {len(files)} files"
-        raise ValueError(one if len(files) == 1 else several)
-    amiss: dict[Path, str] = {}
+        if len(files) == 1:
+            raise ValueError(f"data.paths={files[0]}: there is no text in it")
+        raise ValueError(f"data.paths: there is no text in any of the {len(files)} files")
+    reasons: dict[Path, str] = {}
     for path in files:
-        if most_bytes is not None and most_bytes <= 0:
+        if limit is not None and limit <= 0:
             break
         try:
             with path.open("rb") as file:
-                n = check_text(file, most_bytes)
+                n = check_text(file, limit)
         except UNREADABLE as error:
-            amiss[path] = why_not(error)
+            reasons[path] = why_not(error)
         else:
-            most_bytes = None if most_bytes is None else most_bytes - n
-    if len(amiss) == 1:
-        raise ValueError("".join(f"data.paths: {p} cannot be read: {amiss[p]}" for p in amiss))
-    if amiss:
-        said = [f"{path}: {why}" for path, why in amiss.items()][:NAMED]
-        more = f"; and {len(amiss) - NAMED} more" if len(amiss) > NAMED else ""
+            limit = None if limit is None else limit - n
+    if len(reasons) == 1:
+        ((path, reason),) = reasons.items()
+        raise ValueError(f"data.paths: {path} cannot be read: {reason}")
+    if reasons:
+        listed = [f"{path}: {reason}" for path, reason in reasons.items()][:NAMED]
+        more = f"; and {len(reasons) - NAMED} more" if len(reasons) > NAMED else ""
         raise ValueError(
-            f"data.paths: {len(amiss)} of {len(files)} files cannot be read: {'; '.join(said)}{more}"
+            f"data.paths: {len(reasons)} of {len(files)} files cannot be read: "
+            f"{'; '.join(listed)}{more}"
         )
 
 

@@ -20,9 +20,9 @@ class TokenWindows:
     padded. A model without special tokens cannot be padded; the tokens of an incomplete last window
     are then left out.
 
-    With `apart`, every document begins a window of its own, so that nothing of it is read with
-    another. A longer one goes on in further windows, its last is padded, and windows without a token
-    that is kept are left out.
+    With `apart`, every document begins a new window, so that no window has two documents. A longer
+    document continues in further windows, its last window is padded, and windows without kept tokens
+    are left out.
 
     Args:
         stream_T: token ids, int32, at least one.
@@ -44,7 +44,7 @@ class TokenWindows:
         chosen_T: Tensor | None = None,
         apart: bool = False,
     ):
-        assert pad_id is not None or not apart, "windows of their own end in padding"
+        assert pad_id is not None or not apart, "windows of a single document end in padding"
         self.context = context
         self.special_ids = special_ids
         self._stream_T, self._pad_id, self._chosen_T = stream_T, pad_id, chosen_T
@@ -56,11 +56,11 @@ class TokenWindows:
         edges = self._starts if apart else self._starts[:1]
         self._first_W, self._length_W = _cut(edges, len(stream_T), context)
         if pad_id is None:
-            whole = self._length_W == context
-            self._first_W, self._length_W = self._first_W[whole], self._length_W[whole]
+            full = self._length_W == context
+            self._first_W, self._length_W = self._first_W[full], self._length_W[full]
         if apart:
-            some = self._kept_per_window > 0
-            self._first_W, self._length_W = self._first_W[some], self._length_W[some]
+            used = self._kept_per_window > 0
+            self._first_W, self._length_W = self._first_W[used], self._length_W[used]
             del self._kept_per_window
 
     def __len__(self) -> int:
@@ -68,7 +68,7 @@ class TokenWindows:
 
     @property
     def n_documents(self) -> int:
-        """The number of documents, also of those of which no token is kept."""
+        """The number of documents, including those without kept tokens."""
         return len(self._starts)
 
     @property
@@ -83,8 +83,8 @@ class TokenWindows:
 
     @cached_property
     def _kept_per_window(self) -> Tensor:
-        """int64 [W]."""
-        kept_T = self._seen(self._stream_T)
+        """The number of kept tokens of each window, int64 [W]."""
+        kept_T = self._ordinary(self._stream_T)
         if self._chosen_T is not None:
             kept_T &= self._chosen_T
         before_T = torch.cat([torch.zeros(1, dtype=torch.int64), kept_T.cumsum(0)])
@@ -92,49 +92,49 @@ class TokenWindows:
 
     def window_batch(self, indices: Tensor | Sequence[int] | range) -> Tensor:
         """Token ids of the windows, int64 [B, P]. Raises IndexError outside 0 to len - 1."""
-        return self._tokens(*self._places(indices))
+        return self._tokens(*self._offsets(indices))
 
     def kept(self, indices: Tensor | Sequence[int] | range) -> Tensor:
         """bool [B, P]: True where a token is chosen and neither special nor a pad."""
-        place_BP, inside_BP = self._places(indices)
-        tokens_BP = self._tokens(place_BP, inside_BP)
-        kept_BP = inside_BP & self._seen(tokens_BP)
+        offset_BP, inside_BP = self._offsets(indices)
+        tokens_BP = self._tokens(offset_BP, inside_BP)
+        kept_BP = inside_BP & self._ordinary(tokens_BP)
         if self._chosen_T is None:
             return kept_BP
-        # Pads are told by their id where the model runs, so one that ends a turn is masked there too.
+        # The model's mask recognises pads by their id, so it also masks one that ends a turn.
         pads_BP = (tokens_BP == self._pad_id).flip(1).cummin(1).values.flip(1)
-        return kept_BP & self._chosen_T[place_BP] & ~pads_BP
+        return kept_BP & self._chosen_T[offset_BP] & ~pads_BP
 
     def documents(self, indices: Tensor | Sequence[int] | range) -> Tensor:
         """The number of each token's document in the split, int64 [B, P]; pads have the last one's."""
-        place_BP, _ = self._places(indices)
-        return torch.searchsorted(self._starts, place_BP, right=True) - 1
+        offset_BP, _ = self._offsets(indices)
+        return torch.searchsorted(self._starts, offset_BP, right=True) - 1
 
-    def _places(self, indices: Tensor | Sequence[int] | range) -> tuple[Tensor, Tensor]:
-        """Offsets in the stream, int64 [B, P], that of the last token for pads; bool: no pad."""
+    def _offsets(self, indices: Tensor | Sequence[int] | range) -> tuple[Tensor, Tensor]:
+        """(offsets in the stream, int64 [B, P], for pads the last token's; a bool mask without pads)."""
         listed = list(indices) if isinstance(indices, range) else indices
         indices_B = torch.as_tensor(listed, dtype=torch.int64)
         if len(indices_B) and not 0 <= int(indices_B.min()) <= int(indices_B.max()) < len(self):
             raise IndexError(f"windows {indices_B.tolist()} of {len(self)}")
         position_P = torch.arange(self.context)
         length_B1 = self._length_W[indices_B, None]
-        place_BP = self._first_W[indices_B, None] + torch.minimum(position_P, length_B1 - 1)
-        return place_BP, position_P < length_B1
+        offset_BP = self._first_W[indices_B, None] + torch.minimum(position_P, length_B1 - 1)
+        return offset_BP, position_P < length_B1
 
-    def _tokens(self, place_BP: Tensor, inside_BP: Tensor) -> Tensor:
-        tokens_BP = self._stream_T[place_BP].long()
+    def _tokens(self, offset_BP: Tensor, inside_BP: Tensor) -> Tensor:
+        tokens_BP = self._stream_T[offset_BP].long()
         return tokens_BP if self._pad_id is None else tokens_BP.where(inside_BP, self._pad_id)
 
-    def _seen(self, tokens: Tensor) -> Tensor:
-        """bool: no special id."""
+    def _ordinary(self, tokens: Tensor) -> Tensor:
+        """A bool tensor, True where a token is not special."""
         return ~self._special[tokens.clamp(max=len(self._special) - 1)]
 
 
 def _cut(starts: Tensor, n_tokens: int, context: int) -> tuple[Tensor, Tensor]:
-    """(first token, length) of the windows of stretches that begin at `starts`, int64 [W] each."""
+    """(first token, length) of windows, int64 [W]; a new window begins at each of `starts`."""
     stops = torch.cat([starts[1:], starts.new_tensor([n_tokens])])
     n_windows = -((starts - stops) // context)
-    stretch_W = torch.repeat_interleave(torch.arange(len(starts)), n_windows)
-    number_W = torch.arange(len(stretch_W)) - (n_windows.cumsum(0) - n_windows)[stretch_W]
-    first_W = starts[stretch_W] + number_W * context
-    return first_W, (stops[stretch_W] - first_W).clamp(max=context)
+    segment_W = torch.repeat_interleave(torch.arange(len(starts)), n_windows)
+    number_W = torch.arange(len(segment_W)) - (n_windows.cumsum(0) - n_windows)[segment_W]
+    first_W = starts[segment_W] + number_W * context
+    return first_W, (stops[segment_W] - first_W).clamp(max=context)

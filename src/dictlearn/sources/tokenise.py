@@ -26,13 +26,11 @@ class Encoded(NamedTuple):
     """A document's tokens."""
 
     ids: list[int]
-    chosen: list[bool] | None = (
-        None  # those that a dictionary is to see; None: all but special ones
-    )
+    chosen: list[bool] | None = None  # the tokens to keep; None keeps all but special ones
 
 
 Encode = Callable[[list[str], LeftOut], list[Encoded | None]]
-"""Encodes documents. It returns None for those that it leaves out, which it counts by reason."""
+"""Encodes documents; returns None for those that it leaves out, and counts them by reason."""
 
 
 def tokenised(
@@ -49,7 +47,7 @@ def tokenised(
     Args:
         read: returns the documents and counts what it leaves out in its argument.
         max_tokens: reading stops at this number of tokens to train on; None reads all.
-        longest: the tokens of a document after which it is cut; None cuts none.
+        longest: the number of tokens after which a document is cut; None cuts none.
     """
     log.info("data: tokenising; later runs find the tokens on disk")
     start = time.monotonic()
@@ -86,12 +84,12 @@ class _Stream:
     """The tokens of one split, while documents are added."""
 
     def __init__(self) -> None:
-        self.n_seen = 0  # tokens that a dictionary sees, and special ones unless tokens are chosen
+        self.n_seen = 0  # chosen tokens; if none are chosen, all
         self._ids = [torch.empty(0, dtype=torch.int32)]
         self._chosen = [torch.empty(0, dtype=torch.uint8)]
 
     def add(self, encoded: Encoded, longest: int | None) -> int:
-        """Adds a document of at most `longest` tokens; the number of those left out."""
+        """Adds a document, cut after `longest` tokens; returns the number of tokens cut off."""
         ids = encoded.ids[:longest]
         self._ids.append(torch.tensor(ids, dtype=torch.int32))
         if encoded.chosen is not None:
@@ -99,11 +97,11 @@ class _Stream:
         self.n_seen += len(ids) if encoded.chosen is None else int(self._chosen[-1].sum())
         return len(encoded.ids) - len(ids)
 
-    def tensors(self, split: str, most: int | None) -> dict[str, Tensor]:
-        """The tensors to store. Of a plain stream at most `most` tokens; a chosen one ends whole."""
+    def tensors(self, split: str, limit: int | None) -> dict[str, Tensor]:
+        """The tensors to store. A stream without chosen tokens is cut after `limit` tokens."""
         ids, chosen = torch.cat(self._ids), torch.cat(self._chosen)
         if len(chosen) == 0:
-            ids = ids[:most]
+            ids = ids[:limit]
         starts = torch.tensor([len(part) for part in self._ids]).cumsum(0)[:-1]
         tensors = {split: ids, f"{split}_starts": starts[starts < len(ids)]}
         return tensors | ({f"{split}_chosen": chosen} if len(chosen) else {})
@@ -115,11 +113,11 @@ def plain_encoder(tokenizer: PreTrainedTokenizerBase, first_id: int | None) -> E
     before = [] if first_id is None else [first_id]
 
     def encode(texts: list[str], left_out: LeftOut) -> list[Encoded | None]:
-        found: list[Encoded | None] = [
+        documents: list[Encoded | None] = [
             Encoded(before + ids) if ids else None for ids in ids_of(texts)
         ]
-        left_out[EMPTY] += found.count(None)
-        return found
+        left_out[EMPTY] += documents.count(None)
+        return documents
 
     return encode
 

@@ -28,20 +28,20 @@ from dictlearn.types import ModelInfo
 log = logging.getLogger(__name__)
 
 WHOLE = "whole"  # the split that contains all of the text
-LONG = ("split", "cut")  # what is done with a document of more tokens than a window
+LONG = ("split", "cut")  # treatments of a document that is longer than a window
 
 
 @final
 @dataclass(frozen=True)
 class Corpus:
-    """Documents, and how they become windows.
+    """Documents, with the options of their encoding.
 
     Args:
         named: the key and value that name the text, for messages.
         name, files: name of the text and its files; the cache depends on their sizes and times.
         documents: reads the documents, if the cache lacks them; counts what it leaves out.
-        encode: encodes them; None for plain text, each preceded by the model's BOS. `name` says all
-            that the encoding depends on beside the tokenizer.
+        encode: encodes documents; None for plain text, each preceded by the model's BOS. `name` must
+            contain everything that the encoding depends on, except the tokenizer.
         apart: whether each document has windows of its own.
     """
 
@@ -137,7 +137,7 @@ def windows(
         context: P, tokens per window; None for the model's context length.
         held_out: the fraction of documents in eval, by hash of their keys; 0 for no eval.
         max_tokens: reading stops when train has this number of tokens; None reads all.
-        long: split, or cut to leave out what a document has beyond `context` tokens.
+        long: split, or cut to leave out the rest of a document after `context` tokens.
 
     One pass over the documents makes both splits and skips repeated texts, so no document is in
     both. If there is only one document, the last of its windows are held out. Each process logs once
@@ -160,16 +160,16 @@ def windows(
     first_id, tokenizer = document_start(lm), lm.tokenizer
     encode, longest = corpus.encode, context if long == "cut" else None
     stamps = [[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in corpus.files()]
-    depends = [corpus.name, tokenizer_hash(tokenizer), first_id, held_out, max_tokens, longest]
-    key = json.dumps([*depends, stamps])
+    settings = [corpus.name, tokenizer_hash(tokenizer), first_id, held_out, max_tokens, longest]
+    key = json.dumps([*settings, stamps])
     encode = plain_encoder(tokenizer, first_id) if encode is None else encode
     streams = cached(
         key, lambda: tokenised(corpus.documents, encode, held_out, max_tokens, longest)
     )
     for sentence in left_out_of(streams).sentences():
         _say_once(key, sentence)
-    one = sum(len(streams[f"{side}_starts"]) for side in SPLITS) == 1
-    if held_out > 0 and one and not corpus.apart:
+    n_documents = sum(len(streams[f"{side}_starts"]) for side in SPLITS)
+    if held_out > 0 and n_documents == 1 and not corpus.apart:
         streams = _cut_in_two(streams, context, held_out, key)
     # A training run checks both splits: it evaluates at its end and should fail before it starts.
     for side in SPLITS if held_out > 0 else dict.fromkeys(["train", split]):
@@ -245,13 +245,13 @@ def _refuse_too_little(
     lm: LanguageModel, n_tokens: int, side: str, context: int, held_out: float
 ) -> None:
     if n_tokens < context and pad_id(lm) is None:
-        where, what = "data", "the text"
+        key, part = "data", "the text"
         if held_out > 0:
-            where = f"data.held_out={held_out}"
-            what = "the held-out text" if side == "eval" else "the text to train on"
+            key = f"data.held_out={held_out}"
+            part = "the held-out text" if side == "eval" else "the text to train on"
         raise ValueError(
-            f"{where}: {what} is {n_tokens:,} tokens, less than a window of data.context="
-            f"{context}, and {lm.info.name} has no special token to fill it up with; want more text "
+            f"{key}: {part} is {n_tokens:,} tokens, less than a window of data.context="
+            f"{context}, and {lm.info.name} has no special token for padding; want more text "
             f"or a smaller data.context"
         )
 
@@ -260,7 +260,7 @@ def _empty(named: str, side: str, held_out: Fraction, n_tokens: int) -> ValueErr
     if side == "eval" and held_out == 0:
         return ValueError("data.held_out=0: holds out no text to evaluate on; want more than 0")
     if n_tokens == 0:
-        return ValueError(f"{named}: there is no text to read, not one document with any")
+        return ValueError(f"{named}: there is no text to read, as no document has any")
     return ValueError(
         f"data.held_out={held_out}: no document is left for {side}; want more documents (JSON lines "
         f"hold one per line, data.split_on cuts plain text) or another fraction"

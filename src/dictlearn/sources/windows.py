@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dictlearn.lm.language_model import LanguageModel
 from dictlearn.ranges import Count
-from dictlearn.sources.reader import Reader, Reading, WindowOrder, check_state
+from dictlearn.sources.reader import Reader, Reading, WindowOrder, check_state, first_rows
 from dictlearn.types import Batch, TextWindows
 
 
@@ -139,20 +139,11 @@ class WindowsSource:
         return batch._replace(tokens_BP=read.tokens_BP, valid_BP=valid_M.view(shape))
 
     def sample(self, n: int) -> Batch:
-        """See `Source.sample`."""
-        parts: list[Batch] = []
-        number = 0
-        while sum(len(part.x_NSD) for part in parts) < n:
-            read, last = self._next_reading(number)
-            parts.append(read.batch(self.sources, self.targets))
-            number = last + 1
-        targets = [part.targets_NTD for part in parts if part.targets_NTD is not None]
-        return Batch(
-            torch.cat([part.x_NSD for part in parts]),
-            torch.cat(targets) if targets else None,
-            torch.cat([part.tokens_N for part in parts]),
-            torch.cat([part.positions_N for part in parts]),
-        ).rows(0, n)
+        def batch_from(number: int) -> tuple[Batch, int]:
+            reading, number = self._next_reading(number)
+            return reading.batch(self.sources, self.targets), number
+
+        return first_rows(batch_from, n)
 
     def state(self) -> dict[str, int]:
         return {"batches": self._taken, **self._stream}

@@ -1,8 +1,8 @@
-"""Rows of shards that were shuffled when they were written, passed on in runs: nothing is gathered.
+"""Make batches of runs of rows, from shards whose rows were shuffled when they were written.
 
-A run of rows is copied from the mapped file into the batch, which is as fast as reading the file in
-order; picking rows one by one is several times slower. A batch is some runs of shards that are open
-together, each run a sample of its shard's text.
+A run is copied from the mapped file into the batch, which is as fast as reading the file in order;
+picking single rows is several times slower. A batch consists of runs of several shards, and each run
+is a random sample of its shard's rows.
 """
 
 from __future__ import annotations
@@ -17,30 +17,30 @@ from torch import Tensor
 
 from dictlearn.sources.buffer import Rows
 
-AHEAD = 2  # batches that a thread makes before they are taken
+AHEAD = 2  # batches that a thread makes in advance
 
 
 class Run(NamedTuple):
-    """Rows that lie next to each other, in tensors that nobody writes into."""
+    """Consecutive rows of a shard, in read-only tensors."""
 
-    groups: Sequence[Sequence[Tensor]]  # sites that stay together, each [M, D]
+    groups: Sequence[Sequence[Tensor]]  # the sites of each group, [M, D]
     tokens_N: Tensor  # integers [M]
     positions_N: Tensor
 
 
 class Position(NamedTuple):
     run: int
-    taken: int  # rows of it
+    taken: int  # rows taken of it
 
 
 @final
-class Passing:
+class RunReader:
     """The rows of `read(0), read(1), ...`, each run from its first row to its last.
 
     Args:
         read: a pure function of a run's number. One thread at a time calls it.
-        device: of what is delivered; it is put together on the CPU.
-        out_dtype: of the rows delivered; None takes that of the first run.
+        device: the device of batches, which are made on the CPU.
+        out_dtype: the dtype of batches; None takes the first run's.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Passing:
 
     @property
     def position(self) -> tuple[int, int]:
-        """(run, rows of it already taken): the whole state."""
+        """(run, rows already taken of it), which is the whole state."""
         return self._position
 
     def restore(self, run: int, taken: int) -> None:
@@ -69,22 +69,22 @@ class Passing:
         if not self._coming or self._coming[0][:2] != (self._position, n):
             self._coming.clear()
             start = self._position
-            self._coming.append((start, n, self._thread.submit(self._made, start, n)))
+            self._coming.append((start, n, self._thread.submit(self._batch, start, n)))
         try:
             rows, self._position = self._coming[0][2].result()
         except BaseException:
             self._coming.clear()
             raise
         self._coming.popleft()
-        self._go_on(n)
-        return self._sent(rows)
+        self._read_ahead(n)
+        return self._send(rows)
 
     def peek(self, n: int) -> Rows:
-        """n rows of the stream's beginning; the position stays where it is."""
-        return self._sent(self._thread.submit(self._made, Position(0, 0), n).result()[0])
+        """n rows from the start of the stream; the position stays where it is."""
+        return self._send(self._thread.submit(self._batch, Position(0, 0), n).result()[0])
 
-    def _go_on(self, n: int) -> None:
-        """Has the next batches made, each from where the one before it ends."""
+    def _read_ahead(self, n: int) -> None:
+        """Starts to make the next batches; each begins where the one before it ends."""
         while len(self._coming) < AHEAD:
             if not self._coming:
                 start = self._position
@@ -93,9 +93,9 @@ class Passing:
                 if not before.done() or before.exception() is not None:
                     return
                 start = before.result()[1]
-            self._coming.append((start, n, self._thread.submit(self._made, start, n)))
+            self._coming.append((start, n, self._thread.submit(self._batch, start, n)))
 
-    def _made(self, start: Position, n: int) -> tuple[Rows, Position]:
+    def _batch(self, start: Position, n: int) -> tuple[Rows, Position]:
         out: Rows | None = None
         (number, taken), filled = start, 0
         while filled < n:
@@ -124,18 +124,18 @@ class Passing:
         return Rows(groups, empty(n, dtype=torch.int64), empty(n, dtype=torch.int64))
 
     def _copy(self, run: Run, start: int, count: int, out: Rows, at: int) -> None:
-        here, there = slice(start, start + count), slice(at, at + count)
-        for whole, sites in zip(out.groups, run.groups, strict=True):
+        source, target = slice(start, start + count), slice(at, at + count)
+        for group, sites in zip(out.groups, run.groups, strict=True):
             for s, site in enumerate(sites):
-                whole[there, s] = site[here]
-        out.tokens_N[there] = run.tokens_N[here]
-        out.positions_N[there] = run.positions_N[here]
+                group[target, s] = site[source]
+        out.tokens_N[target] = run.tokens_N[source]
+        out.positions_N[target] = run.positions_N[source]
 
-    def _sent(self, rows: Rows) -> Rows:
-        """On the device, in the dtype asked for: a GPU widens the numbers after they are sent."""
+    def _send(self, rows: Rows) -> Rows:
+        """The rows on the device, converted to `out_dtype`; a GPU converts after the transfer."""
         if self._device.type == "cpu":
             return rows
-        sent = [t.to(self._device, non_blocking=True) for t in rows.groups]
-        groups = [t if self._out_dtype is None else t.to(self._out_dtype) for t in sent]
+        groups = [t.to(self._device, non_blocking=True) for t in rows.groups]
+        groups = [t if self._out_dtype is None else t.to(self._out_dtype) for t in groups]
         tokens, positions = (t.to(self._device, non_blocking=True) for t in rows[1:])
         return Rows(groups, tokens, positions)
