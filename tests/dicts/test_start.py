@@ -103,7 +103,7 @@ def test_thresholds_that_are_learnt_as_logarithms_are_carried():
         (("topk", {}), ("abstopk", {}), "is abstopk, whose parameters this run's topk cannot"),
         (("abstopk", {}), ("topk", {}), "is topk, whose parameters this run's abstopk cannot"),
         (("jumprelu", {}), ("sparsemax", {}), "sparsemax, whose parameters this run's jumprelu"),
-        (("topk", {"sites": 2}), ("topk", {}), "a sae with sources resid_post.0, and"),
+        (("topk", {"sites": 2}), ("topk", {}), "an sae with sources resid_post.0, and"),
         (("topk", {"width": 8}), ("topk", {}), "with width 16"),
     ],
 )

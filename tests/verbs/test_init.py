@@ -40,5 +40,5 @@ def test_a_run_that_learns_nothing_saves_what_it_started_from(start, tmp_path):
 def test_another_site_is_refused_before_anything_is_written(tmp_path, capsys):
     assert dictlearn_train(tmp_path, "dict=sae", "dict.layer=2", "name=run", "init=start") != 0
     said = capsys.readouterr().err
-    assert "init=start: a transcoder with sources mlp_in.1, and dict= makes a sae" in said
+    assert "init=start: a transcoder with sources mlp_in.1, and dict= makes an sae" in said
     assert not (tmp_path / "runs" / "run" / "config.yaml").exists()

@@ -27,6 +27,12 @@ def trainee(sparsity: str, term: Term | None = None, sites: int = 1) -> Trainee:
     return Trainee(Dictionary(shape, SPARSITIES[sparsity]), objective, "none", 100)
 
 
+def test_a_run_whose_fvu_was_not_asked_for_is_not_called_diverged() -> None:
+    """As with eval=sparsity."""
+    one = trainee("topk")
+    assert not diverged(one, {"l0": 10.0}) and sentences(one, {"l0": 10.0}) == []
+
+
 @pytest.mark.parametrize(
     ("fvu", "start", "bad"),
     [

@@ -18,6 +18,7 @@ from dictlearn.api.results import Evaluation, Run, figures_of, place_of
 from dictlearn.ckpt.dictionary import load_dictionary
 from dictlearn.dicts.dictionary import Dictionary
 from dictlearn.verbs.evaluate import destination
+from dictlearn.words import a
 
 __all__ = [
     "Evaluation",
@@ -106,7 +107,7 @@ def open_model(model: str | Path = "pico", **keys: Any) -> OpenModel:
         ValueError: there is no such model, or it can't be read.
     """
     if not isinstance(model, str | Path) or not str(model).strip():
-        what = repr(model) if isinstance(model, str) else f"a {type(model).__name__}"
+        what = repr(model) if isinstance(model, str) else a(type(model).__name__)
         raise ValueError(f"open_model: want a preset, a folder or a hub id as text, not {what}")
     cfg = composed("train", [f"model={model}"], {"model": keys} if keys else {})
     with one_sentence():

@@ -12,6 +12,7 @@ from dictlearn.lm.capture import capture
 from dictlearn.lm.language_model import LanguageModel, bos_id
 from dictlearn.store.text import token_text
 from dictlearn.types import ModelInfo
+from dictlearn.words import a
 
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
@@ -31,7 +32,7 @@ class OpenModel:
     def tokens(self, text: str) -> Tensor:
         """Ids of the text after the start-of-document token, int64 [positions]."""
         if not isinstance(text, str):
-            raise ValueError(f"tokens: want a text, not a {type(text).__name__}")
+            raise ValueError(f"tokens: want a text, not {a(type(text).__name__)}")
         if self.lm.tokenizer is None:
             raise ValueError(f"model.path={self.info.name}: has no tokenizer; pass token ids")
         ids = self.lm.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
@@ -85,7 +86,7 @@ class OpenModel:
         try:
             tokens = torch.as_tensor(values)
         except (TypeError, ValueError, RuntimeError, OverflowError):  # ragged rows are ValueErrors
-            message = f"token ids as a {type(values).__name__}: {wanted}, with rows of one length"
+            message = f"token ids as {a(type(values).__name__)}: {wanted}, with rows of one length"
             raise ValueError(message) from None
         if not tokens.numel():
             return tokens.long()

@@ -17,6 +17,7 @@ from dictlearn.dicts.dictionary import Dictionary
 from dictlearn.evals import layers
 from dictlearn.evals.record import read_record
 from dictlearn.evals.table import renderable
+from dictlearn.words import a
 
 WIDTH = 90  # columns of a printed table
 
@@ -106,7 +107,7 @@ def place_of(function: str, value: Any) -> str | Path:
         return value.path
     if isinstance(value, str | Path) and str(value).strip():
         return value
-    what = repr(value) if value is None or isinstance(value, str) else f"a {type(value).__name__}"
+    what = repr(value) if value is None or isinstance(value, str) else a(type(value).__name__)
     saved = "; save it first" if isinstance(value, Dictionary) else ""
     raise ValueError(f"{function}: want a run, a folder or a hub id, not {what}{saved}")
 

@@ -26,6 +26,7 @@ from dictlearn.dicts.shape import Shape
 from dictlearn.dicts.summary import summary
 from dictlearn.sparsity.protocol import Sparsity
 from dictlearn.types import Code, Encoding
+from dictlearn.words import a
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -233,7 +234,7 @@ class Dictionary(nn.Module):
         """
         if not self.layerwise:
             raise ValueError(
-                f"a {self.kind} has one code for all its sites: encode(x) them together"
+                f"{a(self.kind)} has one code for all its sites: encode(x) them together"
             )
         check_number(s, self.code_sources, "source")
         check_one_site(x_ND, self)
@@ -312,7 +313,7 @@ class Dictionary(nn.Module):
             return self.decoder.b_dec.new_zeros(())
         if x_NSD is None:
             raise ValueError(
-                f"a {self.kind} with a skip decodes from its input too: decode(code, x)"
+                f"{a(self.kind)} with a skip decodes from its input too: decode(code, x)"
             )
         return torch.einsum("tod,ntd->nto", self.W_skip, x_NSD)
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dictlearn.types import Code
+from dictlearn.words import a
 
 
 class Sizes(Protocol):
@@ -71,7 +72,7 @@ def code_of(code: Code | Tensor, sizes: Sizes) -> Code:
     if not isinstance(code, Tensor) or not code.is_floating_point():
         kind = type(code).__name__ if not isinstance(code, Tensor) else f"tensor of {code.dtype}"
         raise ValueError(
-            f"a {kind.replace('torch.', '')} as a code: want the result of encode, or a "
+            f"{a(kind.replace('torch.', ''))} as a code: want the result of encode, or a "
             "floating-point torch.Tensor"
         )
     leading, dense = None, code

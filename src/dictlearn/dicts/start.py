@@ -10,6 +10,7 @@ from torch import Tensor
 from dictlearn.dicts.dictionary import Dictionary
 from dictlearn.dicts.equivalent import recentred, renormed
 from dictlearn.sparsity.protocol import threshold_for
+from dictlearn.words import a
 
 ROWS = 1024  # tokens whose pre-activations are in memory at once
 
@@ -24,8 +25,8 @@ def check_start(dictionary: Dictionary, start: Dictionary, key: str) -> None:
     for name in ("width", "sources", "targets", *ours.link.to_json()):
         if plain[name] != other.get(name):
             raise ValueError(
-                f"{key}: a {theirs.kind} with {name} {_shown(other.get(name))}, and dict= makes a "
-                f"{ours.kind} with {name} {_shown(plain[name])}; want the same"
+                f"{key}: {a(theirs.kind)} with {name} {_shown(other.get(name))}, and dict= makes "
+                f"{a(ours.kind)} with {name} {_shown(plain[name])}; want the same"
             )
     if ours.n_features != theirs.n_features:
         raise ValueError(

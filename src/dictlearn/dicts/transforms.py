@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from dictlearn.dicts.decoder import Costs, Decoder, matrices
 from dictlearn.dicts.link import Link
 from dictlearn.types import Code
+from dictlearn.words import a
 
 if TYPE_CHECKING:
     from dictlearn.dicts.shape import Shape
@@ -37,7 +38,7 @@ class Transforms(Link):
                 f"{shape.n_features} transforms"
             )
         if len(shape.sources) != 1 or len(shape.targets) != 1:
-            raise ValueError(f"a {shape.kind} has one source and one target, not {shape.sources}")
+            raise ValueError(f"{a(shape.kind)} has one source and one target, not {shape.sources}")
 
     def decoder(self, shape: Shape) -> Decoder:
         return TransformDecoder(self.ranks, shape.width, shape.unit_norm)

@@ -24,6 +24,7 @@ from dictlearn.explain.wording import in_context, sentence
 from dictlearn.ranges import Count, NonNegative
 from dictlearn.store.explanations import Explanation, Failure
 from dictlearn.types import NamedProgress
+from dictlearn.words import counted
 
 FAILURES = 3  # shown of each kind
 
@@ -121,7 +122,7 @@ class Lexical(Explainer):
         )
 
     def estimate(self, material: Material, features: Sequence[Feature]) -> str:
-        return f"{len(features):,} features: no language model is asked, nothing to pay"
+        return f"{counted(len(features), 'feature')}: no language model is asked, nothing to pay"
 
     def _untrained(self, material: Material) -> list[Feature]:
         firings = material.untrained

@@ -61,7 +61,7 @@ def summarised(
         "documents": _documents(sample),
         "reliable": sum(e.reliable for e in ours),
         "reliable_means": f"balanced accuracy >= {material.threshold:g} and precision >= "
-        f"{material.precision:g} on documents that the explainer never saw",
+        f"{material.precision:g} on text that the explainer never saw",
         "described_at_balanced_accuracy": described,
         f"described_at_{material.threshold:g}_and_precision": precise,
         "scores": {name: _rounded(distribution(values)) for name, values in scores.items()},

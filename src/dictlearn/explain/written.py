@@ -36,6 +36,7 @@ from dictlearn.explain.scores import derangement, rounded
 from dictlearn.explain.wording import quoted
 from dictlearn.store.explanations import Explanation
 from dictlearn.types import NamedProgress
+from dictlearn.words import counted
 
 FIELDS = ("strongest", "by_interval", "near_misses", "promoted", "suppressed")
 UNKNOWN = "(not known)"
@@ -77,7 +78,7 @@ class Written(Explainer):
         cost = tally.cost(self.price_in, self.price_out)
         priced = f", {cost:,.2f} at the given prices" if self.price_in or self.price_out else ""
         return (
-            f"{len(features):,} features: about {tally.prompts:,} prompts{cached}, "
+            f"{counted(len(features), 'feature')}: about {counted(tally.prompts, 'prompt')}{cached}, "
             f"{tally.tokens_in:,} tokens in and {tally.tokens_out:,} out{priced}"
         )
 

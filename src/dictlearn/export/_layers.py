@@ -12,6 +12,7 @@ from dictlearn import __version__
 from dictlearn.dicts.dictionary import Dictionary
 from dictlearn.dicts.equivalent import layered, split_layers
 from dictlearn.lm.sites import STANDARDISED
+from dictlearn.words import a
 
 
 def refusal(tool: str, dictionary: Dictionary, standardised: bool = False) -> str | None:
@@ -31,7 +32,7 @@ def refusal(tool: str, dictionary: Dictionary, standardised: bool = False) -> st
     else:
         reason = "a feature writes to several layers"
     return (
-        f"{tool} knows dictionaries of one source and one target; in a {dictionary.kind} {reason}"
+        f"{tool} knows dictionaries of one source and one target; in {a(dictionary.kind)} {reason}"
     )
 
 

@@ -33,6 +33,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from dictlearn.types import ModelInfo
+from dictlearn.words import a
 
 SITES = ("resid_pre", "attn_out", "resid_mid", "mlp_in", "mlp_out", "resid_post")
 
@@ -129,7 +130,7 @@ def _in_block(name: str, kind: str, path: str, block: nn.Module, info: ModelInfo
     mlp = next((child for child in MLP if child in children), None)
     if attention is None or mlp is None:
         raise ValueError(
-            f"site {name}: found no attention and MLP among the parts of a {type(block).__name__} "
+            f"site {name}: found no attention and MLP among the parts of {a(type(block).__name__)} "
             f"({', '.join(children)}); name the site by its module path, such as "
             f"'{path}.{next(iter(children), 'mlp')}:output'"
         )
@@ -156,7 +157,7 @@ def _norm_before(name: str, block: nn.Module, children: Mapping[str, nn.Module])
     before = [norm for norm in NORMS_BEFORE if norm in children and norm not in after]
     if not before:
         raise ValueError(
-            f"site {name}: the MLP of a {type(block).__name__} reads no norm's output; want mlp_in"
+            f"site {name}: the MLP of {a(type(block).__name__)} reads no norm's output; want mlp_in"
         )
     return before[0]
 

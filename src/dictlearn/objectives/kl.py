@@ -23,6 +23,7 @@ from dictlearn.objectives.teacher import Teacher
 from dictlearn.ranges import Count, Decay, Fraction, NonNegative, Seed
 from dictlearn.sparsity import ranks
 from dictlearn.types import TrainedDictionary
+from dictlearn.words import a
 
 SMALLEST, LARGEST = 1e-3, 1e3  # the ratio's limits: a KL that goes to zero must not take over
 
@@ -90,7 +91,7 @@ class KLToTeacher(Term):
     def check(self, dictionary: TrainedDictionary) -> None:
         if self.mode == "free_running" and not dictionary.layerwise:
             raise ValueError(
-                f"objective.terms.kl.mode=free_running: the code of a {dictionary.kind} needs all of "
+                f"objective.terms.kl.mode=free_running: the code of {a(dictionary.kind)} needs all of "
                 f"its sites before it replaces one; want teacher_forced"
             )
 

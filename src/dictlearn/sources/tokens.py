@@ -217,11 +217,11 @@ def _cut_in_two(
             f"data.context={context}; want more text or a smaller data.context"
         )
     n_held_out = min(max(1, round(held_out * n)), n - 1)
-    _say_once(
-        key,
-        f"data: one document is all the text there is: the last {n_held_out:,} of its {n:,} windows "
-        f"are held out (data.split_on='\\n\\n' makes a document of each paragraph)",
-    )
+    last = f"the last {n_held_out:,} of its {n:,} windows are held out"
+    if n_held_out == 1:
+        last = f"the last of its {n:,} windows is held out"
+    hint = "data.split_on='\\n\\n' makes a document of each paragraph"
+    _say_once(key, f"data: one document is all the text there is: {last} ({hint})")
     at, start = (n - n_held_out) * context, torch.zeros(1, dtype=torch.int64)
     return {
         "train": stream[:at],

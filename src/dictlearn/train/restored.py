@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from dictlearn.ckpt.codec import leaves, path_text
 from dictlearn.train.groups import parameter_groups
 from dictlearn.train.signum import Signum
+from dictlearn.words import a
 
 Path = tuple[str | int, ...]
 Optimiser = Callable[
@@ -86,7 +87,7 @@ def _check(checkpoint: Mapping[str, Any], module: Any, build: Optimiser) -> None
     averaged = any(isinstance(c, WeightAveraging) for c in module.trainer.callbacks)
     for name, kind in (ENTRIES | (AVERAGING if averaged else {})).items():
         if not isinstance(checkpoint.get(name), kind):
-            raise _Unfit(f"{name} is {_shown(checkpoint.get(name))}, want a {kind.__name__}")
+            raise _Unfit(f"{name} is {_shown(checkpoint.get(name))}, want {a(kind.__name__)}")
     if not averaged and (extra := sorted(AVERAGING.keys() & checkpoint.keys())):
         raise _Unfit(f"{extra[0]} is there, which only callbacks=ema writes")
     for path, leaf in leaves(dict(checkpoint)):
@@ -159,7 +160,7 @@ def _same_form(path: Path, saved: Any, wanted: Any) -> None:
             _same_form((*path, index), saved[index], value)
     elif type(saved) is not type(wanted) or (type(saved) is int and saved < 0):
         kind = "whole number" if type(wanted) is int else type(wanted).__name__
-        raise _Unfit(f"{path_text(path)} is {_shown(saved)}, want a {kind}")
+        raise _Unfit(f"{path_text(path)} is {_shown(saved)}, want {a(kind)}")
 
 
 def _same_value(path: Path, saved: Any, wanted: Any) -> None:
@@ -300,7 +301,7 @@ def _shown(value: Any) -> str:
     if value is None:
         return "missing"
     if isinstance(value, dict | list | tuple):
-        return f"a {type(value).__name__} of {len(value)}"
+        return f"{a(type(value).__name__)} of {len(value)}"
     if isinstance(value, Tensor | np.ndarray):
         return "a tensor"
     return repr(value)[:40]

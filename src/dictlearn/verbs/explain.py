@@ -1,4 +1,4 @@
-"""`dictlearn explain`: descriptions of features, scored on documents that the explainer never saw."""
+"""`dictlearn explain`: descriptions of features, scored on text that the explainer never saw."""
 
 from __future__ import annotations
 
@@ -31,6 +31,9 @@ from dictlearn.types import ModelInfo, NamedProgress
 from dictlearn.verbs.bars import bars
 from dictlearn.verbs.opened import Opened, check_positive, open_dictionary, where
 from dictlearn.verbs.reported import write_report_of
+from dictlearn.words import counted
+
+KEEPS = "feature keeps the description that it had", "features keep the description that they had"
 
 
 class Keys:
@@ -123,10 +126,7 @@ def _reports_kept(writer: ExplanationWriter) -> Iterator[None]:
 def _left(writer: ExplanationWriter) -> str:
     if not writer.left:
         return ""
-    return (
-        f"{len(writer.left):,} features keep the description that they had: nothing was found for them "
-        "now, or nothing that could be scored"
-    )
+    return f"{counted(len(writer.left), *KEEPS)}: nothing was found now, or nothing that could be scored"
 
 
 def which(cfg: DictConfig, dictionary: Dictionary) -> list[Feature]:
@@ -171,7 +171,7 @@ def read_material(cfg: DictConfig, opened: Opened, progress: NamedProgress) -> M
     )
     if not sample.halved_by_document:
         escape.say(
-            "The text has too few documents to keep some for scoring: every other window is, by hash."
+            "The text has too few documents to keep some for scoring, so half of its windows are kept."
         )
     assert lm.tokenizer is not None, "text data wants one, and has said so"
     pieces = token_text(lm.tokenizer, range(lm.info.vocab_size))

@@ -33,6 +33,7 @@ from dictlearn.store.writer import SORT
 from dictlearn.verbs.bars import bars
 from dictlearn.verbs.opened import check_positive, open_dictionary, where
 from dictlearn.verbs.pages import write_site
+from dictlearn.words import counted
 
 FOLDER = "features"
 
@@ -147,8 +148,8 @@ def _read(plain: dict[str, Any], rank: int) -> None:
 def _report(store: FeatureStore) -> None:
     info, dead = store.info, store.statistics["dead"]
     escape.say(
-        f"{store.folder}: {len(store):,} features on {info.tokens:,} tokens of {info.documents:,} "
-        f"documents; {int(dead.sum()):,} never fired"
+        f"{store.folder}: {counted(len(store), 'feature')} on {info.tokens:,} tokens of "
+        f"{counted(info.documents, 'document')}; {int(dead.sum()):,} never fired"
     )
 
 

@@ -32,6 +32,7 @@ from dictlearn.store.features import has_store, open_store
 from dictlearn.store.records import Example, Feature
 from dictlearn.store.text import token_text
 from dictlearn.verbs.opened import Opened, open_dictionary
+from dictlearn.words import counted
 
 BETWEEN = "|||"  # several texts in one string
 AROUND = 12  # tokens of an example before its peak, and half as many after
@@ -77,7 +78,7 @@ def main(cfg: DictConfig) -> int:
     if output is not None:
         record = {"site": site, "norm": float(vector_D.norm()), "features": rows}
         write_json(output, record, ascii=False)
-        escape.say(f"{output}: {len(rows)} features")
+        escape.say(f"{output}: {counted(len(rows), 'feature')}")
     console = escape.console()
     for line in lines(site, rows, cfg.examples):
         console.print(line, no_wrap=True, overflow="ellipsis")

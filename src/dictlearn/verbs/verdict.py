@@ -19,7 +19,9 @@ def diverged(trainee: Trainee, figures: Figures) -> bool:
 
     An objective without squared error, such as a KL alone, may let the FVU rise for its own goal.
     """
-    fvu = figures.get("fvu")
+    if "fvu" not in figures:  # no eval measures it
+        return False
+    fvu = figures["fvu"]
     if fvu is None or not math.isfinite(fvu):
         return True
     terms = [term for _, term in trainee.objective.named_terms()]

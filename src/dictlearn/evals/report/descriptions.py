@@ -35,7 +35,7 @@ def section(summary: Mapping[str, Any]) -> str:
     )
     return f"""<section>
 <h2>Descriptions</h2>
-<p class="note">By {escape(summary["explainer"])}. Balanced accuracy on documents that the explainer
+<p class="note">By {escape(summary["explainer"])}. Balanced accuracy on text that the explainer
 never saw; shuffled descriptions and a random dictionary to compare with. Of {summary["live"]:,} live
 features {escape(reached)}; {summary["reliable"]:,} reliable ({escape(summary["reliable_means"])});
 {summary["left_out"]:,} left out, {escape(summary["left_out_because"])}.</p>

@@ -10,6 +10,7 @@ from dictlearn import marks
 from dictlearn.escape import html as escape
 from dictlearn.evals.report.left import section_of
 from dictlearn.evals.table import share
+from dictlearn.words import counted
 
 FOLDER, FILE, PAGE = "features", "summary.json", "index.html"
 COUNTS = {
@@ -37,7 +38,7 @@ def section(summary: Mapping[str, Any]) -> str:
     examples = "\n".join(map(_example, summary["examples"]))
     return f"""<section>
 <h2>Features</h2>
-<p class="note">On {summary["tokens"]:,} tokens of {summary["documents"]:,} held-out documents.
+<p class="note">On {summary["tokens"]:,} tokens of {counted(summary["documents"], "held-out document")}.
 <a href="{FOLDER}/{PAGE}">All {total:,} features</a>, with search, examples and what each one does.</p>
 <dl class="key">
 {counts}

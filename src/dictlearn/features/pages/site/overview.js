@@ -26,7 +26,7 @@ function overviewView() {
 }
 
 function lede(info) {
-  return `${info.what}: ${whole(data.rows)} features, seen on ${whole(info.tokens)} tokens of ${whole(info.documents)} held-out documents.`;
+  return `${info.what}: ${whole(data.rows)} features, seen on ${whole(info.tokens)} tokens of ${whole(info.documents)} held-out ${info.documents === 1 ? "document" : "documents"}.`;
 }
 
 // The link to the run's report, if the pages are in its folder.
@@ -75,5 +75,5 @@ function scoreChart() {
 function scoreNote({ score, baselines }) {
   const beside = baselines.map(([name, value]) => `${words(name)} ${value.toFixed(2)}`);
   const means = beside.length ? ` Means of the baselines: ${beside.join(", ")}.` : "";
-  return `Descriptions by ${score}, on documents that their author never saw.${means}`;
+  return `Descriptions by ${score}, on text that their author never saw.${means}`;
 }
