@@ -398,6 +398,7 @@ def judged(call: Call, whole: Whole, damaged: str, believed: bool) -> str:
 
 KEYS = {"model": ("model.", "tokenizer"), "text.jsonl": ("data",)}
 NOTES = (  # what may be said of a run before it is refused
+    re.compile(r"^\[transformers\] "),  # of keys in a model's config.json
     re.compile(r"^skipped a damaged checkpoint: "),
     re.compile(r"^runs/\w+: .* tokens .*on the CPU$|tokens a parameter, "),
 )
