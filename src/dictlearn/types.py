@@ -244,6 +244,14 @@ class DecoderLike(Protocol):
         """Inner products of all that features write: [n, m], of (source, rows) and (source, rows)."""
         ...
 
+    def target(self, t: int, codes: Mapping[int, Code], x: Mapping[int, Tensor]) -> Tensor:
+        """What codes of the sources in `reads(t)` write to target t, without its bias: [N, D]."""
+        ...
+
+    def without_bias(self, code: Code, x_NSD: Tensor | None = None) -> Tensor:
+        """What a code writes to all targets: [N, T, D]."""
+        ...
+
 
 class EncoderLike(Protocol):
     """The parts of an encoder that objectives and evals use: W_enc [S, F, D] and b_enc [S, F]."""
@@ -299,6 +307,11 @@ class DictionaryLike(Protocol):
 
     @property
     def encoder(self) -> EncoderLike: ...
+    @property
+    def decodes_from_input(self) -> bool:
+        """Whether what is decoded depends on the input beside the code, by a skip or by maps."""
+        ...
+
     @property
     def decoder(self) -> DecoderLike: ...
     def parameters(self) -> Iterator[Any]: ...

@@ -19,10 +19,22 @@ from dictlearn import cli
 from dictlearn.ckpt.dictionary import save_dictionary
 from dictlearn.ckpt.files import write_tensors
 from dictlearn.dicts.clt import clt
+from dictlearn.dicts.dictionary import Dictionary
+from dictlearn.interventions import run as interventions
+from dictlearn.interventions.edits import as_edit
+from dictlearn.interventions.passes import Setting
 from dictlearn.lm.capture import capture
+from dictlearn.lm.language_model import LanguageModel
 from dictlearn.lm.load import load_model, read_info
 from dictlearn.sparsity.jumprelu import JumpReLU
+from dictlearn.types import Code
 
+SETTINGS = {  # as the test calls circuit-tracer
+    "free": Setting(),
+    "attention": Setting(attention=True),
+    "inner": Setting(layers=range(1, 3), attention=True),
+    "direct": Setting(layers=range(4), attention=True),
+}
 TEXT = "def add(first, second):\n    return first + second\n\nclass Error(ValueError):\n    pass\n"
 SMALL = [
     "steps=80",
@@ -74,7 +86,27 @@ def main(folder: Path) -> None:
             f"{name}/code": code.dense(),
             f"{name}/y_hat": dictionary.decode(code, x_NSD),
         }
+        tensors |= intervened(lm, tokens_BP, dictionary, code, name)
     write_tensors(folder / "ours.safetensors", tensors)
+
+
+def intervened(
+    lm: LanguageModel, tokens_BP: torch.Tensor, dictionary: Dictionary, code: Code, name: str
+) -> dict[str, torch.Tensor]:
+    """What three features of different layers do to the logits when they change, by setting."""
+    dense_NSF = code.dense()
+    edits = []
+    for layer, position, factor in ((0, 4, 3.0), (1, 9, 0.0), (2, 4, -2.0)):
+        feature = int(dense_NSF[position, layer].argmax())
+        value = factor * float(dense_NSF[position, layer, feature])
+        edits.append((layer, position, feature, value))
+    tensors = {f"{name}/edits": torch.tensor(edits, dtype=torch.float64)}
+    changes = [as_edit(edit) for edit in edits]
+    for setting, how in SETTINGS.items():
+        tensors[f"{name}/{setting}"] = interventions.run(
+            lm, tokens_BP, [dictionary], changes, how
+        ).logits[0]
+    return tensors
 
 
 def run(arguments: list[str]) -> None:

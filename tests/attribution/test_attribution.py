@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from circuit_tracer import ReplacementModel
 from circuit_tracer.graph import Graph
 from circuit_tracer.utils.hf_utils import load_transcoder_from_hub
 from safetensors.torch import load_file
@@ -60,6 +61,32 @@ def test_it_encodes_and_decodes_as_we_do(name, lazy, trained, ours):
     assert torch.equal(code_SNF > 0, wanted_SNF > 0)
     close(code_SNF, wanted_SNF)
     close(y_hat_TND, ours[f"{name}/y_hat"].transpose(0, 1))
+
+
+SETTINGS = {  # as tests/attribution/ours.py sets them
+    "free": {"freeze_attention": False},
+    "attention": {"freeze_attention": True},
+    "inner": {"constrained_layers": range(1, 3)},
+    "direct": {"constrained_layers": range(4)},
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_interventions_do_what_ours_do(name, trained, ours):
+    folder = trained / name / "export" / "circuit_tracer"
+    cpu = torch.device("cpu")
+    transcoders, _ = load_transcoder_from_hub(str(folder), device=cpu)
+    model = ReplacementModel.from_pretrained_and_transcoders(
+        str(PICO), transcoders, backend="nnsight", device=cpu, dtype=torch.float32
+    )
+    edits = [(int(s), int(p), int(f), v) for s, p, f, v in ours[f"{name}/edits"].tolist()]
+    text = model.tokenizer.decode(ours["tokens"])  # free running takes a text alone
+    assert model.tokenizer(text).input_ids == ours["tokens"].tolist()
+    for setting, options in SETTINGS.items():
+        logits, _ = model.feature_intervention(text, edits, **options)
+        moved = (ours[f"{name}/{setting}"] - ours["logits"]).abs().max()
+        assert float(moved) > 0.1, "the edits change something"
+        close(logits[0], ours[f"{name}/{setting}"], 1e-4)
 
 
 def test_graphs_are_made_scored_and_reported(trained):

@@ -121,6 +121,11 @@ class Dictionary(nn.Module):
         return all(self.reads(t).stop <= t + 1 for t in range(self.n_targets))
 
     @property
+    def decodes_from_input(self) -> bool:
+        """Whether what is decoded depends on the input beside the code, by a skip or by maps."""
+        return self.W_skip is not None or len(self.decoder.maps()) > 0
+
+    @property
     def reads_what_it_writes(self) -> bool:
         """Whether a feature writes one vector to each site that it reads, and nowhere else."""
         if self.sources != self.targets or not self.decoder.writes_directions:

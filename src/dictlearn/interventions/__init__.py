@@ -1,0 +1,1 @@
+"""A frozen model with dictionaries in it: changes of features and directions, and their effects."""
