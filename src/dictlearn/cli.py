@@ -35,6 +35,7 @@ from dictlearn import (
     overrides,
     own,
     paths,
+    published,
     stopping,
     terminal,
 )
@@ -86,7 +87,7 @@ def _launch(verb: str, args: list[str], prefix: list[str]) -> int:
     typed, notes = arguments.last_of_each(typed)
     for note in notes:
         escape.say(note)
-    texts = config.translated(typed)
+    texts = config.translated(published.expanded(verb, typed))
     if parsed.help:
         command = f"{Path(sys.argv[0]).name} {' '.join(prefix)}".strip()
         keys = [text for text in texts if text != "all"]

@@ -28,7 +28,7 @@ def refuse_absent(cfg: DictConfig) -> None:
         resolve_resume(resume, Path(cfg.run_dir))  # raises
     for key in ("dictionary", "init"):
         path = cfg.get(key)
-        if path is None or Path(path).is_dir() or re.fullmatch(HUB_ID, path):
+        if path is None or Path(path).exists() or re.fullmatch(HUB_ID, path):
             continue
         raise ValueError(
             f"{key}={path}: no such folder, and not a hub id (owner/name, or owner/name/folder)"

@@ -11,6 +11,7 @@ from typing import Any
 
 from hydra.utils import instantiate
 
+from dictlearn import published
 from dictlearn.api.call import as_key, called, composed, one_sentence
 from dictlearn.api.features import Features
 from dictlearn.api.model import OpenModel
@@ -36,8 +37,9 @@ __all__ = [
 def load(path: str | Path | Run, revision: str | None = None) -> Dictionary:
     """The dictionary that a run saved, in inference form: raw activations in, raw activations out.
 
-    `path` is a run's folder, its `dictionary/`, a folder that another tool wrote, or a hub id
-    (owner/name, or owner/name/folder) with, if you like, a `revision`. Printing it describes it;
+    `path` is a run's folder, its `dictionary/`, a folder that another tool wrote, a hub id (owner/name,
+    or owner/name/folder) with, if you like, a `revision`, or a published dictionary's name, as in
+    `dictlearn evaluate dictionary=gemma_scope_2b_res_l12`. Printing it describes it;
     its `figures` are those of the run's last evaluation, empty if there is none.
 
     Raises:
@@ -46,6 +48,8 @@ def load(path: str | Path | Run, revision: str | None = None) -> Dictionary:
     path = place_of("load", path)
     if not isinstance(revision, str | None):
         raise ValueError(f"load: revision={revision!r}: want a branch, tag or commit as text")
+    if isinstance(path, str) and not Path(path).exists() and (found := published.named(path)):
+        path = found.path
     dictionary = load_dictionary(path, revision)
     dictionary.figures = figures_of(Path(path), dictionary)
     return dictionary

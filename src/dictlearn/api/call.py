@@ -15,7 +15,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from dictlearn import cli, config, paths
+from dictlearn import cli, config, paths, published
 from dictlearn import overrides as texts
 
 
@@ -23,7 +23,7 @@ def composed(verb: str, overrides: Sequence[Any], keys: Mapping[str, Any]) -> Di
     """The configuration of `dictlearn <verb>` with these overrides. Raises ValueError."""
     written = [*_strings(overrides), *_keywords(verb, keys)]
     with one_sentence():
-        checked = texts.checked(verb, config.translated(written))
+        checked = texts.checked(verb, config.translated(published.expanded(verb, written)))
         cfg = config.compose(verb, checked)
         cli.refuse_missing(cfg)
         paths.refuse_misplaced(verb, cfg)

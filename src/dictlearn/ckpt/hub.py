@@ -59,10 +59,22 @@ def download(name: str, revision: str | None) -> Path:
             revision,
             what="dictionary",
             at="revision",
-            remedy="download it and give its folder",
+            remedy=_by_hand(repo, inner.rstrip("/")),
         )
         raise ValueError(sentence) from cause
     return Path(folder) / inner
+
+
+def _by_hand(repo: str, inner: str) -> str:
+    """How to fetch a dictionary by hand. Folders keep their names, which some readers need."""
+    folder = repo.rpartition("/")[2]
+    is_file = inner.endswith((".safetensors", ".pt", ".pth"))
+    chosen = f" --include '{inner}{'' if is_file else '/*'}'" if inner else ""
+    place = f"{folder}/{inner}" if inner else folder
+    return (
+        f"fetch it where there is a network, `hf download {repo}{chosen} --local-dir {folder}`, and "
+        f"give <where it is>/{place}"
+    )
 
 
 def _listing(repo: str, revision: str | None) -> dict[str, int | None]:
