@@ -10,7 +10,7 @@ BROWSER := tests/browser
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-gpu test-peers test-pages test-attribution check format wheel docs bench bench-gpu clean
+.PHONY: help demo test test-gpu test-s3 test-peers test-pages test-attribution check format wheel docs bench bench-gpu clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 26
@@ -28,6 +28,10 @@ test: .venv/.installed  ## run the tests
 test-gpu: .venv/.installed  ## run the tests of kernels and of reading ahead on a GPU, for real
 	@$(BIN)/python -c 'import torch; torch.cuda.is_available() or exit("make test-gpu: no CUDA device")'
 	@env -u TRITON_INTERPRET $(BIN)/python -m pytest -q tests/kernels tests/sources/test_live.py
+
+test-s3: .venv/.installed  ## keep activations on an S3 server here, which loses, delays and cuts what it is asked for
+	@$(INSTALL) -e '.[test-s3]'
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/activations/test_s3.py
 
 test-peers: .peers/.installed  ## load exports with SAELens, sparsify and dictionary_learning, and theirs here: about 3 minutes
 	@OMP_NUM_THREADS=1 .peers/bin/python -m pytest -q -n auto --maxprocesses 4 tests/peers

@@ -1,4 +1,4 @@
-"""Where a store's files lie: a folder of this machine."""
+"""Where a store's files lie: a folder of this machine, or an address that fsspec knows."""
 
 from __future__ import annotations
 
@@ -85,6 +85,14 @@ class LocalPlace:
         return self._folder / name
 
 
+def is_remote(address: str) -> bool:
+    return "://" in address and not address.startswith("file://")
+
+
 def opened(address: str) -> Place:
-    """The place at an address."""
-    return LocalPlace(Path(address).expanduser())
+    """The place at an address: a folder, or what fsspec knows. ValueError where it knows none."""
+    if not is_remote(address):
+        return LocalPlace(Path(address.removeprefix("file://")).expanduser())
+    from dictlearn.activations.remote import RemotePlace  # few runs need its libraries
+
+    return RemotePlace(address)

@@ -6,7 +6,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +21,7 @@ from dictlearn.activations import layout
 from dictlearn.activations.formats.dictlearn import Store
 from dictlearn.activations.layout import About
 from dictlearn.activations.packing import bytes_per_row
-from dictlearn.activations.place import Place, opened
+from dictlearn.activations.place import Place, is_remote, opened
 from dictlearn.activations.protocol import Origin
 from dictlearn.ckpt import lock
 from dictlearn.commands import typed
@@ -71,11 +71,9 @@ class Part:
 
 
 def main(cfg: DictConfig) -> int:
-    part, output = partition(cfg.partition), Path(cfg.output)
-    place = opened(cfg.output)
-    beside = output if part.of == 1 else output.with_name(f"{output.name}.{part.number}-{part.of}")
-    with lock.writing(beside, "cache"):
-        replace_if_told(cfg, place, output)
+    part, place = partition(cfg.partition), opened(cfg.output)
+    with alone(cfg, part):
+        replace_if_told(cfg, place)
         skeleton = build.build_skeleton(cfg)
         with waiting_for("the text, which is being read and cut into tokens"):
             windows = build.build_windows(cfg, skeleton, "train")
@@ -83,7 +81,8 @@ def main(cfg: DictConfig) -> int:
         Reader(skeleton, windows, list(about.sites), cfg.nonfinite)  # an unknown site is one now
         shards = wanted(cfg, about)
         begin(place, about)
-        leftovers.collect(output / layout.SHARDS)
+        if not is_remote(cfg.output):
+            leftovers.collect(Path(cfg.output) / layout.SHARDS)
         there = intact(cfg, place)
         missing = [i for i in range(part.number, shards, part.of) if i not in there]
         check_room(cfg, about, missing)
@@ -102,10 +101,28 @@ def partition(text: str) -> Part:
     return Part(int(found[1]), int(found[2]))
 
 
-def replace_if_told(cfg: DictConfig, place: Place, output: Path) -> None:
+def alone(cfg: DictConfig, part: Part) -> AbstractContextManager[None]:
+    """Holds this part of the output, so that no two processes make it; at an address nothing does."""
+    if is_remote(cfg.output):
+        return nullcontext()
+    output = Path(cfg.output)
+    name = output.name if part.of == 1 else f"{output.name}.{part.number}-{part.of}"
+    return lock.writing(output.with_name(name), "cache")
+
+
+def replace_if_told(cfg: DictConfig, place: Place) -> None:
     """Refuses a folder with anything but a store; with overwrite=true empties it instead."""
-    if layout.ABOUT in place.listed():
+    there = place.listed()
+    if layout.ABOUT in there:
         return
+    if is_remote(cfg.output):
+        if there:
+            raise ValueError(
+                f"output={cfg.output}: holds {min(there)}, and nothing at an address is replaced; want "
+                f"an empty one"
+            )
+        return
+    output = Path(cfg.output)
     check_replaceable(output, SORT, cfg.overwrite)
     if cfg.overwrite and output.is_dir():
         shutil.rmtree(output)
@@ -182,6 +199,8 @@ def row_bytes(about: About) -> int:
 
 def check_room(cfg: DictConfig, about: About, missing: Sequence[int]) -> None:
     """Refuses a folder on a disk with less room than the shards take."""
+    if is_remote(cfg.output):
+        return
     size = positions(about, missing) * row_bytes(about)
     above = next(
         path for path in (Path(cfg.output), *Path(cfg.output).resolve().parents) if path.is_dir()

@@ -98,6 +98,14 @@ class Store:
     def shard(self, number: int, sites: Sequence[str]) -> OwnShard:
         if number in self.absent:
             raise ValueError(self.absent[number])
+        try:
+            return self._opened(number, sites)
+        except ValueError:
+            if self.place.lasting:
+                raise
+            return self._opened(number, sites)  # a connection may have lost the rest of the file
+
+    def _opened(self, number: int, sites: Sequence[str]) -> OwnShard:
         record, name = self.records[number], layout.data_name(number)
         known = f"{self.place.address}/{name}"
         path = self.place.fetched(name)

@@ -1,0 +1,136 @@
+"""A store's files at an address of another machine's: s3://, gs://, hf://, all that fsspec knows."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar, final
+
+import fsspec
+
+from dictlearn.disk.manifest import is_plain_name
+
+Result = TypeVar("Result")
+
+TRIES = 5  # of a request
+PATIENCE = 0.5  # seconds before the second one; before each later one twice as long as before
+FINAL = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError)
+
+
+@final
+class RemotePlace:
+    """A folder behind fsspec. Keys, endpoints and the like are those of its libraries, such as
+    AWS_ENDPOINT_URL.
+
+    A file is written by one request, and so whole or absent. What is fetched lies in a temporary folder
+    (TMPDIR) until it is open. A request that fails is made again, a few times.
+    """
+
+    lasting = False
+
+    def __init__(self, address: str):
+        self.address = address.rstrip("/")
+        try:
+            self._fs, root = fsspec.core.url_to_fs(address)
+        except ImportError as error:  # its text says what to install
+            raise ValueError(f"{address}: {error}") from error
+        except Exception as error:  # each library checks its addresses in its own way
+            raise ValueError(f"{address}: is no address here: {_line(error)}") from error
+        self._root = str(root).rstrip("/")
+        self._folder: str | None = None
+        self._lock = threading.Lock()
+
+    def listed(self, folder: str = "") -> dict[str, int]:
+        path = f"{self._root}/{folder}".rstrip("/")
+
+        def listing() -> list[dict]:
+            self._fs.invalidate_cache()  # others write here too
+            return self._fs.ls(path, detail=True)
+
+        try:
+            entries = self._tried(folder or path, listing)
+        except FileNotFoundError:
+            return {}
+        return {
+            str(entry["name"]).rpartition("/")[2]: int(entry["size"] or 0)
+            for entry in entries
+            if entry["type"] == "file"
+        }
+
+    def read(self, name: str, most: int) -> bytes:
+        path = self._path(name)
+
+        def reading() -> bytes | None:
+            self._fs.invalidate_cache()
+            return self._fs.cat_file(path) if self._fs.info(path)["size"] <= most else None
+
+        try:
+            data = self._tried(name, reading)
+        except FileNotFoundError:
+            raise ValueError(f"{self.address}/{name} is missing") from None
+        if data is None:
+            raise ValueError(f"{self.address}/{name} has more than {most:,} bytes")
+        return data
+
+    def fetched(self, name: str) -> Path:
+        local = self._temporary()
+        try:
+            self._tried(name, lambda: self._fs.get_file(self._path(name), str(local)))
+        except FileNotFoundError:
+            local.unlink(missing_ok=True)
+            raise ValueError(f"{self.address}/{name} is missing") from None
+        except BaseException:
+            local.unlink(missing_ok=True)
+            raise
+        return local
+
+    def done(self, path: Path) -> None:
+        path.unlink(missing_ok=True)
+
+    def write(self, name: str, write: Callable[[Path], None]) -> None:
+        local = self._temporary()
+        try:
+            write(local)
+            self._tried(name, lambda: self._fs.put_file(str(local), self._path(name)))
+        finally:
+            local.unlink(missing_ok=True)
+
+    def _path(self, name: str) -> str:
+        assert all(map(is_plain_name, name.split("/")))
+        return f"{self._root}/{name}"
+
+    def _temporary(self) -> Path:
+        """A new file in a folder that goes when this object or the process does."""
+        with self._lock:
+            if self._folder is None:
+                self._folder = tempfile.mkdtemp(prefix="dictlearn-")
+                weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        descriptor, path = tempfile.mkstemp(dir=self._folder)
+        os.close(descriptor)
+        return Path(path)
+
+    def _tried(self, name: str, call: Callable[[], Result]) -> Result:
+        """What a request gives. OSError, which names the file, after the last of several tries."""
+        for number in range(TRIES):
+            try:
+                return call()
+            except FINAL:
+                raise
+            except Exception as error:  # of any library below fsspec: they share no base
+                if number == TRIES - 1:
+                    raise OSError(
+                        f"{self.address}/{name}: {TRIES} requests failed, the last with: {_line(error)}"
+                    ) from error
+                time.sleep(PATIENCE * 2**number)
+        raise AssertionError
+
+
+def _line(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else f"{text[:297]}..."
