@@ -10,7 +10,9 @@ from hydra.core.override_parser.types import ChoiceSweep, Override, QuotedString
 from hydra.errors import OverrideParseException
 from omegaconf import OmegaConf
 
-from dictlearn import config, schema
+from dictlearn import config, schema, usual_names
+
+MOST_OPTIONS = 3  # that are named because they have a key
 
 
 def checked(
@@ -49,14 +51,34 @@ def checked(
         outside = override.is_add() or key in groups or key.split(".")[0].split("/")[0] == "hydra"
         if not outside and key not in keys:
             ours = [name for name in keys if name.split(".")[0] != "hydra"]
-            near = config.nearest(key, [*ours, *groups])
-            meant = f"; did you mean {near}?" if near else ""
+            meant = _meant(text, key, [*ours, *groups])
             if config.LISTED in ours and key in config.NAMES_A_RUN:
                 path = text.partition("=")[2]
                 meant = f"; folders stand without a key: dictlearn {verb} {path} <another folder>"
             raise ValueError(f"{text}: no such key{meant}")
         result.append(text if outside else _fitted(text, override, takes))
     return result
+
+
+def _meant(text: str, key: str, there: Sequence[str]) -> str:
+    """The end of the sentence on a key that doesn't exist: where it does, or which is like it."""
+    group, _, below = key.partition(".")
+    having = [f"{group}={one}" for one in config.options(group) if below in _below(group, one)]
+    if having:
+        return f" here; {' or '.join(having[:MOST_OPTIONS])} has it"
+    near = usual_names.meant_by(key, there)
+    if not near:
+        plain = [name for name in there if not name.rpartition(".")[2].startswith("_")]
+        near = [name for name in (config.nearest(key, plain),) if name]
+    return f"; did you mean {' or '.join(near)}?" if near else ""
+
+
+def _below(group: str, option: str) -> set[str]:
+    """The keys that an option's own yaml sets below its group."""
+    tree = OmegaConf.to_container(OmegaConf.load(config.conf_dir() / group / f"{option}.yaml"))
+    assert isinstance(tree, dict)
+    own = tree.get(group) if isinstance(tree.get(group), dict) else tree
+    return {key for key, _ in dotted(own)}
 
 
 def sweeps(text: str) -> bool:
@@ -96,6 +118,8 @@ def _check_choice(verb: str, text: str, override: Override, folders: Sequence[Pa
     if not override.is_sweep_override() and isinstance(override.value(), list):
         raise ValueError(f"{text}: want one option; {config.choose_from('', sorted(names))}")
     for choice in _values(override):
+        if group == "data" and str(choice) not in names and Path(str(choice)).is_file():
+            raise ValueError(f"{text}: is a file; files are read by data=text data.paths={choice}")
         if str(choice) not in names:
             raise ValueError(f"{text}: {config.choose_from(schema.shown(choice), sorted(names))}")
 
@@ -116,7 +140,9 @@ def _fitted(text: str, override: Override, takes: Mapping[str, schema.Wanted]) -
         if isinstance(plain, str) and ("${" in plain or plain == "???"):
             continue  # known only once everything is composed
         if wanted.fitted(plain) is schema.MISFIT:
-            raise ValueError(f"{key}={schema.shown(plain)}: want {wanted}")
+            typed = text.partition("=")[2]  # 1e999 is read as infinity
+            own = isinstance(plain, float) and not override.is_sweep_override()
+            raise ValueError(f"{key}={typed if own else schema.shown(plain)}: want {wanted}")
         number = isinstance(plain, int | float) and not isinstance(plain, bool)
         quote |= number and isinstance(wanted.fitted(plain), str)
     if quote and not override.is_sweep_override():

@@ -351,7 +351,7 @@ def test_a_data_set_in_the_hubs_layout_becomes_windows(lm: LanguageModel, tmp_pa
     ("options", "sentence"),
     [
         ({"split": "test"}, "split=test: want train, eval or whole"),
-        ({"context": 65}, "data.context=65: tiny reads 2 to 64 tokens"),
+        ({"context": 65}, "data.context=65: tiny reads 2 to 64 tokens; set data.context=64"),
         ({"context": 1}, "data.context=1: tiny reads 2 to 64 tokens"),
         ({"held_out": 1.0}, "data.held_out=1.0: want a fraction from 0 to below 1"),
         ({"max_tokens": 0}, "data.max_tokens=0: want 1 or more, or null for all"),

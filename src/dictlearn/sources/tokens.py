@@ -195,6 +195,7 @@ def check_settings(
     if not 2 <= context <= reads:
         raise ValueError(
             f"data.context={context}: {info.name} reads 2 to {reads} tokens"
+            f"{f'; set data.context={reads}' if context > reads else ''}"
             if info.context_length
             else f"data.context={context}: want 2 tokens or more"
         )
