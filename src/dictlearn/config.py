@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from dictlearn import schema
 from dictlearn.disk.errors import error_text
 from dictlearn.disk.leftovers import LONGEST_NAME
+from dictlearn.sources import mixture
 
 # Groups that take a folder or hub id, and the option that it selects.
 TAKES_A_PATH = {"model": "hf", "teacher": "model"}
@@ -133,9 +134,18 @@ def settled(verb: str, cfg: DictConfig) -> DictConfig:
         for key in PLACES:
             if cfg.get(key) == "":
                 raise ValueError(f"{key}=: nothing stands after it; want a path, or leave it out")
+        if isinstance(cfg.get("data"), DictConfig):
+            cfg.data = mixture.with_kinds(cfg.data, _folders(cfg))
         cfg.pop("hydra", None)
         schema.check(verb, cfg)
     return cfg
+
+
+def _folders(cfg: DictConfig) -> list[str]:
+    """The folders of yaml that a configuration was composed from, the user's own last."""
+    sources = OmegaConf.select(cfg, "hydra.runtime.config_sources") or []
+    own = [str(source.path) for source in sources if source.schema == "file" and source.path]
+    return [str(conf_dir()), *own]
 
 
 def check_name(name: str) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from dictlearn.ckpt.resume import resolve_resume
+from dictlearn.sources.mixture import naming_part, texts_in
 from dictlearn.sources.text_files import find_files, refuse_unreadable
 
 FOLDERS = ("run", "resume", "dictionary", "init")
@@ -35,9 +36,10 @@ def refuse_absent(cfg: DictConfig) -> None:
         )
     for key in ("model.path", "model.other", "teacher.path"):
         _refuse_no_model(key, OmegaConf.select(cfg, key))
-    data = cfg.get("data") or {}
-    if data.get("paths"):
-        refuse_unreadable(find_files(data["paths"]), AT_ONCE)
+    for key, text in texts_in(cfg.get("data") or {}):
+        if text.get("paths"):
+            with naming_part(key):
+                refuse_unreadable(find_files(text["paths"]), AT_ONCE)
 
 
 def _refuse_no_model(key: str, path: object) -> None:

@@ -31,7 +31,7 @@ class Evaluation:
     rows: dict[str, dict[str, float]] = field(default_factory=dict)  # the baselines'
     series: dict[str, Tensor] = field(default_factory=dict)
     tokens: int = 0  # text positions read, special tokens among them
-    tokens_sha256: str = ""  # of the windows' token ids: same text, same fingerprint
+    tokens_sha256: str = ""  # of the windows' token ids and of what is kept of them
     seconds: float = 0.0
 
 
@@ -96,14 +96,16 @@ def run_evals(
 def _shared_pass(
     context: EvalContext, metrics: list[Metric], progress: Progress | None
 ) -> tuple[list[EvalResult], int, str]:
-    assert context.windows is not None, "metrics are taken on held-out text"
+    assert context.windows is not None and context.lm is not None, (
+        "metrics are taken on held-out text"
+    )
     meters = [metric.begin(context) for metric in metrics]
     batches = window_batches(context.windows, context.n_tokens, context.batch_windows)
     digest, tokens, valid = hashlib.sha256(), 0, 0
     for done, indices in enumerate(batches, start=1):
-        tokens_BP = context.windows.window_batch(indices)
-        digest.update(tokens_BP.cpu().long().numpy().tobytes())
-        seen = observe_tokens(context, tokens_BP, context.windows.kept(indices))
+        tokens_BP, kept_BP = context.windows.window_batch(indices), context.windows.kept(indices)
+        digest.update(context.lm.seen_bytes(tokens_BP, kept_BP))
+        seen = observe_tokens(context, tokens_BP, kept_BP)
         for meter in meters:
             meter.update(seen)
         tokens += len(seen.valid_N)

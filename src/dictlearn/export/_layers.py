@@ -71,6 +71,9 @@ def dataset_name(training: Mapping[str, Any]) -> str:
     """The text that the dictionary was trained on: a hub id, files, or the kind of data."""
     data = training.get("data")
     data = data if isinstance(data, Mapping) else {}
+    parts = data.get("parts")
+    if isinstance(parts, Mapping) and parts:
+        return " and ".join(dataset_name({"data": part}) for part in parts.values())
     builder = str(data.get("_target_", "unknown")).rpartition(".")[2]
     return str(data.get("path") or data.get("paths") or builder.removesuffix("_windows"))
 

@@ -188,8 +188,8 @@ def fingerprint(dictionary: Dictionary, lm: LanguageModel, text: Text, settings:
     """Hash of all that the state depends on: weights, model, token ids, and settings of the pass."""
     tokens = hashlib.sha256()
     for batch in range(text.n_batches):
-        ids = text.windows.window_batch(text.numbers(text.rows(batch)))
-        tokens.update(ids.numpy().tobytes())
+        numbers = text.numbers(text.rows(batch))
+        tokens.update(lm.seen_bytes(text.windows.window_batch(numbers), text.windows.kept(numbers)))
     parts: list[Any] = [sha256_of(dictionary), lm.info.name, lm.info.revision, tokens.hexdigest()]
     described = json.dumps([*parts, settings.of_the_pass()])
     return hashlib.sha256(described.encode()).hexdigest()

@@ -7,6 +7,7 @@ from typing import final
 
 REPEATED, EMPTY, ROWS, FILES = "repeated", "empty", "rows", "files"
 BEYOND = "beyond"
+MESSAGES, PARTS, REFUSED, MIXED, SILENT = "messages", "parts", "refused", "mixed", "silent"
 HALVES = "halves"  # changed, not left out
 
 WORDS = {  # singular and plural
@@ -14,6 +15,17 @@ WORDS = {  # singular and plural
     EMPTY: ("document without text", "documents without text"),
     ROWS: ("row without text in data.field", "rows without text in data.field"),
     FILES: ("file that is not text", "files that are not text"),
+    MESSAGES: ("row without a conversation", "rows without a conversation"),
+    PARTS: ("part of a message that is not text", "parts of messages that are not text"),
+    REFUSED: ("conversation that the template refuses", "conversations that the template refuses"),
+    MIXED: (
+        "conversation whose turns the template mixes",
+        "conversations whose turns the template mixes",
+    ),
+    SILENT: (
+        "conversation without a turn of data.roles",
+        "conversations without a turn of data.roles",
+    ),
     BEYOND: (
         "token beyond the data.context of its document (data.long=cut)",
         "tokens beyond the data.context of their documents (data.long=cut)",

@@ -8,6 +8,8 @@ from typing import Any
 
 def text_of(data: Mapping[str, Any]) -> str:
     """A name for the text of a configuration's `data`: its path, or the kind of data."""
+    if isinstance(parts := data.get("parts"), Mapping) and parts:
+        return f"a mixture of {' and '.join(text_of(part) for part in parts.values())}"
     if data.get("path"):
         return f"{data['path']} ({data['name']})" if data.get("name") else str(data["path"])
     paths: Any = data.get("paths")

@@ -43,6 +43,7 @@ class Corpus:
         encode: encodes documents; None for plain text, each preceded by the model's BOS. `name` must
             contain everything that the encoding depends on, except the tokenizer.
         apart: whether each document has windows of its own.
+        unseen_ids: ids that no dictionary reads, wherever they are; None for the special ones.
     """
 
     named: str
@@ -51,6 +52,7 @@ class Corpus:
     documents: Callable[[LeftOut], Iterable[Document]]
     encode: Encode | None = None
     apart: bool = False
+    unseen_ids: frozenset[int] | None = None
 
 
 def stdlib_windows(
@@ -167,17 +169,25 @@ def windows(
         key, lambda: tokenised(corpus.documents, encode, held_out, max_tokens, longest)
     )
     for sentence in left_out_of(streams).sentences():
-        _say_once(key, sentence)
+        say_once(key, sentence)
     n_documents = sum(len(streams[f"{side}_starts"]) for side in SPLITS)
     if held_out > 0 and n_documents == 1 and not corpus.apart:
         streams = _cut_in_two(streams, context, held_out, key)
     # A training run checks both splits: it evaluates at its end and should fail before it starts.
     for side in SPLITS if held_out > 0 else dict.fromkeys(["train", split]):
         if not len(streams[side]):
-            raise _empty(corpus.named, side, held_out, sum(len(streams[split]) for split in SPLITS))
+            n_tokens = sum(len(streams[split]) for split in SPLITS)
+            raise _empty(corpus.named, side, held_out, n_tokens, left_out_of(streams))
         _refuse_too_little(lm, len(streams[side]), side, context, held_out)
+    starts, chosen = streams[f"{split}_starts"], streams.get(f"{split}_chosen")
     return TokenWindows(
-        streams[split], context, lm.special_ids, pad_id(lm), streams[f"{split}_starts"]
+        streams[split],
+        context,
+        lm.special_ids if corpus.unseen_ids is None else corpus.unseen_ids,
+        pad_id(lm),
+        starts,
+        None if chosen is None else chosen.bool(),
+        corpus.apart,
     )
 
 
@@ -222,7 +232,7 @@ def _cut_in_two(
     if n_held_out == 1:
         last = f"the last of its {n:,} windows is held out"
     hint = "data.split_on='\\n\\n' makes a document of each paragraph"
-    _say_once(key, f"data: one document is all the text there is: {last} ({hint})")
+    say_once(key, f"data: one document is all the text there is: {last} ({hint})")
     at, start = (n - n_held_out) * context, torch.zeros(1, dtype=torch.int64)
     return {
         "train": stream[:at],
@@ -235,7 +245,7 @@ def _cut_in_two(
 _logged: set[tuple[str, str]] = set()
 
 
-def _say_once(key: str, sentence: str) -> None:
+def say_once(key: str, sentence: str) -> None:
     """Warns once per process, which may read one text several times."""
     if (key, sentence) not in _logged:
         _logged.add((key, sentence))
@@ -257,11 +267,14 @@ def _refuse_too_little(
         )
 
 
-def _empty(named: str, side: str, held_out: Fraction, n_tokens: int) -> ValueError:
+def _empty(
+    named: str, side: str, held_out: Fraction, n_tokens: int, left_out: LeftOut
+) -> ValueError:
     if side == "eval" and held_out == 0:
         return ValueError("data.held_out=0: holds out no text to evaluate on; want more than 0")
     if n_tokens == 0:
-        return ValueError(f"{named}: there is no text to read, as no document has any")
+        why = "".join(f"; {line.removeprefix('data: ')}" for line in left_out.sentences())
+        return ValueError(f"{named}: there is no text to read, as no document has any{why}")
     return ValueError(
         f"data.held_out={held_out}: no document is left for {side}; want more documents (JSON lines "
         f"hold one per line, data.split_on cuts plain text) or another fraction"

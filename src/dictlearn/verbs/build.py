@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -147,10 +148,17 @@ def build_windows(cfg: DictConfig, lm: LanguageModel, split: str) -> Any:
 
     `lm` may have no weights: who reads text before it loads them says at once what is wrong with it.
     """
-    settings = plain(cfg.data)
+    return _windows_builder(plain(cfg.data))(lm=lm, split=split)
+
+
+def _windows_builder(settings: dict[str, Any]) -> Callable[..., Any]:
+    """What builds a text's windows, of a mixture too."""
+    mixture, parts = "parts" in settings, settings.pop("parts", None)
     # Hydra would interpolate resolved values again, and a file's name may contain `${`.
     odd = {key: settings.pop(key) for key in list(settings) if "${" in str(settings[key])}
-    return instantiate(settings)(lm=lm, split=split, **odd)
+    if mixture:
+        odd["parts"] = {name: _windows_builder(part) for name, part in (parts or {}).items()}
+    return partial(instantiate(settings), **odd)
 
 
 class Text(NamedTuple):

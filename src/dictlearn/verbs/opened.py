@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,28 +9,22 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, open_dict
 
 from dictlearn import escape
 from dictlearn.ckpt.dictionary import load_dictionary
 from dictlearn.ckpt.signature import is_own
-from dictlearn.config import conf_dir, literal
+from dictlearn.config import literal
 from dictlearn.dicts.dictionary import Dictionary
 from dictlearn.evals.evaluation import check_fits
 from dictlearn.lm.language_model import LanguageModel
 from dictlearn.lm.load import load_model, load_skeleton, read_info
-from dictlearn.sources.tokens import WHOLE
 from dictlearn.types import ModelInfo
 from dictlearn.verbs import build
 from dictlearn.verbs.trained_in import anywhere
-
-log = logging.getLogger(__name__)
+from dictlearn.verbs.trained_text import part_of, trained_on
 
 Check = Callable[[Dictionary, ModelInfo], None]
-
-# Settings of data that don't say which text it is.
-HOW_MUCH = {"context", "held_out", "max_tokens"}
-EMBEDDED = "stdlib"  # the entry of conf/data whose text is on every machine and is not private
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,74 +114,6 @@ def where(cfg: DictConfig, verb: str, elsewhere: str) -> tuple[str, Path]:
         return path, Path(path)
     name = Path(path).resolve().parent if Path(path).name == "dictionary" else Path(path)
     return path, Path(elsewhere) / name.name
-
-
-def trained_on(trained: Mapping[str, Any], path: str) -> dict[str, Any]:
-    """The `data` settings that a dictionary's file names, for this installation's own builders.
-
-    The file may come from anybody, so it chooses no text: its settings count only if this user signed
-    them, by training the dictionary, or if they name the text that comes with Python. Even then only
-    plain values count, and only for keys in the yaml of the same builder in conf/data.
-    """
-    theirs = trained.get("data")
-    for file in sorted((conf_dir() / "data").glob("*.yaml")):
-        ours = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
-        assert isinstance(ours, dict)
-        if not isinstance(theirs, Mapping) or ours.get("_target_") != theirs.get("_target_"):
-            continue
-        if file.stem != EMBEDDED and not is_own(trained):
-            raise ValueError(
-                f"{path}: was trained on data={file.stem}, and a file that was not written by your own "
-                f"training chooses no text to read here; name some with data="
-            )
-        plain = {key: theirs[key] for key in ours if _takes(key, ours, theirs)}
-        return {str(key): value for key, value in (ours | plain).items()}
-    raise ValueError(f"{path}: does not say which text it was trained on; name some with data=")
-
-
-def part_of(named: DictConfig, trained: Mapping[str, Any]) -> str:
-    """The split to read of text that a user names.
-
-    It is the whole text, except for the text that the dictionary was trained on: there it is the
-    held-out part, as figures on the rest would be too good.
-    """
-    ours, theirs = OmegaConf.to_container(named, resolve=True), trained.get("data")
-    assert isinstance(ours, dict)
-    if not isinstance(theirs, Mapping) or ours.get("_target_") != theirs.get("_target_"):
-        return WHOLE
-    same = {str(key) for key in ours if key in theirs} - HOW_MUCH
-    if any(_absolute(key, ours[key]) != _absolute(key, theirs[key]) for key in same):
-        return WHOLE
-    say = "The dictionary was trained on this text: the part that was held out is read."
-    fractions = ours.get("held_out"), theirs.get("held_out")
-    if fractions[0] != fractions[1]:
-        say += f" (data.held_out={fractions[0]} is not the {fractions[1]} of its training.)"
-    log.warning(say)
-    return "eval"
-
-
-def _absolute(key: str, value: Any) -> Any:
-    """Absolute paths for the key `paths`, without access to the disk; other values as they are."""
-    if key != "paths":
-        return value
-    return [os.path.abspath(str(p)) for p in ([value] if isinstance(value, str) else value or [])]
-
-
-def _takes(key: object, ours: Mapping[Any, Any], theirs: Mapping[Any, Any]) -> bool:
-    if (
-        str(key).startswith("_") or key not in theirs
-    ):  # _target_ and _partial_ come only from our yaml
-        return False
-    default, value = ours[key], theirs[key]
-    if isinstance(default, int | float) and not isinstance(default, bool):
-        return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
-    return _is_plain(value)
-
-
-def _is_plain(value: object) -> bool:
-    if isinstance(value, list):
-        return all(_is_plain(item) for item in value)
-    return value is None or isinstance(value, str | int | float | bool)
 
 
 def own_model(trained: Mapping[str, Any], path: str, key: str = "model") -> str | None:

@@ -17,6 +17,7 @@ from rich.text import Text
 from dictlearn import config, escape
 from dictlearn.dicts.summary import aims_at_k
 from dictlearn.lm.load import load_skeleton
+from dictlearn.sources.mixture import naming_part, texts_in
 from dictlearn.sources.text_files import find_files
 from dictlearn.verbs import build, costs, train
 from dictlearn.verbs.continued import continued
@@ -89,8 +90,7 @@ def planned(cfg: DictConfig, machine: Machine | None = None) -> Plan:
     if gpu is None:
         plan.check("device", lambda: check_device(cfg))
     if build.reads_model(cfg):
-        if "paths" in cfg.data:
-            plan.check("text files", lambda: find_files(cfg.data.paths))
+        plan.check("text files", lambda: _find_all_files(cfg.data))
         if cfg.resume is None:
             plan.check("text", lambda: build.check_named_text(cfg))
         lm = plan.check(
@@ -122,6 +122,14 @@ def planned(cfg: DictConfig, machine: Machine | None = None) -> Plan:
         describe_disk(plan, run, machine)
         predict(plan, run, devices, gpu, machine)
     return plan
+
+
+def _find_all_files(data: DictConfig) -> None:
+    """Raises ValueError on a file of text that is not there."""
+    for key, text in texts_in(data):
+        if "paths" in text and text.get("path") is None:
+            with naming_part(key):
+                find_files(text["paths"])
 
 
 def describe(plan: Plan, run: costs.Run, devices: int) -> None:

@@ -17,9 +17,11 @@ from dictlearn import escape
 from dictlearn.ckpt.files import read_json
 from dictlearn.ckpt.signature import SIGNATURE, is_own, signed
 from dictlearn.disk.whole import write_json
+from dictlearn.sources.mixture import texts_in
 
 FILE = "trained_in.json"
-MODELS, TEXTS = ("model", "other_model"), ("path", "paths")  # keys of a provenance, and of its data
+# Keys of a provenance, and of its data.
+MODELS, TEXTS = ("model", "other_model"), ("path", "paths", "template")
 
 
 def remember(run: Path, origin: Mapping[str, Any]) -> None:
@@ -54,10 +56,7 @@ def anywhere(trained: Mapping[str, Any], path: str) -> dict[str, Any]:
         return dict(trained)
     moved = {key: _moved(Path(folder), trained[key]) for key in MODELS if key in trained}
     if isinstance(data := trained.get("data"), Mapping):
-        moved["data"] = {
-            key: _moved(Path(folder), value) if key in TEXTS else value
-            for key, value in data.items()
-        }
+        moved["data"] = _moved_data(Path(folder), data)
     return signed({**trained, **moved})
 
 
@@ -69,9 +68,20 @@ def _with(trained: Mapping[str, Any], folder: str) -> dict[str, Any]:
 def _names(trained: Mapping[str, Any]) -> list[Any]:
     data = trained.get("data")
     names = [trained.get(key) for key in MODELS]
-    for value in [data.get(key) for key in TEXTS] if isinstance(data, Mapping) else []:
-        names += value if isinstance(value, list) else [value]
+    for _, text in texts_in(data) if isinstance(data, Mapping) else []:
+        for value in [text.get(key) for key in TEXTS]:
+            names += value if isinstance(value, list) else [value]
     return names
+
+
+def _moved_data(folder: Path, data: Mapping[str, Any]) -> dict[str, Any]:
+    moved = {key: _moved(folder, value) if key in TEXTS else value for key, value in data.items()}
+    if isinstance(parts := data.get("parts"), Mapping):
+        moved["parts"] = {
+            name: _moved_data(folder, part) if isinstance(part, Mapping) else part
+            for name, part in parts.items()
+        }
+    return moved
 
 
 def _moved(folder: Path, value: Any) -> Any:
@@ -89,4 +99,6 @@ def _leads_from(folder: Path, name: Any) -> bool:
 
 
 def _exists(path: str) -> bool:
+    if "{{" in path or "{%" in path:  # a chat template itself, not a file of one
+        return False
     return Path(path).exists() or bool(glob.glob(path, recursive=True))
