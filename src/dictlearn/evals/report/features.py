@@ -9,6 +9,7 @@ from typing import Any
 from dictlearn import marks
 from dictlearn.escape import html as escape
 from dictlearn.evals.report.left import section_of
+from dictlearn.evals.report.parts import section
 from dictlearn.evals.table import share
 from dictlearn.words import counted
 
@@ -25,10 +26,10 @@ def features(folder: Path) -> str:
     """The section as HTML; "" where the run has no feature pages. ValueError for a damaged file."""
     if not (folder / FOLDER / PAGE).is_file():
         return ""
-    return section_of(folder, f"{FOLDER}/{FILE}", section, "Features", "features", "pages")
+    return section_of(folder, f"{FOLDER}/{FILE}", _section, "Features", "features", "pages")
 
 
-def section(summary: Mapping[str, Any]) -> str:
+def _section(summary: Mapping[str, Any]) -> str:
     total = summary["features"]
     counts = "\n".join(
         f"<div><dt>{title}</dt><dd>{summary['counts'][key]:,}</dd>"
@@ -36,17 +37,13 @@ def section(summary: Mapping[str, Any]) -> str:
         for key, (title, meaning) in COUNTS.items()
     )
     examples = "\n".join(map(_example, summary["examples"]))
-    return f"""<section>
-<h2>Features</h2>
-<p class="note">On {summary["tokens"]:,} tokens of {counted(summary["documents"], "held-out document")}.
-<a href="{FOLDER}/{PAGE}">All {total:,} features</a>, with search, examples and what each one does.</p>
-<dl class="key">
-{counts}
-</dl>
-<div class="features">
-{examples}
-</div>
-</section>"""
+    note = (
+        f"On {summary['tokens']:,} tokens of {counted(summary['documents'], 'held-out document')}. "
+        f'<a href="{FOLDER}/{PAGE}">All {total:,} features</a>, with search, examples and what each one '
+        "does."
+    )
+    counts = f'<dl class="key">\n{counts}\n</dl>'
+    return section("Features", note, counts, f'<div class="features">\n{examples}\n</div>')
 
 
 def _example(feature: Mapping[str, Any]) -> str:

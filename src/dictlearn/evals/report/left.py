@@ -11,12 +11,13 @@ from typing import Any
 
 from dictlearn.ckpt.dictionary import saved_sha256
 from dictlearn.disk.errors import CONTENT_ERRORS, content_error
+from dictlearn.evals.report.parts import section
 
 Section = Callable[[Mapping[str, Any]], str]
 
 
-def section_of(run: Path, file: str, section: Section, title: str, verb: str, writer: str) -> str:
-    """`section` of the summary in a run's `file`; "" where there is no such file.
+def section_of(run: Path, file: str, shown: Section, title: str, verb: str, writer: str) -> str:
+    """What `shown` makes of the summary in a run's `file`; "" where there is no such file.
 
     If the summary is of another dictionary, the section says so under `title`, and names `verb`,
     which makes it anew. Raises ValueError for a file of another form than `writer` writes.
@@ -26,7 +27,7 @@ def section_of(run: Path, file: str, section: Section, title: str, verb: str, wr
         return ""
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
-        return _stale(title, verb) if _is_stale(summary, run) else section(summary)
+        return _stale(title, verb) if _is_stale(summary, run) else shown(summary)
     except CONTENT_ERRORS as error:
         raise ValueError(
             f"{path}: not what `dictlearn {writer}` writes ({content_error(error)})"
@@ -42,8 +43,8 @@ def _is_stale(summary: Mapping[str, Any], run: Path) -> bool:
 
 
 def _stale(title: str, verb: str) -> str:
-    return f"""<section>
-<h2>{title}</h2>
-<p class="note">Those in features/ are of another dictionary, such as this run's before it was made
-longer; <code>dictlearn {verb}</code> makes them anew.</p>
-</section>"""
+    note = (
+        "Those in features/ are of another dictionary, such as this run's before it was made longer; "
+        f"<code>dictlearn {verb}</code> makes them anew."
+    )
+    return section(title, note)

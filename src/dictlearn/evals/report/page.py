@@ -17,6 +17,7 @@ from dictlearn.evals.report.descriptions import descriptions
 from dictlearn.evals.report.features import features
 from dictlearn.evals.report.history import read_history
 from dictlearn.evals.report.layer_plots import layer_plots
+from dictlearn.evals.report.parts import html_table, section
 from dictlearn.evals.report.plots import Plot, evaluation_plots, training_plots
 from dictlearn.evals.report.settings import group_line, read_settings, summary
 from dictlearn.evals.report.theme import inline_svg, png
@@ -186,25 +187,23 @@ def _comparison(record: Mapping[str, Any]) -> str:
     held_out = _is_held_out(record["text"])
     fitted = f"Baselines are fitted on {'training' if held_out else 'the same'} text."
     details = f'<div class="scroll"><table class="facts"><tbody>\n{facts}\n</tbody></table></div>'
-    return f"""<section>
-<h2>Beside the baselines</h2>
-<p class="note">FVU is pooled over tokens in float64. CE and KL compare the model with the
-reconstruction in place to the clean model, per token. {fitted}</p>
-{_table(["Reconstruction"], table.COLUMNS, body)}
-{details if facts else ""}
-</section>"""
+    note = (
+        "FVU is pooled over tokens in float64. CE and KL compare the model with the reconstruction in "
+        f"place to the clean model, per token. {fitted}"
+    )
+    figures = html_table(["Reconstruction"], table.COLUMNS, body)
+    return section("Beside the baselines", note, figures, details if facts else "")
 
 
 def _prefixes(record: Mapping[str, Any]) -> str:
     body = [([label], cells, own) for label, cells, own in table.prefixes(record)]
     if not body:
         return ""
-    return f"""<section>
-<h2>Nested dictionaries</h2>
-<p class="note">Each row decodes the first features alone, of the same codes: what a smaller dictionary
-cut from this one would give.</p>
-{_table(["Features"], table.PREFIXES, body)}
-</section>"""
+    note = (
+        "Each row decodes the first features alone, of the same codes: what a smaller dictionary cut "
+        "from this one would give."
+    )
+    return section("Nested dictionaries", note, html_table(["Features"], table.PREFIXES, body))
 
 
 def _side_by_side(record: Mapping[str, Any]) -> str:
@@ -212,13 +211,12 @@ def _side_by_side(record: Mapping[str, Any]) -> str:
     if not body:
         return ""
     sentences = "\n".join(f"<p>{escape(text)}</p>" for text in layers.verdicts(record))
-    return f"""<section>
-<h2>Side by side</h2>
-<p class="note">The Jacobian cosine compares how outputs change with inputs to how the MLPs' do. What a
-dictionary computes in one layer and writes to another, past its MLP, counts against it.</p>
-{_table(["Dictionary"], layers.SIDE_BY_SIDE, body)}
-{sentences}
-</section>"""
+    note = (
+        "The Jacobian cosine compares how outputs change with inputs to how the MLPs' do. What a "
+        "dictionary computes in one layer and writes to another, past its MLP, counts against it."
+    )
+    figures = html_table(["Dictionary"], layers.SIDE_BY_SIDE, body)
+    return section("Side by side", note, figures, sentences)
 
 
 def _replacement(record: Mapping[str, Any]) -> str:
@@ -231,13 +229,12 @@ def _replacement(record: Mapping[str, Any]) -> str:
         for setting, label, cells, own in rows
     ]
     heads = ["Layers replaced", "Dictionary"] if several else ["Layers replaced"]
-    return f"""<section>
-<h2>Replacement model</h2>
-<p class="note">Teacher forced, encoders read the clean run; free running, the patched one. One layer is
-the mean over each alone, half the mean over the even and the odd layers. The score is 1 minus KL over
-the KL of zero ablation of the same layers.</p>
-{_table(heads, layers.REPLACED, body)}
-</section>"""
+    note = (
+        "Teacher forced, encoders read the clean run; free running, the patched one. One layer is the "
+        "mean over each alone, half the mean over the even and the odd layers. The score is 1 minus KL "
+        "over the KL of zero ablation of the same layers."
+    )
+    return section("Replacement model", note, html_table(heads, layers.REPLACED, body))
 
 
 def _attribution(traced: Mapping[str, Any] | None) -> str:
@@ -245,41 +242,13 @@ def _attribution(traced: Mapping[str, Any] | None) -> str:
         return ""
     body = [([prompt, name], cells, own) for prompt, name, cells, own in attribution.rows(traced)]
     versions = ", ".join(f"{name} {version}" for name, version in traced["versions"].items())
-    return f"""<section>
-<h2>Attribution graphs</h2>
-<p class="note">Of prompts, by circuit-tracer. The replacement score is the share of the tokens'
-influence on the output that reaches it through features and not through errors; completeness, the share
-of all nodes' inputs, weighted by their influence, that are not errors. {escape(versions)}.</p>
-{_table(["Prompt", "Dictionary"], attribution.COLUMNS, body)}
-</section>"""
-
-
-def _table(
-    heads: list[str],
-    columns: Iterable[table.Column],
-    rows: Iterable[tuple[list[str], list[str], bool]],
-) -> str:
-    """Rows are (labels under the heads, cells, whether the row is the dictionary's own)."""
-    named = "".join(f'<th scope="col"><span hidden>{escape(head)}</span></th>' for head in heads)
-    titles = "".join(
-        f'<th scope="col" title="{escape(column.meaning)}">'
-        + "<br>".join(filter(None, [*map(escape, column.title.split("\n")), column.unit]))
-        + "</th>"
-        for column in columns
+    note = (
+        "Of prompts, by circuit-tracer. The replacement score is the share of the tokens' influence on "
+        "the output that reaches it through features and not through errors; completeness, the share of "
+        f"all nodes' inputs, weighted by their influence, that are not errors. {escape(versions)}."
     )
-    body = "\n".join(
-        f"<tr{' class=own' if own else ''}>"
-        + "".join(f'<th scope="row">{escape(label)}</th>' for label in labels)
-        + "".join(f"<td>{value}</td>" for value in cells)
-        + "</tr>"
-        for labels, cells, own in rows
-    )
-    return f"""<div class="scroll"><table>
-<thead><tr>{named}{titles}</tr></thead>
-<tbody>
-{body}
-</tbody>
-</table></div>"""
+    figures = html_table(["Prompt", "Dictionary"], attribution.COLUMNS, body)
+    return section("Attribution graphs", note, figures)
 
 
 def _plots(title: str, note: str, plots: Iterable[Plot], layout: str) -> str:
@@ -288,10 +257,7 @@ def _plots(title: str, note: str, plots: Iterable[Plot], layout: str) -> str:
         f"{inline_svg(plot.draw, plot.name, escape(plot.label), plot.width)}</figure>"
         for plot in plots
     )
-    if not drawn:
-        return ""
-    heading = f'<h2>{title}</h2>\n<p class="note">{note}</p>'
-    return f'<section>\n{heading}\n<div class="{layout}">\n{drawn}\n</div>\n</section>'
+    return section(title, note, f'<div class="{layout}">\n{drawn}\n</div>') if drawn else ""
 
 
 def _text(text: Mapping[str, Any]) -> str:
