@@ -25,7 +25,6 @@ class Parameter(NamedTuple):
 
     annotation: ast.expr | None
     module: Module
-    required: bool
 
 
 class Signature(NamedTuple):
@@ -142,17 +141,8 @@ def signature(target: str) -> Signature | None:
 
 def _of_function(node: ast.FunctionDef, source: Module, method: bool = False) -> Signature:
     arguments = node.args
-    plain = [*arguments.posonlyargs, *arguments.args]
-    n_required = len(plain) - len(arguments.defaults)
-    parameters = {
-        a.arg: Parameter(a.annotation, source, index < n_required) for index, a in enumerate(plain)
-    }
-    parameters |= {
-        a.arg: Parameter(a.annotation, source, default is None)
-        for a, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
-    }
-    if method:
-        del parameters[plain[0].arg]
+    plain = [*arguments.posonlyargs, *arguments.args][int(method) :]
+    parameters = {a.arg: Parameter(a.annotation, source) for a in [*plain, *arguments.kwonlyargs]}
     unpacked = _unpacked(arguments.kwarg.annotation, source) if arguments.kwarg else None
     is_open = arguments.kwarg is not None and unpacked is None
     return Signature(parameters | (unpacked or {}), is_open)
@@ -164,7 +154,7 @@ def _unpacked(annotation: ast.expr | None, source: Module) -> dict[str, Paramete
         case ast.Subscript(value=ast.Name(id="Unpack"), slice=ast.Name(id=name)):
             keys = source.find(name)
             if keys and isinstance(keys[0], ast.ClassDef):
-                return {k: p._replace(required=False) for k, p in fields(*keys).items()}  # type: ignore[arg-type]
+                return fields(keys[0], keys[1])
     return None
 
 
@@ -189,7 +179,7 @@ def _of_class(node: ast.ClassDef, source: Module) -> Signature:
 def fields(node: ast.ClassDef, source: Module) -> dict[str, Parameter]:
     """The annotated names of a class's body."""
     return {
-        field.target.id: Parameter(field.annotation, source, field.value is None)
+        field.target.id: Parameter(field.annotation, source)
         for field in node.body
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
     }

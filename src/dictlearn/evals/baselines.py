@@ -10,6 +10,7 @@ labelled so.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import final
 
 import torch
@@ -22,12 +23,12 @@ from dictlearn.ranges import Count, Several
 
 
 @final
+@dataclass(frozen=True)
 class Baselines(RowSource):
     """Fits on `fit_tokens` positions of the training split. `rank` overrides k."""
 
-    def __init__(self, fit_tokens: Several = 32_768, rank: Count | None = None) -> None:
-        self.fit_tokens = fit_tokens
-        self.rank = rank
+    fit_tokens: Several = 32_768
+    rank: Count | None = None
 
     def fit(self, context: EvalContext) -> dict[str, Row]:
         assert context.train_windows is not None, "baselines are fitted on training text"

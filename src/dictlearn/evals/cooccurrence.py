@@ -36,6 +36,7 @@ REPLICATES = 2  # of every table in the bootstrap; their mean is subtracted
 
 
 @final
+@dataclass(frozen=True)
 class Cooccurrence:
     """Figures, pooled over the most co-firing pairs of the most frequent features:
 
@@ -54,16 +55,11 @@ class Cooccurrence:
     Memory is pairs x classes, and N x pairs for one batch of N tokens.
     """
 
-    def __init__(
-        self,
-        features: Several = 256,
-        pairs: Count = 1024,
-        classes: Several = 64,
-        pilot_tokens: Several = 8192,
-        max_tokens: Count | None = None,
-    ) -> None:
-        self.features, self.pairs, self.classes = features, pairs, classes
-        self.pilot_tokens, self.max_tokens = pilot_tokens, max_tokens
+    features: Several = 256
+    pairs: Count = 1024
+    classes: Several = 64
+    pilot_tokens: Several = 8192
+    max_tokens: Count | None = None
 
     def __call__(self, context: EvalContext) -> EvalResult:
         windows = context.windows

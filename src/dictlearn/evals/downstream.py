@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import final
 
 import torch
@@ -33,6 +34,7 @@ log = logging.getLogger(__name__)
 
 
 @final
+@dataclass(frozen=True)
 class Downstream(Metric):
     """CE, KL(clean || patched) and top-1 agreement.
 
@@ -44,9 +46,8 @@ class Downstream(Metric):
     An encoder model predicts no next token: it gets a warning and no figures.
     """
 
-    def __init__(self, max_tokens: Count | None = None, chunk_tokens: Count = 128) -> None:
-        self.max_tokens = max_tokens
-        self.chunk_tokens = chunk_tokens
+    max_tokens: Count | None = None
+    chunk_tokens: Count = 128
 
     def begin(self, context: EvalContext) -> DownstreamMeter:
         assert context.lm is not None, "downstream figures need the language model"

@@ -8,6 +8,7 @@ mean would hide both.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import final
 
 import torch
@@ -23,6 +24,7 @@ MOST_PRODUCTS = 1e13  # multiply-adds of the cosines: two minutes of a laptop
 
 
 @final
+@dataclass(frozen=True)
 class Geometry(Metric):
     """Figures of about `features` live features, evenly spread; fewer for very large dictionaries.
 
@@ -35,8 +37,7 @@ class Geometry(Metric):
     counts.
     """
 
-    def __init__(self, features: Count = 2048) -> None:
-        self.features = features
+    features: Count = 2048
 
     def begin(self, context: EvalContext) -> GeometryMeter:
         return GeometryMeter(context.dictionary, self.features)

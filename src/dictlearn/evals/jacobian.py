@@ -16,6 +16,7 @@ products are vector-Jacobian products. They are summed over probes before the ra
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import NamedTuple, final
 
 import torch
@@ -34,6 +35,7 @@ READ, WRITTEN = "mlp_in.", "mlp_out."
 
 
 @final
+@dataclass(frozen=True)
 class JacobianCosine:
     """Figures `jacobian_cosine`, `jacobian_cosine/<target>` of several, and `jacobian_across`.
 
@@ -48,10 +50,9 @@ class JacobianCosine:
     Only dictionaries from mlp_in sites to the mlp_out of the same layers get figures.
     """
 
-    def __init__(self, tokens: Count = 256, windows: Count = 16, probes: Count = 8) -> None:
-        self.tokens = tokens
-        self.windows = windows
-        self.probes = probes
+    tokens: Count = 256
+    windows: Count = 16
+    probes: Count = 8
 
     def __call__(self, context: EvalContext) -> EvalResult:
         dictionary, lm = context.dictionary, context.lm

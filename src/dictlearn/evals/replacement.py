@@ -13,6 +13,7 @@ the same targets zero-ablated. 1 is the model itself, 0 no better than zero abla
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import final
 
 import torch
@@ -47,6 +48,7 @@ FIGURES = ("kl", "top1_agreement", "ce_increase", "score")
 
 
 @final
+@dataclass(frozen=True)
 class ReplacementModel(Metric):
     """KL, top-1 agreement, CE increase and score with one layer, half, or all of them replaced.
 
@@ -63,9 +65,8 @@ class ReplacementModel(Metric):
     (it is known only after the last of them), or for a model without a next-token head.
     """
 
-    def __init__(self, max_tokens: Count | None = None, chunk_tokens: Count = 128) -> None:
-        self.max_tokens = max_tokens
-        self.chunk_tokens = chunk_tokens
+    max_tokens: Count | None = None
+    chunk_tokens: Count = 128
 
     def begin(self, context: EvalContext) -> ReplacementMeter:
         assert context.lm is not None, "a replacement model needs the language model"

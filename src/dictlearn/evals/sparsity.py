@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import final
 
 import torch
@@ -19,6 +20,7 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
 @final
+@dataclass(frozen=True)
 class Sparsity(Metric):
     """L0 and firing densities over valid tokens.
 
@@ -27,9 +29,8 @@ class Sparsity(Metric):
     feature counts as dense.
     """
 
-    def __init__(self, high_density: ProperFraction = 0.1, bins_per_decade: Count = 5) -> None:
-        self.high_density = high_density
-        self.bins_per_decade = bins_per_decade
+    high_density: ProperFraction = 0.1
+    bins_per_decade: Count = 5
 
     def begin(self, context: EvalContext) -> SparsityMeter:
         dictionary = context.dictionary

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import final
 
 from dictlearn.ranges import NonNegative
 
 
 @final
+@dataclass(frozen=True)
 class Trapezoid:
     """Linear warm-up, a plateau, linear decay to `final` times the peak over the end of the run.
 
     `warmup` and `decay` below 1 are fractions of the run, from 1 on numbers of steps.
     """
 
-    def __init__(
-        self, warmup: NonNegative = 0.02, decay: NonNegative = 0.2, final: NonNegative = 0.0
-    ):
-        self.warmup, self.decay, self.final = warmup, decay, final
+    warmup: NonNegative = 0.02
+    decay: NonNegative = 0.2
+    final: NonNegative = 0.0
 
     def __call__(self, step: int, steps: int) -> float:
         """The multiple of the peak learning rate for step 0, 1, ... of `steps`."""

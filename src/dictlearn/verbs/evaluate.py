@@ -32,21 +32,17 @@ from dictlearn.verbs import build
 from dictlearn.verbs.asked import KEY as ASKED
 from dictlearn.verbs.asked import asked, not_a_runs_own, refuse_other_figures
 from dictlearn.verbs.bars import bars
-from dictlearn.verbs.opened import open_dictionary, where
+from dictlearn.verbs.opened import OpensKeys, open_dictionary, where
 from dictlearn.verbs.reported import write_report_of
 
 BESIDE = "beside"  # folder in a run's folder with the dictionaries to compare its own with
 
 
-class Keys:
+class Keys(OpensKeys):
     """Declares the values that the keys of conf/evaluate.yaml take."""
 
-    run: str | None
-    dictionary: str | None
-    output: str | None
     eval_tokens: Count
     eval_windows: Count
-    overwrite: bool
 
 
 def main(cfg: DictConfig) -> int:

@@ -29,20 +29,16 @@ from dictlearn.store.features import has_store, open_store
 from dictlearn.store.text import token_text
 from dictlearn.types import ModelInfo, NamedProgress
 from dictlearn.verbs.bars import bars
-from dictlearn.verbs.opened import Opened, check_positive, open_dictionary, where
+from dictlearn.verbs.opened import Opened, OpensKeys, check_positive, open_dictionary, where
 from dictlearn.verbs.reported import write_report_of
 from dictlearn.words import counted
 
 KEEPS = "feature keeps the description that it had", "features keep the description that they had"
 
 
-class Keys:
+class Keys(OpensKeys):
     """Declares the values that the keys of conf/explain.yaml take."""
 
-    run: str | None
-    dictionary: str | None
-    output: str | None
-    overwrite: bool
     features: Sequence[int | str] | None
     limit: Count | None
     tokens: Count

@@ -32,16 +32,12 @@ from dictlearn.store.explanations import read_explanations
 from dictlearn.store.features import open_store
 from dictlearn.store.tokenizer import tokenizer_of
 from dictlearn.types import Batch, ModelInfo
-from dictlearn.verbs.opened import Opened, open_dictionary, where
+from dictlearn.verbs.opened import Opened, OpensKeys, open_dictionary, where
 
 
-class Keys:
+class Keys(OpensKeys):
     """Declares the values that the keys of conf/export.yaml take."""
 
-    run: str | None
-    dictionary: str | None
-    output: str | None
-    overwrite: bool
     tokens: Count
     windows: Count
 

@@ -31,21 +31,17 @@ from dictlearn.store.features import FeatureStore
 from dictlearn.store.layout import FOLDER as STORE
 from dictlearn.store.writer import SORT
 from dictlearn.verbs.bars import bars
-from dictlearn.verbs.opened import check_positive, open_dictionary, where
+from dictlearn.verbs.opened import OpensKeys, check_positive, open_dictionary, where
 from dictlearn.verbs.pages import write_site
 from dictlearn.words import counted
 
 FOLDER = "features"
 
 
-class Keys:
+class Keys(OpensKeys):
     """Declares the values that the keys of conf/features.yaml take."""
 
-    run: str | None
-    dictionary: str | None
     pages: bool
-    output: str | None
-    overwrite: bool
     tokens: Count
     batch_windows: Count
     processes: Count

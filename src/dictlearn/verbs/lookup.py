@@ -31,7 +31,7 @@ from dictlearn.store.explanations import Explanation, read_explanations
 from dictlearn.store.features import has_store, open_store
 from dictlearn.store.records import Example, Feature
 from dictlearn.store.text import token_text
-from dictlearn.verbs.opened import Opened, open_dictionary
+from dictlearn.verbs.opened import Opened, OpensKeys, open_dictionary
 from dictlearn.words import counted
 
 BETWEEN = "|||"  # several texts in one string
@@ -40,19 +40,15 @@ SHORT, LONG = 14, 32  # characters before the peak: beside a match, and on a lin
 DOES = {ENCODER: "reads", DECODER: "writes"}
 
 
-class Keys:
+class Keys(OpensKeys):
     """Declares the values that the keys of conf/lookup.yaml take."""
 
-    run: str | None
-    dictionary: str | None
     vector: str | None
     pos: str | Sequence[str] | None
     neg: str | Sequence[str] | None
     site: str | None
     features: Count
     examples: Natural
-    output: str | None
-    overwrite: bool
 
 
 def main(cfg: DictConfig) -> int:

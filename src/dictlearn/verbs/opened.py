@@ -27,6 +27,15 @@ from dictlearn.verbs.trained_text import part_of, trained_on
 Check = Callable[[Dictionary, ModelInfo], None]
 
 
+class OpensKeys:
+    """Declares the values of the keys that verbs over a saved dictionary share."""
+
+    run: str | None
+    dictionary: str | None
+    output: str | None
+    overwrite: bool
+
+
 @dataclass(frozen=True, eq=False)
 class Opened:
     """A saved dictionary beside the model that it reads."""
