@@ -103,7 +103,7 @@ def test_what_replaces_a_standardised_site_is_put_back_on_its_scale(qwen3):
 def test_mlp_norm_is_not_replaced(qwen3):
     with (
         patched(qwen3.lm, {"mlp_norm.1": lambda reads, clean: clean}),
-        pytest.raises(ValueError, match=r"mlp_norm\.1: can be read and not replaced; want mlp_in"),
+        pytest.raises(ValueError, match=r"mlp_norm\.1: can be read but not replaced; want mlp_in"),
     ):
         qwen3.lm.model(qwen3.inputs)
 

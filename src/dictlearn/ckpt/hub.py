@@ -23,8 +23,7 @@ LISTED = 5  # folders with a dictionary that an error names
 
 
 def download(name: str, revision: str | None) -> Path:
-    """The local folder with the files of `owner/name`, or of `owner/name/folder`; or the local path of
-    a file in it, if that is what is asked for.
+    """The local folder of `owner/name` or `owner/name/folder`, or the local path of a file in it.
 
     Only the files of the dictionary are downloaded, into the hub's own cache. If the hub cannot be
     reached, the cache is read.

@@ -73,7 +73,7 @@ def _attach_to_module(model: nn.Module, site: Site, hook: SiteHook) -> Removable
 
     def within(norm: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if hook(_checked(site, normed(norm, args[0], output))) is not None:
-            raise ValueError(f"site {site.name}: can be read and not replaced; want mlp_in")
+            raise ValueError(f"site {site.name}: can be read but not replaced; want mlp_in")
 
     if site.end == "normed":
         return module.register_forward_hook(within)
@@ -83,21 +83,21 @@ def _attach_to_module(model: nn.Module, site: Site, hook: SiteHook) -> Removable
 
 
 def standardised(x: Tensor) -> tuple[Tensor, Tensor]:
-    """(each token's values less their mean and divided by the scale, the scale)."""
-    own, x = x.dtype, x.float()
+    """(x with each token centred and divided by its standard deviation, that deviation)."""
+    dtype, x = x.dtype, x.float()
     scale = x.std(-1, keepdim=True) + SMALL
-    return ((x - x.mean(-1, keepdim=True)) / scale).to(own), scale
+    return ((x - x.mean(-1, keepdim=True)) / scale).to(dtype), scale
 
 
 def normed(norm: nn.Module, x: Tensor, output: Tensor) -> Tensor:
-    """What an RMSNorm or LayerNorm makes of x before its gain and bias, where it has them."""
+    """The output of an RMSNorm or LayerNorm for x before its gain and bias, if it has them."""
     if getattr(norm, "weight", None) is None:
         return output
-    x_own, x = x.dtype, x.float()
+    dtype, x = x.dtype, x.float()
     if isinstance(norm, nn.LayerNorm):
         x = x - x.mean(-1, keepdim=True)
     eps = next(getattr(norm, key) for key in ("variance_epsilon", "eps") if hasattr(norm, key))
-    return (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)).to(x_own)
+    return (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)).to(dtype)
 
 
 def _checked(site: Site, value: object) -> Tensor:

@@ -11,14 +11,14 @@ These sums hold for every decoder family, with two exceptions. In parallel block
 reads resid_pre.L, and no module reads resid_mid.L. If a norm follows each sum (bert), resid_mid.L is
 the normed sum, which the MLP reads.
 
-One more can be read and not replaced. It is there where the MLP reads a norm's output:
+One more site can be read but not replaced, if the MLP reads a norm's output:
 
-    mlp_norm.L     what that norm gives before its gain and bias; mlp_in.L is after them
+    mlp_norm.L     the output of that norm before its gain and bias; mlp_in.L is after them
 
 A module's input or output is a site too: `model.layers.3.mlp:input`, `transformer.h.0.ln_2:output`.
 
-`<site>:standardised` is a site with each token's values less their mean, divided by their standard
-deviation; what replaces it is put back on the token's own scale.
+`<site>:standardised` is a site with each token centred and divided by its standard deviation. A
+replacement is multiplied by that deviation again.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ NORMS_AFTER = (
     ("post_self_attn_layernorm", "post_mlp_layernorm"),  # glm4
 )
 
-# Norms whose output the MLP reads, the first that a block has. In parallel blocks (phi, gptj) it is the
-# norm that attention reads too.
+# Names of the norm before the MLP; the first that a block has is meant. In parallel blocks (phi, gptj)
+# attention reads the same norm.
 NORMS_BEFORE = (
     *("pre_feedforward_layernorm", "post_attention_layernorm", "ln_2", "layernorm_after"),
     *("LayerNorm", "input_layernorm", "ln_1"),
@@ -152,7 +152,7 @@ def _in_block(name: str, kind: str, path: str, block: nn.Module, info: ModelInfo
 
 
 def _norm_before(name: str, block: nn.Module, children: Mapping[str, nn.Module]) -> str:
-    """Which child is the norm that the MLP reads. ValueError where there is none."""
+    """The name of the norm before the MLP. Raises ValueError if there is none."""
     after = {norm for norms in NORMS_AFTER if norms[1] in children for norm in norms}
     before = [norm for norm in NORMS_BEFORE if norm in children and norm not in after]
     if not before:

@@ -151,7 +151,9 @@ def test_layers_of_one_shape_are_one_dictionary_and_others_are_refused(tmp_path)
     dictionary = dictlearn.load(tmp_path)
     assert dictionary.sources == ("resid_pre.9", "resid_pre.10") and dictionary.kind == "plt"
     lens(tmp_path / "layer_11", architecture="topk", k=3)
-    with pytest.raises(ValueError, match="layer_11: not of the shape and sparsity of layer_9"):
+    with pytest.raises(
+        ValueError, match="layer_11: its shape or sparsity differs from that of layer_9"
+    ):
         dictlearn.load(tmp_path)
 
 
@@ -266,9 +268,9 @@ def test_weights_that_are_no_numbers_are_refused_by_name(tmp_path, dtype):
 @pytest.mark.parametrize(
     ("flag", "refused"),
     [
-        ({"signed": True}, "signed=True is not known here and may change what"),
-        ({"post_scale": 2.0}, "post_scale=2.0 is not known here"),
-        ({"\x1b[31m": "x"}, r"\\x1b\[31m='x' is not known here"),
+        ({"signed": True}, "signed=True is unknown and may change what"),
+        ({"post_scale": 2.0}, "post_scale=2.0 is unknown"),
+        ({"\x1b[31m": "x"}, r"\\x1b\[31m='x' is unknown"),
         ({"signed": False, "other": None, "mode": "none", "list": []}, None),
     ],
     ids=str,

@@ -137,8 +137,8 @@ def test_gemma_scope_2_layers_that_write_backwards_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("inner", "says"),
     [
-        ("somewhere", "want a folder below clt/ or crosscoder/"),
-        ("crosscoder/mine", "its name doesn't say which"),
+        ("somewhere", "want a folder in clt/ or crosscoder/"),
+        ("crosscoder/mine", "its name doesn't list the layers"),
         ("crosscoder/layer_7_13_17_width_1k_l0_big", "has files of 2 layers"),
     ],
 )
@@ -160,7 +160,7 @@ def test_qwen_scope_layers_of_a_folder_are_one_dictionary(tmp_path):
 
 
 def test_qwen_scope_without_its_name_has_no_k(tmp_path):
-    with pytest.raises(ValueError, match="k is not in the file; want it in a folder named as"):
+    with pytest.raises(ValueError, match="k is not in the file; want a folder with the"):
         dictlearn.load(of.qwen(tmp_path, "mine"))
 
 
@@ -241,12 +241,12 @@ def test_openmoss_topk_of_later_versions_compares_what_features_write(tmp_path):
     ("cfg", "says"),
     [
         ({"act_fn": "batchtopk"}, "act_fn='batchtopk'; want relu, topk, jumprelu"),
-        ({"use_glu_encoder": True}, "its encoder is no linear map"),
+        ({"use_glu_encoder": True}, "its encoder is not linear"),
         ({"norm_activation": "token-wise"}, "depends on each token"),
         ({"norm": 0.0}, "norm is 0.0 for 'blocks.15.hook_resid_post'; want a positive"),
         ({"sae_type": "lorsa"}, "sae_type='lorsa'; want sae"),
-        ({"tensors": of.linear()}, "there is no threshold of its 3 features"),
-        ({"tensors": {"W_E": of.W_ENC}}, "want tensors W_E, b_E, W_D, b_D; found W_E"),
+        ({"tensors": of.linear()}, "there is no threshold for its 3 features"),
+        ({"tensors": {"W_E": of.W_ENC}}, "want tensors W_E, b_E, W_D, maybe b_D; found W_E"),
     ],
     ids=str,
 )

@@ -1,19 +1,18 @@
-"""Dictionaries that other tools wrote, as ours: one module a format, found by listing.
+"""Read dictionaries that other tools wrote; each module of this package reads one format.
 
-A module has two functions, and says which files it reads:
+A module has two functions, and names the files that it reads:
 
-    recognises(place: Path) -> bool         whether it looks like this format; cheap
-    read(place: Path) -> Dictionary         raw activations in and out, in evaluation mode
-    FILES, OPTIONAL: tuple[str, ...]        patterns of names: all of FILES must be there
-    LAYERS: bool                            whether it reads a folder of such folders, a layer each
-    ALONE: str                              pattern of files that are a dictionary each; may be missing
+    recognises(place: Path) -> bool         whether it looks like this format; must be fast
+    read(place: Path) -> Dictionary         reads and writes raw activations, in evaluation mode
+    FILES, OPTIONAL: tuple[str, ...]        patterns of file names; all of FILES must exist
+    LAYERS: bool                            whether it reads a folder of such folders, one per layer
+    ALONE: str                              pattern of files that are one dictionary each; may be missing
 
-A place is a folder, or where there is ALONE a file. A pattern may name a file of a folder inside it.
+A place is a folder, or a file if there is ALONE. A pattern may contain the name of a subfolder.
 
-`provenance` of what is read holds what the files say, in the words of our own: "model" (a hub
-id) and "format". A file from a stranger is data: safetensors, JSON and yaml read strictly, pickles
-only with weights_only=True, and whatever is in it, the answer is a dictionary or a ValueError.
-Modules whose name begins with an underscore are shared by others and read nothing themselves.
+The dictionary's `provenance` has "format" and, if the files name it, "model" (a hub id). Files may come
+from strangers: safetensors, JSON and yaml are read strictly, pickles only with weights_only=True, and
+any content gives a dictionary or a ValueError. Modules with a leading underscore are shared by others.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from dictlearn.dicts.dictionary import Dictionary
 
 
 def importers() -> dict[str, ModuleType]:
-    """format -> module."""
+    """The importers' modules, by format."""
     names = [module.name for module in pkgutil.iter_modules(__path__)]
     return {
         name: importlib.import_module(f"{__name__}.{name}")
@@ -39,15 +38,15 @@ def importers() -> dict[str, ModuleType]:
 
 
 def wanted(files: Mapping[str, int | None]) -> list[str]:
-    """Which of a folder's files (name -> size, where that is known) an importer reads; maybe none.
+    """The files of a folder that an importer reads, or none; `files` has sizes, if known.
 
-    Folders inside it that are all of one size count as the layers of one dictionary.
+    Subfolders with files of equal size count as the layers of one dictionary.
     """
     for importer in importers().values():
-        whole = _whole(importer, files)
-        if "" in whole:
-            return sorted(whole[""])
-        layers = {folder: names for folder, names in whole.items() if "/" not in folder}
+        folders = _complete_folders(importer, files)
+        if "" in folders:
+            return sorted(folders[""])
+        layers = {folder: names for folder, names in folders.items() if "/" not in folder}
         sizes = {names[max(names, key=lambda n: names[n] or 0)] for names in layers.values()}
         if importer.LAYERS and layers and len(sizes) == 1:
             return sorted(f"{folder}/{name}" for folder, names in layers.items() for name in names)
@@ -55,7 +54,7 @@ def wanted(files: Mapping[str, int | None]) -> list[str]:
 
 
 def wanted_with(file: str, files: Iterable[str]) -> list[str]:
-    """The files that an importer reads if it is asked for this one; none if no importer takes it."""
+    """The files that an importer needs to read `file` alone; none if no importer reads it."""
     folder, slash, name = file.rpartition("/")
     for importer in importers().values():
         if fnmatchcase(name, getattr(importer, "ALONE", "")):
@@ -65,14 +64,16 @@ def wanted_with(file: str, files: Iterable[str]) -> list[str]:
 
 
 def folders_with(files: Mapping[str, int | None]) -> set[str]:
-    """The folders that hold what some importer reads."""
-    return {folder for module in importers().values() for folder in _whole(module, files)}
+    """The folders with a dictionary that some importer reads."""
+    return {
+        folder for module in importers().values() for folder in _complete_folders(module, files)
+    }
 
 
-def _whole(
+def _complete_folders(
     importer: ModuleType, files: Mapping[str, int | None]
 ) -> dict[str, dict[str, int | None]]:
-    """folder -> the names below it that an importer reads, where all of its FILES are there."""
+    """folder -> the names below it that an importer reads, for folders with all of its FILES."""
     folders: dict[str, dict[str, int | None]] = {}
     patterns = (*importer.FILES, *importer.OPTIONAL)
     for file, size in files.items():
@@ -90,9 +91,9 @@ def _whole(
 
 
 def read_foreign(place: Path) -> Dictionary | None:
-    """The dictionary in a folder or file, None where no importer knows its format.
+    """The dictionary in a folder or file, or None if no importer recognises it.
 
-    Raises ValueError, in one sentence, where one does and the files are damaged.
+    Raises ValueError, in one sentence, if the files are damaged.
     """
     for importer in importers().values():
         if importer.recognises(place):

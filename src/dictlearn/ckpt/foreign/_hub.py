@@ -1,4 +1,4 @@
-"""A file of a hub repository that a set's own list names: fetched into the hub's cache, read as data."""
+"""Find the files that a list in a downloaded folder names, downloading them from the hub."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ BESIDE = re.compile(r"[\w-][\w.-]*\.(?:npz|safetensors)")
 
 
 def listed_file(where: Path, entry: object) -> Path:
-    """The local path of `hf://owner/name/file`, or of a file in the folder of `where`, the list.
+    """The local path of `hf://owner/name/file`, or of a file beside the list `where`.
 
-    No entry leads anywhere else on this machine. What was fetched once serves without the hub.
+    An entry can name no other file of this machine. The hub's cache is tried first.
 
     Raises:
-        ValueError: one sentence: the entry is neither, or the hub does not give the file.
+        ValueError: one sentence: the entry is neither, or the hub refuses the file.
     """
     text = entry if isinstance(entry, str) and ".." not in entry else ""
     if BESIDE.fullmatch(text):
@@ -42,11 +42,11 @@ def listed_file(where: Path, entry: object) -> Path:
     repository, name, revision = match[1], match[2], match[3]
     try:
         try:
-            found = hf_hub_download(repository, name, revision=revision, local_files_only=True)
+            path = hf_hub_download(repository, name, revision=revision, local_files_only=True)
         except LocalEntryNotFoundError:
             url = hf_hub_url(repository, name, revision=revision)
             get_hf_file_metadata(url, timeout=REACH_SECONDS)  # one request: a download would retry
-            found = hf_hub_download(repository, name, revision=revision)
+            path = hf_hub_download(repository, name, revision=revision)
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, HTTPError, HFValidationError) as error:
         sentence = explain_refusal(
             error,
@@ -55,8 +55,8 @@ def listed_file(where: Path, entry: object) -> Path:
             revision,
             what="dictionary",
             at="revision",
-            remedy=f"fetch it where there is a network, `hf download {repository} {name}`, and copy "
+            remedy=f"download it elsewhere, `hf download {repository} {name}`, and copy "
             f"the hub's cache",
         )
         raise ValueError(sentence) from error
-    return Path(found)
+    return Path(path)

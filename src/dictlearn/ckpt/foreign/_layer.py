@@ -1,9 +1,9 @@
-"""What most formats hold: one source, one target; several of them are a folder each."""
+"""Shared by formats with one source and one target, in which several layers have a folder each."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +43,10 @@ def build_layer(
 
     Args:
         where: the file, for messages.
-        tensors: W_enc [F, D], b_enc [F], W_dec [F, D], b_dec [D] and, where it has them, W_skip
-            [D, D] and the sparsity's own, [F] each, by their names in our state dict.
+        tensors: W_enc [F, D], b_enc [F], W_dec [F, D], b_dec [D], and if it has them W_skip [D, D]
+            and the sparsity's parameters, [F] each, by their names in our state dict.
         sparsity: its name and options, as in dictionary.json.
-        k: features per token; None where the file doesn't say, and nothing depends on it.
+        k: features per token; None if it is unknown and nothing depends on it.
     """
     n_features, width = _check_shapes(where, tensors)
     check_numbers(where, tensors)
@@ -89,14 +89,14 @@ def _check_shapes(where: Path, tensors: Mapping[str, Tensor]) -> tuple[int, int]
         if tuple(tensor.shape) != shape:
             raise ValueError(
                 f"{where}: {name} has shape {list(tensor.shape)} where W_enc has {n_features} "
-                f"features of width {width}; want {list(shape)}, one width for what is read and "
-                f"written"
+                f"features of width {width}; want {list(shape)}, with equal widths of input and "
+                f"output"
             )
     return n_features, width
 
 
 def layer_folders(folder: Path, files: tuple[str, ...]) -> list[Path]:
-    """The folder itself where it has these files, else its subfolders with them, in layer order."""
+    """The folder itself if it has these files, else its subfolders with them, in layer order."""
     if _has(folder, files):
         return [folder]
     if not folder.is_dir():
@@ -105,7 +105,7 @@ def layer_folders(folder: Path, files: tuple[str, ...]) -> list[Path]:
 
 
 def read_layers(folders: list[Path], read_one: Callable[[Path], Dictionary]) -> Dictionary:
-    """One dictionary of all: itself where it is alone, else per-layer ones side by side."""
+    """One dictionary of all folders: the only one, or the joined layers."""
     layers = [read_one(folder) for folder in folders]
     if len(layers) == 1:
         return layers[0]
@@ -113,24 +113,24 @@ def read_layers(folders: list[Path], read_one: Callable[[Path], Dictionary]) -> 
     for path, layer in zip(folders, layers, strict=True):
         if _comparable(layer) != first:
             raise ValueError(
-                f"{path}: not of the shape and sparsity of {folders[0].name} next to it; load each "
-                f"alone by its own folder"
+                f"{path}: its shape or sparsity differs from that of {folders[0].name}; load each folder "
+                f"by itself"
             )
-    whole = join_layers(layers, "plt")
-    whole.provenance = layers[0].provenance
-    return whole
+    joined = join_layers(layers, "plt")
+    joined.provenance = layers[0].provenance
+    return joined
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    found = read_json(path, CONFIG_BYTES)
-    if not isinstance(found, dict):
+    content = read_json(path, CONFIG_BYTES)
+    if not isinstance(content, dict):
         raise ValueError(f"{path}: want a JSON object")
-    return found
+    return content
 
 
-def entry(found: JsonObject, key: str, kind: type, where: Path, default: Any = ...) -> Any:
-    """found[key], which must be of that type; absent, or null, the default where there is one."""
-    value = found.get(key)
+def entry(config: JsonObject, key: str, kind: type, where: Path, default: Any = ...) -> Any:
+    """config[key], which must be of that type; if it is absent or null, the default, if any."""
+    value = config.get(key)
     if value is None and default is not ...:
         return default
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
@@ -138,58 +138,80 @@ def entry(found: JsonObject, key: str, kind: type, where: Path, default: Any = .
     return value
 
 
-def refuse_unknown(found: JsonObject, known: str, where: Path) -> None:
-    """A setting of another version, or of a fork, may change what is computed: it is not ignored.
+def refuse_unknown(config: JsonObject, known: str, where: Path) -> None:
+    """Refuses unknown settings, of another version or a fork, as they may change the function.
 
-    One that is off (null, false, empty, "none") changes nothing.
+    A setting that is off (null, false, empty, "none") is accepted.
 
     Args:
-        known: keys that are read, or that say how it was trained and not what it computes; words.
+        known: the keys that are read or describe the training only, separated by spaces.
     """
-    for key, value in found.items():
+    for key, value in config.items():
         off = value is None or value is False or value in ("", "none", [], {})
         if key not in known.split() and not off:
             raise ValueError(
-                f"{where}: {shown(key)[1:-1]}={shown(value)} is not known here and may change what the "
-                f"dictionary computes; take the key out of a copy if it doesn't"
+                f"{where}: {shown(key)[1:-1]}={shown(value)} is unknown and may change what the "
+                f"dictionary computes; if it doesn't, remove the key from a copy"
             )
 
 
-def sites_said(found: JsonObject) -> tuple[str, str] | None:
-    """(source, target) as our own exporters write them beside what the format asks for."""
-    ours = found.get("dictlearn")
+def check_names(
+    path: Path, tensors: Mapping[str, Tensor], required: Iterable[str], optional: Iterable[str] = ()
+) -> None:
+    """Raises ValueError unless a file has these tensors and no others."""
+    if set(required) <= set(tensors) <= {*required, *optional}:
+        return
+    listed = ", ".join(ascii(name)[1:-1] for name in sorted(tensors)) or "none"
+    wanted = ", ".join(required) + "".join(f", maybe {name}" for name in optional)
+    raise ValueError(f"{path}: want tensors {wanted}; found {listed}")
+
+
+def numbered_files(place: Path, name: re.Pattern[str]) -> list[Path]:
+    """A file of this name, or those of a folder by their number, the pattern's group 1; maybe none."""
+    if place.is_file():
+        return [place] if name.fullmatch(place.name) else []
+    paths = place.iterdir() if place.is_dir() else ()
+    numbered = {int(m[1]): path for path in paths if (m := name.fullmatch(path.name))}
+    return [numbered[number] for number in sorted(numbered)]
+
+
+def dictlearn_sites(config: JsonObject) -> tuple[str, str] | None:
+    """(source, target) from the entries that our own exporters add."""
+    ours = config.get("dictlearn")
     if not isinstance(ours, dict):
         return None
     source, target = ours.get("source"), ours.get("target")
     return (source, target) if isinstance(source, str) and isinstance(target, str) else None
 
 
-def model_said(found: JsonObject) -> str | None:
-    """The model, where the format has no place for it and our own exporter wrote it."""
-    ours = found.get("dictlearn")
+def dictlearn_model(config: JsonObject) -> str | None:
+    """The model from the entries that our own exporters add."""
+    ours = config.get("dictlearn")
     model = ours.get("model") if isinstance(ours, dict) else None
     return model if isinstance(model, str) else None
 
 
-def said_by_path(place: Path, pattern: str) -> re.Match[str] | None:
-    """The last match of a pattern in the path of what is read; the hub's cache counts as the hub.
+def match_in_path(place: Path, pattern: str) -> re.Match[str] | None:
+    """The last match of a pattern in a path; folders of the hub's cache count as repositories.
 
-    Several releases say model, site or k in no file, but in the names of repository and folders.
+    Several releases have model, site or k only in the names of repositories and folders.
     """
     path = re.sub("models--(.+?)--", r"\1/", place.absolute().as_posix())
     return next(iter(reversed(list(re.finditer(pattern, path)))), None)
 
 
-def turned(where: Path, matrix: Tensor) -> Tensor:
-    """A matrix that the format stores the other way round."""
+def transposed(where: Path, matrix: Tensor) -> Tensor:
+    """The transpose of W_enc or W_dec, for a format that stores it as [D, F]."""
     if matrix.ndim != 2:
         raise ValueError(f"{where}: W_enc or W_dec of shape {list(matrix.shape)}; want a matrix")
     return matrix.T.contiguous()
 
 
 def _comparable(layer: Dictionary) -> dict[str, Any]:
-    same = layer.to_json()
-    return {key: value for key, value in same.items() if key not in ("sources", "targets", "k")}
+    description = layer.to_json()
+    return {
+        key: value for key, value in description.items() if key not in ("sources", "targets", "k")
+    }
 
 
 def _has(folder: Path, files: tuple[str, ...]) -> bool:
@@ -197,6 +219,6 @@ def _has(folder: Path, files: tuple[str, ...]) -> bool:
 
 
 def _natural(path: Path) -> list[tuple[int, str]]:
-    """Numbers within a name in the order of numbers: layers.9 before layers.10."""
+    """A key that sorts numbers in names by value: layers.9 before layers.10."""
     pieces = re.split(r"(\d+)", path.name)
     return [(int(piece), "") if piece.isdigit() else (-1, piece) for piece in pieces]

@@ -1,4 +1,4 @@
-"""Arrays that numpy.savez wrote, read as data: no pickle, and no size that the file does not hold."""
+"""Read arrays that numpy.savez wrote, without pickle and without trusting their sizes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dictlearn.disk.errors import error_text
 
-MOST_TIMES = 8  # a compressed file unpacks to no more than this, times its own size
+LARGEST_RATIO = 8  # of the size of the unpacked content to the file's
 UNREADABLE = (
     *(zipfile.BadZipFile, zlib.error, OSError, EOFError, MemoryError, RuntimeError),
     *(ValueError, TypeError, LookupError, NotImplementedError, SyntaxError, OverflowError),
@@ -30,9 +30,9 @@ def read_npz(path: Path) -> dict[str, Tensor]:
     try:
         with zipfile.ZipFile(path) as parts:
             members = parts.infolist()
-            if sum(one.file_size for one in members) > MOST_TIMES * path.stat().st_size:
-                raise ValueError(f"it unpacks to more than {MOST_TIMES} times its size")
-            return {one.filename.removesuffix(".npy"): _array(parts, one) for one in members}
+            if sum(member.file_size for member in members) > LARGEST_RATIO * path.stat().st_size:
+                raise ValueError(f"it unpacks to more than {LARGEST_RATIO} times its size")
+            return {m.filename.removesuffix(".npy"): _array(parts, m) for m in members}
     except UNREADABLE as error:
         raise ValueError(f"{path}: is not a readable npz file: {_reason(error)}") from None
 
@@ -55,6 +55,6 @@ def _array(parts: zipfile.ZipFile, member: zipfile.ZipInfo) -> Tensor:
 
 
 def _reason(error: BaseException) -> str:
-    """Numpy's own sentences may be long and quote the file: of those, only what is printable."""
-    said = " ".join(error_text(error).split()) or type(error).__name__
-    return said if said.isprintable() and len(said) <= 300 else type(error).__name__
+    """The error's message, or its type if the message is long or not printable."""
+    text = " ".join(error_text(error).split()) or type(error).__name__
+    return text if text.isprintable() and len(text) <= 300 else type(error).__name__

@@ -1,7 +1,7 @@
-"""A set: a dictionary of several layers; a source writes to its own layer's target or to later ones.
+"""Build dictionaries of several layers, in which a source writes to its own layer and later ones.
 
-A layer is its tensors by our names: W_enc [F, D], b_enc [F], W_dec [F, reach, D], b_dec [D] and maybe
-threshold [F] and W_skip [D, D]. Slot j of W_dec writes j layers further on.
+A layer consists of tensors by our names: W_enc [F, D], b_enc [F], W_dec [F, reach, D], b_dec [D] and
+maybe threshold [F] and W_skip [D, D]. Slot j of W_dec writes to the j-th layer after its own.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dictlearn.ckpt.files import check_numbers
+from dictlearn.ckpt.foreign._layer import check_names
 from dictlearn.dicts.dictionary import Dictionary
 from dictlearn.dicts.link import Link
 from dictlearn.dicts.shape import Shape
@@ -22,34 +23,28 @@ Layer = dict[str, Tensor]
 
 
 def check_layer(
-    path: Path, found: Mapping[str, Tensor], first: Mapping[str, Tensor] | None, reach: int
+    path: Path, layer: Mapping[str, Tensor], first: Mapping[str, Tensor] | None, reach: int
 ) -> None:
-    """Shapes that fit each other and the first layer's; numbers, all of them finite. Else ValueError."""
-    needed = {"W_enc", "b_enc", "W_dec", "b_dec"}
-    names = set(found)
-    if not needed <= names or not names <= needed | {"threshold", "W_skip"}:
-        raise ValueError(
-            f"{path}: want tensors {', '.join(sorted(needed))} and maybe a threshold and W_skip; "
-            f"found {', '.join(sorted(names)) or 'none'}"
-        )
-    W_enc = found["W_enc"]
+    """Raises ValueError unless names, shapes and values are valid and fit the first layer."""
+    check_names(path, layer, ("W_dec", "W_enc", "b_dec", "b_enc"), ("threshold", "W_skip"))
+    W_enc = layer["W_enc"]
     if W_enc.ndim != 2 or 0 in W_enc.shape:
         raise ValueError(f"{path}: W_enc has shape {list(W_enc.shape)}; want [features, width]")
     features, width = W_enc.shape
-    if first is not None and (names != set(first) or W_enc.shape != first["W_enc"].shape):
+    if first is not None and (set(layer) != set(first) or W_enc.shape != first["W_enc"].shape):
         raise ValueError(f"{path}: its tensors are not those of the first layer")
-    wanted = {
+    shapes = {
         "b_enc": [features],
         "W_dec": [features, reach, width],
         "b_dec": [width],
         "threshold": [features],
         "W_skip": [width, width],
     }
-    for name, tensor in found.items():
-        if name != "W_enc" and list(tensor.shape) != wanted[name]:
-            raise ValueError(f"{path}: {name} has shape {list(tensor.shape)}; want {wanted[name]}")
-    check_numbers(path, found)
-    if "threshold" in found and bool((found["threshold"] < 0).any()):
+    for name, tensor in layer.items():
+        if name != "W_enc" and list(tensor.shape) != shapes[name]:
+            raise ValueError(f"{path}: {name} has shape {list(tensor.shape)}; want {shapes[name]}")
+    check_numbers(path, layer)
+    if "threshold" in layer and bool((layer["threshold"] < 0).any()):
         raise ValueError(f"{path}: a threshold is negative, and features here are positive")
 
 
@@ -63,7 +58,7 @@ def build_set(
     sparsity: Callable[..., Sparsity],
     link: Link,
 ) -> Dictionary:
-    """The dictionary of checked layers."""
+    """A dictionary of layers that were checked."""
     n_features, width = layers[0]["W_enc"].shape
     shape = Shape(
         kind=kind,
@@ -83,7 +78,7 @@ def build_set(
         dictionary.encoder.b_enc[i] = layer["b_enc"]
         decoder.b_dec[i] = layer["b_dec"]
         for target, rows_FD in enumerate(layer["W_dec"].unbind(1), start=i):
-            decoder.written(target, i, slice(None)).copy_(rows_FD)  # a view, of these two links
+            decoder.written(target, i, slice(None)).copy_(rows_FD)  # a view, for these two links
         if dictionary.W_skip is not None:
             dictionary.W_skip[i] = layer["W_skip"]
         if dictionary.sparsity.name == "jumprelu":

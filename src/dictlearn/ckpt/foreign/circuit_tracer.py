@@ -1,4 +1,4 @@
-"""Reads circuit-tracer's folders; `export/circuit_tracer.py` describes the layout."""
+"""Reads circuit-tracer's folders. `export/circuit_tracer.py` describes the layout."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ KINDS = {"transcoder_set": "plt", "cross_layer_transcoder": "clt"}
 SOURCES = {
     "mlp.hook_in": "mlp_in",
     "hook_resid_mid": "resid_mid",
-    "ln2.hook_normalized": "mlp_norm",  # of Gemma 2: before the gain
+    "ln2.hook_normalized": "mlp_norm",  # for Gemma 2, before the gain
 }
 TARGETS = {"mlp.hook_out": "mlp_out", "hook_mlp_out": "mlp_out"}
 THRESHOLD = "activation_function.threshold"
@@ -66,46 +66,46 @@ def read(folder: Path) -> Dictionary:
 
 def read_config(path: Path) -> dict[str, Any]:
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not readable as yaml: {content_error(error)}") from None
     except (OSError, ValueError, yaml.YAMLError) as error:
         reason = " ".join(error_text(error).split())
         raise ValueError(f"{path} is not readable as yaml: {reason}") from None
-    if not isinstance(found, dict):
+    if not isinstance(config, dict):
         raise ValueError(f"{path}: want keys and values, as circuit-tracer writes")
-    return found
+    return config
 
 
 def read_transcoders(folder: Path) -> list[Layer]:
-    """Each layer's tensors by our names: W_enc, b_enc, W_dec [F, 1, D], b_dec, threshold, W_skip."""
+    """The layers' tensors by our names: W_enc, b_enc, W_dec [F, 1, D], b_dec, threshold, W_skip."""
     layers = []
     for i in range(_count(folder, "layer")):
         path = folder / f"layer_{i}.safetensors"
-        found = _named(path)
-        if "W_dec" in found:
-            found["W_dec"] = found["W_dec"].unsqueeze(1)
-        check_layer(path, found, layers[0] if layers else None, reach=1)
-        layers.append(found)
+        layer = _read_tensors(path)
+        if "W_dec" in layer:
+            layer["W_dec"] = layer["W_dec"].unsqueeze(1)
+        check_layer(path, layer, layers[0] if layers else None, reach=1)
+        layers.append(layer)
     return layers
 
 
 def read_clt(folder: Path) -> list[Layer]:
-    """The same, with W_dec [F, L - i, D] of layer i."""
+    """The layers' tensors by our names, with W_dec [F, L - i, D] for layer i."""
     layers, n_layers = [], _count(folder, "W_enc")
     for i in range(n_layers):
         path = folder / f"W_enc_{i}.safetensors"
-        named = read_tensors(path) | read_tensors(folder / f"W_dec_{i}.safetensors")
-        found = {name.removesuffix(f"_{i}"): tensor for name, tensor in named.items()}
-        check_layer(path, found, layers[0] if layers else None, reach=n_layers - i)
-        layers.append(found)
+        tensors = read_tensors(path) | read_tensors(folder / f"W_dec_{i}.safetensors")
+        layer = {name.removesuffix(f"_{i}"): tensor for name, tensor in tensors.items()}
+        check_layer(path, layer, layers[0] if layers else None, reach=n_layers - i)
+        layers.append(layer)
     return layers
 
 
 def read_listed(where: Path, entries: object, kind: str) -> list[Layer]:
-    """The same of files that config.yaml lists, each in circuit-tracer's, or Gemma Scope's, layout.
+    """The layers' tensors from the files that config.yaml lists, also in Gemma Scope's layouts.
 
-    Some published lists end with their last file twice.
+    Some published lists have their last file twice.
     """
     if not isinstance(entries, list) or not 1 <= len(entries) <= MOST_SITES:
         raise ValueError(f"{where}: transcoders={shown(entries)}; want a list of files")
@@ -113,29 +113,29 @@ def read_listed(where: Path, entries: object, kind: str) -> list[Layer]:
     layers: list[Layer] = []
     for i, entry in enumerate(files):
         path = listed_file(where, entry)
-        found, reach = _named(path), 1 if kind == "plt" else len(files) - i
-        if "W_dec" in found and kind == "plt":
-            found["W_dec"] = found["W_dec"].unsqueeze(1)
-        elif "W_dec" in found:
-            found["W_dec"] = gemma_scope_2.later(path, found["W_dec"], i, len(files))
-        check_layer(path, found, layers[0] if layers else None, reach)
-        layers.append(found)
+        layer, reach = _read_tensors(path), 1 if kind == "plt" else len(files) - i
+        if "W_dec" in layer and kind == "plt":
+            layer["W_dec"] = layer["W_dec"].unsqueeze(1)
+        elif "W_dec" in layer:
+            layer["W_dec"] = gemma_scope_2.later_slots(path, layer["W_dec"], i, len(files))
+        check_layer(path, layer, layers[0] if layers else None, reach)
+        layers.append(layer)
     return layers
 
 
-def _named(path: Path) -> Layer:
-    """A file's tensors by our names; of which layout it is, its own names say."""
+def _read_tensors(path: Path) -> Layer:
+    """A file's tensors by our names; the layout is detected from the names in the file."""
     if path.suffix == ".npz":
-        found = gemma_scope.named(path)
-        return found | {"threshold": found.pop("raw_threshold_SF")}
+        tensors = gemma_scope.read_params(path)
+        return tensors | {"threshold": tensors.pop("raw_threshold_SF")}
     if "w_enc" in read_header(path):
-        return gemma_scope_2.named(path)
-    found = read_tensors(path)
-    return {"threshold" if name == THRESHOLD else name: t for name, t in found.items()}
+        return gemma_scope_2.read_params(path)
+    tensors = read_tensors(path)
+    return {"threshold" if name == THRESHOLD else name: t for name, t in tensors.items()}
 
 
 def _count(folder: Path, prefix: str) -> int:
-    """How many <prefix>_<i>.safetensors there are, which must be numbered from 0."""
+    """The number of files <prefix>_<i>.safetensors, which must be numbered from 0."""
     pattern = re.compile(rf"{prefix}_(\d+)\.safetensors")
     numbers = sorted(int(m[1]) for p in folder.iterdir() if (m := pattern.fullmatch(p.name)))
     if not numbers or numbers != list(range(len(numbers))):
@@ -164,7 +164,7 @@ def _build(path: Path, settings: Mapping[str, Any], kind: str, layers: list[Laye
 def _sparsity(
     path: Path, settings: Mapping[str, Any], n_features: int, thresholds: bool
 ) -> tuple[float, Any]:
-    """(active features per token, how to build the sparsity). Without thresholds it is ReLU."""
+    """(active features per token, the sparsity's constructor); without thresholds it is ReLU."""
     activation = settings.get("activation")
     if activation not in (None, "topk", "jumprelu" if thresholds else "relu"):
         raise ValueError(f"{path}: activation={shown(activation)}; want topk, or none")
@@ -174,10 +174,10 @@ def _sparsity(
             raise ValueError(f"{path}: k={k!r}; want 1 to {n_features} for activation topk")
         return k, partial(TopK, k=k)
     ours = settings.get("dictlearn")
-    said = ours.get("k") if isinstance(ours, dict) else None
-    if not isinstance(said, int | float) or not 0 < said <= n_features:  # NaN is neither
-        said = 1.0
-    return float(said), JumpReLU if thresholds else ReLU
+    k = ours.get("k") if isinstance(ours, dict) else None
+    if not isinstance(k, int | float) or not 0 < k <= n_features:  # also refuses NaN
+        k = 1.0
+    return float(k), JumpReLU if thresholds else ReLU
 
 
 def _site(path: Path, settings: Mapping[str, Any], key: str, known: Mapping[str, str]) -> str:

@@ -11,13 +11,13 @@ from torch import Tensor
 from dictlearn.ckpt.files import check_numbers
 from dictlearn.ckpt.foreign._layer import (
     build_layer,
+    dictlearn_sites,
     entry,
     layer_folders,
     read_layers,
     read_object,
     refuse_unknown,
-    sites_said,
-    turned,
+    transposed,
 )
 from dictlearn.ckpt.foreign._state import read_state
 from dictlearn.dicts.dictionary import Dictionary
@@ -92,7 +92,7 @@ def _read_one(folder: Path) -> Dictionary:
     k = int(found["k"]) if "k" in found else entry(trainer, "k", int, where, None)
     if name == "AutoEncoderTopK" and k is None:
         raise ValueError(f"{where}: says no k, and neither does {WEIGHTS}")
-    source, target = sites_said(cfg) or _sites(trainer, buffer, where)
+    source, target = dictlearn_sites(cfg) or _sites(trainer, buffer, where)
     dictionary = build_layer(
         where,
         _renamed(path, found, name),
@@ -122,7 +122,7 @@ def _renamed(path: Path, found: dict[str, Tensor], name: str) -> dict[str, Tenso
     check_numbers(path, {their: found[their] for their in names})
     ours = {our: found[their].float() for their, our in names.items()}
     other = "W_dec" if "encoder.weight" in names else "W_enc"
-    ours[other] = turned(path, ours[other])
+    ours[other] = transposed(path, ours[other])
     if name in ("BatchTopKSAE", "MatryoshkaBatchTopKSAE"):  # one for all; -1 where it was never set
         n_features = len(ours["W_enc"])
         ours["raw_threshold_SF"] = ours["raw_threshold_SF"].clamp_min(0).expand(n_features)

@@ -3,18 +3,18 @@
     <repository>/layer_12/width_16k/average_l0_82/params.npz
         W_enc [D, F], W_dec [F, D], b_enc [F], b_dec [D], threshold [F]
 
-        f = relu(x W_enc + b_enc) where that is above the threshold; y = f W_dec + b_dec
+        f = relu(x W_enc + b_enc) if that is above the threshold, else 0; y = f W_dec + b_dec
 
-Nothing is subtracted from the input, and there is no scale. Neither model nor site is in the file:
-both are taken from the folder's names, which are those of the repository on the hub.
+The input is neither centred nor scaled. The file has neither model nor site; both are taken from the
+names of the folders, as they are in the repository on the hub.
 
     gemma-scope-2b-pt-res          resid_post.L; the SAEs in embedding/ read resid_pre.0, see below
-    gemma-scope-2b-pt-mlp          mlp_out.L: what the MLP adds to the residual, behind the second norm
-    gemma-scope-2b-pt-att          the heads' outputs side by side, before o_proj
-    gemma-scope-2b-pt-transcoders  mlp_norm.L -> mlp_out.L: read behind the first norm, before its gain
+    gemma-scope-2b-pt-mlp          mlp_out.L: what the MLP adds to the residual, after the second norm
+    gemma-scope-2b-pt-att          the concatenated outputs of the heads, before o_proj
+    gemma-scope-2b-pt-transcoders  mlp_norm.L -> mlp_out.L: from after the first norm, before its gain
 
 SAEs of the embeddings were trained on embeddings before Gemma multiplies them by sqrt(D). resid_pre.0
-is what they are after that, so W_enc is divided here by sqrt(D), and what is written is multiplied.
+is after that, so here W_enc is divided by sqrt(D), and W_dec and b_dec are multiplied by it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from dictlearn.ckpt.foreign._layer import build_layer, said_by_path, turned
+from dictlearn.ckpt.foreign._layer import build_layer, check_names, match_in_path, transposed
 from dictlearn.ckpt.foreign._npz import read_npz
 from dictlearn.dicts.dictionary import Dictionary
 
@@ -43,9 +43,9 @@ def recognises(folder: Path) -> bool:
 
 def read(folder: Path) -> Dictionary:
     path = folder / WEIGHTS
-    tensors = named(path)
-    repository = said_by_path(folder, REPOSITORY)
-    layer = said_by_path(folder, LAYER)
+    tensors = read_params(path)
+    repository = match_in_path(folder, REPOSITORY)
+    layer = match_in_path(folder, LAYER)
     part = repository["part"] if repository else None
     source = target = UNKNOWN
     if part == "res" and "embedding" in folder.parts:
@@ -69,24 +69,22 @@ def read(folder: Path) -> Dictionary:
     )
 
 
-def named(path: Path) -> dict[str, Tensor]:
-    """A file's tensors by our names, turned the way round that ours are."""
-    found = read_npz(path)
-    if set(found) != set(TENSORS):
-        shown = ", ".join(ascii(name)[1:-1] for name in sorted(found)) or "none"
-        raise ValueError(f"{path}: want tensors {', '.join(TENSORS)}; found {shown}")
+def read_params(path: Path) -> dict[str, Tensor]:
+    """A file's tensors by our names, in our layout."""
+    tensors = read_npz(path)
+    check_names(path, tensors, TENSORS)
     return {
-        "W_enc": turned(path, found["W_enc"]),
-        "b_enc": found["b_enc"],
-        "W_dec": found["W_dec"],
-        "b_dec": found["b_dec"],
-        # A negative threshold lets through what relu lets through.
-        "raw_threshold_SF": found["threshold"].clamp_min(0),
+        "W_enc": transposed(path, tensors["W_enc"]),
+        "b_enc": tensors["b_enc"],
+        "W_dec": tensors["W_dec"],
+        "b_dec": tensors["b_dec"],
+        # relu makes a negative threshold equal to zero.
+        "raw_threshold_SF": tensors["threshold"].clamp_min(0),
     }
 
 
 def sites_of(part: str, layer: str) -> tuple[str, str]:
-    """(source, target) of a repository's last word."""
+    """(source, target) for the last part of a repository's name."""
     if part == "transcoders":
         return f"mlp_norm.{layer}", f"mlp_out.{layer}"
     heads = f"model.layers.{layer}.self_attn.o_proj:input"

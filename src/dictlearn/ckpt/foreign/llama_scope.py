@@ -1,10 +1,10 @@
-"""Reads Llama Scope (OpenMOSS 2024, of Llama 3.1 8B), whose folders are those of an early library.
+"""Reads Llama Scope (OpenMOSS 2024, of Llama 3.1 8B), in the layout of an early OpenMOSS library.
 
     Llama3_1-8B-Base-L15R-8x/hyperparams.json, .../checkpoints/final.safetensors
         encoder.weight [F, D], encoder.bias [F], decoder.weight [D, F], decoder.bias [D]
 
-What it computes `openmoss` says. There is one threshold, jump_relu_threshold, in units of the raw
-activations: it is compared with h |W_dec| / s_out. (SAELens takes |W_dec| for 1 here.)
+`openmoss` has the formulas. There is one threshold, jump_relu_threshold, in units of raw activations:
+it is compared with h |W_dec| / s_out. (SAELens takes |W_dec| to be 1 here.)
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 
 from dictlearn.ckpt.files import read_tensors
 from dictlearn.ckpt.foreign._layer import entry, read_object
-from dictlearn.ckpt.foreign.openmoss import NORM, assembled
+from dictlearn.ckpt.foreign.openmoss import NORM, build_openmoss
 from dictlearn.dicts.dictionary import Dictionary
 
 CONFIG, WEIGHTS = "hyperparams.json", "checkpoints/final.safetensors"
@@ -29,17 +29,17 @@ def recognises(folder: Path) -> bool:
 def read(folder: Path) -> Dictionary:
     where, path = folder / CONFIG, folder / WEIGHTS
     cfg = read_object(where)
-    said = entry(cfg, NORM, dict, where, {})
-    norms = {str(end): _number(said, end, where) for end in said}
+    entries = entry(cfg, NORM, dict, where, {})
+    norms = {str(end): _number(entries, end, where) for end in entries}
     threshold = None
     if cfg.get("jump_relu_threshold") is not None:
         threshold = torch.tensor(_number(cfg, "jump_relu_threshold", where))
-    dictionary = assembled(where, cfg, path, read_tensors(path), norms, threshold, raw=True)
+    dictionary = build_openmoss(where, cfg, path, read_tensors(path), norms, threshold, raw=True)
     dictionary.provenance["format"] = "llama_scope"
     return dictionary
 
 
-def _number(found: dict[str, object], key: str, where: Path) -> float:
-    value = found[key]
-    whole = isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 53
-    return float(value) if whole else entry(found, key, float, where)  # type: ignore[arg-type]
+def _number(config: dict[str, object], key: str, where: Path) -> float:
+    value = config[key]
+    exact = isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 53
+    return float(value) if exact else entry(config, key, float, where)  # type: ignore[arg-type]

@@ -1,19 +1,19 @@
-"""Reads SAEs and transcoders that OpenMOSS's library saves, such as Llama Scope R1 Distill.
+"""Reads SAEs and transcoders of OpenMOSS's library, such as Llama Scope R1 Distill.
 
     800M-Slimpajama-0-OpenR1-Math-220k/L15R/config.json, .../sae_weights.safetensors
-        encoder.weight [F, D], encoder.bias, decoder.weight [D, F], decoder.bias; or, of later
-        versions, W_E [D, F], b_E, W_D [F, D], b_D
+        encoder.weight [F, D], encoder.bias, decoder.weight [D, F], decoder.bias; or in later
+        versions W_E [D, F], b_E, W_D [F, D], b_D
         (activation_function.)log_jumprelu_threshold [F]
         dataset_average_activation_norm.<in or out, or the hook>
 
-        s_in, s_out = sqrt(D) / the mean norm of the activations read, and written
+        s_in, s_out = sqrt(D) / mean norm of the input activations, and of the output activations
         h = W_enc (s_in x) + b_enc
-        f = h where h |W_dec| is above the threshold, or is one of the k largest (act_fn, top_k)
+        f = h if h |W_dec| is above the threshold, or is one of the k largest (act_fn, top_k), else 0
         s_out y = W_dec f + b_dec
 
-|W_dec| is the norm of the feature's decoder vector, where sparsity_include_decoder_norm says so, else
-it is left out. s is 1 where norm_activation is `inference`. Which model it is, is in no file.
-`llama_scope` reads the first release, whose files have other names.
+|W_dec| is the norm of the feature's decoder vector if sparsity_include_decoder_norm is true, else 1.
+s_in and s_out are 1 if norm_activation is `inference`. No file names the model. `llama_scope` reads the
+first release, whose files have other names.
 """
 
 from __future__ import annotations
@@ -27,7 +27,14 @@ import torch
 from torch import Tensor
 
 from dictlearn.ckpt.files import check_numbers, read_tensors
-from dictlearn.ckpt.foreign._layer import build_layer, entry, read_object, said_by_path, turned
+from dictlearn.ckpt.foreign._layer import (
+    build_layer,
+    check_names,
+    entry,
+    match_in_path,
+    read_object,
+    transposed,
+)
 from dictlearn.ckpt.foreign.saelens import site_of
 from dictlearn.dicts.description import shown
 from dictlearn.dicts.dictionary import Dictionary
@@ -43,11 +50,11 @@ LINEAR = {
 }
 MATRICES = {"W_E": "W_enc", "b_E": "b_enc", "W_D": "W_dec", "b_D": "b_dec"}
 THRESHOLDS = ("log_jumprelu_threshold", "activation_function.log_jumprelu_threshold")
-MODELS = {  # a word of the folders' names -> the model
+MODELS = {  # part of a folder's name -> model
     "Llama3_1-8B-Base": "meta-llama/Llama-3.1-8B",
     "Llama-Scope-R1-Distill": "deepseek-ai/DeepSeek-R1-Distill-Llama-8B",
 }
-SMALLEST = 1e-8  # of a decoder vector's norm: below, it counts as this
+SMALLEST = 1e-8  # lower bound of a decoder vector's norm
 CODES = ("relu", "topk", "jumprelu")
 
 
@@ -60,21 +67,23 @@ def read(folder: Path) -> Dictionary:
     cfg = read_object(where)
     if entry(cfg, "sae_type", str, where, "sae") != "sae":
         raise ValueError(f"{where}: sae_type={shown(cfg['sae_type'])}; want sae")
-    found = read_tensors(path)
-    log = next((found.pop(name) for name in THRESHOLDS if name in found), None)
+    tensors = read_tensors(path)
+    log = next((tensors.pop(name) for name in THRESHOLDS if name in tensors), None)
     norms = {
-        name.removeprefix(f"{NORM}."): float(found.pop(name))
-        for name in [name for name in found if name.startswith(f"{NORM}.")]
-        if found[name].numel() == 1
+        name.removeprefix(f"{NORM}."): float(tensors.pop(name))
+        for name in [name for name in tensors if name.startswith(f"{NORM}.")]
+        if tensors[name].numel() == 1
     }
-    return assembled(where, cfg, path, found, norms, None if log is None else log.float().exp())
+    return build_openmoss(
+        where, cfg, path, tensors, norms, None if log is None else log.float().exp()
+    )
 
 
-def assembled(
+def build_openmoss(
     where: Path,
     cfg: Mapping[str, Any],
     path: Path,
-    found: Mapping[str, Tensor],
+    stored: Mapping[str, Tensor],
     norms: Mapping[str, float],
     threshold: Tensor | None,
     raw: bool = False,
@@ -82,20 +91,21 @@ def assembled(
     """The dictionary of one folder.
 
     Args:
-        norms: the mean norms of what is read and written, by "in" and "out" or by hook.
-        threshold: of each feature, or one of all; None where it has none.
-        raw: whether it is in units of the raw activations.
+        stored: the tensors by their names in the file.
+        norms: the mean norms of inputs and outputs, by "in" and "out" or by hook.
+        threshold: one per feature, or one for all; None if there is none.
+        raw: whether the threshold is in units of raw activations.
     """
-    tensors = _named(path, found)
+    tensors = _renamed(path, stored)
     read_at = entry(cfg, "hook_point_in", str, where)
     write_at = entry(cfg, "hook_point_out", str, where, read_at)
     act_fn = entry(cfg, "act_fn", str, where, "relu").lower()
     if entry(cfg, "use_glu_encoder", bool, where, False):
-        raise ValueError(f"{where}: use_glu_encoder=true: its encoder is no linear map")
+        raise ValueError(f"{where}: use_glu_encoder=true: its encoder is not linear")
     if act_fn not in CODES:
         raise ValueError(
-            f"{where}: act_fn={shown(act_fn)}; want {', '.join(CODES)}: OpenMOSS's own tool makes "
-            f"jumprelu of a topk over batches or layers"
+            f"{where}: act_fn={shown(act_fn)}; want {', '.join(CODES)}; OpenMOSS's own tool "
+            f"converts a topk over batches or layers to jumprelu"
         )
     scale_in, scale_out = (
         _scale(where, cfg, norms, end, hook, tensors["W_dec"].shape[1])
@@ -104,21 +114,21 @@ def assembled(
     centre = entry(cfg, "apply_decoder_bias_to_pre_encoder", bool, where, False)
     if centre and scale_in != scale_out:
         raise ValueError(
-            f"{where}: apply_decoder_bias_to_pre_encoder=true, and the scales of what is read and "
-            f"written differ"
+            f"{where}: apply_decoder_bias_to_pre_encoder=true, but the scales of input and output "
+            f"differ"
         )
-    weigh = entry(cfg, "sparsity_include_decoder_norm", bool, where, True)
+    weighted = entry(cfg, "sparsity_include_decoder_norm", bool, where, True)
     norms_F = tensors["W_dec"].norm(dim=-1).clamp_min(SMALLEST)
-    norms_F = norms_F if weigh else torch.ones_like(norms_F)
+    norms_F = norms_F if weighted else torch.ones_like(norms_F)
     k = entry(cfg, "top_k", int, where) if act_fn == "topk" else None
-    if act_fn == "topk":  # of features in units of what they write
+    if act_fn == "topk":  # selects by h |W_dec|, so features get decoder norm 1
         tensors["W_enc"] = tensors["W_enc"] * norms_F[:, None]
         tensors["b_enc"] = tensors["b_enc"] * norms_F
         tensors["W_dec"] = tensors["W_dec"] / norms_F[:, None]
     if act_fn == "jumprelu":
         if threshold is None or threshold.numel() not in (1, len(norms_F)):
             raise ValueError(
-                f"{path}: act_fn=jumprelu, and there is no threshold of its {len(norms_F)} features"
+                f"{path}: act_fn=jumprelu, but there is no threshold for its {len(norms_F)} features"
             )
         theta_F = threshold.float().clamp_min(0).flatten() * (scale_out if raw else 1.0)
         tensors["raw_threshold_SF"] = theta_F / norms_F
@@ -136,16 +146,15 @@ def assembled(
     )
 
 
-def _named(path: Path, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors by our names, in float32, turned the way round that ours are."""
-    names = LINEAR if "encoder.weight" in found else MATRICES
-    if not {*names} - {"decoder.bias", "b_D"} <= {*found} <= {*names}:
-        shown_ = ", ".join(ascii(name)[1:-1] for name in sorted(found)) or "none"
-        raise ValueError(f"{path}: want tensors {', '.join(names)}; found {shown_}")
-    check_numbers(path, found)
-    ours = {our: found[their].float() for their, our in names.items() if their in found}
-    other = "W_dec" if names is LINEAR else "W_enc"
-    ours[other] = turned(path, ours[other])
+def _renamed(path: Path, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors by our names, in float32 and in our layout."""
+    names = LINEAR if "encoder.weight" in stored else MATRICES
+    *required, decoder_bias = names
+    check_names(path, stored, required, (decoder_bias,))
+    check_numbers(path, stored)
+    ours = {our: stored[their].float() for their, our in names.items() if their in stored}
+    matrix = "W_dec" if names is LINEAR else "W_enc"
+    ours[matrix] = transposed(path, ours[matrix])
     decoder, encoder, bias = (list(ours[name].shape) for name in ("W_dec", "W_enc", "b_enc"))
     if len(decoder) != 2 or 0 in decoder or encoder != decoder or bias != decoder[:1]:
         raise ValueError(
@@ -158,7 +167,7 @@ def _named(path: Path, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _scale(
     where: Path, cfg: Mapping[str, Any], norms: Mapping[str, float], end: str, hook: str, width: int
 ) -> float:
-    """What the activations were multiplied by in training."""
+    """The factor by which training multiplied the activations."""
     convention = entry(cfg, "norm_activation", str, where, "dataset-wise")
     if convention in ("inference", "none"):
         return 1.0
@@ -170,12 +179,11 @@ def _scale(
     norm = norms.get(hook, norms.get(end))
     if norm is None or not (math.isfinite(norm) and norm > 0):
         raise ValueError(
-            f"{where}: norm_activation=dataset-wise, and {NORM} is {shown(norm)} for {shown(hook)}; "
+            f"{where}: norm_activation=dataset-wise, but {NORM} is {shown(norm)} for {shown(hook)}; "
             f"want a positive number"
         )
     return math.sqrt(width) / norm
 
 
 def _model(where: Path) -> str | None:
-    found = {word: said_by_path(where, word) for word in MODELS}
-    return next((MODELS[word] for word, match in found.items() if match), None)
+    return next((MODELS[word] for word in MODELS if match_in_path(where, word)), None)

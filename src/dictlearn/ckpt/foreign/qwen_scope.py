@@ -5,9 +5,9 @@
 
         f = the k largest of W_enc x + b_enc; y = W_dec f + b_dec
 
-Nothing is subtracted from the input, and there is no scale. Which model and which k is only in the
-repository's name: SAE-Res-<model>-W<width>-L0_<k>. The site is resid_post.L. A folder of several
-layers is read as one dictionary; a file of it by its own path.
+The input is neither centred nor scaled. Model and k are only in the repository's name,
+SAE-Res-<model>-W<width>-L0_<k>. The site is resid_post.L. A folder of several layers is read as one
+dictionary; the path of a file reads one layer.
 """
 
 from __future__ import annotations
@@ -17,7 +17,14 @@ from pathlib import Path
 
 from torch import Tensor
 
-from dictlearn.ckpt.foreign._layer import build_layer, read_layers, said_by_path, turned
+from dictlearn.ckpt.foreign._layer import (
+    build_layer,
+    check_names,
+    match_in_path,
+    numbered_files,
+    read_layers,
+    transposed,
+)
 from dictlearn.ckpt.foreign._state import read_state
 from dictlearn.dicts.dictionary import Dictionary
 
@@ -28,29 +35,19 @@ TENSORS = ("W_enc", "W_dec", "b_enc", "b_dec")
 
 
 def recognises(place: Path) -> bool:
-    return bool(_files(place))
+    return bool(numbered_files(place, NAME))
 
 
 def read(place: Path) -> Dictionary:
-    return read_layers(_files(place), _read_one)
-
-
-def _files(place: Path) -> list[Path]:
-    """The place itself, or all layers of a folder, in their order."""
-    if place.is_file():
-        return [place] if NAME.fullmatch(place.name) else []
-    if not place.is_dir():
-        return []
-    named = {int(m[1]): path for path in place.iterdir() if (m := NAME.fullmatch(path.name))}
-    return [named[layer] for layer in sorted(named)]
+    return read_layers(numbered_files(place, NAME), _read_one)
 
 
 def _read_one(path: Path) -> Dictionary:
-    repository = said_by_path(path, REPOSITORY)
+    repository = match_in_path(path, REPOSITORY)
     if repository is None:
         raise ValueError(
-            f"{path}: k is not in the file; want it in a folder named as the repository is, "
-            f"SAE-Res-Qwen3-1.7B-Base-W32K-L0_50 where k is 50"
+            f"{path}: k is not in the file; want a folder with the repository's name, such as "
+            f"SAE-Res-Qwen3-1.7B-Base-W32K-L0_50 for k = 50"
         )
     layer = NAME.fullmatch(path.name)
     assert layer is not None
@@ -67,8 +64,6 @@ def _read_one(path: Path) -> Dictionary:
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:
-    found = read_state(path)
-    if set(found) != set(TENSORS):
-        shown = ", ".join(ascii(name)[1:-1] for name in sorted(found)) or "none"
-        raise ValueError(f"{path}: want tensors {', '.join(TENSORS)}; found {shown}")
-    return {**found, "W_dec": turned(path, found["W_dec"])}
+    tensors = read_state(path)
+    check_names(path, tensors, TENSORS)
+    return {**tensors, "W_dec": transposed(path, tensors["W_dec"])}

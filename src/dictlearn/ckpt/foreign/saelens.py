@@ -16,13 +16,13 @@ from torch import Tensor
 from dictlearn.ckpt.files import check_numbers, read_tensors
 from dictlearn.ckpt.foreign._layer import (
     build_layer,
+    dictlearn_sites,
     entry,
     layer_folders,
     read_layers,
     read_object,
     refuse_unknown,
-    sites_said,
-    turned,
+    transposed,
 )
 from dictlearn.dicts.dictionary import Dictionary
 from dictlearn.lm.sites import STANDARDISED
@@ -129,7 +129,7 @@ def _read_one(folder: Path) -> Dictionary:
     if "transcoder" in architecture:
         target = site_of(entry(about, "hook_name_out", str, where, "unknown_out:output"))
     k = entry(cfg, "k", int, where, 100) if architecture == "topk" else None
-    source, target = sites_said(about) or (source, target)
+    source, target = dictlearn_sites(about) or (source, target)
     if _standardised(cfg, architecture, where):
         source = target = source.removesuffix(STANDARDISED) + STANDARDISED
     return build_layer(
@@ -145,7 +145,7 @@ def _read_one(folder: Path) -> Dictionary:
 
 
 def _standardised(cfg: Mapping[str, Any], architecture: str, where: Path) -> bool:
-    """Whether each token's activations are standardised, and what is written put back on its scale."""
+    """Whether inputs are standardised token by token, and outputs scaled back."""
     convention = entry(cfg, "normalize_activations", str, where, "none")
     return convention == "layer_norm" and "transcoder" not in architecture
 
@@ -201,7 +201,7 @@ def _tensors(folder: Path, cfg: Mapping[str, Any], architecture: str) -> dict[st
     }
     ours = {names.get(name, name): tensor for name, tensor in found.items()}
     scale = _input_scale(folder, cfg, architecture)
-    ours["W_enc"] = turned(path, ours["W_enc"]) * scale
+    ours["W_enc"] = transposed(path, ours["W_enc"]) * scale
     ours["W_dec"], ours["b_dec"] = ours["W_dec"] / scale, ours["b_dec"] / scale
     where = folder / CONFIG
     if architecture == "topk" and entry(cfg, "rescale_acts_by_decoder_norm", bool, where, False):

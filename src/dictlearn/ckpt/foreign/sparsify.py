@@ -13,13 +13,13 @@ from torch import Tensor
 from dictlearn.ckpt.files import read_tensors
 from dictlearn.ckpt.foreign._layer import (
     build_layer,
+    dictlearn_model,
+    dictlearn_sites,
     entry,
     layer_folders,
-    model_said,
     read_layers,
     read_object,
     refuse_unknown,
-    sites_said,
 )
 from dictlearn.dicts.dictionary import Dictionary
 
@@ -67,7 +67,7 @@ def _read_one(folder: Path) -> Dictionary:
     skip = entry(cfg, "skip_connection", bool, where, False)
     transcode = entry(cfg, "transcode", bool, where, False)
     k = entry(cfg, "k", int, where, 32)
-    source, target = sites_said(cfg) or sites_of(folder.name, transcode)
+    source, target = dictlearn_sites(cfg) or sites_of(folder.name, transcode)
     return build_layer(
         where,
         _tensors(folder / WEIGHTS, skip),
@@ -76,7 +76,7 @@ def _read_one(folder: Path) -> Dictionary:
         sparsity={"name": "topk", "k": k},
         k=k,
         centre=not transcode,
-        training={"format": "sparsify", "model": model_said(cfg)},
+        training={"format": "sparsify", "model": dictlearn_model(cfg)},
     )
 
 
