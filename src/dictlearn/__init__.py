@@ -4,7 +4,8 @@ dictlearn.load(path)            a saved dictionary
 dictlearn.train(...)            a run, as `dictlearn train ...`
 dictlearn.evaluate(path, ...)   figures on held-out text, as `dictlearn evaluate ...`
 dictlearn.features(run)         a run's features: examples, statistics, descriptions
-dictlearn.open_model(name)      a language model to read activations from
+dictlearn.open_model(name)      a language model: activations, interventions, generation
+dictlearn.Edit, Push, Gate      what an intervention changes, and when
 """
 
 from __future__ import annotations
@@ -14,10 +15,20 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dictlearn.api import evaluate, features, load, open_model, train
+    from dictlearn.api import Edit, Gate, Push, evaluate, features, load, open_model, train
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "evaluate", "features", "load", "open_model", "train"]
+__all__ = [
+    "Edit",
+    "Gate",
+    "Push",
+    "__version__",
+    "evaluate",
+    "features",
+    "load",
+    "open_model",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -18,13 +18,17 @@ from dictlearn.api.model import OpenModel
 from dictlearn.api.results import Evaluation, Run, figures_of, place_of
 from dictlearn.ckpt.dictionary import load_dictionary
 from dictlearn.dicts.dictionary import Dictionary
+from dictlearn.interventions.edits import Edit, Gate, Push
 from dictlearn.verbs.evaluate import destination
 from dictlearn.words import a
 
 __all__ = [
+    "Edit",
     "Evaluation",
     "Features",
+    "Gate",
     "OpenModel",
+    "Push",
     "Run",
     "evaluate",
     "features",

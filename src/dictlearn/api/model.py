@@ -1,17 +1,31 @@
-"""A language model in a notebook: text in, activations out."""
+"""A language model in a notebook: activations, dictionaries in place, interventions, generation."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import final
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, final, overload
 
 import torch
 from torch import Tensor
 
+from dictlearn.api.placed import (
+    Firings,
+    Placeable,
+    as_dictionaries,
+    as_edits,
+    descriptions,
+    firings,
+    setting,
+)
+from dictlearn.interventions import run as passes
+from dictlearn.interventions.placed import Placed
+from dictlearn.interventions.run import Effect, Outcome
+from dictlearn.interventions.stream import Stream
 from dictlearn.lm.capture import capture
 from dictlearn.lm.language_model import LanguageModel, bos_id
 from dictlearn.store.text import token_text
-from dictlearn.types import ModelInfo
+from dictlearn.types import Code, ModelInfo
 from dictlearn.words import a
 
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
@@ -67,6 +81,157 @@ class OpenModel:
             isinstance(names, list | tuple) and names and all(isinstance(n, str) for n in names)
         ):
             raise ValueError(f"sites={sites!r}: want the name of a site, or a list of names")
+        tokens = self._read(text)
+        captured = capture(self.lm, tokens.reshape(-1, tokens.shape[-1]), names)
+        values = torch.stack([captured[name] for name in names], dim=2)  # B P sites D
+        values = values if tokens.ndim == 2 else values[0]
+        return values.squeeze(-2) if isinstance(sites, str) else values
+
+    # --- with dictionaries in place -------------------------------------------------------------
+
+    def features(
+        self,
+        text: str | Tensor | Sequence[int],
+        dictionary: Placeable,
+        strongest: int | None = None,
+    ) -> Firings:
+        """Which features fire on which token, with their descriptions if it is a run that has some.
+
+        Args:
+            strongest: keep this many of each token and source; None: all.
+        """
+        placed = as_dictionaries("features", dictionary)[0]
+        tokens = self._read(text)
+        code = passes.run(self.lm, tokens[None], [placed]).codes[0]
+        if strongest is not None:
+            code = _strongest(code, strongest)
+        return firings(placed, code, self.pieces(tokens), descriptions(dictionary, placed))
+
+    def run(
+        self,
+        text: str | Tensor | Sequence[int],
+        dictionaries: Placeable | Sequence[Placeable] = (),
+        edits: Any = (),
+        *,
+        error: bool = True,
+        constrained: bool | range = False,
+        freeze_attention: bool = False,
+    ) -> Outcome:
+        """Logits and codes of one pass with dictionaries in place.
+
+        Args:
+            text: a text, or ids as [positions] or [batch, positions].
+            edits: an `Edit`, a `Push`, circuit-tracer's (source, position, feature, value), or a list.
+            error: keep what the dictionaries don't reconstruct. With it, and without edits, logits
+                are the model's own to the bit.
+            constrained: hold all MLPs (or those of a range of blocks) at their values without
+                interventions, and attention too: direct effects. If all are held, so are norms' scales.
+            freeze_attention: hold attention patterns.
+
+        Raises:
+            ValueError: an edit, a site or a size is wrong, or two dictionaries write one site.
+        """
+        tokens = self._read(text)
+        return passes.run(
+            self.lm,
+            tokens.reshape(-1, tokens.shape[-1]),
+            as_dictionaries("run", dictionaries),
+            as_edits(edits),
+            setting(self.lm, error, constrained, freeze_attention),
+        )
+
+    def intervene(
+        self,
+        text: str | Tensor | Sequence[int],
+        dictionaries: Placeable | Sequence[Placeable],
+        edits: Any,
+        *,
+        error: bool = True,
+        constrained: bool | range = False,
+        freeze_attention: bool = False,
+    ) -> Effect:
+        """Logits and codes before and after edits; the arguments are those of `run`."""
+        tokens = self._read(text)
+        return passes.effect(
+            self.lm,
+            tokens.reshape(-1, tokens.shape[-1]),
+            as_dictionaries("intervene", dictionaries),
+            as_edits(edits),
+            setting(self.lm, error, constrained, freeze_attention),
+        )
+
+    @contextmanager
+    def with_dictionaries(
+        self,
+        dictionaries: Placeable | Sequence[Placeable],
+        edits: Any = (),
+        *,
+        error: bool = True,
+    ) -> Iterator[Placed]:
+        """Dictionaries in place in every pass of `lm` within the context; hooks are removed after it."""
+        placed = Placed(
+            self.lm,
+            as_dictionaries("with_dictionaries", dictionaries),
+            as_edits(edits),
+            setting(self.lm, error, False, False),
+        )
+        with placed.attached():
+            yield placed
+
+    @overload
+    def generate(self, prompt: str, *args: Any, **options: Any) -> str: ...
+    @overload
+    def generate(self, prompt: Sequence[str], *args: Any, **options: Any) -> list[str]: ...
+    def generate(
+        self,
+        prompt: str | Sequence[str],
+        dictionaries: Placeable | Sequence[Placeable] = (),
+        edits: Any = (),
+        *,
+        max_tokens: int = 64,
+        temperature: float = 0.0,
+        seed: int = 0,
+        error: bool = True,
+        on_text: Callable[[str], None] | None = None,
+    ) -> str | list[str]:
+        """The continuation of a prompt, or of several, with edits in place on every token.
+
+        Args:
+            temperature: 0 takes the likeliest token each time.
+            on_text: receives the text piece by piece while it is generated; one prompt only.
+
+        Raises:
+            ValueError: as for `run`, or prompt and `max_tokens` are more than the model reads.
+        """
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        if not prompts:
+            raise ValueError("prompt=[]: want a text, or a list of texts")
+        if on_text is not None and len(prompts) > 1:
+            raise ValueError("on_text: takes the text of one prompt, not of several")
+        ids = [self._read(text).tolist() for text in prompts]
+        most, longest = self.info.context_length, max(map(len, ids)) + max_tokens
+        if most and longest > most:
+            raise ValueError(
+                f"max_tokens={max_tokens}: with the prompt these are {longest} tokens, and "
+                f"{self.info.name} reads at most {most}"
+            )
+        assert self.lm.tokenizer is not None, "the prompts were tokenised"
+        rows = passes.generate(
+            self.lm,
+            ids,
+            as_dictionaries("generate", dictionaries),
+            as_edits(edits),
+            max_tokens=max_tokens,
+            temperature=temperature,
+            seed=seed,
+            error=error,
+            streamer=Stream(self.lm.tokenizer, on_text) if on_text is not None else None,
+        )
+        texts = self.lm.tokenizer.batch_decode(rows, skip_special_tokens=True)
+        return texts[0] if isinstance(prompt, str) else texts
+
+    def _read(self, text: str | Tensor | Sequence[int]) -> Tensor:
+        """Token ids of a text, or checked ids. Raises ValueError if the model can't read as many."""
         tokens = self.tokens(text) if isinstance(text, str) else self._ids(text)
         most = self.info.context_length
         if not tokens.numel():
@@ -75,10 +240,7 @@ class OpenModel:
             raise ValueError(
                 f"{tokens.shape[-1]} tokens: {self.info.name} reads at most {most} at once"
             )
-        captured = capture(self.lm, tokens.reshape(-1, tokens.shape[-1]), names)
-        values = torch.stack([captured[name] for name in names], dim=2)  # B P sites D
-        values = values if tokens.ndim == 2 else values[0]
-        return values.squeeze(-2) if isinstance(sites, str) else values
+        return tokens
 
     def _ids(self, values: Tensor | Sequence[int]) -> Tensor:
         """Token ids as a tensor. Raises ValueError if they are not ids of this model."""
@@ -113,3 +275,13 @@ class OpenModel:
             f"{info.vocab_size:,}, context {info.context_length:,}\n"
             f"  {dtype} on {self.lm.device}"
         )
+
+
+def _strongest(code: Code, n: int) -> Code:
+    """The n largest values of every row."""
+    order = code.values.argsort(descending=True)
+    order = order[code.rows[order].argsort(stable=True)]
+    rank = torch.arange(len(order), device=order.device) - code.row_starts[code.rows[order]]
+    keep = torch.zeros_like(code.features, dtype=torch.bool)
+    keep[order[rank < n]] = True
+    return code.where(keep)
