@@ -208,6 +208,14 @@ class TextWindows(Protocol):
         ...
 
 
+class DocumentWindows(TextWindows, Protocol):
+    """Windows that know the documents of their tokens."""
+
+    def documents(self, indices: Sequence[int] | range) -> Tensor:
+        """The number of each token's document, int64 [B, P]."""
+        ...
+
+
 @dataclass(frozen=True)
 class ModelInfo:
     """The facts about a model that a dictionary needs, read from its config without its weights."""

@@ -409,7 +409,8 @@ def test_a_single_document_is_cut_by_windows(
     both = torch.cat([_all(train), _all(held)]).flatten()
     assert str(lm.tokenizer.decode(both[both > EOS].tolist())) == path.read_text()  # type: ignore
     (said,) = [line for line in caplog.messages if "one document" in line]
-    assert f"the last {len(held)} of its {n} windows are held out" in said
+    one = f"the last of its {n} windows is held out"
+    assert (one if len(held) == 1 else f"the last {len(held)} of its {n} windows are") in said
 
 
 def test_a_single_document_of_a_single_window_is_refused(lm: LanguageModel, tmp_path: Path) -> None:

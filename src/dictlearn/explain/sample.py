@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Protocol, final
+from typing import final
 
 import numpy as np
 import torch
@@ -17,15 +17,9 @@ from dictlearn.lm.capture import batch_at
 from dictlearn.lm.language_model import LanguageModel
 from dictlearn.sparsity.topk import TopK
 from dictlearn.store.split import split_of
-from dictlearn.types import Code, Progress, TextWindows
+from dictlearn.types import Code, DocumentWindows, Progress
 
 Index = NDArray[np.int64]
-
-
-class DocumentWindows(TextWindows, Protocol):
-    """Windows that know the documents of their tokens."""
-
-    def documents(self, indices: Sequence[int]) -> Tensor: ...
 
 
 @final

@@ -8,8 +8,8 @@ from typing import final
 import torch
 
 from dictlearn.features.settings import Settings
-from dictlearn.sources.tokens import TokenWindows
 from dictlearn.store.windows import StoredWindows
+from dictlearn.types import DocumentWindows
 
 
 @final
@@ -21,7 +21,7 @@ class Text:
     through the model together and is never split, so its activations are the same in every process.
     """
 
-    windows: TokenWindows
+    windows: DocumentWindows
     settings: Settings
 
     def __post_init__(self) -> None:

@@ -14,17 +14,16 @@ from dictlearn.lm.language_model import LanguageModel
 from dictlearn.ranges import Count, Fraction
 from dictlearn.sources.mixture import naming_part
 from dictlearn.sources.tokens import check_settings, say_once
-from dictlearn.types import TextWindows
+from dictlearn.types import DocumentWindows
 
 
-class PartWindows(TextWindows, Protocol):
-    """Windows that know their documents and how many of their tokens are kept."""
+class PartWindows(DocumentWindows, Protocol):
+    """Windows that know how many documents they have and how many of their tokens are kept."""
 
     @property
     def n_documents(self) -> int: ...
     @property
     def n_kept(self) -> int: ...
-    def documents(self, indices: Tensor | Sequence[int] | range) -> Tensor: ...
 
 
 Part = Callable[
@@ -76,7 +75,9 @@ class MixedWindows:
     def documents(self, indices: Tensor | Sequence[int] | range) -> Tensor:
         """The number of each token's document, counted through all parts, int64 [B, P]."""
         return self._of_parts(
-            indices, lambda p, at: self._parts[p].documents(at) + self._documents[p], torch.int64
+            indices,
+            lambda p, at: self._parts[p].documents(at.tolist()) + self._documents[p],
+            torch.int64,
         )
 
     def _of_parts(

@@ -44,7 +44,8 @@ def first_line(
 
 def tokens_of(wanted: int, windows: TextWindows, name: str) -> str:
     """How many tokens of which text a run reads, and how often if there are fewer than it wants."""
-    there = len(windows) * windows.context
+    whole = len(windows) * windows.context
+    there = getattr(windows, "n_kept", whole)  # conversations keep few of theirs
     times = wanted / there
     if times < 1.05:
         return f"{wanted:,} tokens of {name}"
