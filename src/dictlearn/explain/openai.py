@@ -44,18 +44,8 @@ def openai_explainer(
 ) -> Written:
     """The arguments are explained in conf/explainer/openai.yaml."""
     client = OpenAI(base_url, model, key_env, requests_per_minute, retries, timeout, temperature)
-    return Written(
-        "openai",
-        client,
-        prompt,
-        scorers,
-        concurrency,
-        max_tokens,
-        score_tokens,
-        best_of,
-        price_in,
-        price_out,
-    )
+    asked = concurrency, max_tokens, score_tokens, best_of, price_in, price_out
+    return Written("openai", client, prompt, scorers, *asked)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, final
 
@@ -41,7 +41,30 @@ from dictlearn.words import counted
 FIELDS = ("strongest", "by_interval", "near_misses", "promoted", "suppressed")
 UNKNOWN = "(not known)"
 STRONGEST, BY_INTERVAL, NEAR_MISSES = 10, 10, 6
+LISTED = 10  # promoted or suppressed tokens of a target
 ESTIMATED = 64  # features whose prompts are made for an estimate
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """A feature of the dictionary, or of the random one, and who is asked about it."""
+
+    feature: Feature
+    material: Material
+    firings: Firings
+    asker: Asker
+
+    @property
+    def trained(self) -> bool:
+        return self.firings is self.material.firings
+
+    def contexts(self, half: str, part: str | None) -> Contexts:
+        """Its contexts; those of a random feature have no known neighbours."""
+        material, feature = self.material, self.feature
+        neighbours = material.neighbours(*feature) if self.trained else []
+        texts = material.sample, self.firings, feature, material.pieces
+        return Contexts(*texts, half, part, material.seed, neighbours)
 
 
 @final
@@ -86,14 +109,14 @@ class Written(Explainer):
         asker = Estimator(self.client, Cache(material.folder), self.max_tokens, self.score_tokens)
 
         async def explain(firings: Firings, feature: Feature) -> None:
-            await self._explanation(material, firings, feature, asker)
+            await self._explanation(Subject(feature, material, firings, asker))
 
         async def score_swapped(pair: tuple[Feature, Feature]) -> None:
-            feature, other = pair
+            feature, other = (Subject(key, material, material.firings, asker) for key in pair)
             before = replace(asker.tally)
-            _, text = await self._described(material, material.firings, other, asker)
+            _, text = await self._described(other)
             asker.tally = before  # the other's own prompts are counted where it is described
-            await self._scores(text or STAND_IN, material, material.firings, feature, asker)
+            await self._scores(text or STAND_IN, feature)
 
         stages = (
             (features, partial(explain, material.firings)),
@@ -132,8 +155,11 @@ class Written(Explainer):
         keep: Keep,
         asker: Sender,
     ) -> Explained:
+        def trained(feature: Feature) -> Subject:
+            return Subject(feature, material, material.firings, asker)
+
         async def kept(feature: Feature) -> Explanation:
-            explanation = await self._explanation(material, material.firings, feature, asker)
+            explanation = await self._explanation(trained(feature))
             if explanation.text:
                 keep(explanation)
             return explanation
@@ -144,16 +170,19 @@ class Written(Explainer):
         text = {(e.source, e.feature): e.text for e in explained}
         swapped = await self._all(
             [
-                partial(self._scores, text[other], material, material.firings, feature, asker)
+                partial(self._scores, text[other], trained(feature))
                 for feature, other in self._swapped(features, material)
                 if text[other]
             ],
             "scoring shuffled descriptions",
             progress,
         )
-        drawn = self._untrained(material, len(features))
+        drawn = [
+            Subject(feature, material, material.untrained, asker)
+            for feature in self._untrained(material, len(features))
+        ]
         random = await self._all(
-            [partial(self._explanation, material, material.untrained, f, asker) for f in drawn],
+            [partial(self._explanation, subject) for subject in drawn],
             "a random dictionary",
             progress,
         )
@@ -209,73 +238,53 @@ class Written(Explainer):
             raise errors.exceptions[0] from errors  # the first stopped the others
         return [task.result() for task in tasks]
 
-    async def _explanation(
-        self, material: Material, firings: Firings, feature: Feature, asker: Asker
-    ) -> Explanation:
-        messages, text = await self._described(material, firings, feature, asker)
-        scores = await self._scores(text, material, firings, feature, asker) if text else {}
+    async def _explanation(self, subject: Subject) -> Explanation:
+        messages, text = await self._described(subject)
+        scores = await self._scores(text, subject) if text else {}
         accuracy = self._accuracy(scores)
         values = {name: score.value for name, score in scores.items() if score.value is not None}
         if accuracy is not None:
             values = {"balanced_accuracy": accuracy, **values}
         return Explanation(
-            *feature,
+            *subject.feature,
             text=text,
             explainer=self.name,
             model=self.client.model,
             prompt_hash=prompt_hash(messages),
             scores=rounded(values),
             n_examples=sum(score.n for score in scores.values()),
-            reliable=accuracy is not None and accuracy >= material.threshold,
+            reliable=accuracy is not None and accuracy >= subject.material.threshold,
             failing=tuple(failure for score in scores.values() for failure in score.failing),
         )
 
-    async def _described(
-        self, material: Material, firings: Firings, feature: Feature, asker: Asker
-    ) -> tuple[Messages, str]:
+    async def _described(self, subject: Subject) -> tuple[Messages, str]:
         """(the prompt, the description); the description is "" where none came."""
-        part = "shown" if self.best_of > 1 else None
-        shown = _contexts(material, firings, feature, "explain", part)
-        messages = self._messages(shown, material, feature if firings is material.firings else None)
+        messages = self._messages(subject)
         texts = []
         for number in range(self.best_of):
-            answer = await asker.describe(messages, number)
+            answer = await subject.asker.describe(messages, number)
             texts.append("" if answer is None else description(answer.text, answer.whole))
-        return messages, await self._best(texts, material, firings, feature, asker)
+        return messages, await self._best(texts, subject)
 
-    async def _best(
-        self,
-        texts: Sequence[str],
-        material: Material,
-        firings: Firings,
-        feature: Feature,
-        asker: Asker,
-    ) -> str:
+    async def _best(self, texts: Sequence[str], subject: Subject) -> str:
         """The text with the best score on the documents for choosing; a single text is not scored."""
         different = [text for text in dict.fromkeys(texts) if text]
         if len(different) < 2:
             return different[0] if different else ""
         ranked = []
         for text in different:
-            scores = await self._scores(text, material, firings, feature, asker, choosing=True)
+            scores = await self._scores(text, subject, choosing=True)
             ranked.append((self._accuracy(scores) or 0.0, text))
         return max(ranked, key=lambda pair: pair[0])[1]
 
     async def _scores(
-        self,
-        text: str,
-        material: Material,
-        firings: Firings,
-        feature: Feature,
-        asker: Asker,
-        choosing: bool = False,
+        self, text: str, subject: Subject, choosing: bool = False
     ) -> dict[str, Score]:
         half, part = ("explain", "chosen") if choosing else ("score", None)
-        scores = {}
-        for name, scorer in self.scorers.items():
-            contexts = _contexts(material, firings, feature, half, part)
-            scores[name] = await scorer.score(text, contexts, asker)
-        return scores
+        return {
+            name: await scorer.score(text, subject.contexts(half, part), subject.asker)
+            for name, scorer in self.scorers.items()
+        }
 
     def _accuracy(self, scores: Mapping[str, Score]) -> float | None:
         """Mean of the balanced accuracies; None where no scorer has one."""
@@ -286,14 +295,13 @@ class Written(Explainer):
         ]
         return float(np.mean(values)) if values else None
 
-    def _messages(
-        self, contexts: Contexts, material: Material, feature: Feature | None
-    ) -> Messages:
-        promoted = suppressed = UNKNOWN
-        if feature is not None and material.store is not None:
-            record = material.store.feature(*feature)
+    def _messages(self, subject: Subject) -> Messages:
+        material, promoted, suppressed = subject.material, UNKNOWN, UNKNOWN
+        if subject.trained and material.store is not None:
+            record = material.store.feature(*subject.feature)
             promoted = _tokens(record.promoted, material.pieces)
             suppressed = _tokens(record.suppressed, material.pieces)
+        contexts = subject.contexts("explain", "shown" if self.best_of > 1 else None)
         listed = {
             "strongest": [c.marked() for c in contexts.strongest(STRONGEST)],
             "by_interval": [c.marked() for c in contexts.by_interval(BY_INTERVAL)],
@@ -321,15 +329,6 @@ class Written(Explainer):
         return material.explainable(drawn, firings)[:n]
 
 
-def _contexts(
-    material: Material, firings: Firings, feature: Feature, half: str, part: str | None
-) -> Contexts:
-    """The contexts of a feature; one of the random dictionary has no known neighbours."""
-    neighbours = material.neighbours(*feature) if firings is material.firings else []
-    sample, pieces = material.sample, material.pieces
-    return Contexts(sample, firings, feature, pieces, half, part, material.seed, neighbours)
-
-
 def _check_described(explained: Sequence[Explanation], asker: Sender, keep: Keep) -> None:
     """Raises NoAnswer if a run asked for descriptions and has none."""
     tally = asker.tally
@@ -343,11 +342,9 @@ def _check_described(explained: Sequence[Explanation], asker: Sender, keep: Keep
     raise NoAnswer(f"explainer: no answer holds a description ({tally}){more}")
 
 
-def _tokens(
-    by_site: Mapping[str, Sequence[tuple[int, float]]], pieces: Sequence[str], most: int = 10
-) -> str:
+def _tokens(by_site: Mapping[str, Sequence[tuple[int, float]]], pieces: Sequence[str]) -> str:
     lines = [
-        f"{site}: {', '.join(quoted(pieces[i]) for i, _ in scores[:most])}"
+        f"{site}: {', '.join(quoted(pieces[i]) for i, _ in scores[:LISTED])}"
         for site, scores in by_site.items()
         if scores
     ]
