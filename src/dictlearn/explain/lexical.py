@@ -80,7 +80,7 @@ class Lexical(Explainer):
             )
             if len(features) > 1
         ]
-        untrained = self._untrained(material)
+        untrained = material.drawn_untrained(material.baseline_features)
         random_rules = search("rules for a random dictionary", material.untrained, untrained)
         random = [
             scorer.confusion(scorer.predicted(rule), material.untrained.of(*feature)[0])
@@ -123,13 +123,6 @@ class Lexical(Explainer):
 
     def estimate(self, material: Material, features: Sequence[Feature]) -> str:
         return f"{counted(len(features), 'feature')}: no language model is asked, nothing to pay"
-
-    def _untrained(self, material: Material) -> list[Feature]:
-        firings = material.untrained
-        features = [divmod(i, firings.n_features) for i in range(len(firings.starts) - 1)]
-        order = np.random.default_rng(material.seed).permutation(len(features))
-        drawn = [features[i] for i in order[: 4 * material.baseline_features]]
-        return material.explainable(drawn, firings)[: material.baseline_features]
 
     def _fingerprint(self) -> str:
         return hashlib.sha256(json.dumps(asdict(self.search)).encode()).hexdigest()[:16]

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dictlearn.explain.sample import Firings, Sample
 from dictlearn.store.explanations import Explanation
 from dictlearn.store.features import FeatureStore
@@ -50,6 +52,13 @@ class Material:
             if min(to_score, len(tokens) - to_score) >= self.at_least:
                 explainable.append(feature)
         return explainable
+
+    def drawn_untrained(self, n: int) -> list[Feature]:
+        """`n` features of the random dictionary, drawn by the seed; fewer if most can't be explained."""
+        firings = self.untrained
+        features = [divmod(i, firings.n_features) for i in range(len(firings.starts) - 1)]
+        order = np.random.default_rng(self.seed).permutation(len(features))
+        return self.explainable([features[i] for i in order[: 4 * n]], firings)[:n]
 
 
 @dataclass(frozen=True)

@@ -118,10 +118,12 @@ class Written(Explainer):
             asker.tally = before  # the other's own prompts are counted where it is described
             await self._scores(text or STAND_IN, feature)
 
+        n_untrained = min(len(features), material.baseline_features)
+        untrained = material.drawn_untrained(n_untrained)
         stages = (
             (features, partial(explain, material.firings)),
             (self._swapped(features, material), score_swapped),
-            (self._untrained(material, len(features)), partial(explain, material.untrained)),
+            (untrained, partial(explain, material.untrained)),
         )
         total = Tally()
         for work, ask in stages:
@@ -177,9 +179,10 @@ class Written(Explainer):
             "scoring shuffled descriptions",
             progress,
         )
+        n_untrained = min(len(features), material.baseline_features)
         drawn = [
             Subject(feature, material, material.untrained, asker)
-            for feature in self._untrained(material, len(features))
+            for feature in material.drawn_untrained(n_untrained)
         ]
         random = await self._all(
             [partial(self._explanation, subject) for subject in drawn],
@@ -319,14 +322,6 @@ class Written(Explainer):
         other = derangement(len(features), material.seed)
         n = min(len(features), material.baseline_features)
         return [(features[i], features[other[i]]) for i in range(n)]
-
-    def _untrained(self, material: Material, most: int) -> list[Feature]:
-        firings = material.untrained
-        features = [divmod(i, firings.n_features) for i in range(len(firings.starts) - 1)]
-        order = np.random.default_rng(material.seed).permutation(len(features))
-        n = min(most, material.baseline_features)
-        drawn = [features[i] for i in order[: 4 * n]]
-        return material.explainable(drawn, firings)[:n]
 
 
 def _check_described(explained: Sequence[Explanation], asker: Sender, keep: Keep) -> None:
