@@ -32,7 +32,7 @@ class Read(NamedTuple):
     """The tensors of one read, and which of their rows to keep (no special tokens, no pads)."""
 
     groups: Sequence[Sequence[Tensor]]  # the sites of each group, [M, D]
-    keep_N: Tensor  # int64 row numbers below M, without repeats, on the buffer's device
+    keep_N: Tensor  # int64 row numbers below M, ascending, on the buffer's device
     tokens_N: Tensor  # int64
     positions_N: Tensor  # int64
     check: Callable[[], None] | None = (
@@ -254,7 +254,9 @@ class ShuffleBuffer:
         with self._on_side_stream():
             for storage, sites in zip(self._groups, read.groups, strict=True):
                 for s, site in enumerate(sites):
-                    kept = site.index_select(0, read.keep_N).to(storage.dtype)
+                    all_kept = len(read.keep_N) == len(site)
+                    kept = site if all_kept else site.index_select(0, read.keep_N)
+                    kept = kept.to(storage.dtype)
                     storage[:, s].index_copy_(0, slots, kept)
             self._tokens[slots] = read.tokens_N
             self._positions[slots] = read.positions_N

@@ -41,10 +41,10 @@ class OpenShards:
         """
         with self._lock:
             wanted = dict.fromkeys([number, *soon])
-            self._opening = {n: f for n, f in self._opening.items() if n in wanted}
-            for n in wanted:
-                if n not in self._opening:
-                    self._opening[n] = self._pool.submit(self._open, n)
+            if wanted.keys() != self._opening.keys():
+                kept = {n: f for n, f in self._opening.items() if n in wanted}
+                new = [n for n in wanted if n not in kept]
+                self._opening = kept | {n: self._pool.submit(self._open, n) for n in new}
             opening = self._opening[number]
         try:
             return opening.result()

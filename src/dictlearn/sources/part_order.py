@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from typing import NamedTuple, final
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from dictlearn.sources.buffer import permutation
 
@@ -43,7 +42,7 @@ class PartOrder:
         """Part `number` of the endless sequence."""
         epoch, index = divmod(number, self.per_epoch)
         order = self._epoch(epoch)
-        return Part(int(order.shard_M[index]), int(order.part_M[index]))
+        return Part(order.shards[index], order.parts[index])
 
     def span(self, start: int, stop: int) -> list[Part]:
         return [self.at(number) for number in range(start, stop)]
@@ -56,13 +55,13 @@ class PartOrder:
         """
         epoch, index = divmod(number, self.per_epoch)
         order = self._epoch(epoch)
-        group = int(np.searchsorted(order.ends_G, index, side="right"))
-        start = int(order.ends_G[group - 1]) if group else 0
+        group = bisect_right(order.ends, index)
+        start = order.ends[group - 1] if group else 0
         if group + 1 < len(order.groups):
             following = order.groups[group + 1]
         else:
             following = self._epoch(epoch + 1).groups[0]
-        share = (index - start) / (int(order.ends_G[group]) - start)
+        share = (index - start) / (order.ends[group] - start)
         return [*order.groups[group], *following[: int(share * (len(following) + 1))]]
 
     def _epoch(self, epoch: int) -> _Epoch:
@@ -85,17 +84,16 @@ class PartOrder:
             groups.append([int(shard) for shard in mixed])
             shard_parts.append(shard_M[order])
             part_parts.append(part_M[order])
-        ends = np.cumsum([len(part) for part in shard_parts])
         return _Epoch(
-            torch.from_numpy(np.concatenate(shard_parts)),
-            torch.from_numpy(np.concatenate(part_parts)),
+            np.concatenate(shard_parts).tolist(),
+            np.concatenate(part_parts).tolist(),
             groups,
-            ends,
+            np.cumsum([len(part) for part in shard_parts]).tolist(),
         )
 
 
 class _Epoch(NamedTuple):
-    shard_M: Tensor
-    part_M: Tensor
+    shards: list[int]  # the shard of each part of the epoch
+    parts: list[int]  # its number there
     groups: list[list[int]]  # the shards of each group
-    ends_G: np.ndarray  # end of each group's parts
+    ends: list[int]  # end of each group's parts
