@@ -138,11 +138,12 @@ def read(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def trained(folder: Path, name: str, *overrides: str) -> tuple[float, float]:
-    """(held-out FVU, tokens a second in the later half of the steps)."""
+    """(held-out FVU, tokens a second in the later half of the steps); a run that is done is read."""
     small = ["dict=sae", "dict.layer=1", "eval=reconstruction", "trainer=cpu", f"name={name}"]
     command = [sys.executable, "-m", "dictlearn", "train", *small, *overrides]
-    subprocess.run(command, cwd=folder, check=True, capture_output=True)
     run = folder / "runs" / name
+    if not (run / "figures.json").is_file():
+        subprocess.run(command, cwd=folder, check=True, capture_output=True)
     figures = json.loads((run / "figures.json").read_text())["figures"]
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     speeds = [row["tokens_per_second"] for row in rows if "tokens_per_second" in row]
@@ -165,7 +166,7 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
             fvu, speed = trained(folder, f"{kind}-{seed}", *extra)
             runs[kind].append(fvu)
             speeds[kind].append(speed)
-            print(f"seed {seed}  {kind:7} FVU {fvu:.4f}  {speed:,.0f} tokens/s")
+            print(f"seed {seed}  {kind:7} FVU {fvu:.4f}  {speed:,.0f} tokens/s", flush=True)
     source = cached(acts, read_info("pico").width, 1024, "resid_post.1")
     rows = Store.opened(LocalPlace(acts)).info.rows
     epoch(source, rows)

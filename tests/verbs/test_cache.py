@@ -14,8 +14,9 @@ from dictlearn import cli
 from dictlearn.activations.formats.dictlearn import Store
 from dictlearn.activations.place import LocalPlace
 from dictlearn.ckpt.dictionary import load_dictionary
+from dictlearn.config import compose
 from dictlearn.lm.language_model import LanguageModel
-from dictlearn.verbs import build
+from dictlearn.verbs import build, plan, storing
 from tests.activations.test_store import content
 from tests.lines import settled
 from tests.verbs.test_train import SMALL
@@ -154,3 +155,22 @@ def test_a_store_in_windows_serves_objectives_that_run_the_model(tmp_path):
     assert dictlearn_trains(tmp_path, *options) == 0
     lines = (tmp_path / "runs/kl/metrics.jsonl").read_text().splitlines()
     assert any(0 < json.loads(line).get("kl", 0.0) < 100 for line in lines)
+
+
+@pytest.mark.parametrize(("forward", "disk", "least"), [(9.0, 5.0, 4), (5.0, 9.0, None), (9, 0, 2)])
+def test_storing_pays_where_it_takes_less_time(forward, disk, least):
+    assert storing.least_dictionaries(forward, disk) == least
+    if least is not None:
+        stored = [forward + disk + n * disk for n in (least - 1, least)]
+        assert stored[0] >= (least - 1) * forward and stored[1] < least * forward
+
+
+def test_a_plan_says_what_storing_takes_and_leaves_the_model_out_where_it_does_not_run(folder):
+    sites = ["dict=transcoder", "dict.layer=1", "trainer=cpu", *TEXT]
+    live = plan.planned(compose("plan", [*sites, "name=x", "gpu=H200"]))
+    assert live.facts["activations, stored"].startswith("1.04 GB per million tokens")
+    assert "s per million tokens; " in live.facts["activations, computed"]
+    path = f"source.path={folder / 'acts'}"
+    kept = plan.planned(compose("plan", [*sites, "name=x", "gpu=H200", "source=cache", path]))
+    assert not kept.mistakes and "memory, language model" not in kept.facts
+    assert "activations, stored" not in kept.facts and kept.predictions

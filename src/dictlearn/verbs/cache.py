@@ -20,7 +20,6 @@ from dictlearn import escape
 from dictlearn.activations import layout
 from dictlearn.activations.formats.dictlearn import Store
 from dictlearn.activations.layout import About
-from dictlearn.activations.packing import bytes_per_row
 from dictlearn.activations.place import Place, is_remote, opened
 from dictlearn.activations.protocol import Origin
 from dictlearn.ckpt import lock
@@ -33,12 +32,11 @@ from dictlearn.sources.caching import ShardWriter, WithSpecials, begin, finish
 from dictlearn.sources.fingerprint import of_rows
 from dictlearn.sources.reader import Reader
 from dictlearn.types import TextWindows
-from dictlearn.verbs import build, fingerprints
+from dictlearn.verbs import build, fingerprints, storing
 from dictlearn.verbs.units import as_bytes
 from dictlearn.waiting import duration, waiting_for
 
 SORT = "stored activations"
-COLUMNS = 3 * 4  # bytes of a row's token, position and document
 
 
 class Keys:
@@ -194,7 +192,7 @@ def intact(cfg: DictConfig, place: Place) -> set[int]:
 
 
 def row_bytes(about: About) -> int:
-    return COLUMNS + len(about.sites) * bytes_per_row(about.width, about.dtype)
+    return storing.row_bytes(len(about.sites), about.width, about.dtype)
 
 
 def check_room(cfg: DictConfig, about: About, missing: Sequence[int]) -> None:

@@ -19,7 +19,7 @@ from dictlearn.dicts.summary import aims_at_k
 from dictlearn.lm.load import load_skeleton
 from dictlearn.sources.mixture import naming_part, texts_in
 from dictlearn.sources.text_files import find_files
-from dictlearn.verbs import build, costs, train
+from dictlearn.verbs import build, costs, storing, train
 from dictlearn.verbs.continued import continued
 from dictlearn.verbs.described import beside_published, listed
 from dictlearn.verbs.gpus import GPUS, SHOWN, Gpu
@@ -114,7 +114,9 @@ def planned(cfg: DictConfig, machine: Machine | None = None) -> Plan:
         plan.check("init", lambda: build.build_start(cfg, dictionary))
     source = plan.check("source", lambda: build.check_source(cfg, lm, dictionary))
     if source is not None and beside is not None:
-        run = costs.Run(cfg, dictionary, tuple(beside.values()), lm, info)
+        runs_model = build.runs_model(cfg) or build.build_objective(cfg).reads_windows
+        model = lm if runs_model else None  # else it is loaded once training is over
+        run = costs.Run(cfg, dictionary, tuple(beside.values()), model, info)
         if plan.check("cost", lambda: [costs.decoder_costs(one) for one in run.trained]) is None:
             return plan
         describe(plan, run, devices)
@@ -210,9 +212,11 @@ def predict(plan: Plan, run: costs.Run, devices: int, gpu: Gpu | None, machine: 
     """Adds speed, wall time and memory for the named GPU; else for this machine and three GPUs."""
     accelerator = run.cfg.trainer.accelerator
     on_gpu = gpu is not None or bool(machine.gpus) and accelerator != "cpu"
-    counted = not build.build_objective(run.cfg).reads_windows and run.lm is not None
+    counted = not build.build_objective(run.cfg).reads_windows and build.reads_model(run.cfg)
     own = gpu or as_device(machine, on_gpu)
     plan.facts["this machine"] = str(machine)
+    if run.lm is not None and build.runs_model(run.cfg):
+        plan.facts |= storing.facts(run, own, on_gpu)
     if gpu is not None or on_gpu or accelerator in ("auto", "cpu"):
         name = f"gpu={run.cfg.gpu}" if gpu else f"this machine ({machine})"
         peak = costs.memory(run, on_gpu, devices).peak
