@@ -66,13 +66,14 @@ def test_a_match_is_one_line_with_its_firing_token_marked(
     made_store(tmp_path / "runs/a")
     assert lookup.main(compose("lookup", ["run=runs/a", "vector=v.safetensors", "features=6"])) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 2 + 12 and max(map(len, lines)) <= 80
+    assert len(lines) == 3 + 12 and max(map(len, lines)) <= 80
+    assert lines[1] == "reads: cosine with its encoder row; writes: with its decoder row"
     assert sum("never fired" in line for line in lines) == 4  # two features, on both sides
-    assert all("<<" in line and ">>" in line for line in lines[2:] if "never fired" not in line)
+    assert all("<<" in line and ">>" in line for line in lines[3:] if "never fired" not in line)
     more = ["run=runs/a", "vector=v.safetensors", "features=6", "examples=2"]
     assert lookup.main(compose("lookup", more)) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 2 + 12 + 2 * 8 and max(map(len, lines)) <= 80
+    assert len(lines) == 3 + 12 + 2 * 8 and max(map(len, lines)) <= 80
 
 
 def test_text_gives_the_terminal_no_orders():

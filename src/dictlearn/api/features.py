@@ -18,7 +18,7 @@ from dictlearn.store.explanations import Explanation, read_explanations
 from dictlearn.store.features import open_store
 from dictlearn.store.records import Example, Feature, TokenScores
 from dictlearn.store.text import token_text
-from dictlearn.store.tokenizer import tokenizer_of
+from dictlearn.verbs.trained_in import tokenizer_for
 
 SHOWN = 20  # rows of a printed table
 
@@ -134,7 +134,7 @@ class Features(Sequence[FeatureRecord]):
 
     @cached_property
     def _tokenizer(self) -> PreTrainedTokenizerBase:
-        tokenizer = tokenizer_of(self.store.info)
+        tokenizer = tokenizer_for(self.store)
         if tokenizer is None:
             raise ValueError(f"{self.store.info.model}: has no tokenizer to show text with")
         return tokenizer

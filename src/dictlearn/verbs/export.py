@@ -30,9 +30,9 @@ from dictlearn.ranges import Count
 from dictlearn.sources.reader import Reader
 from dictlearn.store.explanations import read_explanations
 from dictlearn.store.features import open_store
-from dictlearn.store.tokenizer import tokenizer_of
 from dictlearn.types import Batch, ModelInfo
 from dictlearn.verbs.opened import Opened, OpensKeys, open_dictionary, where
+from dictlearn.verbs.trained_in import tokenizer_for
 
 
 class Keys(OpensKeys):
@@ -104,7 +104,7 @@ def export_features(cfg: DictConfig, exporter: FeatureExporter, folder: Path, so
     reason = exporter.refusal(store.info)
     if reason is not None:
         raise ValueError(f"format={exporter.name}: {reason}")
-    tokenizer = tokenizer_of(store.info)
+    tokenizer = tokenizer_for(store)
     if tokenizer is None:
         raise ValueError(
             f"format={exporter.name}: {store.info.model} has no tokenizer to show text"

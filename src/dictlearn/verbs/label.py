@@ -17,7 +17,7 @@ from dictlearn.export.graph_labels import Label, by_tokens, described, label_nod
 from dictlearn.ranges import Natural
 from dictlearn.store.explanations import read_explanations
 from dictlearn.store.features import FeatureStore, has_store, open_store
-from dictlearn.store.tokenizer import tokenizer_of
+from dictlearn.verbs.trained_in import tokenizer_for
 
 METADATA = "graph-metadata.json"  # circuit-tracer's list of the graphs in a folder
 
@@ -85,7 +85,7 @@ def labels(run: Path, n_tokens: int) -> Label:
         check_layers(store, run)
     tokenizer = None
     if store is not None and n_tokens > 0:
-        tokenizer = tokenizer_of(store.info)
+        tokenizer = tokenizer_for(store)
 
     def label(layer: int, index: int) -> str:
         explanation = explanations.get((layer, index))

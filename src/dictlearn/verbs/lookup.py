@@ -160,6 +160,7 @@ def lines(site: str, rows: Sequence[Mapping[str, Any]], n_examples: int) -> Iter
     """One line per match, and up to `n_examples` lines below it."""
     width = max([len(row["feature"]) for row in rows], default=0)
     yield Text(f"Features along the vector at {site}")
+    yield Text("reads: cosine with its encoder row; writes: with its decoder row", style="dim")
     yield Text(f"{'feature':<{width}}  {'it':<6}  cosine  density", style="dim")
     for row in rows:
         line = Text(f"{row['feature']:<{width}}  ")

@@ -15,9 +15,9 @@ from dictlearn.features.pages import write_pages
 from dictlearn.lm.load import load_tokenizer
 from dictlearn.store.explanations import read_explanations
 from dictlearn.store.features import FeatureStore, open_store
-from dictlearn.store.tokenizer import tokenizer_of
 from dictlearn.verbs.bars import bars
 from dictlearn.verbs.reported import write_report_of
+from dictlearn.verbs.trained_in import tokenizer_for
 
 
 class Keys:
@@ -33,7 +33,7 @@ def main(cfg: DictConfig) -> int:
     store = open_store(cfg.run)
     folder = store.folder if cfg.output is None else Path(cfg.output)
     named = cfg.tokenizer
-    tokenizer = tokenizer_of(store.info) if named is None else load_tokenizer(named)
+    tokenizer = tokenizer_for(store) if named is None else load_tokenizer(named)
     with lock.writing(folder, "pages"):
         write_site(store, tokenizer, folder, cfg.overwrite)
     return 0

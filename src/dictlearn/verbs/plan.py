@@ -25,6 +25,7 @@ from dictlearn.verbs.described import beside_published, listed
 from dictlearn.verbs.gpus import GPUS, SHOWN, Gpu
 from dictlearn.verbs.machine import Machine, as_device, this_machine
 from dictlearn.verbs.predictions import Prediction, predictions, remedies
+from dictlearn.verbs.trained_in import where_it_began
 from dictlearn.verbs.units import as_bytes, si
 
 RUN_FOLDER = "run folder"
@@ -77,16 +78,22 @@ class Plan:
 def planned(cfg: DictConfig, machine: Machine | None = None) -> Plan:
     """The plan of a run on `machine`, by default this one, or on the GPU that `gpu` names."""
     plan, gpu = Plan(), GPUS.get(str(cfg.get("gpu")))
-    cfg = plan.check(RUN_FOLDER, lambda: begun(cfg))
-    if cfg is None:
-        return plan
-    machine = machine or this_machine(Path(cfg.run_dir))
+    found = plan.check(RUN_FOLDER, lambda: begun(cfg))
+    if found is not None:
+        cfg, checkpoint = found
+        with where_it_began(cfg, checkpoint):
+            check_all(plan, cfg, gpu, machine or this_machine(Path(cfg.run_dir)))
+    return plan
+
+
+def check_all(plan: Plan, cfg: DictConfig, gpu: Gpu | None, machine: Machine) -> None:
+    """Builds everything that a run would, and adds what that shows to the plan."""
     # What a GPU would do can be planned without one.
     anywhere = OmegaConf.merge(cfg, {"trainer": {"accelerator": "auto"}})
     plan.check("configuration", lambda: train.check(anywhere))  # type: ignore[arg-type]
     devices = plan.check("devices", lambda: n_devices(cfg))
     if plan.mistakes:
-        return plan
+        return
     if gpu is None:
         plan.check("device", lambda: check_device(cfg))
     if build.reads_model(cfg):
@@ -100,14 +107,14 @@ def planned(cfg: DictConfig, machine: Machine | None = None) -> Plan:
     else:
         lm, info = None, plan.check("model", lambda: build.build_info(cfg))
     if info is None:
-        return plan
+        return
     plan.check("context", lambda: build.check_text(cfg, info))
     if "context" in plan.mistakes:
-        return plan
+        return
     with torch.device("meta"):
         dictionary = plan.check("dictionary", lambda: build.build_dictionary(cfg, info))
         if dictionary is None:
-            return plan
+            return
         plan.check("objective", lambda: build.build_training(cfg, dictionary))
         beside = plan.check("beside", lambda: build.build_beside(cfg, dictionary))
     if cfg.init is not None and cfg.resume is None:
@@ -118,12 +125,11 @@ def planned(cfg: DictConfig, machine: Machine | None = None) -> Plan:
         model = lm if runs_model else None  # else it is loaded once training is over
         run = costs.Run(cfg, dictionary, tuple(beside.values()), model, info)
         if plan.check("cost", lambda: [costs.decoder_costs(one) for one in run.trained]) is None:
-            return plan
+            return
         describe(plan, run, devices)
         describe_memory(plan, run, devices, gpu is not None or bool(machine.gpus))
         describe_disk(plan, run, machine)
         predict(plan, run, devices, gpu, machine)
-    return plan
 
 
 def _find_all_files(data: DictConfig) -> None:
@@ -277,10 +283,10 @@ def check_device(cfg: DictConfig) -> None:
     train.check(cfg)
 
 
-def begun(cfg: DictConfig) -> DictConfig:
-    """The configuration that training would use; for a continued run, the run's own."""
-    resume = train.begun(cfg, Path(cfg.run_dir))
-    return cfg if resume.folder is None else continued("plan", cfg, resume.folder)
+def begun(cfg: DictConfig) -> tuple[DictConfig, Path | None]:
+    """The configuration that training would use, a continued run's own, and its checkpoint."""
+    checkpoint = train.begun(cfg, Path(cfg.run_dir)).folder
+    return (cfg if checkpoint is None else continued("plan", cfg, checkpoint)), checkpoint
 
 
 # --- words ------------------------------------------------------------------------------------

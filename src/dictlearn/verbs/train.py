@@ -90,6 +90,13 @@ def main(cfg: DictConfig) -> int:
     else:
         build.check_named_text(cfg)
     check(cfg)
+    with trained_in.where_it_began(cfg, resume.folder) as checkpoint:
+        return trained(cfg, resume._replace(folder=checkpoint))
+
+
+def trained(cfg: DictConfig, resume: Resume) -> int:
+    """Trains a checked configuration to its end; the process's exit status."""
+    run = Path(cfg.run_dir)
     info = build.build_info(cfg)
     build.check_text(cfg, info)
     lightning.seed_everything(cfg.seed, workers=True, verbose=False)
@@ -117,6 +124,7 @@ def main(cfg: DictConfig) -> int:
         source = build.build_source(cfg, lm or skeleton, dictionary, "train", text and text.train)
         with guarded(build.named(cfg.get("logger")), build.plain(cfg)) as loggers:
             write_text(run / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+            trained_in.remember(run, signed(described(cfg, info)))
             if resume.folder is None:
                 begin(training, source, start)
             try:
@@ -344,8 +352,19 @@ def provenance(cfg: DictConfig, info: ModelInfo) -> dict[str, Any]:
 
     Signed, so that later verbs read the user's own text without being told again.
     """
+    own = signed(described(cfg, info))
+    if SIGNATURE not in own:
+        escape.say(
+            f"{key_file()} can't be written, so this run won't be known as yours: other verbs will want "
+            "model= and data= named"
+        )
+    return own
+
+
+def described(cfg: DictConfig, info: ModelInfo) -> dict[str, Any]:
+    """The provenance before it is signed."""
     config = build.plain(cfg)
-    said = {
+    return {
         "model": info.name,
         "revision": info.revision,
         "other_model": cfg.model.other,
@@ -357,10 +376,3 @@ def provenance(cfg: DictConfig, info: ModelInfo) -> dict[str, Any]:
         "objective": config["objective"],
         "seed": cfg.seed,
     }
-    own = signed(said)
-    if SIGNATURE not in own:
-        escape.say(
-            f"{key_file()} can't be written, so this run won't be known as yours: other verbs will want "
-            "model= and data= named"
-        )
-    return own

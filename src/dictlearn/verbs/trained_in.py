@@ -9,15 +9,24 @@ run or another user does not count.
 from __future__ import annotations
 
 import glob
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import chdir, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from omegaconf import DictConfig, OmegaConf
+from transformers import PreTrainedTokenizerBase
+
 from dictlearn import escape
+from dictlearn.ckpt.dictionary import DESCRIPTION
 from dictlearn.ckpt.files import read_json
 from dictlearn.ckpt.signature import SIGNATURE, is_own, signed
 from dictlearn.disk.whole import write_json
 from dictlearn.sources.mixture import texts_in
+from dictlearn.store.features import FeatureStore
+from dictlearn.store.tokenizer import signature_of, tokenizer_of
 
 FILE = "trained_in.json"
 # Keys of a provenance, and of its data.
@@ -45,11 +54,8 @@ def anywhere(trained: Mapping[str, Any], path: str) -> dict[str, Any]:
     file = next((file for file in files if file.is_file()), None)
     if file is None or not is_own(trained):
         return dict(trained)
-    try:
-        record = read_json(file)
-    except ValueError:
-        return dict(trained)
-    folder = record.get("folder") if isinstance(record, dict) else None
+    record = _record(file)
+    folder = record.get("folder")
     if not isinstance(folder, str) or not is_own(
         {**_with(trained, folder), SIGNATURE: record.get(SIGNATURE)}
     ):
@@ -58,6 +64,66 @@ def anywhere(trained: Mapping[str, Any], path: str) -> dict[str, Any]:
     if isinstance(data := trained.get("data"), Mapping):
         moved["data"] = _moved_data(Path(folder), data)
     return signed({**trained, **moved})
+
+
+@contextmanager
+def where_it_began(cfg: DictConfig, checkpoint: Path | None) -> Iterator[Path | None]:
+    """Works in the folder that a continued run was begun in, if its relative paths lead nowhere here.
+
+    Yields `checkpoint`, which is then absolute, as `run_dir` is. The folder needs no signature: the
+    paths in a checkpoint's own configuration are followed without one.
+    """
+    folder = None if checkpoint is None else _folder(_record(checkpoint.parent.parent / FILE))
+    if checkpoint is None or folder is None or not _is_meant(folder, cfg):
+        yield checkpoint
+        return
+    escape.say(f"Relative paths of this run start from {folder}, where it was begun.")
+    cfg.run_dir, checkpoint = str(Path(cfg.run_dir).absolute()), checkpoint.absolute()
+    with chdir(folder):
+        yield checkpoint
+
+
+def tokenizer_for(store: FeatureStore) -> PreTrainedTokenizerBase | None:
+    """The tokenizer of a store's text; a model's folder is found from where the run was trained.
+
+    Raises:
+        ValueError: as `tokenizer_of`.
+    """
+    info, run = store.info, store.folder.parent
+    origin = {"model": info.model, "revision": info.revision, SIGNATURE: info.signature}
+    if Path(info.model).expanduser().exists() or not is_own(origin):
+        return tokenizer_of(info)
+    described = _record(run / "dictionary" / DESCRIPTION)
+    trained = described.get("training")
+    if isinstance(trained, dict) and trained.get("model") == info.model:
+        model = anywhere(trained, str(run))["model"]
+        signature = signature_of(model, info.revision)
+        return tokenizer_of(replace(info, model=model, signature=signature))
+    return tokenizer_of(info)
+
+
+def _record(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; an empty one where there is none."""
+    try:
+        record = read_json(path) if path.is_file() else {}
+    except ValueError:
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _folder(record: Mapping[str, Any]) -> Path | None:
+    folder = record.get("folder")
+    return Path(folder) if isinstance(folder, str) and Path(folder).is_dir() else None
+
+
+def _is_meant(folder: Path, cfg: DictConfig) -> bool:
+    """Whether a run's configuration names something that lies in `folder` and not here."""
+    settings = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(settings, dict)
+    model, teacher = settings.get("model") or {}, settings.get("teacher") or {}
+    names = [model.get("path"), model.get("other"), teacher.get("path"), teacher.get("folder")]
+    names += _names({"data": settings.get("data")})
+    return any(_leads_from(folder, n) and not _exists(os.path.expanduser(n)) for n in names if n)
 
 
 def _with(trained: Mapping[str, Any], folder: str) -> dict[str, Any]:
