@@ -342,3 +342,32 @@ def test_a_dictionary_without_provenance_asks_for_a_model(tmp_path):
     with pytest.raises(ValueError, match="does not say which model it reads; pass model="):
         evaluate.main(compose("evaluate", ["dictionary=d"]))
     assert torch.is_grad_enabled()
+
+
+def test_a_planted_wrong_convention_is_named(capsys):
+    """SAELens' folder of an SAE that subtracts b_dec, whose cfg.json says that it doesn't."""
+    from tests.ckpt.foreign.test_layer_formats import LENS, write_tensors
+
+    rows, folder = torch.cat([torch.eye(256), -torch.eye(256)]), Path("theirs")
+    folder.mkdir()
+    b_dec = torch.full((256,), 30.0)
+    tensors = {
+        "W_enc": rows.T.contiguous(),
+        "b_enc": torch.zeros(512),
+        "W_dec": rows,
+        "b_dec": b_dec,
+    }
+    about = LENS["metadata"] | {"hook_name": "blocks.1.hook_resid_post", "model_name": "pico"}
+    cfg = LENS | {"d_in": 256, "d_sae": 512, "apply_b_dec_to_input": False, "metadata": about}
+    (folder / "cfg.json").write_text(json.dumps(cfg))
+    write_tensors(folder / "sae_weights.safetensors", tensors)
+    text = ["data=text", "data.paths=[text.jsonl]", "data.context=64"]
+    evaluate.main(compose("evaluate", [f"dictionary={folder}", *text, *SMALL]))
+    said = " ".join(capsys.readouterr().err.split())
+    assert (
+        "Convention: nothing is subtracted from the input; no scale; every positive value" in said
+    )
+    assert "is above 1" in said and "With b_dec subtracted from the input it would be" in said
+    record = json.loads(Path("evaluations/theirs/figures.json").read_text())
+    assert record["figures"]["fvu"] > 1 and record["convention"].startswith("Convention: nothing")
+    assert record["other_conventions"]["with b_dec subtracted from the input"]["fvu"] < 1e-3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from dictlearn.ckpt.dictionary import load_dictionary
 from dictlearn.commands import command
 from dictlearn.dicts.dictionary import Dictionary
 from dictlearn.disk.replace import is_run
-from dictlearn.evals import layers
+from dictlearn.evals import conventions, layers
 from dictlearn.evals.context import RowSource
 from dictlearn.evals.evaluation import Eval, Evaluation, evaluate_dictionary
 from dictlearn.evals.record import (
@@ -32,7 +33,7 @@ from dictlearn.verbs import build
 from dictlearn.verbs.asked import KEY as ASKED
 from dictlearn.verbs.asked import asked, not_a_runs_own, refuse_other_figures
 from dictlearn.verbs.bars import bars
-from dictlearn.verbs.opened import OpensKeys, open_dictionary, where
+from dictlearn.verbs.opened import Opened, OpensKeys, open_dictionary, where
 from dictlearn.verbs.reported import write_report_of
 
 BESIDE = "beside"  # folder in a run's folder with the dictionaries to compare its own with
@@ -61,10 +62,31 @@ def main(cfg: DictConfig) -> int:
         text = build.Text(opened.windows, opened.windows, whole=True)
         if opened.split == "eval":
             text = build.Text(build.build_windows(cfg, opened.lm, "train"), opened.windows)
+        if cfg.dictionary is not None:
+            escape.say(conventions.described(opened.dictionary))
         record = evaluated(cfg, opened.dictionary, opened.lm, text, beside)
+        if cfg.dictionary is not None:
+            record |= checked_convention(opened, record["figures"])
         write_into(folder, record | {ASKED: options})
         escape.say(f"The report: {folder / 'report.html'}")
     return 0
+
+
+def checked_convention(opened: Opened, figures: Mapping[str, float | None]) -> dict[str, Any]:
+    """For figures.json: the convention a dictionary is read by; the others too if its FVU is above 1.
+
+    Says which of them would fit.
+    """
+    found: dict[str, Any] = {"convention": conventions.described(opened.dictionary)}
+    fvu = figures.get("fvu")
+    if fvu is not None and fvu > 1:
+        others = conventions.others(opened.dictionary, opened.lm, opened.windows)
+        escape.say(conventions.verdict(fvu, others))
+        found["other_conventions"] = {
+            one.words: {"fvu": one.fvu if math.isfinite(one.fvu) else None, "l0": one.l0}
+            for one in others
+        }
+    return found
 
 
 def destination(cfg: DictConfig) -> Path:

@@ -206,7 +206,8 @@ def test_llama_scope_scales_and_compares_with_decoder_norms(tmp_path):
     # 4 (1 [1, 0] + 0.5 [0, 1] + b) and 4 (1.5 [1, 0] + 1.5 [0, 1] + 0.75 [1, -1] + b)
     check(dictionary, ([[1, 0.5, 0], [1.5, 1.5, 0.75]], [[5, 1], [10, 2]]))
     assert dictionary.sources == ("mlp_norm.15",) and dictionary.targets == ("mlp_out.15",)
-    assert dictionary.provenance == {"format": "llama_scope", "model": "meta-llama/Llama-3.1-8B"}
+    told = {"format": "llama_scope", "model": "meta-llama/Llama-3.1-8B"}
+    assert dictionary.provenance == told | {"input_scale": 0.5, "output_scale": 0.25}
     # 4 / 4 = 1: a pre-activation of 1 is not above it, and 0.75 sqrt(2) is.
     high = dictlearn.load(of.llama_scope(tmp_path, "high", jump_relu_threshold=4))
     check(high, ([[0, 0, 0], [1.5, 1.5, 0.75]], [[1, -1], [10, 2]]))

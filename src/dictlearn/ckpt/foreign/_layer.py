@@ -95,6 +95,12 @@ def _check_shapes(where: Path, tensors: Mapping[str, Tensor]) -> tuple[int, int]
     return n_features, width
 
 
+def scales(scale_in: float, scale_out: float) -> dict[str, float]:
+    """For `provenance`: what activations were multiplied by in training, if that is in the weights."""
+    unscaled = (scale_in, scale_out) == (1.0, 1.0)
+    return {} if unscaled else {"input_scale": scale_in, "output_scale": scale_out}
+
+
 def layer_folders(folder: Path, files: tuple[str, ...]) -> list[Path]:
     """The folder itself if it has these files, else its subfolders with them, in layer order."""
     if _has(folder, files):

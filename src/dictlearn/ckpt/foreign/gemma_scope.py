@@ -24,7 +24,13 @@ from pathlib import Path
 
 from torch import Tensor
 
-from dictlearn.ckpt.foreign._layer import build_layer, check_names, match_in_path, transposed
+from dictlearn.ckpt.foreign._layer import (
+    build_layer,
+    check_names,
+    match_in_path,
+    scales,
+    transposed,
+)
 from dictlearn.ckpt.foreign._npz import read_npz
 from dictlearn.dicts.dictionary import Dictionary
 
@@ -48,6 +54,7 @@ def read(folder: Path) -> Dictionary:
     layer = match_in_path(folder, LAYER)
     part = repository["part"] if repository else None
     source = target = UNKNOWN
+    scale = 1.0
     if part == "res" and "embedding" in folder.parts:
         source = target = EMBEDDINGS
         scale = math.sqrt(tensors["W_enc"].shape[1])
@@ -65,7 +72,7 @@ def read(folder: Path) -> Dictionary:
         source=source,
         target=target,
         sparsity={"name": "jumprelu"},
-        training={"format": "gemma_scope", "model": model},
+        training={"format": "gemma_scope", "model": model, **scales(1 / scale, 1 / scale)},
     )
 
 

@@ -33,6 +33,7 @@ from dictlearn.ckpt.foreign._layer import (
     entry,
     match_in_path,
     read_object,
+    scales,
     transposed,
 )
 from dictlearn.ckpt.foreign.saelens import site_of
@@ -142,7 +143,7 @@ def build_openmoss(
         sparsity={"name": act_fn} | ({"k": k} if act_fn == "topk" else {}),
         k=k,
         centre=centre,
-        training={"format": "openmoss", "model": _model(where)},
+        training={"format": "openmoss", "model": _model(where), **scales(scale_in, scale_out)},
     )
 
 

@@ -22,6 +22,7 @@ from dictlearn.ckpt.foreign._layer import (
     read_layers,
     read_object,
     refuse_unknown,
+    scales,
     transposed,
 )
 from dictlearn.dicts.dictionary import Dictionary
@@ -140,7 +141,11 @@ def _read_one(folder: Path) -> Dictionary:
         sparsity=_sparsity(architecture, k),
         k=k,
         centre=entry(cfg, "apply_b_dec_to_input", bool, where, "transcoder" not in architecture),
-        training={"format": "saelens", "model": entry(about, "model_name", str, where, None)},
+        training={
+            "format": "saelens",
+            "model": entry(about, "model_name", str, where, None),
+            **scales(*[_input_scale(folder, cfg, architecture)] * 2),
+        },
     )
 
 
