@@ -216,6 +216,15 @@ class DocumentWindows(TextWindows, Protocol):
         ...
 
 
+def spread(windows: TextWindows, n_tokens: int) -> list[int]:
+    """Numbers of windows that hold about `n_tokens` positions, or of all windows.
+
+    They are evenly spread, because neighbouring windows come from the same documents.
+    """
+    n = min(-(-n_tokens // windows.context), len(windows))
+    return [i * len(windows) // n for i in range(n)]
+
+
 @dataclass(frozen=True)
 class ModelInfo:
     """The facts about a model that a dictionary needs, read from its config without its weights."""

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from dictlearn.evals.context import EvalContext, Observation
 from dictlearn.evals.moments import add_padded, by_position
-from dictlearn.evals.observe import windows_read
 from dictlearn.lm.language_model import LanguageModel
 from dictlearn.lm.readout import Readout
 from dictlearn.objectives.kl_to_teacher import kl_of_log_probs
+from dictlearn.types import spread
 
 TOGETHER = 8  # runs whose states exist at once
 
@@ -35,8 +35,8 @@ def share_for(context: EvalContext, max_tokens: int | None) -> float:
     """The share of the evaluated windows that holds about `max_tokens`; 1 for None."""
     if max_tokens is None or context.windows is None:
         return 1.0
-    n_windows = windows_read(context.windows, max_tokens)
-    return min(n_windows / max(windows_read(context.windows, context.n_tokens), 1), 1.0)
+    n_windows = len(spread(context.windows, max_tokens))
+    return min(n_windows / max(len(spread(context.windows, context.n_tokens)), 1), 1.0)
 
 
 @final

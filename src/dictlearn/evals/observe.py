@@ -9,24 +9,13 @@ from torch import Tensor
 
 from dictlearn.evals.context import DICTIONARY, EvalContext, Observation
 from dictlearn.lm.capture import batch_at
-from dictlearn.types import TextWindows
+from dictlearn.types import TextWindows, spread
 
 
 def window_batches(windows: TextWindows, n_tokens: int, batch_windows: int) -> list[list[int]]:
-    """Indices of the windows that hold about `n_tokens` tokens, evenly spread over the split.
-
-    They are spread because neighbouring windows come from the same documents.
-    """
-    n = windows_read(windows, n_tokens)
-    chosen = [i * len(windows) // n for i in range(n)]
-    return [chosen[i : i + batch_windows] for i in range(0, n, batch_windows)]
-
-
-def windows_read(windows: TextWindows, n_tokens: int) -> int:
-    """Number of windows that hold `n_tokens` positions, or all there are."""
-    if len(windows) == 0:
-        return 0
-    return min(-(-n_tokens // windows.context), len(windows))
+    """The windows that `spread` chooses, in batches."""
+    chosen = spread(windows, n_tokens)
+    return [chosen[i : i + batch_windows] for i in range(0, len(chosen), batch_windows)]
 
 
 def observe(context: EvalContext, windows: TextWindows, n_tokens: int) -> Iterator[Observation]:

@@ -17,7 +17,7 @@ from dictlearn.lm.capture import batch_at
 from dictlearn.lm.language_model import LanguageModel
 from dictlearn.sparsity.topk import TopK
 from dictlearn.store.split import split_of
-from dictlearn.types import Code, DocumentWindows, Progress
+from dictlearn.types import Code, DocumentWindows, Progress, spread
 
 Index = NDArray[np.int64]
 
@@ -106,8 +106,8 @@ def take_sample(
     """
     sources = next(iter(dictionaries.values())).sources
     context = windows.context
-    n_windows = min(-(-n_tokens // context), len(windows))
-    chosen = [i * len(windows) // n_windows for i in range(n_windows)]
+    chosen = spread(windows, n_tokens)
+    n_windows = len(chosen)
     parts: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {name: [] for name in dictionaries}
     tokens, kept, documents, n_kept = [], [], [], 0
     for start in range(0, n_windows, batch_windows):

@@ -19,7 +19,6 @@ from dictlearn.dicts.dictionary import Dictionary
 from dictlearn.disk import leftovers
 from dictlearn.disk.replace import check_replaceable
 from dictlearn.evals.evaluation import check_fits
-from dictlearn.evals.observe import windows_read
 from dictlearn.evals.reconstruction import ReconstructionSums
 from dictlearn.evals.record import FILE
 from dictlearn.export.calibrate import as_jumprelu
@@ -30,7 +29,7 @@ from dictlearn.ranges import Count
 from dictlearn.sources.reader import Reader
 from dictlearn.store.explanations import read_explanations
 from dictlearn.store.features import open_store
-from dictlearn.types import Batch, ModelInfo
+from dictlearn.types import Batch, ModelInfo, spread
 from dictlearn.verbs.opened import Opened, OpensKeys, open_dictionary, where
 from dictlearn.verbs.trained_in import tokenizer_for
 
@@ -173,18 +172,17 @@ def held_out(cfg: DictConfig, opened: Opened) -> tuple[HeldOut, HeldOut]:
     windows = opened.windows
     sites = list(dict.fromkeys(opened.dictionary.sources + opened.dictionary.targets))
     reader = Reader(opened.lm, windows, sites, "error")
-    n = windows_read(windows, cfg.tokens)
-    if n < 2:
+    chosen = spread(windows, cfg.tokens)
+    if len(chosen) < 2:
         raise ValueError(
             f"tokens={cfg.tokens}: the text to compare on has {len(windows)} windows of "
             f"{windows.context} tokens; want at least two to read, or a smaller data.context"
         )
-    spread = [i * len(windows) // n for i in range(n)]  # neighbours come from the same documents
 
     def part(numbers: list[int]) -> HeldOut:
         return HeldOut(reader, opened.dictionary, numbers, cfg.windows, windows.context)
 
-    return part(spread[::2]), part(spread[1::2])
+    return part(chosen[::2]), part(chosen[1::2])
 
 
 def conversion(before: Dictionary, after: Dictionary, exact: bool, unseen: HeldOut) -> str:
