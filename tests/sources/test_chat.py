@@ -164,7 +164,7 @@ def test_a_conversation_has_its_own_window_and_only_the_assistant_is_kept(
     assert (
         "data: left out 1 repeated document, 1 conversation without a turn of data.roles" in warned
     )
-    assert "data: whole: 30 windows of conversations" in warned
+    assert "data: whole: 30 windows of single conversations" in warned
 
     keep = chat_windows(lm, "whole", chats, template=TEMPLATE, context=64, template_tokens="keep")
     assert texts(lm, keep)[1][1] == "<assistant>answer 1 answer 1</assistant>\n"
@@ -186,7 +186,9 @@ def test_a_long_conversation_is_split_or_cut(lm: LanguageModel, tmp_path: Path) 
     split = chat_windows(lm, "train", str(tmp_path / "a.jsonl"), **options)
     assert "".join(kept for _, kept in texts(lm, split)) == " ".join(["so"] * 40) + "no"
     assert all(windows_kept.any() for windows_kept in split.kept(range(len(split))))
-    with pytest.raises(ValueError, match=r"no window of data\.context=32 tokens holds any that is"):
+    with pytest.raises(
+        ValueError, match=r"no window of data\.context=32 tokens has a token to keep"
+    ):
         chat_windows(lm, "train", str(tmp_path / "a.jsonl"), long="cut", **options)
 
 
@@ -227,7 +229,7 @@ def test_mistakes_are_named(lm: LanguageModel, chats: str, tmp_path: Path) -> No
         r"^data\.paths=.*: there is no text to read.* 31 conversations that the template refuses$": {
             "template": "{{ raise_exception('never') }}"
         },
-        r"^data\.template: it is no template of Jinja": {"template": "{% for %}"},
+        r"^data\.template: it is not a Jinja template": {"template": "{% for %}"},
     }
     for sentence, options in said.items():
         with pytest.raises(ValueError, match=sentence):

@@ -235,5 +235,5 @@ def test_a_template_runs_in_a_sandbox() -> None:
     ):
         with pytest.raises(Refused):
             Template(tokenizer("pico"), source).render(TALKS["one"].messages)
-    with pytest.raises(ValueError, match=r"^data\.template: it is no template of Jinja: line 2: "):
+    with pytest.raises(ValueError, match=r"^data\.template: it is not a Jinja template: line 2: "):
         Template(tokenizer("pico"), "\n{% for %}").render(TALKS["one"].messages)

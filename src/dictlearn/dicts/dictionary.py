@@ -122,7 +122,7 @@ class Dictionary(nn.Module):
 
     @property
     def decodes_from_input(self) -> bool:
-        """Whether what is decoded depends on the input beside the code, by a skip or by maps."""
+        """Whether decoding needs the input too, for a skip or for maps."""
         return self.W_skip is not None or len(self.decoder.maps()) > 0
 
     @property

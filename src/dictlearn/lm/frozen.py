@@ -18,16 +18,16 @@ from transformers.masking_utils import AttentionMaskInterface, eager_mask
 from dictlearn.lm.language_model import LanguageModel
 from dictlearn.lm.sites import blocks
 
-PATTERNS = "dictlearn_patterns"  # our name among the attention implementations of transformers
-EPSILONS = ("variance_epsilon", "eps", "epsilon")  # what families call the norm's constant
+PATTERNS = "dictlearn_patterns"  # the name of our attention implementation in transformers
+EPSILONS = ("variance_epsilon", "eps", "epsilon")  # names of the norm's constant
 
 
 @final
 class Frozen:
-    """Attention patterns, and with `norms` the scales of norms, of a model's pass over some windows.
+    """The attention patterns, and with `norms` the scales of norms, of a forward pass over windows.
 
-    Within `attached()`, a pass with `holds` False records them, and one with `holds` True uses what
-    was recorded. Queries, keys and the norms' scales then don't change; values still flow.
+    Inside `attached()`, a pass with `holds` False records them, and one with `holds` True uses the
+    recorded ones. Queries, keys and the norms' scales then have no effect; values have.
     """
 
     def __init__(self, lm: LanguageModel, norms: bool = False) -> None:
@@ -54,7 +54,7 @@ class Frozen:
                 hook.remove()
 
     def check(self) -> None:
-        """Raises ValueError if a block's token mixing isn't attention, which alone can be held."""
+        """Raises ValueError if a block has no attention: only attention patterns can be held."""
         n_blocks = len(blocks(self._lm.model)[1])
         without = n_blocks - len(self._patterns)
         if without > 0:
@@ -96,7 +96,7 @@ def residual_norms(lm: LanguageModel) -> list[nn.Module]:
 
 
 def _scale(module: nn.Module, x: Tensor) -> Tensor:
-    """What the norm divides by: [..., 1], in float32."""
+    """The scale by which a norm divides, [..., 1], in float32."""
     x = x.float()
     if "LayerNorm" in type(module).__name__:
         x = x - x.mean(-1, keepdim=True)

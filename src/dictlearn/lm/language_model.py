@@ -79,13 +79,13 @@ class LanguageModel:
         return inputs if mask_BP is None else inputs | {"attention_mask": send(mask_BP)}
 
     def seen_bytes(self, tokens_BP: Tensor, kept_BP: Tensor) -> bytes:
-        """What a fingerprint of text takes: token ids, and which are kept where ids don't say that."""
+        """Bytes for a fingerprint: token ids, and `kept_BP` if the ids don't determine it."""
         tokens_BP, kept_BP = tokens_BP.cpu().long(), kept_BP.cpu()
         special_BP = torch.isin(
             tokens_BP, torch.tensor(sorted(self.special_ids), dtype=torch.int64)
         )
-        told_by_id = torch.equal(kept_BP, ~special_BP)
-        return tokens_BP.numpy().tobytes() + (b"" if told_by_id else kept_BP.numpy().tobytes())
+        determined = torch.equal(kept_BP, ~special_BP)
+        return tokens_BP.numpy().tobytes() + (b"" if determined else kept_BP.numpy().tobytes())
 
     def logits(self, tokens_BP: Tensor) -> Tensor:
         """Next-token logits [B, P, V] in the model's dtype.

@@ -1,4 +1,4 @@
-"""Windows of conversations, as a chat model reads them: the builder of data=chat."""
+"""Windows of conversations in a chat model's format: the builder of data=chat."""
 
 from __future__ import annotations
 
@@ -52,66 +52,79 @@ def chat_windows(
     held_out: Fraction = 0.1,
     max_tokens: Count | None = 20_000_000,
 ) -> TokenWindows:
-    """Conversations in windows of their own, of which the tokens of some roles' turns are kept.
+    """Windows of single conversations, in which only tokens of some roles' turns are kept.
 
     Args:
-        paths: files of JSON lines or parquet; or else
+        paths: files of JSON lines or parquet, instead of `path`.
         path, name, hub_split, revision: a data set, see `hub_documents`.
-        field, prompt, response, tools: see `ChatColumn`; `prompt` and `response` take the place of
+        field, prompt, response, tools: see `ChatColumn`; `prompt` and `response` replace
             `field`.
-        roles: whose turns a dictionary sees. The model reads all of the conversation.
+        roles: the roles whose turns a dictionary reads. The model reads the whole conversation.
         template: a file of a Jinja template, the template itself, or the name of one that the
             tokenizer has; None for the tokenizer's own.
-        template_values: what the template's own variables are.
-        template_tokens: whether tokens that the template puts around a kept turn are kept too.
-        long, context, held_out, max_tokens: see `windows`; max_tokens counts those that are kept.
+        template_values: values of the template's own variables.
+        template_tokens: whether the template's tokens around a kept turn are kept too.
+        long, context, held_out, max_tokens: see `windows`; max_tokens counts kept tokens.
 
     Raises ValueError, in one sentence that names the key.
     """
     listed = [paths] if isinstance(paths, str) else list(paths)
-    wanted = (roles,) if isinstance(roles, str) else tuple(roles)
-    _check(lm, listed, path, prompt, response, wanted, template_tokens)
+    kept_roles = (roles,) if isinstance(roles, str) else tuple(roles)
+    _check(lm, listed, path, prompt, response, kept_roles, template_tokens)
     assert lm.tokenizer is not None
-    source = _source(lm.tokenizer, template)
-    filled = Template(lm.tokenizer, source, template_values)
-    encode = ChatEncoder(lm.tokenizer, filled, wanted, keep_template=template_tokens == "keep")
-    columns = (None, prompt, response) if prompt is not None else (field, None, None)
-
-    def documents(left_out: LeftOut) -> Iterable[Document]:
-        column = ChatColumn(*columns, tools, left_out)
-        if path is None:
-            return text_documents(listed, column, None, left_out)
-        return hub_documents(path, name, hub_split, column, revision, left_out)
-
-    described = [path, name, hub_split, revision, columns, tools, wanted, template_tokens]
-    described += [_hash(lm.tokenizer, filled), template_values]
+    chat_template = Template(lm.tokenizer, _source(lm.tokenizer, template), template_values)
+    keep = template_tokens == "keep"
+    messages = field if prompt is None else None
+    fields = (messages, prompt, response, tools)
+    settings = [path, name, hub_split, revision, fields, kept_roles, template_tokens]
+    settings += [_hash(lm.tokenizer, chat_template), template_values]
     corpus = Corpus(
         f"data.paths={shown(listed)}" if path is None else f"data.path={path}",
-        f"chat {json.dumps(described, default=str)}",
+        f"chat {json.dumps(settings, default=str)}",
         (lambda: find_files(listed)) if path is None else (lambda: files_below(path)),
-        documents,
-        encode,
+        lambda left_out: _documents(fields, listed, path, name, hub_split, revision, left_out),
+        ChatEncoder(lm.tokenizer, chat_template, kept_roles, keep),
         apart=True,
-        unseen_ids=_start_ids(lm) if template_tokens == "keep" else None,
+        unseen_ids=_start_ids(lm) if keep else None,
     )
-    found = windows(lm, split, context, held_out, max_tokens, long, corpus)
-    if len(found) == 0:
+    result = windows(lm, split, context, held_out, max_tokens, long, corpus)
+    _report(result, corpus, split)
+    return result
+
+
+def _documents(
+    fields: tuple[str | None, str | None, str | None, str | None],
+    paths: Sequence[str],
+    path: str | None,
+    name: str | None,
+    hub_split: str,
+    revision: str | None,
+    left_out: LeftOut,
+) -> Iterable[Document]:
+    column = ChatColumn(*fields, left_out)
+    if path is None:
+        return text_documents(paths, column, None, left_out)
+    return hub_documents(path, name, hub_split, column, revision, left_out)
+
+
+def _report(result: TokenWindows, corpus: Corpus, split: str) -> None:
+    """Logs the shares of kept tokens and padding. Raises ValueError if there are no windows."""
+    if len(result) == 0:
         raise ValueError(
-            f"{corpus.named}: no window of data.context={found.context} tokens holds any that is kept; "
+            f"{corpus.named}: no window of data.context={result.context} tokens has a token to keep; "
             f"want a larger data.context or other data.roles"
         )
-    n_tokens = len(found) * found.context
+    n_tokens = len(result) * result.context
     say_once(
         f"{corpus.name} {split}",
-        f"data: {split}: {len(found):,} windows of conversations, each in windows of its own: "
-        f"{found.n_kept / n_tokens:.0%} of the tokens are kept, "
-        f"{1 - found.n_read / n_tokens:.0%} are padding",
+        f"data: {split}: {len(result):,} windows of single conversations: "
+        f"{result.n_kept / n_tokens:.0%} of the tokens are kept, "
+        f"{1 - result.n_read / n_tokens:.0%} are padding",
     )
-    return found
 
 
 def _start_ids(lm: LanguageModel) -> frozenset[int]:
-    """BOS, on which activations are of another size than anywhere else."""
+    """The id of BOS, where activations are much larger than elsewhere."""
     bos = bos_id(lm)
     return frozenset() if bos is None else frozenset({bos})
 
@@ -141,20 +154,19 @@ def _check(
         raise ValueError("data.roles=[]: want the roles whose turns are kept, such as [assistant]")
     if pad_id(lm) is None:
         raise ValueError(
-            f"model.path={lm.info.name}: has no special token, and conversations are read in windows of "
-            f"their own, which are filled up with one"
+            f"model.path={lm.info.name}: has no special token, which data=chat needs to pad windows"
         )
     if template_tokens not in ("drop", "keep"):
         raise ValueError(f"data.template_tokens={template_tokens}: want drop or keep")
     if not isinstance(lm.tokenizer, PreTrainedTokenizerFast):
         raise ValueError(
-            f"model.path={lm.info.name}: data=chat wants a tokenizer that says where its tokens stand "
-            f"in the text, a fast one (tokenizer.json)"
+            f"model.path={lm.info.name}: data=chat needs the offsets of tokens in the text, which only "
+            f"a fast tokenizer (tokenizer.json) has"
         )
 
 
 def _source(tokenizer: PreTrainedTokenizerBase, template: str | None) -> str | None:
-    """The Jinja source that `data.template` names. ValueError if there is none."""
+    """The Jinja source that `data.template` names. Raises ValueError if there is none."""
     own = tokenizer.chat_template
     if template is None:
         if own is None or (isinstance(own, dict) and "default" not in own):
@@ -176,7 +188,7 @@ def _source(tokenizer: PreTrainedTokenizerBase, template: str | None) -> str | N
 
 
 def _hash(tokenizer: PreTrainedTokenizerBase, template: Template) -> str:
-    """A hash of all that decides a conversation's text."""
+    """A hash of everything that a conversation's text depends on."""
     sources = [template.source(), template.source([]), tokenizer.special_tokens_map]
     return hashlib.sha256(json.dumps(sources, default=str).encode()).hexdigest()
 
@@ -185,9 +197,9 @@ def _hash(tokenizer: PreTrainedTokenizerBase, template: Template) -> str:
 class ChatEncoder:
     """Encodes conversations as the tokenizer does, and marks the tokens of some roles' turns.
 
-    A token that a turn shares with what stands around it is the turn's if it holds more of it than white
-    space: the space before a word, say, may be the template's. A conversation that the template refuses,
-    whose turns can't be told apart, or that has no turn of the roles is left out and counted.
+    A token at the border of a turn belongs to the turn if it has a character of it that is not white
+    space; the space before a word may be the template's. A conversation is left out and counted if the
+    template refuses it, if its turns can't be told apart, or if it has no turn of the roles.
     """
 
     def __init__(
@@ -199,21 +211,21 @@ class ChatEncoder:
     ):
         self._encode = _with_offsets(tokenizer)
         self._template, self._roles, self._around = template, roles, keep_template
-        self._said: set[str] = set()
+        self._logged: set[str] = set()
 
     def __call__(self, texts: list[str], left_out: LeftOut) -> list[Encoded | None]:
         rendered = [self._rendered(from_text(text), left_out) for text in texts]
         encoded = iter(self._encode([text for text, spans in rendered if spans]))
-        found: list[Encoded | None] = []
+        documents: list[Encoded | None] = []
         for text, spans in rendered:
             if not spans:
-                found.append(None)
+                documents.append(None)
                 continue
             ids, offsets = next(encoded)
             chosen = _inside(torch.tensor(offsets).view(-1, 2), text, spans)
-            found.append(Encoded(ids, chosen.tolist()) if chosen.any() else None)
-            left_out[SILENT] += found[-1] is None
-        return found
+            documents.append(Encoded(ids, chosen.tolist()) if chosen.any() else None)
+            left_out[SILENT] += documents[-1] is None
+        return documents
 
     def _rendered(self, conversation: Conversation, left_out: LeftOut) -> tuple[str, list[Span]]:
         """The text and the turns to keep; none if the conversation is left out."""
@@ -228,24 +240,26 @@ class ChatEncoder:
         else:
             left_out[SILENT] += not spans
             if not spans:
-                theirs = ", ".join(sorted({str(m["role"]) for m in conversation.messages}))
-                self._say_once(f"data: a conversation has turns of {theirs} alone")
+                others = ", ".join(sorted({str(m["role"]) for m in conversation.messages}))
+                self._say_once(f"data: a conversation has only turns of {others}")
         return text, spans
 
     def _say_once(self, sentence: str) -> None:
-        """The first few reasons: the counts are said at the end."""
-        if sentence not in self._said and len(self._said) < 3:
-            self._said.add(sentence)
+        """Warns of the first three reasons; the counts follow at the end."""
+        if sentence not in self._logged and len(self._logged) < 3:
+            self._logged.add(sentence)
             log.warning(" ".join(sentence.split()))
 
 
 def _with_offsets(
     tokenizer: PreTrainedTokenizerBase,
 ) -> Callable[[list[str]], Iterable[tuple[list[int], list[tuple[int, int]]]]]:
-    """Encodes texts with the characters that each token stands for."""
+    """A function that encodes texts as ids and the offsets of each token's characters."""
     assert isinstance(tokenizer, PreTrainedTokenizerFast)
     rules = json.loads(tokenizer.backend_tokenizer.to_str())
-    rules["post_processor"] = None  # it adds nothing here, and some take spaces off the offsets
+    rules["post_processor"] = (
+        None  # it adds no tokens here, and some remove spaces from the offsets
+    )
     fast = Tokenizer.from_str(json.dumps(rules))
     fast.no_truncation()
     fast.no_padding()
@@ -257,13 +271,13 @@ def _with_offsets(
 
 
 def _inside(offsets_N2: Tensor, text: str, spans: Sequence[Span]) -> Tensor:
-    """bool [N]: whether a token lies in one of the spans, or has a character of it that is no space."""
+    """bool [N]: whether a token is inside a span, or has a character of one that is not a space."""
     start_N, stop_N = offsets_N2.unbind(1)
     inside_N = torch.zeros(len(start_N), dtype=torch.bool)
     for start, stop in spans:
         within_N = (start_N >= start) & (stop_N <= stop) & (start_N < stop_N)
-        said = text[start:stop].strip()
-        first = start + text[start:stop].find(said)
-        holds_N = (start_N < first + len(said)) & (stop_N > first)
-        inside_N |= within_N | holds_N if said else within_N
+        content = text[start:stop].strip()
+        first = start + text[start:stop].find(content)
+        overlaps_N = (start_N < first + len(content)) & (stop_N > first)
+        inside_N |= within_N | overlaps_N if content else within_N
     return inside_N

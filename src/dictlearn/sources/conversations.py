@@ -1,7 +1,7 @@
-"""Conversations: a row's messages in one form, whatever names a data set gives them.
+"""Convert the messages of a row to conversations, whatever names the data set uses.
 
-A conversation travels as JSON, so that it is a document like any other: repeated ones are left out, and
-its content decides on which side of the split it is.
+A conversation is stored as JSON, so it is a document like any other: repeated ones are left out, and its
+content decides its split.
 """
 
 from __future__ import annotations
@@ -14,26 +14,26 @@ from typing import Any, NamedTuple, final
 from dictlearn.sources.columns import Row, value_at
 from dictlearn.sources.left_out import MESSAGES, PARTS, LeftOut
 
-Message = dict[str, Any]  # role and content, both text, and what else the template may read
-ROLES = {"human": "user", "gpt": "assistant"}  # what some data sets call them
+Message = dict[str, Any]  # role and content, both text, and other fields for the template
+ROLES = {"human": "user", "gpt": "assistant"}  # other names of roles in some data sets
 
 
 class Conversation(NamedTuple):
     messages: list[Message]
-    tools: list[Any] | None  # JSON schemas of what the assistant may call
+    tools: list[Any] | None  # JSON schemas of the tools that the assistant may call
 
 
 def as_text(conversation: Conversation) -> str:
-    """The conversation as JSON; `from_text` reads it."""
-    found: dict[str, Any] = {"messages": conversation.messages}
+    """The conversation as JSON, which `from_text` reads."""
+    content: dict[str, Any] = {"messages": conversation.messages}
     if conversation.tools is not None:
-        found["tools"] = conversation.tools
-    return json.dumps(found, ensure_ascii=False, default=str)
+        content["tools"] = conversation.tools
+    return json.dumps(content, ensure_ascii=False, default=str)
 
 
 def from_text(text: str) -> Conversation:
-    found = json.loads(text)
-    return Conversation(found["messages"], found.get("tools"))
+    content = json.loads(text)
+    return Conversation(content["messages"], content.get("tools"))
 
 
 @final
@@ -41,14 +41,13 @@ def from_text(text: str) -> Conversation:
 class ChatColumn:
     """Makes a conversation of a row's messages, or of its prompt and response.
 
-    A message has a role and a content, or `from` and `value` as ShareGPT has. A content is text, or a
-    list of parts of which the text is joined; other parts are counted in `left_out`. Fields without a
-    value are not there.
+    A message has a role and a content, or `from` and `value` as in ShareGPT. The content is text, or a
+    list of parts, whose text is joined; other parts are counted in `left_out`. Null fields are ignored.
 
     Args:
-        messages: the field of the messages, a list or JSON of one.
-        prompt, response: the fields of what a user and the assistant said, instead of messages.
-        tools: the field of the tools, which a row may lack; None reads none.
+        messages: the field of the messages, a list or a list in JSON.
+        prompt, response: the fields of the user's and the assistant's text, instead of messages.
+        tools: the optional field of the tools; None reads none.
     """
 
     messages: str | None
@@ -85,21 +84,21 @@ class ChatColumn:
 
     def _messages(self, row: Row) -> list[Message] | None:
         if self.messages is None:
-            asked, said = value_at(row, self.prompt or ""), value_at(row, self.response or "")
-            if not isinstance(asked, str) or not isinstance(said, str):
+            user, assistant = value_at(row, self.prompt or ""), value_at(row, self.response or "")
+            if not isinstance(user, str) or not isinstance(assistant, str):
                 return None
-            return [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]
-        found = _parsed(value_at(row, self.messages))
-        if not isinstance(found, list):
+            return [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
+        values = _parse_json(value_at(row, self.messages))
+        if not isinstance(values, list):
             return None
-        messages = [self._message(message) for message in found]
+        messages = [self._message(value) for value in values]
         return None if None in messages else [m for m in messages if m is not None]
 
-    def _message(self, found: object) -> Message | None:
-        """The message in our form, None if it has no role or no content that can be read."""
-        if not isinstance(found, Mapping):
+    def _message(self, value: object) -> Message | None:
+        """The message in our form, or None if it has no role or no readable content."""
+        if not isinstance(value, Mapping):
             return None
-        message = {str(key): value for key, value in _without_null(found).items()}
+        message = {str(key): item for key, item in _without_null(value).items()}
         role = message.pop("from", None) if "role" not in message else message["role"]
         content = message.pop("value", "") if "content" not in message else message["content"]
         if not isinstance(role, str):
@@ -117,14 +116,14 @@ class ChatColumn:
         return "".join(joined)
 
     def _tools(self, row: Row) -> list[Any] | None:
-        tools = _parsed(value_at(row, self.tools or ""))
+        tools = _parse_json(value_at(row, self.tools or ""))
         if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
             return None
         return _without_null(tools) or None
 
 
-def _parsed(value: Any) -> Any:
-    """What JSON says, if the value is text that could be some: columns of tables hold it so."""
+def _parse_json(value: Any) -> Any:
+    """The parsed value if it is a JSON list in a text, as in some tables; else the value itself."""
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:
             return json.loads(value)
@@ -134,7 +133,7 @@ def _parsed(value: Any) -> Any:
 
 
 def _without_null(value: Any) -> Any:
-    """The same without fields that are null: a table gives all messages all fields of any."""
+    """The value without null fields: in a table, all messages have the fields of any."""
     if isinstance(value, Mapping):
         return {key: _without_null(item) for key, item in value.items() if item is not None}
     if isinstance(value, list | tuple):

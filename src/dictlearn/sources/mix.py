@@ -1,4 +1,4 @@
-"""Several texts in one stream, each with its share of the tokens: the builder of data=mix."""
+"""Mixtures of texts, each with its share of the tokens: the builder of data=mix."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dictlearn.types import DocumentWindows
 
 
 class PartWindows(DocumentWindows, Protocol):
-    """Windows that know how many documents they have and how many of their tokens are kept."""
+    """Windows with the numbers of their documents and kept tokens."""
 
     @property
     def n_documents(self) -> int: ...
@@ -26,22 +26,21 @@ class PartWindows(DocumentWindows, Protocol):
     def n_kept(self) -> int: ...
 
 
-Part = Callable[
-    ..., PartWindows
-]  # takes lm, split, context, held_out; max_tokens where it is given
+# Builds a part; it takes lm, split, context, held_out, and max_tokens if that is limited.
+Part = Callable[..., PartWindows]
 
 
 @final
 class MixedWindows:
-    """Windows of several texts, of each as many as were asked for.
+    """Windows of several texts, part by part.
 
-    They stand part by part: whoever wants them mixed shuffles them, as sources do, and whoever reads
-    some evenly spaced ones gets all parts by their shares. The windows of a part are spread evenly over
-    its text; if they are more than it has, all are there equally often, or once more.
+    Sources shuffle the windows, and evenly spaced windows have all parts by their shares. The windows
+    of a part are spread evenly over its text. If a part has fewer windows than `n_windows`, they are
+    repeated, each equally often or once more.
 
     Args:
-        parts: windows of one length.
-        n_windows: of each part, at least one in all.
+        parts: windows of equal length.
+        n_windows: the number of windows of each part, in all at least one.
     """
 
     def __init__(self, parts: Sequence[PartWindows], n_windows: Sequence[int]):
@@ -60,27 +59,27 @@ class MixedWindows:
 
     @property
     def n_kept(self) -> int:
-        """About how many tokens a dictionary reads: a part's windows count alike."""
+        """The approximate number of tokens that a dictionary reads, from the mean per window."""
         pairs = zip(self._parts, self._n_windows, strict=True)
         return round(sum(part.n_kept / max(len(part), 1) * n for part, n in pairs))
 
     def window_batch(self, indices: Tensor | Sequence[int] | range) -> Tensor:
         """Token ids of the windows, int64 [B, P]. Raises IndexError outside 0 to len - 1."""
-        return self._of_parts(indices, lambda p, at: self._parts[p].window_batch(at), torch.int64)
+        return self._read_parts(indices, lambda p, at: self._parts[p].window_batch(at), torch.int64)
 
     def kept(self, indices: Tensor | Sequence[int] | range) -> Tensor:
         """bool [B, P]: True where a dictionary reads the token."""
-        return self._of_parts(indices, lambda p, at: self._parts[p].kept(at), torch.bool)
+        return self._read_parts(indices, lambda p, at: self._parts[p].kept(at), torch.bool)
 
     def documents(self, indices: Tensor | Sequence[int] | range) -> Tensor:
         """The number of each token's document, counted through all parts, int64 [B, P]."""
-        return self._of_parts(
+        return self._read_parts(
             indices,
             lambda p, at: self._parts[p].documents(at.tolist()) + self._documents[p],
             torch.int64,
         )
 
-    def _of_parts(
+    def _read_parts(
         self,
         indices: Tensor | Sequence[int] | range,
         read: Callable[[int, Tensor], Tensor],
@@ -91,13 +90,13 @@ class MixedWindows:
         if len(indices_B) and not 0 <= int(indices_B.min()) <= int(indices_B.max()) < len(self):
             raise IndexError(f"windows {indices_B.tolist()} of {len(self)}")
         part_B = torch.searchsorted(self._ends, indices_B, right=True)
-        found_BP = torch.empty((len(indices_B), self.context), dtype=dtype)
+        result_BP = torch.empty((len(indices_B), self.context), dtype=dtype)
         for p in part_B.unique().tolist():
-            chosen_B = part_B == p
+            is_part_B = part_B == p
             n = self._n_windows[p]
-            place = indices_B[chosen_B] - (int(self._ends[p]) - n)
-            found_BP[chosen_B] = read(p, place * len(self._parts[p]) // n)
-        return found_BP
+            within = indices_B[is_part_B] - (int(self._ends[p]) - n)
+            result_BP[is_part_B] = read(p, within * len(self._parts[p]) // n)
+        return result_BP
 
 
 def mix_windows(
@@ -109,18 +108,18 @@ def mix_windows(
     held_out: Fraction = 0.1,
     max_tokens: Count | None = None,
 ) -> MixedWindows:
-    """One split of several texts, in which each has its share of the tokens that are kept.
+    """One split of a mixture, in which each text has its share of the kept tokens.
 
     Args:
-        parts: what builds the windows of each text.
-        weights: the share of each part, in any unit; 1 for a part that is not there.
-        context, held_out: of all parts, see `windows`.
-        max_tokens: to train on in all; no part is read beyond its share of them. None leaves each
-            part its own.
+        parts: builders of the windows of each text.
+        weights: the share of each part, in any unit; the default is 1.
+        context, held_out: the same for all parts, see `windows`.
+        max_tokens: the number of tokens to train on; each part is read up to its share. None uses
+            each part's own limit.
 
-    The split to train on holds the part with most text for its share once, and the others as often as
-    their shares want: each repetition is said. In text to evaluate on nothing is repeated; it ends
-    where one part does.
+    In the train split, the part with most text for its share occurs once, and the others are repeated
+    to reach their shares; each repetition is logged. In the eval split nothing is repeated; it ends
+    when the first part does.
 
     Raises ValueError, in one sentence that names the key.
     """
@@ -136,10 +135,10 @@ def mix_windows(
         limit = {} if max_tokens is None else {"max_tokens": math.ceil(shares[name] * max_tokens)}
         with naming_part(f"data.parts.{name}"):
             built[name] = part(lm=lm, split=split, context=context, held_out=held_out, **limit)
-    # How often the whole mixture fits into each part, in tokens.
+    # The size of the mixture, in tokens, for which each part suffices once.
     kept = {name: windows.n_kept for name, windows in built.items()}
     if empty := [name for name, n in kept.items() if n == 0]:
-        raise ValueError(f"data.parts.{empty[0]}: its {split} text holds no token that is kept")
+        raise ValueError(f"data.parts.{empty[0]}: its {split} text has no token to keep")
     fits = {name: kept[name] / shares[name] for name in parts}
     total = max(fits.values()) if split == "train" else min(fits.values())
     n_windows = {
@@ -147,17 +146,17 @@ def mix_windows(
     }
     for name, windows in built.items():
         if n_windows[name] > len(windows):
-            often = n_windows[name] / len(windows)
+            times = n_windows[name] / len(windows)
             say_once(
-                f"mix {name} {often}",
-                f"data.parts.{name}: its {kept[name]:,} tokens are repeated {often:.1f} times to be "
+                f"mix {name} {times}",
+                f"data.parts.{name}: its {kept[name]:,} tokens are repeated {times:.1f} times to be "
                 f"{shares[name]:.0%} of the mixture",
             )
     return MixedWindows(list(built.values()), list(n_windows.values()))
 
 
 def _shares(parts: Mapping[str, Part], weights: Mapping[str, float]) -> dict[str, float]:
-    """The share of each part, in all 1."""
+    """The share of each part; the sum is 1."""
     for name, weight in weights.items():
         if name not in parts:
             raise ValueError(f"data.weights.{name}: no such part; there are {', '.join(parts)}")

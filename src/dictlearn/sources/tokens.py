@@ -43,7 +43,7 @@ class Corpus:
         encode: encodes documents; None for plain text, each preceded by the model's BOS. `name` must
             contain everything that the encoding depends on, except the tokenizer.
         apart: whether each document has windows of its own.
-        unseen_ids: ids that no dictionary reads, wherever they are; None for the special ones.
+        unseen_ids: ids that no dictionary reads; None for the special ones.
     """
 
     named: str
@@ -159,15 +159,8 @@ def windows(
     if split == WHOLE:
         split, held_out = "train", 0.0
 
-    first_id, tokenizer = document_start(lm), lm.tokenizer
-    encode, longest = corpus.encode, context if long == "cut" else None
-    stamps = [[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in corpus.files()]
-    settings = [corpus.name, tokenizer_hash(tokenizer), first_id, held_out, max_tokens, longest]
-    key = json.dumps([*settings, stamps])
-    encode = plain_encoder(tokenizer, first_id) if encode is None else encode
-    streams = cached(
-        key, lambda: tokenised(corpus.documents, encode, held_out, max_tokens, longest)
-    )
+    longest = context if long == "cut" else None
+    key, streams = _read_streams(lm, corpus, held_out, max_tokens, longest)
     for sentence in left_out_of(streams).sentences():
         say_once(key, sentence)
     n_documents = sum(len(streams[f"{side}_starts"]) for side in SPLITS)
@@ -188,6 +181,21 @@ def windows(
         starts,
         None if chosen is None else chosen.bool(),
         corpus.apart,
+    )
+
+
+def _read_streams(
+    lm: LanguageModel, corpus: Corpus, held_out: float, max_tokens: int | None, longest: int | None
+) -> tuple[str, dict[str, Tensor]]:
+    """(cache key, the streams of both splits), from the cache or from the documents."""
+    first_id, tokenizer = document_start(lm), lm.tokenizer
+    assert tokenizer is not None
+    stamps = [[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in corpus.files()]
+    settings = [corpus.name, tokenizer_hash(tokenizer), first_id, held_out, max_tokens, longest]
+    key = json.dumps([*settings, stamps])
+    encode = corpus.encode or plain_encoder(tokenizer, first_id)
+    return key, cached(
+        key, lambda: tokenised(corpus.documents, encode, held_out, max_tokens, longest)
     )
 
 

@@ -1,8 +1,8 @@
-"""A conversation as a model reads it: a chat template's text, and where in it each turn stands.
+"""Render a conversation with a chat template, and find the position of each turn in the text.
 
 A template is a program that may put a turn anywhere, trim it, or leave out an earlier turn's thoughts
-once another question follows. So no turn is looked for by its text. The conversation is rendered once
-more with a mark in place of one turn's content: what differs between the two texts is that turn.
+after the next question. So a turn can't be found by its text. Instead the conversation is rendered
+again with a mark in place of the turn's content; the part in which the two texts differ is the turn.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from transformers import PreTrainedTokenizerBase
 
 from dictlearn.sources.conversations import Conversation, Message
 
-SAID = (
+TURN_FIELDS = (
     "tool_calls",
     "reasoning_content",
     "reasoning",
     "thinking",
-)  # what a turn says beside content
-MARKS = "\ue000\ue001\ue002\ue003"  # private characters, which no template trims or changes
+)  # fields of a turn's text beside content
+MARKS = "\ue000\ue001\ue002\ue003"  # private-use characters, which templates don't change
 REFUSALS = (
     *(jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError),
     RecursionError,
 )
 NOW = "strftime_now"
-# Some templates print today's date. Ours is always the one that Llama's falls back to.
+# For templates that print today's date, this is a constant: the fallback of Llama's template.
 SOME_DAY = (
     "{%- macro strftime_now(format) -%}{{ format"
     " | replace('%Y', '2024') | replace('%m', '07') | replace('%d', '26') | replace('%b', 'Jul')"
@@ -39,11 +39,11 @@ SOME_DAY = (
 
 
 class Refused(Exception):
-    """The template does not take the conversation; the message is its own."""
+    """The template refuses the conversation; the message is the template's."""
 
 
 class NotApart(Exception):
-    """The template mixes a turn with others, so it can't be said where the turn stands."""
+    """The template mixes a turn with others, so the turn has no position in the text."""
 
 
 class Span(NamedTuple):
@@ -55,12 +55,12 @@ class Span(NamedTuple):
 
 @final
 class Template:
-    """A tokenizer's chat template, or another in its place.
+    """A tokenizer's chat template, or a replacement.
 
     Args:
         source: the Jinja source of a template, or the name of one of the tokenizer's; None for the
             one that the tokenizer uses.
-        values: what the template's own variables are, such as {"enable_thinking": False}.
+        values: values of the template's own variables, such as {"enable_thinking": False}.
     """
 
     def __init__(
@@ -72,14 +72,14 @@ class Template:
         self._tokenizer, self._source, self._values = tokenizer, source, dict(values or {})
 
     def source(self, tools: Sequence[Any] | None = None) -> str:
-        """The Jinja source. ValueError if the tokenizer has no template for conversations like that."""
+        """The Jinja source. Raises ValueError if the tokenizer has no template for such conversations."""
         source = self._tokenizer.get_chat_template(self._source, tools)  # type: ignore[arg-type]
         return SOME_DAY + source if NOW in source else source
 
     def render(self, messages: Sequence[Message], tools: Sequence[Any] | None = None) -> str:
-        """The text of a conversation. Refused, with what the template says, if it takes none such.
+        """The text of a conversation. Raises Refused, with the template's message, if it refuses.
 
-        transformers runs the template in its sandbox, where it reads and writes nothing.
+        transformers runs the template in a sandbox, where it can read and write nothing.
         """
         source = self.source(tools)
         try:
@@ -93,7 +93,7 @@ class Template:
         except jinja2.TemplateSyntaxError as error:
             line = error.lineno
             raise ValueError(
-                f"data.template: it is no template of Jinja: line {line}: {error}"
+                f"data.template: it is not a Jinja template: line {line}: {error}"
             ) from error
         except REFUSALS as error:
             raise Refused(str(error)) from error
@@ -104,14 +104,14 @@ class Template:
 def turns(
     template: Template, conversation: Conversation, roles: Sequence[str], around: bool = False
 ) -> tuple[str, list[Span]]:
-    """The text of a conversation, and where the turns of some roles stand in it.
+    """The text of a conversation, and the spans of the turns of some roles.
 
-    A turn is what was said: content, thoughts and calls of tools. With `around` it is also what the
-    template puts around that: the turn's header, and its end.
+    A turn consists of content, thoughts and calls of tools. With `around` its span includes what the
+    template puts around these: the turn's header and its end.
 
     Raises:
-        Refused: by the template.
-        NotApart: a turn's place can't be told.
+        Refused: the template refuses the conversation.
+        NotApart: a turn has no position.
     """
     messages, tools = conversation
     text = template.render(messages, tools)
@@ -119,36 +119,36 @@ def turns(
     if mark is None:
         raise NotApart
     spans = [_span(template, text, messages, tools, i, mark) for i in range(len(messages))]
-    order = sorted(range(len(messages)), key=spans.__getitem__)  # as the turns stand in the text
+    order = sorted(range(len(messages)), key=spans.__getitem__)  # order of the turns in the text
     ordered = [spans[i] for i in order]
     if any(before.stop > after.start for before, after in zip(ordered, ordered[1:], strict=False)):
         raise NotApart
-    wanted = [place for place, i in enumerate(order) if messages[i]["role"] in roles]
+    kept = [rank for rank, i in enumerate(order) if messages[i]["role"] in roles]
     if not around:
-        return text, [ordered[place] for place in wanted]
+        return text, [ordered[rank] for rank in kept]
     ordered.append(Span(len(text), len(text)))
 
-    def end(place: int) -> int:
-        """Where a turn's own end is, which the template writes behind it."""
-        start = ordered[place].stop
-        between = text[start : ordered[place + 1].start]
-        return start + _own_end(template, conversation, order[place], between, mark)
+    def end(rank: int) -> int:
+        """The end of a turn, including what the template writes after it."""
+        start = ordered[rank].stop
+        between = text[start : ordered[rank + 1].start]
+        return start + _end_length(template, conversation, order[rank], between, mark)
 
-    return text, [Span(end(place - 1) if place else 0, end(place)) for place in wanted]
+    return text, [Span(end(rank - 1) if rank else 0, end(rank)) for rank in kept]
 
 
 def _marked(messages: Sequence[Message], i: int, mark: str, bare: bool) -> list[Message]:
-    """The messages, one of them saying the mark; `bare` takes all else from it that it says."""
+    """The messages, with the mark as content of message i; `bare` removes its other text."""
     message = {**messages[i], "content": mark}
     if bare:
-        message = {key: value for key, value in message.items() if key not in SAID}
+        message = {key: value for key, value in message.items() if key not in TURN_FIELDS}
     return [*messages[:i], message, *messages[i + 1 :]]
 
 
 def _render_marked(
     template: Template, messages: Sequence[Message], tools: Sequence[Any] | None, i: int, mark: str
 ) -> str:
-    """The text with the mark in place of a turn; of a call of tools too, where the template lets it."""
+    """The text with the mark in place of a turn, and of its tool calls if the template allows it."""
     try:
         return template.render(_marked(messages, i, mark, bare=True), tools)
     except Refused:
@@ -167,24 +167,24 @@ def _span(
     i: int,
     mark: str,
 ) -> Span:
-    other = _render_marked(template, messages, tools, i, mark)
-    start = len(os.path.commonprefix([text, other]))
-    rest, other_rest = text[start:], other[start:]
-    if other_rest.count(mark) != 1:
-        if other == text and not any(messages[i].get(key) for key in SAID):
+    marked = _render_marked(template, messages, tools, i, mark)
+    start = len(os.path.commonprefix([text, marked]))
+    rest, marked_rest = text[start:], marked[start:]
+    if marked_rest.count(mark) != 1:
+        if marked == text and not any(messages[i].get(key) for key in TURN_FIELDS):
             return Span(len(text), len(text))  # the template leaves the turn out
         raise NotApart
-    stop = len(text) - len(os.path.commonprefix([rest[::-1], other_rest[::-1]]))
+    stop = len(text) - len(os.path.commonprefix([rest[::-1], marked_rest[::-1]]))
     return Span(start, stop)
 
 
-def _own_end(
+def _end_length(
     template: Template, conversation: Conversation, i: int, between: str, mark: str
 ) -> int:
-    """How much of the text between a turn and the next one ends this one: the rest heads the next.
+    """The length of the part of `between` that ends turn i; the rest is the header of the next turn.
 
-    It is what follows the turn where the conversation ends with it, as far as that agrees. Nothing
-    does where there is no such conversation, as of a system message alone.
+    It is the common prefix of `between` and of what follows the turn if the conversation ends with it.
+    It is 0 if the template refuses such a conversation, for example a system message alone.
     """
     messages, tools = conversation
     try:

@@ -114,10 +114,8 @@ def build_openmoss(
     )
     centre = entry(cfg, "apply_decoder_bias_to_pre_encoder", bool, where, False)
     if centre and scale_in != scale_out:
-        raise ValueError(
-            f"{where}: apply_decoder_bias_to_pre_encoder=true, but the scales of input and output "
-            f"differ"
-        )
+        key = "apply_decoder_bias_to_pre_encoder"
+        raise ValueError(f"{where}: {key}=true, but the scales of input and output differ")
     weighted = entry(cfg, "sparsity_include_decoder_norm", bool, where, True)
     norms_F = tensors["W_dec"].norm(dim=-1).clamp_min(SMALLEST)
     norms_F = norms_F if weighted else torch.ones_like(norms_F)
@@ -127,12 +125,8 @@ def build_openmoss(
         tensors["b_enc"] = tensors["b_enc"] * norms_F
         tensors["W_dec"] = tensors["W_dec"] / norms_F[:, None]
     if act_fn == "jumprelu":
-        if threshold is None or threshold.numel() not in (1, len(norms_F)):
-            raise ValueError(
-                f"{path}: act_fn=jumprelu, but there is no threshold for its {len(norms_F)} features"
-            )
-        theta_F = threshold.float().clamp_min(0).flatten() * (scale_out if raw else 1.0)
-        tensors["raw_threshold_SF"] = theta_F / norms_F
+        scale = scale_out if raw else 1.0
+        tensors["raw_threshold_SF"] = _thresholds(path, threshold, norms_F, scale)
     tensors["W_enc"] = tensors["W_enc"] * scale_in
     tensors["W_dec"], tensors["b_dec"] = tensors["W_dec"] / scale_out, tensors["b_dec"] / scale_out
     return build_layer(
@@ -145,6 +139,15 @@ def build_openmoss(
         centre=centre,
         training={"format": "openmoss", "model": _model(where), **scales(scale_in, scale_out)},
     )
+
+
+def _thresholds(path: Path, threshold: Tensor | None, norms_F: Tensor, scale: float) -> Tensor:
+    """Thresholds of the pre-activations, [F]."""
+    if threshold is None or threshold.numel() not in (1, len(norms_F)):
+        raise ValueError(
+            f"{path}: act_fn=jumprelu, but there is no threshold for its {len(norms_F)} features"
+        )
+    return threshold.float().clamp_min(0).flatten() * scale / norms_F
 
 
 def _renamed(path: Path, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
