@@ -241,6 +241,11 @@ class ModelInfo:
 class DecoderLike(Protocol):
     """The parts of a decoder that objectives and evals use."""
 
+    @property
+    def writes_directions(self) -> bool:
+        """Whether `written` gives what a feature writes, whatever the input is."""
+        ...
+
     def norms(self) -> Tensor:
         """Norm of a feature's vectors for all targets together: [S, F]."""
         ...

@@ -154,9 +154,11 @@ def selected(positions: Positions, positions_BP: Tensor, prompt_B: Tensor) -> Te
     return chosen & real
 
 
-def on_input(edit: Edit | Push) -> bool:
-    """Whether a gate asks for a feature anywhere in the prompt."""
-    return edit.when == "input" or (isinstance(edit.when, Gate) and edit.when.on == "input")
+def gate_of(edit: Edit | Push) -> Gate | None:
+    """What opens an intervention for tokens or inputs; None if its own token decides, or nothing."""
+    if isinstance(edit, Edit) and edit.when == "input":
+        return Gate(edit.feature, edit.source, edit.dictionary, "input")
+    return edit.when if isinstance(edit.when, Gate) else None
 
 
 def _check(edit: Edit | Push) -> None:

@@ -52,7 +52,7 @@ class Pass:
     codes: dict[tuple[int, int], Code] = field(default_factory=dict)  # by (dictionary, source)
     x: dict[tuple[int, int], Tensor] = field(default_factory=dict)  # [N, D]
     new: dict[tuple[int, int], Columns] = field(default_factory=dict)
-    difference: dict[tuple[int, int], Code] = field(default_factory=dict)
+    changes: dict[tuple[int, int], Columns] = field(default_factory=dict)
     sites: dict[str, Tensor] = field(default_factory=dict)  # [B, P, D]: what may be held
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dictlearn.interventions import codes as of_codes
-from dictlearn.interventions.edits import Edit, Gate, Push, on_input, selected
+from dictlearn.interventions.edits import Edit, Gate, Push, gate_of, selected
 from dictlearn.interventions.passes import (
     RESIDUAL,
     Columns,
@@ -33,7 +33,7 @@ from dictlearn.interventions.passes import (
 from dictlearn.lm.frozen import Frozen
 from dictlearn.lm.language_model import OTHER, LanguageModel
 from dictlearn.lm.patch import Replacement, patched
-from dictlearn.lm.sites import blocks, resolve
+from dictlearn.lm.sites import blocks, resolve, site_names
 from dictlearn.names import code_names
 from dictlearn.types import Code, DictionaryLike
 
@@ -55,6 +55,11 @@ class Placed:
         self.edits = [edit for edit in edits if isinstance(edit, Edit)]
         self.pushes = [edit for edit in edits if isinstance(edit, Push)]
         self._row = {id(edit): self._row_of(edit) for edit in [*self.edits, *self._gates()]}
+        self._edited = [
+            {self._row[id(edit)] for edit in self.edits if edit.dictionary == number}
+            for number in range(len(self.dictionaries))
+        ]
+        self._order = {site: i for i, site in enumerate(site_names(lm.model))}
         self._check_pushes()
         self._held = self._held_sites()
         self._frozen = self._freeze()
@@ -183,7 +188,8 @@ class Placed:
             self._frozen.check()
             self._frozen.holds = True
         for number in self._active:
-            self._encode_all(number, self.clean)
+            for row in range(len(self.dictionaries[number].sources)):
+                self._x(self.clean, number, row)  # the next pass reads these sites anew
 
     def _wants_clean_pass(self) -> bool:
         """Whether the pass that begins needs one without interventions over the same tokens first."""
@@ -191,9 +197,13 @@ class Placed:
             not self.dictionaries[d].layerwise for d in self._active
         ):
             return True
-        if any(gate.on == "token" for gate in self._gates()):
-            return True
-        return any(on_input(edit) and id(edit) not in self._open for edit in self._all)
+        gates = {id(edit): gate_of(edit) for edit in self._all}
+        return any(
+            gate is not None
+            and not self._untouched(gate)
+            and (gate.on == "token" or edit not in self._open)
+            for edit, gate in gates.items()
+        )
 
     def _begun(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Pass:
         begun, lengths_B = begin(self.lm, args, kwargs)
@@ -239,166 +249,156 @@ class Placed:
         return push_site
 
     def _write(self, number: int, t: int) -> Replacement:
+        """A target's value with what the edits write, or with the reconstruction in its place."""
         dictionary = self.dictionaries[number]
         site, layers = dictionary.targets[t], self.setting.layers
         outside = layers is not None and layer(site) not in (-1, *layers)
+        held = site in self._held
 
-        def write(seen: Mapping[str, Tensor], value_BPD: Tensor) -> Tensor:
-            now = self.now
-            assert now is not None
+        def write(_: Mapping[str, Tensor], value_BPD: Tensor) -> Tensor:
             if self._recording or number not in self._active or outside:
                 return value_BPD
-            if not dictionary.layerwise:
-                return self._write_known(number, t, value_BPD)
-            held = site in self._held
-            for s in dictionary.reads(t):
-                if (number, s) not in now.x:
-                    now.x[number, s] = rows(seen[dictionary.sources[s]], now.keep_BP, dictionary)
-                if not held:
-                    self._encode(number, s)
-            source = self.clean if held else now
+            source = self.clean if held or not dictionary.layerwise else self.now
             assert source is not None
-            difference = {s: self._difference(source, number, s) for s in dictionary.reads(t)}
-            skipped_ND = self._skipped(number, t) if held else None
-            return self._written(number, t, value_BPD, difference, source, skipped_ND)
+            change_ND = self._change(source, number, t)
+            if held and dictionary.decodes_from_input:
+                skipped_ND = self._skipped(number, t)
+                change_ND = skipped_ND if change_ND is None else change_ND + skipped_ND
+            keep_BP = source.keep_BP.to(value_BPD.device)
+            if self.setting.error:
+                return value_BPD if change_ND is None else added(value_BPD, keep_BP, change_ND)
+            y_hat_ND = self._reconstruction(source, number, t)
+            return put(value_BPD, keep_BP, y_hat_ND if change_ND is None else y_hat_ND + change_ND)
 
         return write
 
-    def _written(
-        self,
-        number: int,
-        t: int,
-        value_BPD: Tensor,
-        difference: Mapping[int, Code],
-        source: Pass,
-        skipped_ND: Tensor | None,
-    ) -> Tensor:
-        """The target's value with what the edits write, or with the reconstruction in its place."""
+    def _change(self, source: Pass, number: int, t: int) -> Tensor | None:
+        """What the edits of a code change of a target: [N, D], or None if they change nothing."""
         dictionary = self.dictionaries[number]
-        x = {s: source.x[number, s] for s in difference}
-        changed = any(len(code.features) for code in difference.values())
-        change_ND = dictionary.decoder.target(t, difference, x) if changed else None
-        if skipped_ND is not None:
-            change_ND = skipped_ND if change_ND is None else change_ND + skipped_ND
-        keep_BP = source.keep_BP.to(value_BPD.device)
-        if not self.setting.error:
-            codes = {s: source.codes[number, s] for s in difference}
-            y_hat_ND = dictionary.decode_target(t, codes, x)
-            return put(value_BPD, keep_BP, y_hat_ND if change_ND is None else y_hat_ND + change_ND)
-        return value_BPD if change_ND is None else added(value_BPD, keep_BP, change_ND)
-
-    def _write_known(self, number: int, t: int, value_BPD: Tensor) -> Tensor:
-        """The same for a code that is known as a whole from the clean pass."""
-        if number not in self._active:
-            return value_BPD
-        dictionary, clean = self.dictionaries[number], self.clean
-        assert clean is not None
-        x_NSD = self._stacked(number, clean)
-        difference = self._difference(clean, number, 0)
-        keep_BP = clean.keep_BP.to(value_BPD.device)
-        change_NTD = (
-            dictionary.decoder.without_bias(difference, x_NSD) if len(difference.features) else None
+        decoder, changed = (
+            dictionary.decoder,
+            [r for r in dictionary.reads(t) if r in self._edited[number]],
         )
-        if not self.setting.error:
-            y_hat_NTD = dictionary.decode(clean.codes[number, 0], x_NSD)
-            total = y_hat_NTD if change_NTD is None else y_hat_NTD + change_NTD
-            return put(value_BPD, keep_BP, total[:, t])
-        return value_BPD if change_NTD is None else added(value_BPD, keep_BP, change_NTD[:, t])
+        by_row = {row: self._changes(source, number, row) for row in changed}
+        columns = {key: c for some in by_row.values() for key, c in some.items() if bool(c.any())}
+        if not columns:
+            return None
+        if decoder.writes_directions:
+            vectors_ED = torch.cat([decoder.written(t, r, slice(f, f + 1)) for r, f in columns])
+            return torch.stack(list(columns.values()), 1) @ vectors_ED
+        codes, x = {}, {}
+        for s in dictionary.reads(t):
+            mine = {(0, f): change for (row, f), change in columns.items() if row == s}
+            codes[s] = of_codes.code_of(mine, self._code(source, number, s))
+            x[s] = self._x(source, number, s)
+        return decoder.target(t, codes, x)
+
+    def _reconstruction(self, source: Pass, number: int, t: int) -> Tensor:
+        dictionary = self.dictionaries[number]
+        if not dictionary.layerwise:
+            return dictionary.decode(self._code(source, number, 0), self._stacked(source, number))[
+                :, t
+            ]
+        reads = dictionary.reads(t)
+        codes = {s: self._code(source, number, s) for s in reads}
+        return dictionary.decode_target(t, codes, {s: self._x(source, number, s) for s in reads})
+
+    def _skipped(self, number: int, t: int) -> Tensor:
+        """What a change of the input does to a held target past the features, by skip or maps."""
+        dictionary, clean = self.dictionaries[number], self.clean
+        assert clean is not None and self.now is not None
+        codes = {s: self._code(clean, number, s) for s in dictionary.reads(t)}
+        now_ND, clean_ND = (
+            dictionary.decode_target(t, codes, {s: self._x(source, number, s) for s in codes})
+            for source in (self.now, clean)
+        )
+        return now_ND - clean_ND
 
     # --- codes ----------------------------------------------------------------------------------
 
-    def _encode(self, number: int, s: int) -> None:
-        """Encodes a source of the pass at hand, and applies its edits."""
-        now = self.now
-        assert now is not None
-        if (number, s) not in now.codes:
+    def _x(self, source: Pass, number: int, s: int) -> Tensor:
+        """The rows of a source site, [N, D], as the pass has read them."""
+        if (number, s) not in source.x:
             dictionary = self.dictionaries[number]
-            now.codes[number, s] = dictionary.encode_source(now.x[number, s], s).code
-            self._edit(now, number, s)
+            site_BPD = self._seen[dictionary.sources[s]]
+            source.x[number, s] = rows(site_BPD, source.keep_BP, dictionary)
+        return source.x[number, s]
 
-    def _encode_all(self, number: int, clean: Pass) -> None:
-        """Encodes every source of the clean pass."""
-        dictionary = self.dictionaries[number]
-        for s, site in enumerate(dictionary.sources):
-            clean.x[number, s] = rows(self._seen[site], clean.keep_BP, dictionary)
-        if not dictionary.layerwise:
-            clean.codes[number, 0] = dictionary.encode(self._stacked(number, clean))
-        else:
-            for s in range(dictionary.code_sources):
-                code = dictionary.encode_source(clean.x[number, s], s).code
-                clean.codes[number, s] = code
-
-    def _stacked(self, number: int, source: Pass) -> Tensor:
+    def _stacked(self, source: Pass, number: int) -> Tensor:
         n_sources = len(self.dictionaries[number].sources)
-        return torch.stack([source.x[number, s] for s in range(n_sources)], dim=1)
+        return torch.stack([self._x(source, number, s) for s in range(n_sources)], dim=1)
 
-    def _difference(self, source: Pass, number: int, s: int) -> Code:
-        """What the edits of a source change of its code."""
-        if (number, s) not in source.difference:
-            self._edit(source, number, s)
-        return source.difference[number, s]
+    def _code(self, source: Pass, number: int, row: int) -> Code:
+        """The code of a row's source, or, if it is known only as a whole, the whole code."""
+        dictionary = self.dictionaries[number]
+        row = row if dictionary.layerwise else 0
+        if (number, row) not in source.codes:
+            source.codes[number, row] = (
+                dictionary.encode_source(self._x(source, number, row), row).code
+                if dictionary.layerwise
+                else dictionary.encode(self._stacked(source, number))
+            )
+        return source.codes[number, row]
 
-    def _edit(self, source: Pass, number: int, s: int) -> None:
-        """Computes the new values of edited features, from the code of a source."""
-        code = source.codes[number, s]
-        whole = not self.dictionaries[number].layerwise
-        old: Columns = {}
-        new: Columns = {}
-        for edit in self.edits:
-            row = self._row[id(edit)]
-            if edit.dictionary != number or not (whole or row == s):
-                continue
-            key = (row if whole else 0), edit.feature
-            if key not in old:
-                old[key] = new[key] = of_codes.values_of(code, *key)
-            mask_N = self._mask(edit)[source.keep_BP].to(code.values.device)
-            if edit.when == "token":
-                mask_N = mask_N & (old[key] != 0)
-            new[key] = torch.where(mask_N, edit.changed(new[key]), new[key])
-        source.new[number, s] = new
-        changes = {key: values - old[key] for key, values in new.items()}
-        source.difference[number, s] = of_codes.code_of(changes, code)
+    def _old(self, source: Pass, number: int, row: int, feature: int) -> Tensor:
+        """A feature's activation before edits, [N]."""
+        inner = 0 if self.dictionaries[number].layerwise else row
+        return of_codes.values_of(self._code(source, number, row), inner, feature)
+
+    def _changes(self, source: Pass, number: int, row: int) -> Columns:
+        """New minus old activations of the features of a row that have edits."""
+        if (number, row) not in source.changes:
+            old: Columns = {}
+            new: Columns = {}
+            for edit in self.edits:
+                if (edit.dictionary, self._row[id(edit)]) != (number, row):
+                    continue
+                key = row, edit.feature
+                if key not in old:
+                    old[key] = new[key] = self._old(source, number, row, edit.feature)
+                mask_N = self._mask(edit)[source.keep_BP].to(old[key].device)
+                if edit.when == "token":
+                    mask_N = mask_N & (old[key] != 0)
+                new[key] = torch.where(mask_N, edit.changed(new[key]), new[key])
+            source.new[number, row] = new
+            source.changes[number, row] = {key: value - old[key] for key, value in new.items()}
+        return source.changes[number, row]
 
     def _mask(self, edit: Edit | Push) -> Tensor:
-        """bool [B, P]: the tokens that an intervention is for. Gates on its own token come later."""
+        """bool [B, P]: the tokens that an intervention is for. Its gate on its own token comes later."""
         now = self.now
         assert now is not None and self._prompt_B is not None
         mask_BP = now.keep_BP & selected(edit.positions, now.positions_BP, self._prompt_B)
-        gate = edit.when
-        if isinstance(edit, Edit) and edit.when == "input":
-            gate = Gate(edit.feature, edit.source, edit.dictionary, "input")
-        if not isinstance(gate, Gate):
+        gate = gate_of(edit)
+        if gate is None:
             return mask_BP
-        fires_BP = self._fires(gate, self._row_of(gate))
         if gate.on == "token":
-            return mask_BP & fires_BP
+            return mask_BP & self._fires(gate)
         if id(edit) not in self._open:
             prompt_BP = now.positions_BP < self._prompt_B[:, None]
-            self._open[id(edit)] = (fires_BP & prompt_BP).any(1)
+            self._open[id(edit)] = (self._fires(gate) & prompt_BP).any(1)
         return mask_BP & self._open[id(edit)][:, None]
 
-    def _fires(self, gate: Gate, row: int) -> Tensor:
-        clean = self.clean
-        assert clean is not None
-        whole = not self.dictionaries[gate.dictionary].layerwise
-        code = clean.codes[gate.dictionary, 0 if whole else row]
-        fires_N = of_codes.values_of(code, row if whole else 0, gate.feature) != 0
-        fires_BP = torch.zeros_like(clean.keep_BP)
-        fires_BP[clean.keep_BP] = fires_N.to(fires_BP.device)
+    def _fires(self, gate: Gate) -> Tensor:
+        """bool [B, P]: where a gate's feature fires in the pass without interventions."""
+        source = self.now if self._untouched(gate) else self.clean
+        assert source is not None
+        fires_N = self._old(source, gate.dictionary, self._row_of(gate), gate.feature) != 0
+        fires_BP = torch.zeros_like(source.keep_BP)
+        fires_BP[source.keep_BP] = fires_N.to(fires_BP.device)
         return fires_BP
 
-    def _skipped(self, number: int, t: int) -> Tensor | None:
-        """What a change of the input does to a held target past the features, by skip or maps."""
-        dictionary, clean, now = self.dictionaries[number], self.clean, self.now
-        assert clean is not None and now is not None
-        if not dictionary.decodes_from_input:
-            return None
-        codes = {s: clean.codes[number, s] for s in dictionary.reads(t)}
-        with_x = [
-            dictionary.decode_target(t, codes, {s: source.x[number, s] for s in codes})
-            for source in (now, clean)
-        ]
-        return with_x[0] - with_x[1]
+    def _untouched(self, gate: Gate) -> bool:
+        """Whether no intervention writes before the gate's source: it is then the same in both passes."""
+        dictionary = self.dictionaries[gate.dictionary]
+        if not dictionary.layerwise:
+            return False
+        read = self._order.get(dictionary.sources[self._row_of(gate)])
+        written = [push.site for push in self.pushes]
+        for number in self._active:
+            written += self.dictionaries[number].targets
+        orders = [self._order.get(site) for site in written]
+        return read is not None and all(order is not None and order >= read for order in orders)
 
     # --- results --------------------------------------------------------------------------------
 
@@ -406,15 +406,18 @@ class Placed:
         """A dictionary's code in the last pass, edits applied, with a row for every position."""
         now, dictionary = self.now, self.dictionaries[number]
         assert now is not None
-        for s, site in enumerate(dictionary.sources):
-            now.x.setdefault((number, s), rows(self._seen[site], now.keep_BP, dictionary))
         if not dictionary.layerwise:
-            now.codes[number, 0] = dictionary.encode(self._stacked(number, now))
-            source = self.clean if self.clean is not None else now
-            new = source.new.get((number, 0), {})
-            return of_codes.spread(of_codes.replaced(now.codes[number, 0], new), now.keep_BP)
+            whole = self._code(now, number, 0)
+            new = (
+                [self.clean.new.get((number, row), {}) for row in self._edited[number]]
+                if self.clean
+                else []
+            )
+            columns = {key: values for some in new for key, values in some.items()}
+            return of_codes.spread(of_codes.replaced(whole, columns), now.keep_BP)
         parts = []
-        for s in range(dictionary.code_sources):
-            self._encode(number, s)
-            parts.append(of_codes.replaced(now.codes[number, s], now.new[number, s]))
+        for row in range(dictionary.code_sources):
+            self._changes(now, number, row)
+            new_columns = {(0, f): values for (_, f), values in now.new[number, row].items()}
+            parts.append(of_codes.replaced(self._code(now, number, row), new_columns))
         return of_codes.spread(of_codes.joined(parts), now.keep_BP)
