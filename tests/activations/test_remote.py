@@ -27,7 +27,7 @@ from tests.sources.test_live import Numbered, equal
 @pytest.fixture
 def address(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setattr(remote, "PATIENCE", 0.0)
-    monkeypatch.setattr(cached, "PART_ROWS", 8)
+    monkeypatch.setattr(cached, "LEAST_RUN", 8)
     address = f"memory://{uuid4().hex}/acts"
     yield address
 

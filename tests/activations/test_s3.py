@@ -85,7 +85,7 @@ def place(server: tuple[str, Faulty], monkeypatch: pytest.MonkeyPatch) -> tuple[
     for name, value in {**keys, "AWS_DEFAULT_REGION": "us-east-1"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(remote, "PATIENCE", 0.01)
-    monkeypatch.setattr(cached, "PART_ROWS", 8)
+    monkeypatch.setattr(cached, "LEAST_RUN", 8)
     client = boto3.client("s3")
     bucket = f"acts-{uuid4().hex[:8]}"
     client.create_bucket(Bucket=bucket)

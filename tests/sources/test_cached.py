@@ -26,7 +26,7 @@ ORDERS = ("shuffled", "windows")
 
 @pytest.fixture(autouse=True)
 def _small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cached, "PART_ROWS", 8)
+    monkeypatch.setattr(cached, "LEAST_RUN", 8)
 
 
 @pytest.fixture(scope="module")
@@ -124,24 +124,31 @@ def test_the_order_is_the_one_it_was(stores, order):
     source = build(stores[order])
     tokens = torch.cat([source.next_batch().tokens_N for _ in range(20)])
     digest = hashlib.sha256(tokens.numpy().tobytes()).hexdigest()[:8]
-    assert digest == {"shuffled": "6b10ecc6", "windows": "3cfd44eb"}[order]
+    assert digest == {"shuffled": "418836e5", "windows": "00639038"}[order]
 
 
-def test_parts_of_a_few_shards_are_mixed_and_each_shard_is_opened_once_an_epoch():
-    order = PartOrder([3, 0, 4, 2, 5], seed=1, at_once=2)
-    parts = order.span(0, 28)
-    for epoch in (parts[:14], parts[14:]):
-        assert len(set(epoch)) == 14 and all(part.shard != 1 for part in epoch)
-        shards = [part.shard for part in epoch]
-        mixed = list(dict.fromkeys(shards))
-        second = [number for number, shard in enumerate(shards) if shard in mixed[2:]]
-        assert min(second) == 14 - len(second)  # when the first two have no part left
-    assert parts[:14] != parts[14:]
-    for number in range(28):
+def test_as_many_shards_are_mixed_at_all_times():
+    counts = [30, 0, 40, 20, 50, 30, 30, 40]
+    order = PartOrder(counts, seed=1, at_once=3)
+    total = sum(counts)
+    epochs = [order.span(0, total), order.span(total, 2 * total)]
+    for epoch in epochs:
+        assert sorted(epoch) == [(s, n) for s, count in enumerate(counts) for n in range(count)]
+        mixed = [len({p.shard for p in epoch[i : i + 15]}) for i in range(total - 15)]
+        assert min(mixed) >= 3 and max(mixed) <= 5  # one begins as another ends
+    assert epochs[0] != epochs[1]
+    for number in range(total):
         soon = order.soon(number)
-        assert parts[number].shard in soon and len(soon) <= 4
-    ends = [n for n in range(1, 27) if not set(order.soon(n)) <= set(order.soon(n - 1))]
-    assert len(ends) >= 4  # they are opened one after the other, not all at once
+        assert soon[0] == order.at(number).shard and len(soon) <= 6
+    opened = [set(order.soon(n)) - set(order.soon(n - 1)) for n in range(1, total)]
+    assert all(len(new) <= 1 for new in opened)  # one after the other
+    assert sum(map(len, opened)) <= 2 * len(counts)
+
+
+def test_one_shard_is_an_order_too():
+    order = PartOrder([5], seed=0, at_once=8)
+    assert sorted(order.span(0, 5)) == [(0, n) for n in range(5)]
+    assert order.soon(3) == [0]
 
 
 def test_a_stream_of_a_few_rows_in_any_shard_goes_on(tmp_path):

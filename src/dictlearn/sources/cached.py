@@ -16,7 +16,7 @@ from dictlearn.sources.run_reader import Run, RunReader
 from dictlearn.sources.stored import SameText, open_for, open_store_shards
 from dictlearn.types import Batch, TextWindows
 
-PART_ROWS = 1024  # rows that stay together, enough to be copied as fast as a file is read in order
+LEAST_RUN = 64  # rows; shorter runs would take longer to find than to copy
 DTYPES = {"stored": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -24,11 +24,12 @@ DTYPES = {"stored": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
 class CachedSource:
     """Rows of a store, in an order that is a pure function of (seed, epoch) and the store's sizes.
 
-    If the rows were shuffled when they were written, runs of 1024 of them are read, from `open_shards`
-    shards at a time. Rows in reading order go through a shuffle buffer, as live activations do.
+    If the rows were shuffled when they were written, runs of them are read from `open_shards` shards
+    at a time; a batch has about as many runs as that, so that its tokens come from the text of all of
+    these shards. Rows in reading order go through a shuffle buffer, as live activations do.
 
-    The memory is one or two batches, and for a store in reading order `buffer_tokens` rows. Up to
-    twice `open_shards` shards from another machine are kept in temporary files.
+    The memory is a few batches, and for a store in reading order `buffer_tokens` rows. Of shards on
+    another machine `open_shards` and a few more lie in temporary files while they are open.
 
     Args:
         lm: the model of the activations, which is checked; it may have no weights.
@@ -67,7 +68,7 @@ class CachedSource:
         format: str = "auto",
         text: SameText = "same",
         on_damage: OnDamage = "stop",
-        open_shards: Count = 4,
+        open_shards: Count = 8,
         threads: Count = 2,
         buffer_tokens: Count = 65536,
         batch_dtype: Literal["stored", "float32", "bfloat16"] = "float32",
@@ -84,31 +85,33 @@ class CachedSource:
             self._groups.append(self.targets)
         self._seed, self._at_once, self._rank, self._ranks = seed, open_shards, 0, 1
         self._n_shards = len(self._store.info.shard_rows)
-        self._rows_at_once = max(2 * PART_ROWS, buffer_tokens)
+        self._run_rows = max(LEAST_RUN, batch_tokens // open_shards)
+        self._rows_at_once = max(2 * self._run_rows, buffer_tokens)
         self._dtype = DTYPES[batch_dtype]
         self._begin()
 
     def _begin(self) -> None:
         """Starts the stream over the first `_n_shards` shards."""
         rows = self._store.info.shard_rows[: self._n_shards]
-        self._order = PartOrder([-(-n // PART_ROWS) for n in rows], self._seed, self._at_once)
+        self._order = PartOrder([-(-n // self._run_rows) for n in rows], self._seed, self._at_once)
         self._stream = {
             "seed": self._seed,
             "source.shards": self._n_shards,
             "source.rows": sum(rows),
             "source.open_shards": self._at_once,
+            "source.run_rows": self._run_rows,
         }
         if self._store.info.shuffled:
             self._rows: RunReader | ShuffleBuffer = RunReader(
                 self._run, device=self.device, out_dtype=self._dtype
             )
             return
-        chunk = self._rows_at_once // 2 // PART_ROWS
+        chunk = self._rows_at_once // 2 // self._run_rows
         self._stream["source.parts_per_refill"] = chunk
         self._rows = ShuffleBuffer(
             self._read,
             reads_per_chunk=chunk,
-            rows_per_read=PART_ROWS,
+            rows_per_read=self._run_rows,
             seed=self._seed,
             device=self.device,
             out_dtype=self._dtype,
@@ -170,5 +173,5 @@ class CachedSource:
         )
 
     def _span(self, part: Part) -> tuple[int, int]:
-        low = part.number * PART_ROWS
-        return low, min(low + PART_ROWS, self._store.info.shard_rows[part.shard])
+        low = part.number * self._run_rows
+        return low, min(low + self._run_rows, self._store.info.shard_rows[part.shard])

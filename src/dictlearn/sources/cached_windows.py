@@ -46,7 +46,7 @@ class CachedWindowsSource:
         format: str = "auto",
         text: SameText = "same",
         on_damage: OnDamage = "stop",
-        open_shards: Count = 4,
+        open_shards: Count = 8,
         threads: Count = 2,
         device: str = "cpu",
     ):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Sequence
 from typing import NamedTuple, final
 
@@ -20,8 +19,10 @@ class Part(NamedTuple):
 class PartOrder:
     """The endless sequence of parts: all parts in every epoch, in an order of its own.
 
-    An epoch permutes the shards, and permutes the parts of `at_once` of them at a time. So the parts
-    of several shards are mixed, and each shard is opened once per epoch.
+    An epoch permutes the shards. Each has its parts, permuted too, spread over the time that `at_once`
+    shards take to read, and one begins when another ends. So as many shards are mixed at all times,
+    and a part is soon followed by parts of all of these. What would come after the end of the epoch
+    comes at its start: those few shards are opened twice.
 
     Args:
         parts: the number of parts of each shard.
@@ -35,65 +36,47 @@ class PartOrder:
         assert sum(parts) > 0
         self.per_epoch = sum(parts)
         self._parts = np.array(parts)
-        self._seed, self._at_once = seed, at_once
-        self._epochs: dict[int, _Epoch] = {}
+        self._shards = np.flatnonzero(self._parts)
+        self._seed, self._at_once = seed, min(at_once, len(self._shards))
+        # Parts to look ahead: as many as a shard has, and enough to see all that are mixed.
+        self._ahead = max(4 * at_once, self.per_epoch // len(self._shards))
+        self._epochs: dict[int, tuple[list[int], list[int]]] = {}
 
     def at(self, number: int) -> Part:
         """Part `number` of the endless sequence."""
         epoch, index = divmod(number, self.per_epoch)
-        order = self._epoch(epoch)
-        return Part(order.shards[index], order.parts[index])
+        shards, parts = self._epoch(epoch)
+        return Part(shards[index], parts[index])
 
     def span(self, start: int, stop: int) -> list[Part]:
         return [self.at(number) for number in range(start, stop)]
 
     def soon(self, number: int) -> list[int]:
-        """The shards to have open at part `number`: the group that is mixed, and some of the next.
-
-        The fraction of the next group is the fraction of this one that was read, so that shards are
-        opened at an even rate.
-        """
+        """The shards to have open at part `number`, in the order in which they are wanted."""
         epoch, index = divmod(number, self.per_epoch)
-        order = self._epoch(epoch)
-        group = bisect_right(order.ends, index)
-        start = order.ends[group - 1] if group else 0
-        if group + 1 < len(order.groups):
-            following = order.groups[group + 1]
-        else:
-            following = self._epoch(epoch + 1).groups[0]
-        share = (index - start) / (order.ends[group] - start)
-        return [*order.groups[group], *following[: int(share * (len(following) + 1))]]
+        following = self._epoch(epoch)[0][index : index + self._ahead]
+        if len(following) < self._ahead:
+            following = following + self._epoch(epoch + 1)[0][: self._ahead - len(following)]
+        return list(dict.fromkeys(following))
 
-    def _epoch(self, epoch: int) -> _Epoch:
+    def _epoch(self, epoch: int) -> tuple[list[int], list[int]]:
+        """The shard of each part of an epoch, and the part's number there."""
         if epoch not in self._epochs:
             if len(self._epochs) > 1:
                 del self._epochs[min(self._epochs)]
             self._epochs[epoch] = self._permuted(epoch)
         return self._epochs[epoch]
 
-    def _permuted(self, epoch: int) -> _Epoch:
-        shards = np.flatnonzero(self._parts)
-        shards = shards[permutation(len(shards), self._seed, 3, epoch).numpy()]
-        groups, shard_parts, part_parts = [], [], []
-        for group, start in enumerate(range(0, len(shards), self._at_once)):
-            mixed = shards[start : start + self._at_once]
-            counts = self._parts[mixed]
-            shard_M = np.repeat(mixed, counts)
-            part_M = np.concatenate([np.arange(count) for count in counts])
-            order = permutation(len(shard_M), self._seed, 4, epoch, group).numpy()
-            groups.append([int(shard) for shard in mixed])
-            shard_parts.append(shard_M[order])
-            part_parts.append(part_M[order])
-        return _Epoch(
-            np.concatenate(shard_parts).tolist(),
-            np.concatenate(part_parts).tolist(),
-            groups,
-            np.cumsum([len(part) for part in shard_parts]).tolist(),
-        )
-
-
-class _Epoch(NamedTuple):
-    shards: list[int]  # the shard of each part of the epoch
-    parts: list[int]  # its number there
-    groups: list[list[int]]  # the shards of each group
-    ends: list[int]  # end of each group's parts
+    def _permuted(self, epoch: int) -> tuple[list[int], list[int]]:
+        n = len(self._shards)
+        shards = self._shards[permutation(n, self._seed, 3, epoch).numpy()]
+        random = np.random.default_rng((self._seed, 4, epoch))
+        times, parts = [], []
+        for start, count in enumerate(self._parts[shards]):
+            # In units of the time that one shard takes alone; random within a part's own share.
+            spread = (np.arange(count) + random.random(count)) / count
+            times.append((start + self._at_once * spread) % n)
+            parts.append(permutation(int(count), self._seed, 5, epoch, start).numpy())
+        order = np.argsort(np.concatenate(times), kind="stable")
+        shard_M = np.repeat(shards, self._parts[shards])
+        return shard_M[order].tolist(), np.concatenate(parts)[order].tolist()

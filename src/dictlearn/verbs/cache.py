@@ -14,7 +14,6 @@ from typing import Any, Literal
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
-from rich.progress import Progress
 
 from dictlearn import escape
 from dictlearn.activations import layout
@@ -33,6 +32,7 @@ from dictlearn.sources.fingerprint import of_rows
 from dictlearn.sources.reader import Reader
 from dictlearn.types import TextWindows
 from dictlearn.verbs import build, fingerprints, storing
+from dictlearn.verbs.bars import bars
 from dictlearn.verbs.units import as_bytes
 from dictlearn.waiting import duration, waiting_for
 
@@ -226,19 +226,21 @@ def make(
     size, each = as_bytes(total * row_bytes(about)), as_bytes(row_bytes(about))
     with nonfinite_named():
         seconds = total / about.context * seconds_of_a_window(cfg, reader, about)
+    writer = ShardWriter(reader, windows, about, place, cfg.batch_windows)
     escape.say(
         f"{cfg.output}: {len(missing)} shards, {total:,} tokens of {len(about.sites)} sites, {size} at "
         f"{each} a token, about {duration(seconds)}"
     )
-    writer = ShardWriter(reader, windows, about, place, cfg.batch_windows)
-    console = escape.console(stderr=True)
-    with (
-        nonfinite_named(),
-        Progress(console=console, transient=True, disable=not console.is_terminal) as bar,
-    ):
-        task = bar.add_task("storing activations", total=total)
+    done = 0
+    with nonfinite_named(), bars("") as progress:
         for shard in missing:
-            writer.write(shard, lambda done: bar.advance(task, done * about.context))
+
+            def advance(windows: int) -> None:
+                nonlocal done
+                done += windows * about.context
+                progress("storing activations", done, total)
+
+            writer.write(shard, advance)
     if reader.dropped:
         escape.say(f"nonfinite=drop left out {reader.dropped:,} tokens")
 
