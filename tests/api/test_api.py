@@ -175,6 +175,8 @@ def test_evaluate_takes_a_run_or_a_dictionary(monkeypatch):
 
 def test_a_model_gives_activations_of_text():
     model = dictlearn.open_model("pico", dtype="float32")
+    assert model.names("mlp_out.1")["saelens"] == "blocks.1.hook_mlp_out"
+    assert model.site("interp_engine", "mlp_out_post.1") == "mlp_out.1"
     assert repr(model).startswith("Model: pico\n  qwen3, 4 layers, width 256, vocabulary 4,096")
     tokens = model.tokens("import os\n")
     assert "".join(model.pieces(tokens[1:])) == "import os\n"

@@ -24,6 +24,7 @@ from dictlearn.interventions.run import Effect, Outcome
 from dictlearn.interventions.stream import Stream
 from dictlearn.lm.capture import capture
 from dictlearn.lm.language_model import LanguageModel, bos_id
+from dictlearn.lm.other_names import names_of, site_named
 from dictlearn.store.text import token_text
 from dictlearn.types import Code, ModelInfo
 from dictlearn.words import a
@@ -86,6 +87,21 @@ class OpenModel:
         values = torch.stack([captured[name] for name in names], dim=2)  # B P sites D
         values = values if tokens.ndim == 2 else values[0]
         return values.squeeze(-2) if isinstance(sites, str) else values
+
+    def names(self, site: str) -> dict[str, str]:
+        """What TransformerLens, SAELens, interp-engine, nnsight and nnterp call a site: tool -> name.
+
+        A tool that has no name for it is left out. Raises ValueError if the model has no such site.
+        """
+        return names_of(self.lm, site)
+
+    def site(self, tool: str, name: str) -> str:
+        """The site that a tool calls `name`, as in `site("saelens", "blocks.3.hook_mlp_out")`.
+
+        Raises:
+            ValueError: there is no such tool, or none of the model's sites is called so.
+        """
+        return site_named(self.lm, tool, name)
 
     # --- with dictionaries in place -------------------------------------------------------------
 

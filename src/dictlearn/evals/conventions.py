@@ -22,7 +22,8 @@ from dictlearn.evals.observe import before_padding, window_batches
 from dictlearn.evals.reconstruction import ReconstructionSums
 from dictlearn.lm.capture import capture
 from dictlearn.lm.language_model import LanguageModel
-from dictlearn.lm.sites import NORMS_AFTER, resolve
+from dictlearn.lm.other_names import ADDED, module_output
+from dictlearn.lm.sites import resolve
 from dictlearn.sparsity.relu import ReLU
 from dictlearn.sparsity.topk import TopK
 from dictlearn.types import TextWindows
@@ -252,15 +253,8 @@ def _other_end(site: str) -> str:
 def _before_norm(site: str, lm: LanguageModel) -> str:
     """The module's own output where a family has a norm behind it."""
     kind, _, layer = site.partition(".")
-    if kind not in ("mlp_out", "attn_out") or not _there(lm, site):
-        return site
-    path = resolve(lm.model, site, lm.info).module_path
-    norms = {norm for pair in NORMS_AFTER for norm in pair}
-    block, _, name = path.rpartition(".")
-    if name not in norms:
-        return site
-    module = resolve(lm.model, f"mlp_in.{layer}", lm.info).module_path
-    return f"{module if kind == 'mlp_out' else block + '.self_attn'}:output"
+    added = kind in ADDED and layer.isdigit() and _there(lm, site)
+    return module_output(lm, kind, layer) if added else site
 
 
 def _there(lm: LanguageModel, site: str) -> bool:

@@ -21,11 +21,12 @@ import torch
 from torch import Tensor
 
 from dictlearn.ckpt.files import write_tensors
-from dictlearn.ckpt.foreign.saelens import CONFIG, WEIGHTS, hook_name
+from dictlearn.ckpt.foreign.saelens import CONFIG, WEIGHTS
 from dictlearn.dicts.dictionary import Dictionary
 from dictlearn.dicts.equivalent import recentred
 from dictlearn.export import _layers
 from dictlearn.export.protocol import Exporter, Job
+from dictlearn.lm.other_names import hook_name
 from dictlearn.lm.sites import STANDARDISED
 from dictlearn.types import ModelInfo
 

@@ -36,9 +36,9 @@ from dictlearn.ckpt.foreign._layer import (
     scales,
     transposed,
 )
-from dictlearn.ckpt.foreign.saelens import site_of
 from dictlearn.dicts.description import shown
 from dictlearn.dicts.dictionary import Dictionary
+from dictlearn.lm.other_names import site_of_hook
 
 CONFIG, WEIGHTS = "config.json", "sae_weights.safetensors"
 FILES, OPTIONAL, LAYERS = (CONFIG, WEIGHTS), (), False
@@ -132,8 +132,8 @@ def build_openmoss(
     return build_layer(
         path,
         tensors,
-        source=site_of(read_at),
-        target=site_of(write_at),
+        source=site_of_hook(read_at),
+        target=site_of_hook(write_at),
         sparsity={"name": act_fn} | ({"k": k} if act_fn == "topk" else {}),
         k=k,
         centre=centre,

@@ -6,7 +6,6 @@ transcoders of one shape is read as one dictionary, a layer each.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,23 +25,11 @@ from dictlearn.ckpt.foreign._layer import (
     transposed,
 )
 from dictlearn.dicts.dictionary import Dictionary
+from dictlearn.lm.other_names import site_of_hook
 from dictlearn.lm.sites import STANDARDISED
 
 CONFIG, WEIGHTS, SCALER = "cfg.json", "sae_weights.safetensors", "activation_scaler.json"
 FILES, OPTIONAL, LAYERS = (CONFIG, WEIGHTS), (SCALER,), True
-
-# TransformerLens' names of our sites. `mlp.hook_in` is what the MLP module reads, gain and bias of
-# the norm applied; `ln2.hook_normalized` is without them.
-HOOKS = {
-    "resid_pre": "hook_resid_pre",
-    "attn_out": "hook_attn_out",
-    "resid_mid": "hook_resid_mid",
-    "mlp_norm": "ln2.hook_normalized",
-    "mlp_in": "mlp.hook_in",
-    "mlp_out": "hook_mlp_out",
-    "resid_post": "hook_resid_post",
-}
-SITES = {hook: site for site, hook in HOOKS.items()} | {"mlp.hook_out": "mlp_out"}
 
 SPARSITIES = {
     "standard": "relu",
@@ -101,18 +88,6 @@ def read(folder: Path) -> Dictionary:
     return read_layers(layer_folders(folder, (CONFIG, WEIGHTS)), _read_one)
 
 
-def hook_name(site: str) -> str:
-    """What SAELens calls a site; a module path stays as it is."""
-    kind, _, layer = site.partition(".")
-    return f"blocks.{layer}.{HOOKS[kind]}" if kind in HOOKS and layer.isdigit() else site
-
-
-def site_of(hook: str) -> str:
-    """Our name of a TransformerLens hook; one that is no site of ours keeps its own."""
-    match = re.fullmatch(r"blocks\.(\d+)\.(.+)", hook)
-    return f"{SITES[match[2]]}.{match[1]}" if match and match[2] in SITES else hook
-
-
 def _read_one(folder: Path) -> Dictionary:
     where = folder / CONFIG
     cfg, about = _settings(read_object(where), where)
@@ -126,9 +101,9 @@ def _read_one(folder: Path) -> Dictionary:
         raise ValueError(
             f"{where}: {hook} is read with all heads put side by side, which is no site here"
         )
-    source = target = site_of(hook)
+    source = target = site_of_hook(hook)
     if "transcoder" in architecture:
-        target = site_of(entry(about, "hook_name_out", str, where, "unknown_out:output"))
+        target = site_of_hook(entry(about, "hook_name_out", str, where, "unknown_out:output"))
     k = entry(cfg, "k", int, where, 100) if architecture == "topk" else None
     source, target = dictlearn_sites(about) or (source, target)
     if _standardised(cfg, architecture, where):
