@@ -152,9 +152,7 @@ def test_a_store_of_something_else_is_not_gone_on_with(tmp_path, options, senten
 
 
 def test_a_place_without_a_store_is_named(tmp_path):
-    with pytest.raises(
-        ValueError, match="^source.path=.*has no activations in a format known here"
-    ):
+    with pytest.raises(ValueError, match="^source.path=.*has no activations in a known format"):
         open_store(LocalPlace(tmp_path))
     with pytest.raises(ValueError, match="^source.format=x: want auto, .*dictlearn"):
         open_store(LocalPlace(tmp_path), "x")

@@ -1,1 +1,1 @@
-"""Stores of activations: the protocol of all formats, our own format, and where the files lie."""
+"""Stores of activations: the protocol, the formats and the locations of files."""

@@ -1,14 +1,14 @@
-"""The files of a store in our own format, and what is in them.
+"""The files of a store in our own format, and their content.
 
-    store.json                             what the store is of; written first, compared by every writer
+    store.json                             model, text and settings; written first
     shards/000017.safetensors              a shard: rows of all sites, with tokens, positions, documents
     shards/000017.statistics.safetensors   mean and variance of its sites, float64
-    shards/000017.json                     written last: rows, and sizes and SHA-256 of the two above
-    statistics.safetensors                 mean and variance over all shards, once they are all there
-    complete.json                          how many shards that are
+    shards/000017.json                     written last: rows, and sizes and SHA-256 of the files above
+    statistics.safetensors                 mean and variance of all shards, when the store is complete
+    complete.json                          their number
 
-A shard without its record is not there. Shard i holds windows i*w to (i+1)*w - 1 of the text in an order
-drawn from the seed, so it is the same whoever writes it and however many shards follow.
+A shard without its record is absent. Shard i has windows i*w to (i+1)*w - 1 of the text in an order
+drawn from the seed, so it doesn't depend on who writes it and on the number of shards.
 """
 
 from __future__ import annotations
@@ -32,14 +32,11 @@ from dictlearn.disk.errors import content_error
 FORMAT, VERSION = "dictlearn activations", 1
 ABOUT, COMPLETE = "store.json", "complete.json"
 STATISTICS, SHARDS = "statistics.safetensors", "shards"
-ABOUT_BYTES, RECORD_BYTES = 1 << 20, 1 << 16  # the most that is read of one
-MOST = 1 << 40  # of any number in these files: no product of two of them leaves 2^63 - 1
+ABOUT_BYTES, RECORD_BYTES = 1 << 20, 1 << 16  # the largest files that are read
+LARGEST = 1 << 40  # the largest number in these files
 SHUFFLED, WINDOWS = "shuffled", "windows"
 TOKENS, POSITIONS, DOCUMENTS = "tokens", "positions", "documents"  # int32 [rows]
-WINDOW_TOKENS, KEPT = (
-    "window_tokens",
-    "kept",
-)  # int32 and uint8 [windows, P], where order is windows
+WINDOW_TOKENS, KEPT = "window_tokens", "kept"  # int32 and uint8 [windows, P], for order=windows
 COLUMNS = (TOKENS, POSITIONS, DOCUMENTS)
 
 Shapes = dict[str, tuple[torch.dtype, list[int]]]
@@ -47,7 +44,7 @@ Shapes = dict[str, tuple[torch.dtype, list[int]]]
 
 @dataclass(frozen=True)
 class About:
-    """store.json: what every shard of the store is of, and how it is written."""
+    """The content of store.json: model, text and settings of all shards."""
 
     origin: Origin
     sites: tuple[str, ...]
@@ -57,7 +54,7 @@ class About:
     special: Literal["leave_out", "keep"]
     nonfinite: Literal["error", "drop"]
     context: int  # P
-    windows: int  # of the text
+    windows: int  # in the text
     shard_windows: int
     seed: int
     vocabulary: int
@@ -68,12 +65,12 @@ class About:
 
     @property
     def sha256(self) -> str:
-        """Of `text`, which every record holds: what the store says of itself is hashed too."""
+        """The hash of `text`; every record has it, so this file is checked too."""
         return hashlib.sha256(self.text().encode()).hexdigest()
 
     @property
     def shards(self) -> int:
-        """Of the whole text."""
+        """The number of shards of the whole text."""
         return -(-self.windows // self.shard_windows)
 
     def windows_of(self, shard: int) -> int:
@@ -93,14 +90,14 @@ class About:
 
 @dataclass(frozen=True)
 class Record:
-    """shards/<number>.json."""
+    """The content of shards/<number>.json."""
 
     rows: int
     bytes: int
     sha256: str
     statistics_bytes: int
     statistics_sha256: str
-    store: str  # SHA-256 of what the store said of itself
+    store: str  # SHA-256 of store.json
 
     def text(self) -> str:
         return json.dumps(asdict(self), indent=1) + "\n"
@@ -117,9 +114,9 @@ def statistics_shapes(sites: tuple[str, ...], width: int) -> Shapes:
 
 def moments_as_tensors(moments: Mapping[str, Moments]) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
-    for site, one in moments.items():
-        tensors |= {f"{site}.mean": one.mean_D, f"{site}.squares": one.squares_D}
-        for name, value in {"norm": one.norm, "rows": one.rows}.items():
+    for site, m in moments.items():
+        tensors |= {f"{site}.mean": m.mean_D, f"{site}.squares": m.squares_D}
+        for name, value in {"norm": m.norm, "rows": m.rows}.items():
             tensors[f"{site}.{name}"] = torch.tensor([value], dtype=torch.float64)
     return tensors
 
@@ -138,10 +135,10 @@ def moments_in(tensors: Mapping[str, Tensor], sites: tuple[str, ...]) -> dict[st
 
 @dataclass(frozen=True)
 class Complete:
-    """complete.json: how far the store was whole once; more shards may have come since."""
+    """The content of complete.json: the number of shards when the store was last complete."""
 
     shards: int
-    store: str  # SHA-256 of what the store said of itself
+    store: str  # SHA-256 of store.json
 
     def text(self) -> str:
         return json.dumps(asdict(self), indent=1) + "\n"
@@ -160,11 +157,11 @@ def record_name(shard: int) -> str:
 
 
 def read_about(place: Place) -> About:
-    """Raises ValueError, naming the file, for anything that no writer of ours wrote."""
+    """Reads store.json. Raises ValueError, which names the file, if no writer of ours wrote it."""
     content = _read_json(place, ABOUT, ABOUT_BYTES)
     where = f"{place.address}/{ABOUT}"
     if content.pop("format", None) != FORMAT:
-        raise ValueError(f"{where} is of no store of activations")
+        raise ValueError(f"{where} does not describe a store of activations")
     if (version := content.pop("version", None)) != VERSION:
         raise ValueError(f"{where} has version {version!r}: this dictlearn reads version {VERSION}")
     origin, sites = content.get("origin"), content.get("sites")
@@ -191,27 +188,27 @@ def read_about(place: Place) -> About:
 
 
 def read_record(place: Place, shard: int, about: About) -> Record:
-    """The same of a shard's record."""
+    """Reads a shard's record. Raises ValueError, which names the file."""
     where = f"{place.address}/{record_name(shard)}"
     content = _read_json(place, record_name(shard), RECORD_BYTES)
-    _check(where, Record, content, least=0)
+    _check(where, Record, content, smallest=0)
     record = Record(**content)
     if record.store != about.sha256:
-        raise ValueError(f"{where} is of another store than {ABOUT} says this is")
+        raise ValueError(f"{where} belongs to another store than {ABOUT}")
     positions = about.windows_of(shard) * about.context
     if positions <= 0 or record.rows > positions:
         raise ValueError(
             f"{where} has rows={record.rows}: more than the {max(0, positions)} positions of the shard"
         )
     shapes = about.shapes(record.rows, about.windows_of(shard)).values()
-    least = sum(kind.itemsize * math.prod(shape) for kind, shape in shapes)
-    if not least < record.bytes <= least + (16 << 20):
-        raise ValueError(f"{where} has bytes={record.bytes}, where its tensors take {least}")
+    size = sum(kind.itemsize * math.prod(shape) for kind, shape in shapes)
+    if not size < record.bytes <= size + (16 << 20):
+        raise ValueError(f"{where} has bytes={record.bytes}, but its tensors take {size}")
     return record
 
 
 def read_complete(place: Place, about: About) -> int:
-    """How many shards there were once; 0 where it has never been whole."""
+    """The number of shards when the store was last complete; 0 if it never was."""
     if COMPLETE not in place.listed():
         return 0
     where = f"{place.address}/{COMPLETE}"
@@ -219,12 +216,12 @@ def read_complete(place: Place, about: About) -> int:
     _check(where, Complete, content)
     complete = Complete(**content)
     if complete.store != about.sha256 or complete.shards > about.shards:
-        raise ValueError(f"{where} is of another store than {ABOUT} says this is")
+        raise ValueError(f"{where} belongs to another store than {ABOUT}")
     return complete.shards
 
 
-def _read_json(place: Place, name: str, most: int) -> dict[str, Any]:
-    data = place.read(name, most)
+def _read_json(place: Place, name: str, limit: int) -> dict[str, Any]:
+    data = place.read(name, limit)
     try:
         content = json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -237,9 +234,9 @@ def _read_json(place: Place, name: str, most: int) -> dict[str, Any]:
 
 
 def _check(
-    where: str, kind: Any, content: dict[str, Any], skip: tuple[str, ...] = (), least: int = 1
+    where: str, kind: Any, content: dict[str, Any], skip: tuple[str, ...] = (), smallest: int = 1
 ) -> None:
-    """Refuses other names, and values of other types, than the fields of a dataclass have."""
+    """Raises ValueError unless names and types are those of the fields of a dataclass."""
     known = {field.name: str(field.type) for field in fields(kind)}
     for name in sorted({*known, *content}):
         if name not in known or name not in content:
@@ -248,8 +245,8 @@ def _check(
             continue
         value, annotation = content[name], known[name]
         if annotation == "int":
-            lowest = 0 if name == "seed" else least
-            fits = type(value) is int and lowest <= value <= MOST
+            lowest = 0 if name == "seed" else smallest
+            fits = type(value) is int and lowest <= value <= LARGEST
         else:
             fits = (type(value) is str and len(value) < 4096) or (
                 value is None and "None" in annotation

@@ -1,4 +1,4 @@
-"""Where a store's files lie: a folder of this machine, or an address that fsspec knows."""
+"""The location of a store's files: a local folder, or an address that fsspec supports."""
 
 from __future__ import annotations
 
@@ -12,42 +12,42 @@ from dictlearn.disk.whole import replacing
 
 
 class Place(Protocol):
-    """A folder, of which a file is whole or absent. Names have / between their parts."""
+    """A folder in which files are written atomically. Names have / between their parts."""
 
     @property
     def address(self) -> str:
-        """As the user wrote it."""
+        """The address, as the user wrote it."""
         ...
 
     @property
     def lasting(self) -> bool:
-        """Whether a file that is fetched again is the same file: its hash need not be compared again."""
+        """Whether a file doesn't change, so that its hash need be compared only once."""
         ...
 
     def listed(self, folder: str = "") -> dict[str, int]:
-        """The files right in `folder`, with their sizes in bytes; nothing where there is none."""
+        """The files in `folder`, without subfolders, with their sizes in bytes; may be empty."""
         ...
 
-    def read(self, name: str, most: int) -> bytes:
-        """A file of at most `most` bytes. ValueError names it where it is missing or larger."""
+    def read(self, name: str, limit: int) -> bytes:
+        """The content of a file. Raises ValueError if it is missing or has more than `limit` bytes."""
         ...
 
     def fetched(self, name: str) -> Path:
-        """A local file with the content of this one, which the caller opens and gives to `done`."""
+        """A local file with the same content; the caller opens it and then calls `done`."""
         ...
 
     def done(self, path: Path) -> None:
-        """Says that a `fetched` file is open: its name is needed no more."""
+        """Tells that a `fetched` file is open, so it can be unlinked."""
         ...
 
     def write(self, name: str, write: Callable[[Path], None]) -> None:
-        """Makes a file from what `write` puts at a path. OSError where that can't be done."""
+        """Makes a file from what `write` writes to a path. Raises OSError."""
         ...
 
 
 @final
 class LocalPlace:
-    """A folder of this machine."""
+    """A local folder."""
 
     lasting = True
 
@@ -61,11 +61,11 @@ class LocalPlace:
         except (FileNotFoundError, NotADirectoryError):
             return {}
 
-    def read(self, name: str, most: int) -> bytes:
+    def read(self, name: str, limit: int) -> bytes:
         path = self._path(name)
         try:
-            if path.stat().st_size > most:
-                raise ValueError(f"{path} has {path.stat().st_size:,} bytes: more than {most:,}")
+            if path.stat().st_size > limit:
+                raise ValueError(f"{path} has {path.stat().st_size:,} bytes: more than {limit:,}")
             return path.read_bytes()
         except FileNotFoundError:
             raise ValueError(f"{path} is missing") from None
@@ -90,9 +90,9 @@ def is_remote(address: str) -> bool:
 
 
 def opened(address: str) -> Place:
-    """The place at an address: a folder, or what fsspec knows. ValueError where it knows none."""
+    """The place at an address. Raises ValueError if fsspec doesn't support it."""
     if not is_remote(address):
         return LocalPlace(Path(address.removeprefix("file://")).expanduser())
-    from dictlearn.activations.remote import RemotePlace  # few runs need its libraries
+    from dictlearn.activations.remote import RemotePlace  # imports fsspec
 
     return RemotePlace(address)

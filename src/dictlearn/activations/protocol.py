@@ -1,7 +1,7 @@
-"""What every store of activations promises, whoever wrote it.
+"""The protocol of stores of activations.
 
-A store is a number of shards. A shard holds rows, one a token, and every site has the same rows in the
-same order. A reader of a format is one file in `formats/`: a class that keeps to `ActivationStore`.
+A store consists of shards. A shard has a row per token, and every site has the same rows in the same
+order. A format is one file in `formats/` with a class that implements `ActivationStore`.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from dictlearn.activations.place import Place
 
 @dataclass(frozen=True)
 class Origin:
-    """What the activations are of. None where the store does not say, which nothing then compares.
+    """The model and the text of the activations; None for what is unknown, which is not compared.
 
-    The texts of `weights`, `config` and `tokenizer` are those of `lm.fingerprint.fingerprint`, and
-    that of `text` is that of `sources.fingerprint.of_rows`.
+    `weights`, `config` and `tokenizer` are fingerprints of `lm.fingerprint.fingerprint`, and `text`
+    is one of `sources.fingerprint.of_rows`.
     """
 
     model: str | None = None  # hub id or folder
@@ -34,33 +34,35 @@ class Origin:
 
     @property
     def unknown(self) -> tuple[str, ...]:
-        """What the store does not say, `revision` and `other` aside: most models have none."""
+        """The names of unknown facts, except `revision` and `other`, which most models don't have."""
         optional = ("revision", "other")
         return tuple(
-            one.name
-            for one in fields(self)
-            if one.name not in optional and getattr(self, one.name) is None
+            fact.name
+            for fact in fields(self)
+            if fact.name not in optional and getattr(self, fact.name) is None
         )
 
 
 @dataclass(frozen=True)
 class StoreInfo:
-    """A store's sizes, checked: every number is positive, and every list is as long as it says.
+    """A store's sizes, which are checked: numbers are positive, and lengths agree.
 
-    `missing` are facts about rows that the format lacks, as words for a sentence ("positions").
+    `missing` are facts about rows that the format doesn't have, in words ("positions").
     """
 
-    sites: tuple[str, ...]  # by our names
+    sites: tuple[str, ...]  # our names of sites
     widths: Mapping[str, int]  # D of each site
-    stored: str  # how the numbers are stored, for people
-    dtype: torch.dtype  # of what `Shard.rows` gives
-    shard_rows: tuple[int, ...]  # rows of every shard; 0 where a shard is not there
-    shuffled: bool  # whether the rows of a shard come in an order drawn at random
-    context: int | None  # P where shards hold whole windows of text in reading order, else None
-    shard_windows: tuple[int, ...]  # windows of every shard; empty where `context` is None
+    stored: str  # how numbers are stored, for display
+    dtype: torch.dtype  # dtype of `Shard.rows`
+    shard_rows: tuple[int, ...]  # rows of every shard; 0 if it is absent
+    shuffled: bool  # whether the rows of a shard are in random order
+    context: int | None  # P if shards have whole windows in reading order, else None
+    shard_windows: tuple[int, ...]  # windows of every shard; empty if `context` is None
     origin: Origin
     missing: tuple[str, ...] = ()
-    absent: Mapping[int, str] = field(default_factory=dict)  # why a shard is not there, by number
+    absent: Mapping[int, str] = field(
+        default_factory=dict
+    )  # absent shards by number, with the reason
 
     @property
     def rows(self) -> int:
@@ -68,53 +70,55 @@ class StoreInfo:
 
 
 class ShardWindows(NamedTuple):
-    """The windows whose rows a shard holds, in the order of the rows."""
+    """The windows of a shard, in the order of its rows."""
 
     tokens_BP: Tensor  # integers
-    kept_BP: Tensor  # bool: at these positions there is a row, window by window
+    kept_BP: Tensor  # bool: the positions that have rows
 
 
 class Shard(Protocol):
-    """One shard, open and checked: its files have the sizes and hashes that the store says."""
+    """An open shard, whose files have the recorded sizes and hashes."""
 
     @property
     def tokens_N(self) -> Tensor:
-        """Token ids, integers; zeros where the format has none."""
+        """Token ids, integers; zeros if the format has none."""
         ...
 
     @property
     def positions_N(self) -> Tensor:
-        """Positions within the window that the model read, integers; zeros where there are none."""
+        """Positions in the model's window, integers; zeros if the format has none."""
         ...
 
     @property
     def windows(self) -> ShardWindows | None:
-        """None where the store's `context` is None."""
+        """The shard's windows; None if the store's `context` is None."""
         ...
 
     def rows(self, site: str, low: int, high: int) -> Tensor:
         """Rows low to high - 1 of a site: floating-point [high - low, D] on the CPU.
 
-        It may be mapped from the disk; nobody writes into it.
+        It may be mapped from the disk and must not be written to.
         """
         ...
 
 
 class ActivationStore(Protocol):
-    """A store in one format. Everything in it is data: sizes, names and dtypes are checked on reading,
-    no pickle is loaded and no path in it is followed.
+    """A store in one format.
+
+    Its files may come from strangers: sizes, names and dtypes are checked, no pickle is loaded and no
+    path in a file is followed.
     """
 
-    name: ClassVar[str]  # what source.format calls it
+    name: ClassVar[str]  # the value of source.format
 
     @classmethod
     def recognises(cls, place: Place) -> bool:
-        """Whether the files at a place are of this format, by their names alone."""
+        """Whether the files of a place have this format, judged by their names."""
         ...
 
     @classmethod
     def opened(cls, place: Place, sites: Sequence[str] = ()) -> Self:
-        """Reads what the store says of itself, for `sites` or all that it has; no activations.
+        """Reads the store's description, for `sites` or all sites, without activations.
 
         Raises ValueError, in one sentence that names the file.
         """
@@ -124,9 +128,9 @@ class ActivationStore(Protocol):
     def info(self) -> StoreInfo: ...
 
     def shard(self, number: int, sites: Sequence[str]) -> Shard:
-        """Opens a shard for these sites, after comparing its hashes where the format has any.
+        """Opens a shard for these sites, and compares its hashes if the format has any.
 
-        It is called from several threads, and for one shard more than once. Raises ValueError, in one
-        sentence that names the file, where it is missing, damaged or of another shape.
+        Several threads call it, also for the same shard. Raises ValueError, in one sentence that names
+        the file, if the file is missing, damaged or has other shapes.
         """
         ...

@@ -1,4 +1,4 @@
-"""A store's files at an address of another machine's: s3://, gs://, hf://, all that fsspec knows."""
+"""A store's files on another machine: s3://, gs://, hf:// and all others that fsspec supports."""
 
 from __future__ import annotations
 
@@ -18,18 +18,17 @@ from dictlearn.disk.manifest import is_plain_name
 
 Result = TypeVar("Result")
 
-TRIES = 5  # of a request
-PATIENCE = 0.5  # seconds before the second one; before each later one twice as long as before
+TRIES = 5  # requests before giving up
+PATIENCE = 0.5  # seconds before the second request; doubled for each later one
 FINAL = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError)
 
 
 @final
 class RemotePlace:
-    """A folder behind fsspec. Keys, endpoints and the like are those of its libraries, such as
-    AWS_ENDPOINT_URL.
+    """A folder that fsspec accesses. Its libraries read their own settings, such as AWS_ENDPOINT_URL.
 
-    A file is written by one request, and so whole or absent. What is fetched lies in a temporary folder
-    (TMPDIR) until it is open. A request that fails is made again, a few times.
+    A file is written by one request, and so atomically. A fetched file is in a temporary folder (TMPDIR)
+    until it is open. A request that fails is repeated a few times.
     """
 
     lasting = False
@@ -40,8 +39,8 @@ class RemotePlace:
             self._fs, root = fsspec.core.url_to_fs(address)
         except ImportError as error:  # its text says what to install
             raise ValueError(f"{address}: {error}") from error
-        except Exception as error:  # each library checks its addresses in its own way
-            raise ValueError(f"{address}: is no address here: {_line(error)}") from error
+        except Exception as error:  # libraries raise many types
+            raise ValueError(f"{address}: is not an address of a store: {_line(error)}") from error
         self._root = str(root).rstrip("/")
         self._folder: str | None = None
         self._lock = threading.Lock()
@@ -54,7 +53,7 @@ class RemotePlace:
             return self._fs.ls(path, detail=True)
 
         try:
-            entries = self._tried(folder or path, listing)
+            entries = self._retry(folder or path, listing)
         except FileNotFoundError:
             return {}
         return {
@@ -63,25 +62,25 @@ class RemotePlace:
             if entry["type"] == "file"
         }
 
-    def read(self, name: str, most: int) -> bytes:
+    def read(self, name: str, limit: int) -> bytes:
         path = self._path(name)
 
         def reading() -> bytes | None:
             self._fs.invalidate_cache()
-            return self._fs.cat_file(path) if self._fs.info(path)["size"] <= most else None
+            return self._fs.cat_file(path) if self._fs.info(path)["size"] <= limit else None
 
         try:
-            data = self._tried(name, reading)
+            data = self._retry(name, reading)
         except FileNotFoundError:
             raise ValueError(f"{self.address}/{name} is missing") from None
         if data is None:
-            raise ValueError(f"{self.address}/{name} has more than {most:,} bytes")
+            raise ValueError(f"{self.address}/{name} has more than {limit:,} bytes")
         return data
 
     def fetched(self, name: str) -> Path:
         local = self._temporary()
         try:
-            self._tried(name, lambda: self._fs.get_file(self._path(name), str(local)))
+            self._retry(name, lambda: self._fs.get_file(self._path(name), str(local)))
         except FileNotFoundError:
             local.unlink(missing_ok=True)
             raise ValueError(f"{self.address}/{name} is missing") from None
@@ -97,7 +96,7 @@ class RemotePlace:
         local = self._temporary()
         try:
             write(local)
-            self._tried(name, lambda: self._fs.put_file(str(local), self._path(name)))
+            self._retry(name, lambda: self._fs.put_file(str(local), self._path(name)))
         finally:
             local.unlink(missing_ok=True)
 
@@ -106,7 +105,7 @@ class RemotePlace:
         return f"{self._root}/{name}"
 
     def _temporary(self) -> Path:
-        """A new file in a folder that goes when this object or the process does."""
+        """A new file in a folder that is removed with this object or at the end of the process."""
         with self._lock:
             if self._folder is None:
                 self._folder = tempfile.mkdtemp(prefix="dictlearn-")
@@ -115,14 +114,14 @@ class RemotePlace:
         os.close(descriptor)
         return Path(path)
 
-    def _tried(self, name: str, call: Callable[[], Result]) -> Result:
-        """What a request gives. OSError, which names the file, after the last of several tries."""
+    def _retry(self, name: str, call: Callable[[], Result]) -> Result:
+        """The result of a request. Raises OSError, which names the file, if all tries fail."""
         for number in range(TRIES):
             try:
                 return call()
             except FINAL:
                 raise
-            except Exception as error:  # of any library below fsspec: they share no base
+            except Exception as error:  # the libraries' exceptions have no common base
                 if number == TRIES - 1:
                     raise OSError(
                         f"{self.address}/{name}: {TRIES} requests failed, the last with: {_line(error)}"

@@ -1,4 +1,4 @@
-"""Mean and variance of what is stored, in float64, merged from shards in their order."""
+"""Mean and variance of stored values, in float64; those of shards are merged in order."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ ROWS_AT_ONCE = 1024
 
 
 class Moments(NamedTuple):
-    """Of a number of rows of one site."""
+    """Moments of the rows of one site."""
 
     rows: int
     mean_D: Tensor  # float64
-    squares_D: Tensor  # float64: sum of squared distances from the mean
+    squares_D: Tensor  # float64, sum of squared distances from the mean
     norm: float  # mean L2 norm of a row
 
     @property
     def variance_D(self) -> Tensor:
-        """Of the rows, not an estimate for others: divided by how many there are."""
+        """The variance of these rows, divided by their number."""
         return self.squares_D / max(1, self.rows)
 
 
@@ -30,7 +30,7 @@ def nothing(width: int) -> Moments:
 
 
 def moments(x_ND: Tensor) -> Moments:
-    """Of rows in any floating-point dtype."""
+    """The moments of rows in any floating-point dtype."""
     total = nothing(x_ND.shape[1])
     for part in x_ND.split(ROWS_AT_ONCE):
         exact = part.double()
@@ -41,11 +41,11 @@ def moments(x_ND: Tensor) -> Moments:
 
 
 def merged(a: Moments, b: Moments) -> Moments:
-    """Of both together, by the formula that cancels nothing."""
+    """The moments of both together, by a numerically stable formula."""
     rows = a.rows + b.rows
     if not rows:
         return a
     share = b.rows / rows
-    apart = b.mean_D - a.mean_D
-    squares = a.squares_D + b.squares_D + apart.square() * (a.rows * share)
-    return Moments(rows, a.mean_D + apart * share, squares, a.norm + (b.norm - a.norm) * share)
+    shift_D = b.mean_D - a.mean_D
+    squares = a.squares_D + b.squares_D + shift_D.square() * (a.rows * share)
+    return Moments(rows, a.mean_D + shift_D * share, squares, a.norm + (b.norm - a.norm) * share)

@@ -6,40 +6,18 @@ Whatever a file contains, reading returns its content or raises ValueError.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dictlearn.disk.errors import content_error, error_text
+from dictlearn.disk.tensors import STORABLE, open_tensors
 
 JSON_BYTES = 256 << 20
-HEADER_BYTES = 8 << 20  # of a safetensors file: names and shapes of some 50,000 tensors
 WEIGHTS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)  # dtypes of weights
-
-UNREADABLE = (SafetensorError, OSError, RuntimeError, AttributeError, KeyError)
-
-STORABLE = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e5m2: "F8_E5M2",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint64: "U64",
-    torch.uint32: "U32",
-    torch.uint16: "U16",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -76,7 +54,7 @@ def read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     Raises:
         ValueError: the file is missing or not in the safetensors format, such as a pickle.
     """
-    with _open_tensors(path) as file:
+    with open_tensors(path) as file:
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
         return {name: (s.get_dtype(), tuple(s.get_shape())) for name, s in slices.items()}
 
@@ -100,23 +78,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         ValueError: the file is missing or not in the safetensors format, such as a pickle.
     """
-    with _open_tensors(path) as file:
+    with open_tensors(path) as file:
         # clone aligns the data, which is mapped at any offset: sums depend on alignment
         return {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-
-
-@contextmanager
-def _open_tensors(path: Path) -> Iterator[Any]:
-    try:
-        with open(path, "rb") as file:
-            size = int.from_bytes(file.read(8), "little")
-        if size > HEADER_BYTES:
-            raise OSError(f"its header has {size:,} bytes, more than {HEADER_BYTES >> 20} MiB")
-        with safe_open(path, framework="pt") as file:
-            yield file
-    except UNREADABLE as error:
-        reason = error_text(error)
-        raise ValueError(f"{path} is not a readable safetensors file: {reason}") from None
 
 
 def read_json(path: Path, largest: int = JSON_BYTES) -> Any:

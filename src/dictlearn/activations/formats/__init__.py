@@ -1,4 +1,4 @@
-"""One file per format of stores. A format is found by its file: nothing lists them."""
+"""The formats of stores: one file each."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ AUTO = "auto"
 
 
 def registry() -> dict[str, type[ActivationStore]]:
-    """The class of every format, by name. Each file of this folder has one, called `Store`."""
+    """The class of every format, by name. Each file of this folder has a class `Store`."""
     files = sorted(module.name for module in pkgutil.iter_modules(__path__))
-    found = [import_module(f"{__name__}.{name}").Store for name in files if name[0] != "_"]
-    return {store.name: store for store in found}
+    stores = [import_module(f"{__name__}.{name}").Store for name in files if name[0] != "_"]
+    return {store.name: store for store in stores}
 
 
 def open_store(place: Place, format: str = AUTO, sites: Sequence[str] = ()) -> ActivationStore:
-    """The store at a place, in the format that its files show, or in the one that is named.
+    """The store at a place, in the format that is named or detected.
 
-    Raises ValueError where there is none, or where it is damaged.
+    Raises ValueError if there is none or it is damaged.
     """
     known = registry()
     if format != AUTO and format not in known:
@@ -33,6 +33,6 @@ def open_store(place: Place, format: str = AUTO, sites: Sequence[str] = ()) -> A
         if store.recognises(place):
             return store.opened(place, sites)
     raise ValueError(
-        f"source.path={place.address}: has no activations in a format known here ({', '.join(known)}); "
+        f"source.path={place.address}: has no activations in a known format ({', '.join(known)}); "
         f"`dictlearn cache output={place.address}` stores some"
     )

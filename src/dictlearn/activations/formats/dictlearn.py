@@ -1,4 +1,4 @@
-"""Our own format: `layout.py` says which files there are."""
+"""Read stores in our own format, which `layout.py` describes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from dictlearn.activations.statistics import Moments, merged, nothing
 from dictlearn.activations.tensors import mapped, read_soon
 from dictlearn.disk.manifest import sha256
 
-AT_ONCE = 8  # small files that are read together
+THREADS = 8  # that read small files
 RECORD = re.compile(r"(\d{6})\.json")
 
 
@@ -44,17 +44,17 @@ class Store:
     def __init__(self, place: Place):
         self.place, self.about = place, read_about(place)
         files = place.listed(layout.SHARDS)
-        numbers = [int(found[1]) for name in files if (found := RECORD.fullmatch(name))]
+        numbers = sorted(int(m[1]) for name in files if (m := RECORD.fullmatch(name)))
         if numbers and max(numbers) >= self.about.shards:
             last = f"{place.address}/{layout.record_name(max(numbers))}"
-            raise ValueError(f"{last} is of a shard that {layout.ABOUT} has no text for")
+            raise ValueError(f"{last} belongs to a shard beyond the text of {layout.ABOUT}")
         expected = max([-1, *numbers]) + 1
         expected = max(expected, layout.read_complete(place, self.about))
         self.records: dict[int, Record] = {}
         self.absent: dict[int, str] = {}
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            found = list(pool.map(partial(self._record, files=files), sorted(numbers)))
-        for number, record in zip(sorted(numbers), found, strict=True):
+        with ThreadPoolExecutor(THREADS) as pool:
+            records = list(pool.map(partial(self._record, files=files), numbers))
+        for number, record in zip(numbers, records, strict=True):
             if isinstance(record, str):
                 self.absent[number] = record
             else:
@@ -65,13 +65,13 @@ class Store:
         self.info = self._info(len(self.records) + len(self.absent))
 
     def _record(self, number: int, files: Mapping[str, int]) -> Record | str:
-        """A shard's record, after a look at whether its data has that size; else what is wrong."""
+        """A shard's record, or a sentence if it or the size of its data is wrong."""
         try:
             record = read_record(self.place, number, self.about)
             name = layout.data_name(number)
             size = files.get(name.rpartition("/")[2])
             if size != record.bytes:
-                raise ValueError(_other_size(f"{self.place.address}/{name}", size, record.bytes))
+                raise ValueError(_wrong_size(f"{self.place.address}/{name}", size, record.bytes))
             return record
         except ValueError as error:
             return str(error)
@@ -79,16 +79,16 @@ class Store:
     def _info(self, shards: int) -> StoreInfo:
         about = self.about
         windows = about.order == layout.WINDOWS
-        there = self.records
+        records = self.records
         return StoreInfo(
             sites=about.sites,
             widths=dict.fromkeys(about.sites, about.width),
             stored=about.dtype,
             dtype=torch.bfloat16 if about.dtype == INT8 else DTYPES[about.dtype],
-            shard_rows=tuple(there[i].rows if i in there else 0 for i in range(shards)),
+            shard_rows=tuple(records[i].rows if i in records else 0 for i in range(shards)),
             shuffled=not windows,
             context=about.context if windows else None,
-            shard_windows=tuple(about.windows_of(i) if i in there else 0 for i in range(shards))
+            shard_windows=tuple(about.windows_of(i) if i in records else 0 for i in range(shards))
             if windows
             else (),
             origin=about.origin,
@@ -103,7 +103,7 @@ class Store:
         except ValueError:
             if self.place.lasting:
                 raise
-            return self._opened(number, sites)  # a connection may have lost the rest of the file
+            return self._opened(number, sites)  # the download may have been cut off
 
     def _opened(self, number: int, sites: Sequence[str]) -> OwnShard:
         record, name = self.records[number], layout.data_name(number)
@@ -133,7 +133,7 @@ class Store:
         return shard
 
     def statistics(self) -> dict[str, Moments]:
-        """Exact mean and variance of every site over all shards, merged in their order."""
+        """The moments of every site over all shards, merged in order."""
         total = {site: nothing(self.about.width) for site in self.about.sites}
         for number in self.records:
             for site, part in self.statistics_of(number).items():
@@ -149,10 +149,10 @@ class Store:
             tensors = mapped(path, known, shapes, list(shapes))
         finally:
             self.place.done(path)
-        found = layout.moments_in(tensors, self.about.sites)
-        if any(part.rows != record.rows for part in found.values()):
-            raise ValueError(f"{known} is damaged: it is of another number of rows")
-        return found
+        moments = layout.moments_in(tensors, self.about.sites)
+        if any(site.rows != record.rows for site in moments.values()):
+            raise ValueError(f"{known} is damaged: its number of rows is not the shard's")
+        return moments
 
 
 OF_ROWS = (*layout.COLUMNS, layout.WINDOW_TOKENS, layout.KEPT)
@@ -161,7 +161,7 @@ OF_ROWS = (*layout.COLUMNS, layout.WINDOW_TOKENS, layout.KEPT)
 @final
 @dataclass(frozen=True, eq=False)
 class OwnShard:
-    """The tensors of a shard that were asked for, mapped from its file."""
+    """Some tensors of a shard, mapped from its file."""
 
     tensors: Mapping[str, Tensor]
     about: About
@@ -176,7 +176,7 @@ class OwnShard:
 
     @property
     def documents_N(self) -> Tensor:
-        """Numbers of the documents in the text, as `TokenWindows.documents` counts them."""
+        """The number of each row's document, as in `TokenWindows.documents`."""
         return self.tensors[layout.DOCUMENTS]
 
     @property
@@ -192,14 +192,14 @@ class OwnShard:
         return unpacked(values, self.tensors[site + SCALE][low:high])
 
     def defect(self) -> str | None:
-        """Which of its numbers no writer wrote; None where all can be."""
-        for name, most in {
+        """What is wrong with its integers, or None."""
+        for name, end in {
             layout.TOKENS: self.about.vocabulary,
             layout.POSITIONS: self.about.context,
         }.items():
             column = self.tensors[name]
-            if len(column) and not 0 <= int(column.min()) <= int(column.max()) < most:
-                return f"{name} are not all from 0 to {most - 1}"
+            if len(column) and not 0 <= int(column.min()) <= int(column.max()) < end:
+                return f"{name} are not all from 0 to {end - 1}"
         windows = self.windows
         if windows is None:
             return None
@@ -217,17 +217,17 @@ class OwnShard:
 
 def _check_hash(path: Path, known: str, size: int, digest: str) -> None:
     try:
-        found = path.stat().st_size
-        if found != size:
-            raise ValueError(_other_size(known, found, size))
+        actual = path.stat().st_size
+        if actual != size:
+            raise ValueError(_wrong_size(known, actual, size))
         if sha256(path) != digest:
             raise ValueError(f"{known} does not match its record (sha256 differs): it is damaged")
     except FileNotFoundError:
         raise ValueError(f"{known} is missing") from None
 
 
-def _other_size(known: str, found: int | None, size: int) -> str:
-    if found is None:
+def _wrong_size(known: str, actual: int | None, size: int) -> str:
+    if actual is None:
         return f"{known} is missing"
-    what = "truncated" if found < size else "damaged"
-    return f"{known} has {found} bytes where its record says {size}: it is {what}"
+    state = "truncated" if actual < size else "damaged"
+    return f"{known} has {actual} bytes where its record says {size}: it is {state}"
