@@ -176,16 +176,17 @@ def test_coefficients_warm_up_linearly():
 @pytest.mark.parametrize(
     ("term", "sparsity", "message"),
     [
-        (L0Target(k=4), "topk", "l0_target: wants sparsity=jumprelu"),
-        (PreActivation(), "relu", "pre_activation: wants sparsity=jumprelu"),
-        (GateL1(), "relu", "gate_l1: wants sparsity=gated"),
-        (GateReconstruction(), "topk", "gate_reconstruction: wants sparsity=gated"),
-        (MultiTopK(), "topk", "multi_topk: wants sparsity=topk with sparsity.wide of 2"),
+        (L0Target(k=4), "topk", "sparsity=jumprelu, not sparsity=topk"),
+        (PreActivation(), "relu", "sparsity=jumprelu, not sparsity=relu"),
+        (GateL1(), "relu", "sparsity=gated, not sparsity=relu"),
+        (GateReconstruction(), "topk", "sparsity=gated, not sparsity=topk"),
+        (MultiTopK(), "relu", "sparsity=topk, not sparsity=relu"),
+        (MultiTopK(), "topk", "sparsity.wide of 2 or more"),
     ],
-    ids=["l0_target", "pre_activation", "gate_l1", "gate_reconstruction", "multi_topk"],
+    ids=["l0_target", "pre_activation", "gate_l1", "gate_reconstruction", "multi_topk", "wide"],
 )
 def test_a_term_without_meaning_is_refused_before_work(term, sparsity, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=rf"objective.terms.\w+: wants {message}"):
         Objective({"term": term}).check(small_dictionary(sparsity))
 
 

@@ -9,7 +9,6 @@ from torch import Tensor
 from dictlearn.objectives.protocol import Forward, Term
 from dictlearn.ranges import Fraction, NonNegative, Positive
 from dictlearn.sparsity.ranks import mean_of_all
-from dictlearn.types import TrainedDictionary
 
 
 @final
@@ -20,6 +19,7 @@ class L0Target(Term):
     dictionary_learning and Gemma Scope 2 use.
     """
 
+    wants_sparsity = "jumprelu"
     steers_l0 = "to a target"
 
     def __init__(self, k: Positive, coefficient: NonNegative = 1.0, warmup: Fraction = 0.0):
@@ -31,10 +31,3 @@ class L0Target(Term):
         fired = forward.dictionary.sparsity.fires(forward.encoding).sum()
         l0 = mean_of_all(fired, n_rows)
         return (l0 / self.k - 1).square()
-
-    def check(self, dictionary: TrainedDictionary) -> None:
-        if dictionary.sparsity.name != "jumprelu":
-            raise ValueError(
-                f"objective.terms.l0_target: wants sparsity=jumprelu, whose thresholds it trains, not "
-                f"sparsity={dictionary.sparsity.name}"
-            )

@@ -50,7 +50,14 @@ class Objective(nn.Module):
         return any(term.reads_windows for _, term in self.named_terms())
 
     def check(self, dictionary: TrainedDictionary) -> None:
-        for _, term in self.named_terms():
+        """Raises ValueError before any work if a term has no meaning for this dictionary."""
+        sparsity = dictionary.sparsity.name
+        for name, term in self.named_terms():
+            if term.wants_sparsity not in (None, sparsity):
+                raise ValueError(
+                    f"objective.terms.{name}: wants sparsity={term.wants_sparsity}, not "
+                    f"sparsity={sparsity}"
+                )
             term.check(dictionary)
 
     def connect(self, lm: LanguageModel, teacher: Teacher, dictionary: TrainedDictionary) -> None:

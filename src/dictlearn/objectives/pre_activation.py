@@ -9,7 +9,6 @@ from torch import Tensor
 
 from dictlearn.objectives.protocol import Forward, Term, zero
 from dictlearn.ranges import Fraction, NonNegative
-from dictlearn.types import TrainedDictionary
 
 
 @final
@@ -19,6 +18,8 @@ class PreActivation(Term):
     `over: all` is the published form and reads every pre-activation, which costs a dense backward
     pass; `over: dead` restricts it to dead features, and costs in proportion to them.
     """
+
+    wants_sparsity = "jumprelu"
 
     def __init__(
         self,
@@ -43,10 +44,3 @@ class PreActivation(Term):
             short = torch.relu(dictionary.sparsity.threshold_SF[source][chosen] - pre)
             total = total + (short @ dictionary.decoder.norms()[source][chosen]).mean()
         return total
-
-    def check(self, dictionary: TrainedDictionary) -> None:
-        if dictionary.sparsity.name != "jumprelu":
-            raise ValueError(
-                "objective.terms.pre_activation: wants sparsity=jumprelu, which has thresholds, not "
-                f"sparsity={dictionary.sparsity.name}"
-            )

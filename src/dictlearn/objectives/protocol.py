@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -115,6 +115,7 @@ class Term(nn.Module, ABC):
     """
 
     reads_windows = False  # whether the class needs batches of whole windows, and the model
+    wants_sparsity: ClassVar[str | None] = None  # the only one for which the term has a meaning
     # How terms of this class change L0; None if they don't.
     steers_l0: Literal["to a target", "by its weight"] | None = None
 
