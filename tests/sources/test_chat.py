@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from dictlearn.dicts.sae import sae
+from dictlearn.evals.downstream import Downstream
+from dictlearn.evals.evaluation import evaluate_dictionary
+from dictlearn.evals.sparsity import Sparsity
 from dictlearn.lm.language_model import LanguageModel
 from dictlearn.lm.load import load_model
 from dictlearn.sources.chat import chat_windows
@@ -21,6 +26,8 @@ from dictlearn.sources.left_out import MESSAGES, PARTS, LeftOut
 from dictlearn.sources.live import LiveSource
 from dictlearn.sources.text_files import text_documents
 from dictlearn.sources.token_windows import TokenWindows
+from dictlearn.sources.windows import ShorterWindows, WindowsSource
+from dictlearn.sparsity.topk import TopK
 
 # Pico was not trained on chats; any template does to see which tokens are kept.
 TEMPLATE = (
@@ -208,6 +215,49 @@ def test_rows_to_train_on_are_the_kept_tokens(lm: LanguageModel, chats: str) -> 
     expected = set(zip(tokens[kept].tolist(), position[kept].tolist(), strict=True))
     batch = source.next_batch()
     assert set(zip(batch.tokens_N.tolist(), batch.positions_N.tolist(), strict=True)) <= expected
+
+
+def test_windows_to_train_on_have_the_same_mask(lm: LanguageModel, chats: str) -> None:
+    windows = chat_windows(lm, "train", chats, template=TEMPLATE, context=64)
+    site: Any = ("resid_post.0",)
+    for length in (64, 16):
+        source = WindowsSource(
+            lm, windows, sources=site, targets=site, batch_tokens=128, seed=0, window_tokens=length
+        )
+        batch = source.next_batch()
+        assert batch.tokens_BP is not None and batch.valid_BP is not None
+        pieces = ShorterWindows(windows, length)
+        everything = range(len(pieces))
+        masks: dict[tuple[int, ...], list[bool]] = {
+            tuple(tokens.tolist()): kept.tolist()
+            for tokens, kept in zip(
+                pieces.window_batch(everything), pieces.kept(everything), strict=True
+            )
+        }
+        found = zip(batch.tokens_BP.tolist(), batch.valid_BP.tolist(), strict=True)
+        assert all(masks[tuple(tokens)] == kept for tokens, kept in found)
+
+
+def test_figures_are_over_kept_tokens_and_their_predictions(lm: LanguageModel, chats: str) -> None:
+    windows = chat_windows(lm, "eval", chats, template=TEMPLATE, context=64, held_out=0.3)
+    kept = windows.kept(range(len(windows)))
+    dictionary = sae(lm.info, partial(TopK, k=4), "resid_post.1", n_features=64, k=4).eval()
+    evals = {"sparsity": Sparsity(), "downstream": Downstream()}
+    found = evaluate_dictionary(dictionary, lm, windows, evals, n_tokens=windows.n_read * 9)
+    assert found.figures["scored_tokens"] == int((kept[:, 1:] & kept[:, :-1]).sum())
+    clean = lm.logits(windows.window_batch(range(len(windows)))).double().log_softmax(-1)
+    following = windows.window_batch(range(len(windows)))[:, 1:, None]
+    ce = -clean[:, :-1].gather(2, following)[..., 0][kept[:, 1:] & kept[:, :-1]].mean()
+    assert abs(found.figures["ce_clean"] - float(ce)) < 1e-4
+    users = chat_windows(
+        lm, "eval", chats, template=TEMPLATE, context=64, held_out=0.3, roles=["user", "assistant"]
+    )
+    assert torch.equal(*(w.window_batch(range(len(kept))) for w in (users, windows)))
+    other = evaluate_dictionary(dictionary, lm, users, evals, n_tokens=windows.n_read * 9)
+    assert other.figures["scored_tokens"] > found.figures["scored_tokens"]
+    assert other.tokens_sha256 != found.tokens_sha256, (
+        "another mask of the same tokens is another text"
+    )
 
 
 def test_mistakes_are_named(lm: LanguageModel, chats: str, tmp_path: Path) -> None:
