@@ -197,6 +197,15 @@ def test_the_date_is_no_part_of_a_text() -> None:
     assert "Today is 26 Jul 2024\n" in template("headers_dated").render(*TALKS["one"])
 
 
+def test_a_template_has_variables_of_its_own() -> None:
+    source = "{% for m in messages %}{{ m.content }}{{ mark }}{% endfor %}"
+    filled = Template(tokenizer("pico"), source, {"mark": "|"})
+    assert filled.render(TALKS["system"].messages) == "Be brief.|Hi|Hi|"
+    for name in ("messages", "tokenize", "add_generation_prompt"):
+        with pytest.raises(ValueError, match=rf"^data\.template_values\.{name}: is no variable"):
+            Template(tokenizer("pico"), source, {name: True})
+
+
 def test_what_a_template_refuses_or_mixes_is_counted(caplog: pytest.LogCaptureFixture) -> None:
     left_out = LeftOut()
     odd = Conversation([said("assistant", "first"), said("user", "then")], None)

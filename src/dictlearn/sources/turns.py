@@ -7,6 +7,7 @@ again with a mark in place of the turn's content; the part in which the two text
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, final
@@ -60,7 +61,8 @@ class Template:
     Args:
         source: the Jinja source of a template, or the name of one of the tokenizer's; None for the
             one that the tokenizer uses.
-        values: values of the template's own variables, such as {"enable_thinking": False}.
+        values: values of the template's own variables, such as {"enable_thinking": False}. Raises
+            ValueError for a name that has another meaning in transformers.
     """
 
     def __init__(
@@ -70,6 +72,13 @@ class Template:
         values: Mapping[str, Any] | None = None,
     ):
         self._tokenizer, self._source, self._values = tokenizer, source, dict(values or {})
+        own = inspect.signature(tokenizer.apply_chat_template).parameters
+        taken = {"messages", *own} - {"kwargs"}
+        if wrong := sorted(taken & set(self._values)):
+            raise ValueError(
+                f"data.template_values.{wrong[0]}: is no variable of a template's own; want such as "
+                f"{{enable_thinking: false}}"
+            )
 
     def source(self, tools: Sequence[Any] | None = None) -> str:
         """The Jinja source. Raises ValueError if the tokenizer has no template for such conversations."""
