@@ -24,6 +24,11 @@ from dictlearn.signatures import Module, Parameter
 EVERY = Range(-(2.0**63), 2.0**63 - 1)  # whole numbers that a tensor can hold
 FINITE = Range(-1e300, 1e300)
 MISFIT = object()
+NAMED_BY_USERS = (
+    "parts",
+    "weights",
+    "template_values",
+)  # keys of mappings whose names are a user's own
 PATHS = (
     *("run", "runs", "run_dir", "dictionary", "output", "resume", "init", "graph", "vector"),
     *("folder", "path", "paths", "other", "tokenizer", "save_dir"),

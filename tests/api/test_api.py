@@ -78,6 +78,19 @@ def test_text_stays_text(value):
     assert composed("train", ["data=text"], {"data": {"paths": [value]}}).data.paths == [value]
 
 
+@pytest.mark.parametrize("value", ["1", "a'b, {c: d}"])
+def test_texts_of_a_mixture_are_named_by_a_dict(value):
+    parts: dict[str, Any] = {
+        "a": {"data": "text", "paths": [value]},
+        "b": {"data": "chat", "path": value, "template_values": {"mark": value, "on": True}},
+    }
+    found = composed("train", ["data=mix"], {"data": {"parts": parts, "weights": {"a": 2}}}).data
+    assert found.parts.a.paths == [value] and found.weights.a == 2
+    assert found.parts.b.template_values == {"mark": value, "on": True}
+    other = composed("train", ["data=mix"], {"data.parts": parts, "data.weights": {"a": 2}}).data
+    assert found == other
+
+
 def test_values_of_every_kind():
     keys = {
         "clip_norm": None,

@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from dictlearn import cli, config, paths, published
 from dictlearn import overrides as texts
+from dictlearn.schema import NAMED_BY_USERS
 
 
 def composed(verb: str, overrides: Sequence[Any], keys: Mapping[str, Any]) -> DictConfig:
@@ -77,7 +78,7 @@ def _keywords(verb: str, keys: Mapping[str, Any]) -> Iterator[str]:
     groups = config.groups(verb)
     # Groups come first: a key inside a group belongs to the chosen option.
     for key, value in sorted(keys.items(), key=lambda item: isinstance(item[1], Mapping)):
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and not _is_one_value(key):
             yield from _inside(key, value)
         elif key in groups and isinstance(value, str | Path):
             yield f"{key}={value}"
@@ -87,10 +88,15 @@ def _keywords(verb: str, keys: Mapping[str, Any]) -> Iterator[str]:
 
 def _inside(key: str, values: Mapping[Any, Any]) -> Iterator[str]:
     for name, value in values.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and not _is_one_value(f"{key}.{name}"):
             yield from _inside(f"{key}.{name}", value)
         else:
             yield as_key(f"{key}.{name}", value)
+
+
+def _is_one_value(key: str) -> bool:
+    """Whether a mapping is the key's value, and not keys below it."""
+    return key.rpartition(".")[2] in NAMED_BY_USERS
 
 
 def as_key(key: str, value: Any) -> str:
@@ -111,4 +117,7 @@ def _written(value: Any, key: str) -> str:
         return "[" + ",".join(_written(item, key) for item in value) + "]"
     if callable(getattr(value, "item", None)) and getattr(value, "ndim", 0) == 0:
         return _written(value.item(), key)  # a number of numpy or torch
+    if isinstance(value, Mapping) and _is_one_value(key):
+        items = [f"{name}: {_written(item, key)}" for name, item in value.items()]
+        return "{" + ", ".join(items) + "}"
     raise ValueError(f"{key}={value!r}: want a number, text, true or false, None, or a list")
