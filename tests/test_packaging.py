@@ -56,7 +56,8 @@ def test_the_wheel_holds_what_runs_need(wheel: Path) -> None:
 
 def test_the_wheel_holds_nothing_else(wheel: Path) -> None:
     top = {path.name for path in wheel.iterdir()}
-    assert top == {"dictlearn", "dictlearn_kernels", f"dictlearn_lm-{PROJECT['version']}.dist-info"}
+    ours = {"dictlearn", "dictlearn_kernels", "hydra_plugins"}
+    assert top == {*ours, f"dictlearn_lm-{PROJECT['version']}.dist-info"}
 
 
 def test_the_wheel_runs_from_any_folder(wheel: Path, tmp_path: Path) -> None:

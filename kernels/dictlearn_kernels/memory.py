@@ -12,9 +12,12 @@ from torch import Tensor
 RETURNED = 2**25  # bytes
 
 
+Pieces = dict[torch.dtype, Tensor]
+
+
 class _Kept(threading.local):
     def __init__(self) -> None:
-        self.pieces: dict[torch.dtype, Tensor] = {}
+        self.pieces: Pieces = {}
 
 
 _kept = _Kept()
@@ -32,3 +35,8 @@ def kept(numbers: int, dtype: torch.dtype) -> Tensor:
         _kept.pieces.pop(dtype, None)  # freed before the new one is allocated
         piece = _kept.pieces[dtype] = torch.empty(numbers, dtype=dtype)
     return piece[:numbers]
+
+
+def share(pieces: Pieces) -> None:
+    """Makes this thread's buffers those of other threads, of which no two may run at a time."""
+    _kept.pieces = pieces

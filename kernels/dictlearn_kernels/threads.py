@@ -47,6 +47,12 @@ def over(n: int, part: Callable[[int, int], Result], numbers: int | None = None)
     return results
 
 
+def rest() -> None:
+    """Ends the OpenMP threads of the calling thread, before another one begins to compute."""
+    if torch.get_num_threads() > 1:
+        _pause()()
+
+
 @cache
 def _pause() -> Callable[[], object]:
     """A function that ends the calling thread's OpenMP threads; torch starts new ones when it needs them.

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -93,6 +95,9 @@ def _launch(verb: str, args: list[str], prefix: list[str]) -> int:
         keys = [text for text in texts if text != "all"]
         sys.stdout.write(help.text(verb, command, keys, keys != texts))
         return 0
+    launcher = next((text for text in texts if text.startswith("hydra/launcher=")), None)
+    if launcher and not parsed.multirun:
+        raise ValueError(f"{launcher}: launches several runs; want -m with it")
     folder = ["--config-dir", parsed.config_dir] if parsed.config_dir else []
     if folder:  # modules of the user's own lie there, beside their yaml; ours come first
         sys.path.append(str(Path(parsed.config_dir).resolve()))
@@ -107,7 +112,7 @@ def _launch(verb: str, args: list[str], prefix: list[str]) -> int:
             [f"name={config.quoted(parent)}", f"hydra.sweep.dir=runs/{parent}"] if parent else []
         )
     shared = {multirun.key(text) for text in texts if not overrides.sweeps(text)}
-    jobs = _Jobs(verb, [*prefix, *folder], parent, shared)
+    jobs = Jobs(verb, [*prefix, *folder], parent, shared, [*prefix, *options, *typed])
     sys.argv = [sys.argv[0], *args]
     try:
         hydra.main(version_base="1.3", config_path=str(config.conf_dir()), config_name=verb)(
@@ -118,51 +123,78 @@ def _launch(verb: str, args: list[str], prefix: list[str]) -> int:
         raise
     if parsed.multirun:
         with _one_sentence(go_on=True):
-            multirun.conclude(jobs.folders, Path("runs", parent) if parent else None)
-    return max(jobs.statuses)
+            multirun.conclude(list(jobs.folders.values()), Path("runs", parent) if parent else None)
+    return max(jobs.statuses.values(), default=0)
 
 
 @dataclass
-class _Jobs:
+class Jobs:
     """The jobs of one command: a single one, or those of a multirun, which Hydra runs in turn."""
 
     verb: str
     front: Sequence[str]  # arguments in front of a job's overrides
     parent: str | None  # the multirun's folder in runs/
     shared: Collection[str]  # keys that are the same in all jobs
-    statuses: list[int] = field(default_factory=lambda: [0])
-    folders: list[Path] = field(default_factory=list)
+    typed: Sequence[str]  # the whole command line
+    statuses: dict[int, int] = field(default_factory=dict)  # by the job's number
+    folders: dict[int, Path] = field(default_factory=dict)
+    supplies: dict[int, Any] = field(default_factory=dict)  # of runs that share a stream
 
     def run(self, cfg: DictConfig) -> None:
         """Runs a job and notes its status. A mistake has status 2; a multirun goes on after it."""
         job = HydraConfig.get()
         several = job.mode == RunMode.MULTIRUN
-        self.statuses.append(2)
+        number = job.job.num if several else 0
+        self.statuses[number] = 2
         with _one_sentence(go_on=several):
-            named = any(text.startswith("name=") for text in job.overrides.task)
-            if "name" in cfg and not named:
-                _check_one_process()
-            others = [text for text in job.overrides.task if not text.startswith("name=")]
-            if several and self.parent:
-                cfg.name = f"{self.parent}/{multirun.folder(others, self.shared, job.job.num)}"
-            cfg = config.settled(self.verb, cfg)
-            self.folders.append(Path(cfg.get("run_dir", "")))
-            refuse_missing(cfg)
-            paths.refuse_absent(cfg)
-            paths.refuse_misplaced(self.verb, cfg)
-            own.import_targets(cfg)
+            cfg = self.settled(cfg)
+            self.folders[number] = Path(cfg.get("run_dir", ""))
             if several:
-                escape.say(f"run {job.job.num}: {' '.join(others)}")
+                escape.say(f"run {number}: {' '.join(self._others())}")
             # Lightning starts a run's other processes from sys.argv: this job's alone, and named.
             name = [f"name={config.quoted(cfg.name)}"] if "name" in cfg else []
-            sys.argv = [sys.argv[0], *self.front, *others, *name]
+            sys.argv = [sys.argv[0], *self.front, *self._others(), *name]
             with stopping.at_once():
                 run = import_module(f"dictlearn.verbs.{self.verb}").main
             hush_lightning()
-            with stopping.told(self.verb, cfg):
-                self.statuses[-1] = run(cfg)
-        if self.statuses[-1] in (130, 143):  # an interrupted run ends the multirun
-            sys.exit(self.statuses[-1])
+            supply = [self.supplies[number]] if number in self.supplies else []
+            with nullcontext() if supply else stopping.told(self.verb, cfg):
+                self.statuses[number] = run(cfg, *supply)
+        if self.statuses[number] in (130, 143):  # an interrupted run ends the multirun
+            sys.exit(self.statuses[number])
+
+    def settled(self, cfg: DictConfig) -> DictConfig:
+        """The configuration of Hydra's current job, with its name. Raises ValueError for a mistake."""
+        job = HydraConfig.get()
+        named = any(text.startswith("name=") for text in job.overrides.task)
+        if "name" in cfg and not named:
+            _check_one_process()
+        if job.mode == RunMode.MULTIRUN and self.parent:
+            folder = multirun.folder(self._others(), self.shared, job.job.num)
+            cfg.name = f"{self.parent}/{folder}"
+            wandb = (cfg.get("logger") or {}).get("wandb")
+            if wandb is not None and wandb.get("group", "none") is None:
+                wandb.group = self.parent
+        cfg = config.settled(self.verb, cfg)
+        refuse_missing(cfg)
+        paths.refuse_absent(cfg)
+        paths.refuse_misplaced(self.verb, cfg)
+        own.import_targets(cfg)
+        return cfg
+
+    def _others(self) -> list[str]:
+        """The current job's overrides, without its name."""
+        return [text for text in HydraConfig.get().overrides.task if not text.startswith("name=")]
+
+    def again(self) -> str:
+        """The command line that continues all jobs, as a shell takes it."""
+        program = sys.argv[0]
+        script = program.endswith("train.py")
+        words = ["python", program] if script else [Path(program).name]
+        replaced = ("resume=", "name=") if self.parent else ("resume=",)
+        words += [word for word in self.typed if not word.startswith(replaced)]
+        words += ["resume=auto", *([f"name={self.parent}"] if self.parent else [])]
+        return shlex.join(words)
 
 
 def _multirun_name(texts: list[str]) -> str | None:

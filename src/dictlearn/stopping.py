@@ -89,11 +89,16 @@ def _stop(signum: int, frame: FrameType | None) -> None:
     raise Stopped(128 + signum)
 
 
+def begin() -> None:
+    """From here on something may have been written."""
+    global _begun
+    _begun = True
+
+
 @contextmanager
 def told(verb: str, cfg: DictConfig) -> Iterator[None]:
     """If the verb inside is stopped, says how to go on and exits with 143 or 130."""
-    global _begun
-    _begun = True
+    begin()
     try:
         yield
     except (Stopped, KeyboardInterrupt) as stop:

@@ -101,6 +101,12 @@ def forget() -> None:
     _rows = _flagged = 0
 
 
+def restore(flagged: int, rows: int) -> None:
+    """Sets both counts to what `flagged` has returned, after others have counted."""
+    global _rows, _flagged
+    _rows, _flagged = rows, flagged
+
+
 def taken(k: int, dtype: torch.dtype) -> int:
     """The number of candidates that certifies nearly every row: a looser bound needs more of them.
 

@@ -6,7 +6,7 @@ sums over those positions, in nats; figures divide once, at the end (pooled, mat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import final
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dictlearn.evals.context import EvalContext, Observation
 from dictlearn.evals.moments import add_padded, by_position
+from dictlearn.evals.passes import OWN, Key, Passes, digest
 from dictlearn.lm.language_model import LanguageModel
 from dictlearn.lm.readout import Readout
 from dictlearn.objectives.kl_to_teacher import kl_of_log_probs
@@ -107,6 +108,7 @@ class Comparison:
 
     lm: LanguageModel
     chunk_tokens: int = 128  # positions whose logits exist at once
+    passes: Passes = OWN
     n: int = 0
     ce_clean: float = 0.0
     clean_2P: Tensor = field(
@@ -115,19 +117,31 @@ class Comparison:
     sums: dict[str, Sums] = field(default_factory=dict)
     readout: Readout | None = None
 
-    def update(self, turn: Turn, runs: Mapping[str, Run]) -> None:
-        """Runs the model once clean and once for each of `runs`."""
+    def update(
+        self, turn: Turn, runs: Mapping[str, Run], keys: Mapping[str, Key] | None = None
+    ) -> None:
+        """Runs the model once clean and once for each of `runs`.
+
+        Two comparisons that share passes run it once for both if the runs' `keys` are equal.
+        """
         readout = self.readout = self.readout or Readout(self.lm, turn.tokens_BP)
 
         def states() -> Tensor:
             return readout.states(turn.tokens_BP)[turn.scored_BP]
 
-        clean_ND = states()
+        def keyed(*key: Hashable) -> Hashable:
+            return key, self.chunk_tokens, digest(turn.tokens_BP, turn.valid_BP, turn.text_BP)
+
+        clean_ND = self.passes.once(lambda: keyed("clean"), states)
         next_N = turn.tokens_BP.roll(-1, dims=1)[turn.scored_BP]
         position_N = turn.scored_BP.nonzero()[:, 1].cpu()
         context = turn.tokens_BP.shape[1]
         self.n += len(next_N)
-        names = list(runs)
+        shared: dict[str, list[Sums]] = {}  # by row, for each part: filled by whoever is first
+        for name, key in (keys or {}).items():
+            shared[name] = self.passes.once(lambda key=key: keyed(key()), list[Sums])
+        names = [name for name in runs if not shared.get(name)]
+        own: dict[str, list[Sums]] = {name: [] for name in names}
         for start in range(0, len(names), TOGETHER):
             patched = {name: runs[name](states) for name in names[start : start + TOGETHER]}
             for part in self._parts(len(next_N)):
@@ -148,7 +162,12 @@ class Comparison:
                         float((patched_NV.argmax(-1) == best_N).sum()),
                         by_position(ce_N, position_N[part], context),
                     )
-                    self.sums.setdefault(name, Sums()).add(sums)
+                    own[name].append(sums)
+        for name, parts in own.items():
+            shared.setdefault(name, []).extend(parts)
+        for name in runs:
+            for sums in shared[name]:
+                self.sums.setdefault(name, Sums()).add(sums)
 
     def _parts(self, n: int) -> Iterator[slice]:
         return (slice(start, start + self.chunk_tokens) for start in range(0, n, self.chunk_tokens))

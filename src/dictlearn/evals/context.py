@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from dictlearn.evals.passes import OWN, Passes
 from dictlearn.lm.language_model import LanguageModel
 from dictlearn.types import Batch, Code, DictionaryLike, TextWindows
 
@@ -43,6 +44,7 @@ class EvalContext:
     batch_windows: int = 8
     seed: int = 0
     rows: dict[str, Row] = field(default_factory=dict)
+    passes: Passes = OWN
 
 
 @dataclass(frozen=True, eq=False)

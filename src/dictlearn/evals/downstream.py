@@ -25,6 +25,7 @@ from dictlearn.evals.context import (
     Metric,
     Observation,
 )
+from dictlearn.evals.passes import OWN, Key, Passes, digest
 from dictlearn.lm.language_model import LanguageModel
 from dictlearn.lm.patch import Replacement, patched
 from dictlearn.lm.readout import has_head
@@ -55,7 +56,8 @@ class Downstream(Metric):
             name = context.lm.info.name
             log.warning("eval.downstream: %s has no next-token head: no CE, no KL", name)
         share = share_for(context, self.max_tokens)
-        return DownstreamMeter(context.lm, context.dictionary.targets, share, self.chunk_tokens)
+        targets = context.dictionary.targets
+        return DownstreamMeter(context.lm, targets, share, self.chunk_tokens, context.passes)
 
 
 @final
@@ -68,18 +70,24 @@ class DownstreamMeter(Meter):
         targets: tuple[str, ...],
         share: float = 1.0,
         chunk_tokens: Count = 128,
+        passes: Passes = OWN,
     ) -> None:
         self.lm = lm
         self.targets = targets
         self.turns = Turns(share)
-        self.comparison = Comparison(lm, chunk_tokens)
+        self.comparison = Comparison(lm, chunk_tokens, passes)
 
     def update(self, seen: Observation) -> None:
         turn = self.turns.take(seen)
         if turn is None or not has_head(self.lm):
             return
         runs = {row: self._stand_in(turn, y_hat) for row, y_hat in seen.y_hat_NTD.items()}
-        self.comparison.update(turn, runs)
+        # A baseline's values may be another run's too. The dictionary's own are nobody else's.
+        values = {row: y for row, y in seen.y_hat_NTD.items() if row != DICTIONARY}
+        self.comparison.update(turn, runs, {row: self._key(y) for row, y in values.items()})
+
+    def _key(self, y_hat_NTD: Tensor) -> Key:
+        return lambda: (self.targets, digest(y_hat_NTD))
 
     def _stand_in(self, turn: Turn, y_hat_NTD: Tensor) -> Run:
         """A run of the model with the reconstruction in place of every target site."""

@@ -16,6 +16,7 @@ from dictlearn.evals.context import (
     RowSource,
 )
 from dictlearn.evals.observe import observe_tokens, window_batches
+from dictlearn.evals.passes import OWN, Passes
 from dictlearn.lm.language_model import LanguageModel
 from dictlearn.lm.sites import STANDARDISED
 from dictlearn.types import DictionaryLike, ModelInfo, Progress, TextWindows
@@ -46,6 +47,7 @@ def evaluate_dictionary(
     batch_windows: int = 8,
     seed: int = 0,
     progress: Progress | None = None,
+    passes: Passes = OWN,
 ) -> Evaluation:
     """Every figure of the `evals` for one dictionary (raw units, inference form) on `windows`.
 
@@ -54,7 +56,7 @@ def evaluate_dictionary(
     """
     check_fits(dictionary, lm.info)
     context = EvalContext(
-        dictionary, lm, windows, train_windows, n_tokens, batch_windows, seed, rows={}
+        dictionary, lm, windows, train_windows, n_tokens, batch_windows, seed, {}, passes
     )
     return run_evals(context, evals, progress)
 
@@ -103,6 +105,7 @@ def _shared_pass(
     batches = window_batches(context.windows, context.n_tokens, context.batch_windows)
     digest, tokens, valid = hashlib.sha256(), 0, 0
     for done, indices in enumerate(batches, start=1):
+        context.passes.next()
         tokens_BP, kept_BP = context.windows.window_batch(indices), context.windows.kept(indices)
         digest.update(context.lm.seen_bytes(tokens_BP, kept_BP))
         seen = observe_tokens(context, tokens_BP, kept_BP)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dictlearn.evals.context import DICTIONARY, EvalContext, Observation
+from dictlearn.evals.passes import digest
 from dictlearn.lm.capture import batch_at
 from dictlearn.types import TextWindows, spread
 
@@ -21,6 +22,7 @@ def window_batches(windows: TextWindows, n_tokens: int, batch_windows: int) -> l
 def observe(context: EvalContext, windows: TextWindows, n_tokens: int) -> Iterator[Observation]:
     """Observations of `n_tokens` positions, with the reconstructions of all rows known so far."""
     for indices in window_batches(windows, n_tokens, context.batch_windows):
+        context.passes.next()
         tokens_BP = windows.window_batch(indices)
         valid_BP = windows.kept(indices)
         yield observe_tokens(context, tokens_BP, valid_BP)
@@ -32,7 +34,11 @@ def observe_tokens(context: EvalContext, tokens_BP: Tensor, valid_BP: Tensor) ->
     assert lm is not None, "activations come from a language model"
     tokens_BP, valid_BP = tokens_BP.to(lm.device), valid_BP.to(lm.device)
     text_BP = before_padding(valid_BP)
-    batch = batch_at(lm, tokens_BP, text_BP, dictionary.sources, dictionary.targets)
+    sources, targets = dictionary.sources, dictionary.targets
+    batch = context.passes.once(
+        lambda: ("activations", sources, targets, digest(tokens_BP, text_BP)),
+        lambda: batch_at(lm, tokens_BP, text_BP, sources, targets),
+    )
     x_NSD = batch.x_NSD
     code = dictionary.encode(x_NSD)
     y_hat = {DICTIONARY: dictionary.decode(code, x_NSD)}

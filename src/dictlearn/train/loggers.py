@@ -34,10 +34,14 @@ def wandb_logger(
     log_dictionary: bool = False,
     **options: Any,
 ) -> WandbLogger:
-    """Lightning's WandbLogger, which also receives `options`. Only `guarded` reads `log_dictionary`."""
+    """Lightning's WandbLogger, which also receives `options`. Only `guarded` reads `log_dictionary`.
+
+    Each has a run of its own in W&B, whatever others this process has begun.
+    """
     del log_dictionary
+    own = {"reinit": "create_new", **options}
     return WandbLogger(
-        name, save_dir, offline=offline, project=project, group=group, tags=list(tags), **options
+        name, save_dir, offline=offline, project=project, group=group, tags=list(tags), **own
     )
 
 

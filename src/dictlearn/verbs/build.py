@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from hydra.core.hydra_config import HydraConfig
@@ -60,7 +60,7 @@ def build_info(cfg: DictConfig) -> ModelInfo:
     """
     if reads_model(cfg):
         return read_info(cfg.model.path, cfg.model.revision)
-    source = instantiate(cfg.source)(batch_tokens=cfg.batch_tokens, seed=cfg.seed)
+    source = instantiate(cfg.source)(batch_tokens=cfg.batch_tokens, seed=cfg.data_seed)
     if not isinstance(source, MakesActivations):
         raise ValueError(
             f"source._target_={cfg.source._target_}: it reads no model (reads_model is False), so it "
@@ -161,6 +161,16 @@ def _windows_builder(settings: dict[str, Any]) -> Callable[..., Any]:
     return partial(instantiate(settings), **odd)
 
 
+class Sites(Protocol):
+    """What a source is asked for: the sites of a dictionary, or of several together."""
+
+    @property
+    def sources(self) -> tuple[str, ...]: ...
+
+    @property
+    def targets(self) -> tuple[str, ...]: ...
+
+
 class Text(NamedTuple):
     """Windows of both splits; of `whole` text, which has none, the same ones twice."""
 
@@ -180,7 +190,7 @@ def read_text(cfg: DictConfig, lm: LanguageModel) -> Text:
 def build_source(
     cfg: DictConfig,
     lm: LanguageModel | None,
-    dictionary: Dictionary,
+    sites: Sites,
     split: str,
     windows: Any = None,
 ) -> Source:
@@ -192,22 +202,22 @@ def build_source(
         windows = build_windows(cfg, lm, split)
     if split != "train" and reads_model(cfg) and not runs_model(cfg):
         assert lm is not None
-        return _computed(cfg, lm, dictionary, windows)
+        return _computed(cfg, lm, sites, windows)
     # Reading ahead wastes one read at the end, so only training, which is long, gains from it.
     own = {"ahead": False} if split != "train" and "ahead" in cfg.source else {}
-    return _source(cfg, lm, dictionary, windows, **own)
+    return _source(cfg, lm, sites, windows, **own)
 
 
-def _computed(cfg: DictConfig, lm: LanguageModel, dictionary: Dictionary, windows: Any) -> Source:
+def _computed(cfg: DictConfig, lm: LanguageModel, sites: Sites, windows: Any) -> Source:
     """Live activations through as small a buffer as holds a batch and what is read at once."""
     at_once = 8
     return LiveSource(
         lm,
         windows,
-        sources=dictionary.sources,
-        targets=dictionary.targets,
+        sources=sites.sources,
+        targets=sites.targets,
         batch_tokens=cfg.batch_tokens,
-        seed=cfg.seed,
+        seed=cfg.data_seed,
         buffer_tokens=max(cfg.batch_tokens, 2 * at_once * windows.context),
         lm_batch_windows=at_once,
         ahead=False,
@@ -215,17 +225,17 @@ def _computed(cfg: DictConfig, lm: LanguageModel, dictionary: Dictionary, window
 
 
 def _source(
-    cfg: DictConfig, lm: LanguageModel | None, dictionary: Dictionary, windows: Any, **own: Any
+    cfg: DictConfig, lm: LanguageModel | None, sites: Sites, windows: Any, **own: Any
 ) -> Source:
     if cfg.source.get("device") == "auto":
         own["device"] = "cuda" if accelerator(cfg) != "cpu" else "cpu"
     return instantiate(cfg.source, **own)(
         lm=lm,
         windows=windows,
-        sources=dictionary.sources,
-        targets=dictionary.targets,
+        sources=sites.sources,
+        targets=sites.targets,
         batch_tokens=cfg.batch_tokens,
-        seed=cfg.seed,
+        seed=cfg.data_seed,
     )
 
 

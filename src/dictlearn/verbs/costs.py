@@ -7,7 +7,7 @@ peak by a test. Times are floors: what must be computed and moved, at rates that
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -158,6 +158,27 @@ def memory(run: Run, on_gpu: bool, devices: int = 1, dead: float = DEAD) -> Memo
     several = cfg.trainer.accumulate_grad_batches > 1
     there = {k: v for k, v in parts.items() if v}
     return Memory(there, keeps_gradients=several or kept, reads_ahead=ahead)
+
+
+def memory_together(runs: Sequence[Run], on_gpu: bool) -> float:
+    """Peak bytes of runs that take their steps in turns, on one stream.
+
+    The model and the buffer exist once, and the latest batch at all sites, which each run takes its
+    own from. Weights and optimisers are those of all; what exists in a step only, that of one run.
+    """
+    sites = dict.fromkeys(site for run in runs for site in run.sites)
+    model = buffer = batch = own = step = 0.0
+    for run in runs:
+        one = memory(run, on_gpu)
+        kept = {*RESIDENT, *(["gradients"] if one.keeps_gradients else [])}
+        resident = {part: size for part, size in one.parts.items() if part in kept}
+        at_all_sites = len(sites) * run.batch * run.dictionary.width / run.stacked
+        step = max(step, one.peak - sum(resident.values()))
+        model = max(model, resident.pop("language model", 0.0))
+        buffer = max(buffer, resident.pop("shuffle buffer", 0.0) * at_all_sites)
+        batch = max(batch, one.parts["batch"] * at_all_sites)
+        own += sum(resident.values())
+    return model + buffer + batch + own + step
 
 
 def _add_dictionary(

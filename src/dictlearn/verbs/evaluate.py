@@ -19,6 +19,7 @@ from dictlearn.disk.replace import is_run
 from dictlearn.evals import conventions, layers
 from dictlearn.evals.context import RowSource
 from dictlearn.evals.evaluation import Eval, Evaluation, evaluate_dictionary
+from dictlearn.evals.passes import OWN, Passes
 from dictlearn.evals.record import (
     HELD_OUT,
     WHOLE,
@@ -134,6 +135,7 @@ def evaluated(
     lm: LanguageModel,
     text: build.Text,
     beside: Mapping[str, Dictionary] | None = None,
+    passes: Passes = OWN,
 ) -> dict[str, Any]:
     """Runs `cfg.eval` on held-out text and prints the table; the record for figures.json.
 
@@ -158,6 +160,7 @@ def evaluated(
                 n_tokens=cfg.eval_tokens,
                 batch_windows=cfg.eval_windows,
                 progress=partial(progress, f"evaluating {name}".rstrip()),
+                passes=passes,
             )
 
         evaluation = evaluation_of("", dictionary, evals)

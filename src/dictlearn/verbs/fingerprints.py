@@ -13,15 +13,26 @@ from omegaconf import DictConfig
 from dictlearn.lm.fingerprint import fingerprint
 from dictlearn.sources.fingerprint import of_text
 
-__all__ = ["of_files", "of_text"]
+__all__ = ["of_files", "of_model", "of_teacher", "of_text"]
 
 
 def of_files(cfg: DictConfig) -> dict[str, str]:
-    """The fingerprints of the folders that the configuration names, before anything is loaded."""
+    """The fingerprints of all folders that the configuration names."""
+    return of_model(cfg) | of_teacher(cfg)
+
+
+def of_model(cfg: DictConfig) -> dict[str, str]:
+    """The fingerprints of the folders of model and tokenizer, before anything is loaded."""
     fingerprints = _folder("model", "model.path", cfg.model.path, cfg.model.revision)
     fingerprints["tokenizer"] = fingerprints.pop("model.tokenizer", "none")
     if cfg.model.other is not None:
         fingerprints |= _folder("model.other", "model.other", cfg.model.other)
+    return fingerprints
+
+
+def of_teacher(cfg: DictConfig) -> dict[str, str]:
+    """The same of the folder that the teacher is in, if it has one."""
+    fingerprints: dict[str, str] = {}
     teacher = cfg.get("teacher") or {}
     if teacher.get("path") is not None:
         fingerprints |= _folder("teacher", "teacher.path", teacher["path"], teacher.get("revision"))

@@ -32,6 +32,7 @@ from dictlearn.dicts.equivalent import layered
 from dictlearn.disk.replace import check_replaceable
 from dictlearn.disk.whole import write_text
 from dictlearn.evals.ground_truth import mcc, mean_max_cosine
+from dictlearn.evals.passes import Passes
 from dictlearn.evals.record import FORMAT, versions, write_record
 from dictlearn.evals.table import LONG
 from dictlearn.lm.language_model import LanguageModel
@@ -46,9 +47,10 @@ from dictlearn.types import Batch, ModelInfo
 from dictlearn.verbs import build, fingerprints, trained_in, verdict
 from dictlearn.verbs.asked import KEY as ASKED
 from dictlearn.verbs.asked import asked
-from dictlearn.verbs.continued import OF_THIS_START, continued, goes_on
+from dictlearn.verbs.continued import OF_THIS_START, continued
 from dictlearn.verbs.described import beside_published, first_line
 from dictlearn.verbs.evaluate import BESIDE, evaluated, label_beside, write_into
+from dictlearn.verbs.supply import Alone, Supply
 from dictlearn.waiting import waiting_for
 
 FIGURES = {"fvu": "FVU", "l0": "L0 per token", "mcc": "MCC"}
@@ -65,6 +67,7 @@ class Keys:
     allow_changed: list[Literal["model", "tokenizer", "data", "teacher"]]
     init: str | None
     seed: Seed
+    data_seed: Seed
     steps: Count
     batch_tokens: Count
     normalise: Literal["sqrt_width", "unit", "none"]
@@ -80,8 +83,8 @@ class Keys:
     eval_windows: Count
 
 
-def main(cfg: DictConfig) -> int:
-    """Runs the configuration; returns the process's exit status."""
+def main(cfg: DictConfig, supply: Supply | None = None) -> int:
+    """Runs the configuration; returns the process's exit status. `supply` is that of a shared stream."""
     run = Path(cfg.run_dir)
     resume = begun(cfg, run)
     if resume.folder is not None:
@@ -91,10 +94,10 @@ def main(cfg: DictConfig) -> int:
         build.check_named_text(cfg)
     check(cfg)
     with trained_in.where_it_began(cfg, resume.folder) as checkpoint:
-        return trained(cfg, resume._replace(folder=checkpoint))
+        return trained(cfg, resume._replace(folder=checkpoint), supply or Alone())
 
 
-def trained(cfg: DictConfig, resume: Resume) -> int:
+def trained(cfg: DictConfig, resume: Resume, supply: Supply) -> int:
     """Trains a checked configuration to its end; the process's exit status."""
     run = Path(cfg.run_dir)
     info = build.build_info(cfg)
@@ -103,25 +106,24 @@ def trained(cfg: DictConfig, resume: Resume) -> int:
     dictionary = build.build_dictionary(cfg, info)  # refuses what can't work, before any work
     beside = build.build_beside(cfg, dictionary)
     training = build.build_training(cfg, dictionary, beside)
-    skeleton = build.build_skeleton(cfg) if build.reads_model(cfg) else None
-    if skeleton is not None:
-        build.check_source(cfg, skeleton, dictionary)
+    skeleton = skeleton_of(cfg, dictionary, supply)
     with dispatch.using(cfg.kernels), run_lock(run):
         collect_garbage(run)
         for name, _ in training.named_trainees():  # refused now, not when the training is done
             check_replaceable(saved_in(run, name), DICTIONARY)
         start = build.build_start(cfg, dictionary) if resume.folder is None else None
-        text = None if skeleton is None else read_text(cfg, skeleton)
-        contents: dict[str, str] = {}
-        if text is not None:
-            contents = fingerprints.of_files(cfg) | {"data": fingerprints.of_text(text.train)}
+        text = None if skeleton is None else supply.once("text", lambda: read_text(cfg, skeleton))
+        contents = contents_of(cfg, text, supply)
         refuse_other_contents(cfg, resume.folder, contents)
         introduce(cfg, dictionary, info, text)
         for note in resume.notes:
             escape.say(note)
-        lm = loaded(cfg, info) if build.runs_model(cfg) or reads_windows(training) else None
+        lm = None
+        if build.runs_model(cfg) or reads_windows(training):
+            lm = supply.once("model", lambda: loaded(cfg, info))
         build.connect(cfg, training, lm)
-        source = build.build_source(cfg, lm or skeleton, dictionary, "train", text and text.train)
+        done = batches_done(cfg, resume.folder)
+        source = supply.source(cfg, lm or skeleton, dictionary, text and text.train, done)
         with guarded(build.named(cfg.get("logger")), build.plain(cfg)) as loggers:
             write_text(run / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
             trained_in.remember(run, signed(described(cfg, info)))
@@ -130,21 +132,31 @@ def trained(cfg: DictConfig, resume: Resume) -> int:
             try:
                 fit(cfg, training, source, resume.folder, loggers, contents)
             except Interrupted as interrupted:
-                escape.say(f"stopped by {interrupted.signal.name}; {goes_on(cfg)}")
+                supply.stopped(interrupted.signal, cfg)
                 return int(interrupted.code or 1)
+            supply.trained()
             if rank_zero_only.rank != 0:
                 return 0
             if lm is None:  # a store's activations are compared with the model's own at the end
-                lm = loaded(cfg, info)
+                lm = supply.once("model", lambda: loaded(cfg, info))
             if lm is None or text is None:
                 figures = finish_without_model(cfg, run, training, source)
             else:
-                figures = finish(cfg, run, training, lm, text)
+                figures = finish(cfg, run, training, lm, text, supply.passes())
             for logger in loggers:
                 logger.finish(figures, cfg.steps, run / "dictionary")
             for sentence in verdict.sentences(training.trainee(), figures):
                 escape.say(sentence)
             return int(verdict.diverged(training.trainee(), figures))
+
+
+def skeleton_of(cfg: DictConfig, dictionary: Dictionary, supply: Supply) -> LanguageModel | None:
+    """The model without its weights, after a check of the source's settings."""
+    if not build.reads_model(cfg):
+        return None
+    skeleton = supply.once("skeleton", lambda: build.build_skeleton(cfg))
+    build.check_source(cfg, skeleton, dictionary)
+    return skeleton
 
 
 def loaded(cfg: DictConfig, info: ModelInfo) -> LanguageModel | None:
@@ -168,6 +180,15 @@ def begin(training: DictionaryTraining, source: Source, start: Dictionary | None
 def read_text(cfg: DictConfig, skeleton: LanguageModel) -> build.Text:
     with waiting_for(f"{text_of(cfg.data)}, which is being read and cut into tokens"):
         return build.read_text(cfg, skeleton)
+
+
+def contents_of(cfg: DictConfig, text: build.Text | None, supply: Supply) -> dict[str, str]:
+    """Fingerprints of what lies behind the configuration's paths."""
+    if text is None:
+        return {}
+    model = supply.once("model's files", lambda: fingerprints.of_model(cfg))
+    tokens = supply.once("tokens", lambda: fingerprints.of_text(text.train))
+    return model | fingerprints.of_teacher(cfg) | {"data": tokens}
 
 
 def refuse_other_contents(
@@ -217,9 +238,21 @@ def says_what_to_train() -> bool:
 
 
 def refuse_fewer_steps(cfg: DictConfig, checkpoint: Path) -> None:
+    done = steps_done(checkpoint)
+    if done is not None and done > cfg.steps:
+        raise ValueError(f"steps={cfg.steps}: {checkpoint} has {done} behind it; want more")
+
+
+def steps_done(checkpoint: Path) -> int | None:
+    """The optimiser steps of a checkpoint, by its name; None if somebody has renamed it."""
     done = re.fullmatch(r"step-(\d+)", checkpoint.name)
-    if done and int(done[1]) > cfg.steps:
-        raise ValueError(f"steps={cfg.steps}: {checkpoint} has {int(done[1])} behind it; want more")
+    return int(done[1]) if done else None
+
+
+def batches_done(cfg: DictConfig, checkpoint: Path | None) -> int:
+    """The batches that a run has read when it begins."""
+    steps = 0 if checkpoint is None else steps_done(checkpoint) or 0
+    return steps * cfg.trainer.accumulate_grad_batches
 
 
 def check(cfg: DictConfig) -> None:
@@ -263,6 +296,7 @@ def finish(
     training: DictionaryTraining,
     lm: LanguageModel,
     text: build.Text,
+    passes: Passes,
 ) -> dict[str, float | None]:
     """Saves the inference form, evaluates it on held-out text and writes the report; the figures.
 
@@ -270,8 +304,11 @@ def finish(
         OSError: the dictionary cannot be saved. A report that cannot be is said, no more.
     """
     dictionary = training.trainee().dictionary
-    held_out = build.build_source(cfg, lm, dictionary, "eval", text.held_out)
-    sample = held_out.sample(SAMPLE_TOKENS)
+    passes.next()
+    sample = passes.once(
+        lambda: ("sample", dictionary.sources, dictionary.targets),
+        lambda: held_out(cfg, lm, dictionary, text).sample(SAMPLE_TOKENS),
+    )
     finished, origin = {}, provenance(cfg, lm.info)
     for name, trainee in training.named_trainees():
         one = trainee.to(lm.device).inference_form(partial(split, sample, cfg.batch_tokens))
@@ -280,7 +317,7 @@ def finish(
     trained_in.remember(run, origin)
     dictionary = finished.pop("dictionary")
     beside = {label_beside(name): one for name, one in finished.items()}
-    record = evaluated(cfg, dictionary, lm, text, beside)
+    record = evaluated(cfg, dictionary, lm, text, beside, passes)
     try:
         with writing(run / "report.html", "train", wait=True):
             write_into(run, record | {ASKED: asked(cfg, own=True)})
@@ -292,6 +329,10 @@ def finish(
             f"{run / 'report.html'} shows the run; dictlearn.load({str(run)!r}) gives the dictionary"
         )
     return record["figures"]
+
+
+def held_out(cfg: DictConfig, lm: LanguageModel, sites: build.Sites, text: build.Text) -> Source:
+    return build.build_source(cfg, lm, sites, "eval", text.held_out)
 
 
 def saved_in(run: Path, name: str) -> Path:

@@ -65,7 +65,10 @@ class RunLogger(Logger):
         if self._rows is None:
             self._rows = self._rows_before(step or 0)
         row = {key: value for key, value in metrics.items() if key != "epoch"}
-        self._rows.append({"step": int(row.pop("step", step or 0)), **row})
+        row = {"step": int(row.pop("step", step or 0)), **row}
+        if row in self._rows[-1:]:
+            return  # Lightning logs the latest row again where a run is stopped between two
+        self._rows.append(row)
         self._write()
 
     @rank_zero_only

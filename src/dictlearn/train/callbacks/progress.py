@@ -12,7 +12,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from dictlearn import escape
 from dictlearn.ranges import NonNegative
+from dictlearn.sources.shared import Tap
 from dictlearn.waiting import duration, waiting_for
 
 
@@ -23,7 +25,8 @@ class TrainingBar(Callback):
     The figures are those of the latest logged step, so that drawing costs nothing; the speed is the
     average since the first step, which compiles. Without a terminal a line is written every
     `line_seconds` seconds. With `kernels` it prints once, after the first step, which implementation
-    of every kernel has run, and which kernels had no fast one.
+    of every kernel has run, and which kernels had no fast one. Of runs that share a stream one writes
+    such lines, also in a terminal, and names itself.
     """
 
     def __init__(self, line_seconds: NonNegative = 30.0, kernels: bool = False):
@@ -39,7 +42,9 @@ class TrainingBar(Callback):
         self._wrote = time.monotonic()
         if not trainer.is_global_zero:
             return
-        if not self.console.is_terminal:
+        if (tap := _shared(trainer)) is not None and not tap.speaks:
+            return
+        if not self.console.is_terminal or tap is not None:
             self._waiting.enter_context(
                 waiting_for("the first step; a machine compiles its kernels once")
             )
@@ -74,10 +79,16 @@ class TrainingBar(Callback):
         if self._bar is not None:
             self._bar.update(self._task, completed=step, description=text, left=left)
         elif now - self._wrote > self.line_seconds:
-            self._wrote = now
+            self._wrote, tap = now, _shared(trainer)
+            if tap is not None and not tap.speaks:
+                return
+            whose = f"{trainer.default_root_dir} and {tap.others} more: " if tap is not None else ""
             line = "  ".join(part for part in (text, left) if part)
             self.console.print(
-                f"step {step}/{trainer.max_steps}  {line}", highlight=False, soft_wrap=True
+                f"{escape.terminal(whose)}step {step}/{trainer.max_steps}  {line}",
+                highlight=False,
+                soft_wrap=True,
+                markup=False,
             )
 
     def _steps_per_second(self, step: int, now: float) -> float | None:
@@ -100,6 +111,12 @@ class TrainingBar(Callback):
             self._bar.stop()
             self._bar = None
         sys.stderr.flush()
+
+
+def _shared(trainer: Trainer) -> Tap | None:
+    """The run's view of a stream that it shares with others."""
+    source = getattr(trainer.train_dataloader, "source", None)
+    return source if isinstance(source, Tap) else None
 
 
 def _figures(metrics: dict[str, float], steps_per_second: float | None) -> str:

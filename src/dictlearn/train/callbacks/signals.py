@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any, final
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_asked: int | None = None  # the signal that asks all runs of this process to stop
 
 
 class Interrupted(SystemExit):
@@ -57,6 +60,7 @@ class SignalsCallback(Callback):
         if trainer.global_step == self._seen_step:  # gradients are still being accumulated
             return
         self._seen_step = trainer.global_step
+        self.received = self.received or asked()
         # The scheduler of a cluster may have told only one of the ranks.
         if trainer.strategy.reduce_boolean_decision(self.received is not None, all=False):
             self.received = self.received or signal.SIGTERM
@@ -73,14 +77,43 @@ class SignalsCallback(Callback):
         self._restore_handlers()
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
-        if self.received is not None:
-            os._exit(128 + signum)
-        self.received = signum
-        name = signal.Signals(signum).name
-        text = f"\n{name}: saving after this step, then exit; once more to exit at once\n"
-        os.write(2, text.encode())  # printing may not be interrupted by printing
+        self.received = _noted(signum, self.received)
 
     def _restore_handlers(self) -> None:
         for signum, handler in self._outside.items():
             signal.signal(signum, handler)
         self._outside = {}
+
+
+def asked() -> int | None:
+    """The signal that has come for all runs of this process, if any."""
+    return _asked
+
+
+@contextmanager
+def asking_all() -> Iterator[None]:
+    """Signals ask all runs of this process, each in a thread of its own, to save and stop."""
+
+    def note(signum: int, frame: FrameType | None) -> None:
+        global _asked
+        _asked = _noted(signum, _asked)
+
+    global _asked
+    here = threading.current_thread() is threading.main_thread()  # others cannot set handlers
+    before = {signum: signal.signal(signum, note) for signum in (_SIGNALS if here else ())}
+    try:
+        yield
+    finally:
+        _asked = None
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+def _noted(signum: int, before: int | None) -> int:
+    """The first signal, with a word; a second one ends the process."""
+    if before is not None:
+        os._exit(128 + signum)
+    name = signal.Signals(signum).name
+    text = f"\n{name}: saving after this step, then exit; once more to exit at once\n"
+    os.write(2, text.encode())  # printing may not be interrupted by printing
+    return signum
