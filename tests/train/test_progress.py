@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from dictlearn.sources.shared import SharedStream
 from dictlearn.train.callbacks import progress
 from dictlearn.train.callbacks.progress import TrainingBar
 from dictlearn.waiting import duration, waiting_for
@@ -42,6 +43,28 @@ def test_plain_lines_show_the_average_speed_and_the_time_left(
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].startswith("step 1/100")
     assert lines[1] == "step 32/100  100 tokens/s  FVU 0.5000  68 s left"
+
+
+def test_one_of_the_runs_that_share_a_stream_speaks_for_all(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    stream: Any = SharedStream(lambda sites: None, lambda ready: None)  # type: ignore[arg-type,return-value]
+    for name, tap in {name: stream.join(("x",), ("x",), 0) for name in "ab"}.items():
+        loader = SimpleNamespace(source=tap)
+        trainer: Any = SimpleNamespace(
+            is_global_zero=True, global_step=0, max_steps=9, train_dataloader=loader
+        )
+        trainer.default_root_dir = f"runs/{name}"
+        module: Any = SimpleNamespace(metrics={})
+        bar = TrainingBar(line_seconds=30)
+        bar.on_train_start(trainer, module)
+        clock[0] += 60
+        trainer.global_step = 1
+        bar.on_train_batch_end(trainer, module, None, None, 0)
+        bar.on_train_end(trainer, module)
+    assert capsys.readouterr().err == "runs/a and 1 more: step 1/9  \n"
 
 
 def test_kernels_are_listed_on_request_alone(

@@ -115,7 +115,7 @@ class TrainingBar(Callback):
 
 def _shared(trainer: Trainer) -> Tap | None:
     """The run's view of a stream that it shares with others."""
-    source = getattr(trainer.train_dataloader, "source", None)
+    source = getattr(getattr(trainer, "train_dataloader", None), "source", None)
     return source if isinstance(source, Tap) else None
 
 
