@@ -20,7 +20,8 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dictlearn import config
+from dictlearn import config, signatures
+from dictlearn.dicts.options import Options
 from dictlearn.overrides import dotted
 
 # Groups that no verb composes: Hydra's own settings, and files for the W&B agent (test_sweeps.py).
@@ -181,3 +182,14 @@ def test_a_missing_argument_is_noticed() -> None:
     tree = {"a": {"_target_": "dictlearn.config.choose_from", "names": []}}
     assert list(problems(tree)) == ["a.value: dictlearn.config.choose_from needs it"]
     assert not list(problems({"a": {**tree["a"], "_partial_": True}}))
+
+
+def test_a_kind_sets_every_option_that_kinds_share() -> None:
+    """Otherwise a new one is forgotten in one of the yamls, and only `+dict.` sets it there."""
+    for path in (config.conf_dir() / "dict").glob("*.yaml"):
+        yaml = OmegaConf.load(path)
+        assert isinstance(yaml, DictConfig)
+        kind = yaml.get("dict", yaml)
+        known = signatures.signature(str(kind.get("_target_")))
+        takes = known.parameters.keys() if known else set()
+        assert (Options.__annotations__.keys() & takes) <= kind.keys(), path
