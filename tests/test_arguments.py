@@ -51,6 +51,24 @@ def test_a_mistake_is_one_sentence(line: str, tmp_path: Path, monkeypatch, capsy
     assert [path.name for path in tmp_path.iterdir()] == ["here"]
 
 
+BARE = {
+    "train notes.txt": "notes.txt: want key=value, such as data=text data.paths=notes.txt",
+    "train model": "model: want key=value, such as model=model",
+    "lookup notes.txt": "notes.txt: want key=value, such as vector=notes.txt",
+    "pages model": "model: want key=value, such as run=model",
+}
+
+
+@pytest.mark.parametrize("line", BARE)
+def test_a_path_without_a_key_is_answered_with_the_key(line, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes.txt").touch()
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/config.json").touch()
+    assert ended(monkeypatch, *line.split()) == 2
+    assert capsys.readouterr().err == f"{BARE[line]}\n"
+
+
 def test_overrides_stand_on_each_side_of_options(monkeypatch, capsys) -> None:
     assert ended(monkeypatch, "train", "steps=7", "--cfg", "job", "seed=3") == 0
     assert "steps: 7\n" in (said := capsys.readouterr().out) and "seed: 3\n" in said

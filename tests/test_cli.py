@@ -61,7 +61,8 @@ MISTAKES = {
     "trainer.max_steps=1": "trainer.max_steps=1: no such key; did you mean steps?",
     "tokens=1e6": "tokens=1e6: no such key; did you mean steps or data.max_tokens?",
     "batch_size=8": "batch_size=8: no such key; did you mean batch_tokens?",
-    "data.paths=a.txt": "data.paths=a.txt: no such key here; data=text has it",
+    "data.paths=a.txt": "data.paths=a.txt: no such key here; data=chat or data=text has it",
+    "dict=clt dict.layer=2": "dict.layer=2: no such key; did you mean dict.layers?",
     "sparsity.bandwidth=1": "no such key here; sparsity=jumprelu or sparsity=jumprelu_tanh has it",
     "optim.lr=1e999": "optim.lr=1e999: want a number of at least 0",
     "~optim.lrr": "~optim.lrr: no such key; did you mean optim.lr?",
@@ -97,7 +98,7 @@ def test_a_mistake_is_one_sentence(
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
 ) -> None:
-    assert command("train", override) == 2
+    assert command("train", *override.split()) == 2
     said = capsys.readouterr().err
     assert sentence in said
     assert said.count("\n") == 1

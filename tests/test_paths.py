@@ -42,6 +42,7 @@ def test_a_path_begins_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 ABSENT = {
     "run=absent": "run=absent: no such folder; dictionary= also takes a hub id",
+    "run=one": "run=one: no such folder; did you mean run=runs/one?",
     "dictionary=absent": "dictionary=absent: no such folder, and not a hub id",
     "dictionary=./a/b": "dictionary=./a/b: no such folder, and not a hub id",
 }
@@ -50,7 +51,8 @@ ABSENT = {
 @pytest.mark.parametrize("given", ABSENT)
 def test_what_is_not_there_is_named(given: str, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match=ABSENT[given].replace("(", "\\(")):
+    (tmp_path / "runs/one").mkdir(parents=True)
+    with pytest.raises(ValueError, match=re.escape(ABSENT[given])):
         paths.refuse_absent(config.compose("evaluate", [given]))
 
 
@@ -108,6 +110,7 @@ OUTPUTS = {
     "features run=a output=gone": "output=gone: is no folder; want a folder",
     "explain run=a output=file": "output=file: is no folder; want a folder",
     "pages run=a output=file": "output=file: is no folder; want a folder",
+    "cache output=file": "output=file: is no folder; want a folder",
     "targets output=file": "output=file: is no folder; want a folder",
     "lookup run=a vector=file output=a": "output=a: is a folder; want a file",
     "lookup run=a vector=file output=file/x": "output=file/x: file is no folder; want a file elsewhere",

@@ -72,7 +72,7 @@ def _run(args: list[str], verb: str | None) -> int:
         return 0
     if verb:
         return _launch(verb, args, [])
-    if not args or args[0] in ("-h", "--help"):
+    if not args or args[0] in ("-h", "--help", "help"):
         lines = "\n".join(help.beside(f"    {name}", line, 16) for name, line in known.items())
         sys.stdout.write(USAGE.format(version=__version__, verbs=lines))
         return 0 if args else 2

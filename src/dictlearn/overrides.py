@@ -63,11 +63,11 @@ def checked(
 def _meant(text: str, key: str, there: Sequence[str]) -> str:
     """The end of the sentence on a key that doesn't exist: where it does, or which is like it."""
     group, _, below = key.partition(".")
-    having = [f"{group}={one}" for one in config.options(group) if below in _below(group, one)]
-    if having:
-        return f" here; {' or '.join(having[:MOST_OPTIONS])} has it"
     near = usual_names.meant_by(key, there)
     if not near:
+        having = [f"{group}={one}" for one in config.options(group) if below in _below(group, one)]
+        if having:
+            return f" here; {' or '.join(having[:MOST_OPTIONS])} has it"
         plain = [name for name in there if not name.rpartition(".")[2].startswith("_")]
         near = [name for name in (config.nearest(key, plain),) if name]
     return f"; did you mean {' or '.join(near)}?" if near else ""
@@ -101,11 +101,19 @@ def _parsed(text: str) -> Override:
 
 
 def _refuse_bare(verb: str, text: str) -> None:
-    """Raises ValueError for a folder without a key, if the verb takes folders only by key."""
-    if "=" not in text and Path(text).is_dir():
-        takes = [key for key in ("run", "dictionary", "resume") if key in config.raw(verb)]
-        keys = " or ".join(f"{key}={text}" for key in takes)
-        raise ValueError(f"{text}: want key=value{f', such as {keys}' if keys else ''}")
+    """Raises ValueError for a file or folder without a key, with the keys that would take it."""
+    path = Path(text)
+    if "=" in text or not path.exists():
+        return
+    keys, groups = set(map(str, config.raw(verb).keys())), config.groups(verb)
+    takes = [f"{key}={text}" for key in ("run", "dictionary", "resume") if key in keys]
+    if path.is_file():
+        takes = [f"{key}={text}" for key in ("vector", "graph") if key in keys]
+        takes += [f"data=text data.paths={text}"] if "data" in groups else []
+    elif (path / "config.json").is_file() and "model" in groups:
+        takes = [f"model={text}"]
+    such = f", such as {' or '.join(takes)}" if takes else ""
+    raise ValueError(f"{text}: want key=value{such}")
 
 
 def _check_choice(verb: str, text: str, override: Override, folders: Sequence[Path]) -> None:

@@ -23,6 +23,8 @@ def refuse_absent(cfg: DictConfig) -> None:
     run = cfg.get("run")
     if isinstance(run, str) and not Path(run).is_dir():
         also = "; dictionary= also takes a hub id" if "dictionary" in cfg else ""
+        if Path("runs", run).is_dir():
+            also = f"; did you mean run={Path('runs', run)}?"
         raise ValueError(f"run={run}: no such folder{also}")
     resume = cfg.get("resume")
     if resume not in (None, "auto") and not Path(resume).is_dir():
