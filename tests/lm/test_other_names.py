@@ -107,8 +107,8 @@ def test_modules_and_the_norm_before_the_gain(qwen3):
     ("tool", "name", "says"),
     [
         ("tensorboard", "x", "tool=tensorboard: want one of transformer_lens"),
-        ("saelens", "blocks.1.attn.hook_q", "no site here is called so in saelens"),
-        ("interp_engine", "router_logits.1", "no site here is called so in interp_engine"),
+        ("saelens", "blocks.1.attn.hook_q", "saelens has no site of this name"),
+        ("interp_engine", "router_logits.1", "interp_engine has no site of this name"),
         ("nnterp", "layers_output[9]", "has layers 0 to 2"),
         ("nnsight", "model.model.layers[1].nothing.output", "has no module"),
     ],

@@ -65,14 +65,14 @@ def download(name: str, revision: str | None) -> Path:
 
 
 def _by_hand(repo: str, inner: str) -> str:
-    """How to fetch a dictionary by hand. Folders keep their names, which some readers need."""
+    """A sentence about downloading by hand, which keeps the folders' names that some readers need."""
     folder = repo.rpartition("/")[2]
     is_file = inner.endswith((".safetensors", ".pt", ".pth"))
-    chosen = f" --include '{inner}{'' if is_file else '/*'}'" if inner else ""
-    place = f"{folder}/{inner}" if inner else folder
+    include = f" --include '{inner}{'' if is_file else '/*'}'" if inner else ""
+    path = f"{folder}/{inner}" if inner else folder
     return (
-        f"fetch it where there is a network, `hf download {repo}{chosen} --local-dir {folder}`, and "
-        f"give <where it is>/{place}"
+        f"download it elsewhere, `hf download {repo}{include} --local-dir {folder}`, and "
+        f"give <where it is>/{path}"
     )
 
 

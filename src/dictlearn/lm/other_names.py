@@ -1,4 +1,4 @@
-"""What other tools call a model's sites: TransformerLens and SAELens, interp-engine, nnsight, nnterp.
+"""Names of a model's sites in TransformerLens and SAELens, interp-engine, nnsight and nnterp.
 
     ours           TransformerLens, SAELens      interp-engine      nnterp
     resid_pre.L    blocks.L.hook_resid_pre       resid_pre.L        layers_input[L]
@@ -9,10 +9,10 @@
     mlp_out.L      blocks.L.hook_mlp_out         mlp_out_post.L     mlps_output[L]
     resid_post.L   blocks.L.hook_resid_post      resid_post.L       layers_output[L]
 
-attn_out and mlp_out are what is added to the residual. In a family with a norm behind the module (Gemma
-2 and 3, OLMo 2 and 3, GLM 4) that is the norm's output. interp-engine calls the module's own output
-attn_out and mlp_out, and its `_post` names are right in every family; nnterp's versions differ there, so
-it has no name for them. nnsight's are paths of modules: model.model.layers[3].mlp.output.
+attn_out and mlp_out are added to the residual. In a family with a norm after the module (Gemma 2 and 3,
+OLMo 2 and 3, GLM 4) they are the norm's output. In interp-engine attn_out and mlp_out are the module's
+own output, and its `_post` names are ours in every family. In these families nnterp's versions differ,
+so it has no name for them. nnsight's names are paths of modules: model.model.layers[3].mlp.output.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from dictlearn.lm.sites import ATTENTION, NORMS_AFTER, Site, blocks, resolve, si
 Tool = Literal["transformer_lens", "saelens", "interp_engine", "nnsight", "nnterp"]
 TOOLS: tuple[str, ...] = get_args(Tool)
 
-HOOKS = {  # of TransformerLens; `mlp.hook_in` is after the norm's gain, `ln2.hook_normalized` before
+HOOKS = {  # TransformerLens; `mlp.hook_in` is after the norm's gain, `ln2.hook_normalized` before
     "resid_pre": "hook_resid_pre",
     "attn_out": "hook_attn_out",
     "resid_mid": "hook_resid_mid",
@@ -39,7 +39,7 @@ HOOKS = {  # of TransformerLens; `mlp.hook_in` is after the norm's gain, `ln2.ho
     "resid_post": "hook_resid_post",
 }
 OF_HOOKS = {hook: kind for kind, hook in HOOKS.items()} | {"mlp.hook_out": "mlp_out"}
-POINTS = {  # of interp-engine
+POINTS = {  # interp-engine
     "resid_pre": "resid_pre",
     "attn_out": "attn_out_post",
     "resid_mid": "resid_mid",
@@ -48,7 +48,7 @@ POINTS = {  # of interp-engine
     "resid_post": "resid_post",
 }
 OF_POINTS = {point: kind for kind, point in POINTS.items()}
-ACCESSORS = {  # of nnterp
+ACCESSORS = {  # nnterp
     "resid_pre": "layers_input",
     "attn_out": "attentions_output",
     "mlp_in": "mlps_input",
@@ -56,46 +56,46 @@ ACCESSORS = {  # of nnterp
     "resid_post": "layers_output",
 }
 OF_ACCESSORS = {accessor: kind for kind, accessor in ACCESSORS.items()}
-ADDED = ("attn_out", "mlp_out")  # what a norm may stand behind
+ADDED = ("attn_out", "mlp_out")  # sites that may be after a norm
 
 
 def hook_name(site: str) -> str:
-    """TransformerLens' name of a site; a module path stays as it is."""
+    """TransformerLens' name of a site; a module path is returned as it is."""
     kind, _, layer = site.partition(".")
     return f"blocks.{layer}.{HOOKS[kind]}" if kind in HOOKS and layer.isdigit() else site
 
 
 def site_of_hook(hook: str) -> str:
-    """Our name of a TransformerLens hook; one that is no site of ours keeps its own."""
+    """Our name of a TransformerLens hook; a hook that is not a site is returned as it is."""
     match = re.fullmatch(r"blocks\.(\d+)\.(.+)", hook)
     return f"{OF_HOOKS[match[2]]}.{match[1]}" if match and match[2] in OF_HOOKS else hook
 
 
 def names_of(lm: LanguageModel, site: str) -> dict[str, str]:
-    """tool -> its name of a site; without the tools that have none.
+    """The names of a site by tool, without tools that have none.
 
     Raises:
         ValueError: the model has no such site.
     """
     resolved = resolve(lm.model, site, lm.info)
     kind, _, layer = site.partition(".")
-    found: dict[str, str] = {}
+    names: dict[str, str] = {}
     if kind in HOOKS and layer.isdigit() and _in_lens(lm, kind, layer):
-        found |= dict.fromkeys(("transformer_lens", "saelens"), hook_name(site))
+        names |= dict.fromkeys(("transformer_lens", "saelens"), hook_name(site))
     if kind in POINTS and layer.isdigit() and _has_middle(lm, kind, layer):
-        found["interp_engine"] = f"{POINTS[kind]}.{layer}"
+        names["interp_engine"] = f"{POINTS[kind]}.{layer}"
     if resolved.end != "normed" and not resolved.standardised:
-        found["nnsight"] = _expression(lm, resolved)
-    if kind in ACCESSORS and not (kind in ADDED and _norm_behind(lm, kind, layer)):
-        found["nnterp"] = f"{ACCESSORS[kind]}[{layer}]"
-    return found
+        names["nnsight"] = _expression(lm, resolved)
+    if kind in ACCESSORS and not (kind in ADDED and _norm_after(lm, kind, layer)):
+        names["nnterp"] = f"{ACCESSORS[kind]}[{layer}]"
+    return names
 
 
 def site_named(lm: LanguageModel, tool: str, name: str) -> str:
-    """Our name of what a tool calls `name`.
+    """Our name of the site with this name in a tool.
 
     Raises:
-        ValueError: there is no such tool, or its name is of no site here.
+        ValueError: the tool is unknown, or the name is not that of a site.
     """
     if tool not in TOOLS:
         raise ValueError(f"tool={tool}: want one of {', '.join(TOOLS)}")
@@ -106,10 +106,10 @@ def site_named(lm: LanguageModel, tool: str, name: str) -> str:
     elif tool == "nnsight":
         site = _of_expression(lm, name)
     else:
-        found = site_of_hook(name)
-        site = found if found != name else None
+        site = site_of_hook(name)
+        site = site if site != name else None
     if site is None:
-        raise ValueError(f"{name}: no site here is called so in {tool}")
+        raise ValueError(f"{name}: {tool} has no site of this name")
     resolve(lm.model, site, lm.info)
     return site
 
@@ -126,16 +126,16 @@ def _of_accessor(lm: LanguageModel, name: str) -> str | None:
     if match is None or match[1] not in OF_ACCESSORS:
         return None
     kind, layer = OF_ACCESSORS[match[1]], match[2]
-    if kind in ADDED and _norm_behind(lm, kind, layer):
+    if kind in ADDED and _norm_after(lm, kind, layer):
         raise ValueError(
-            f"{name}: nnterp's versions differ in whether this is before or after the norm behind the "
+            f"{name}: nnterp's versions differ in whether this is before or after the norm after the "
             f"module in {lm.info.family}; want {module_output(lm, kind, layer)}, or {kind}.{layer}"
         )
     return f"{kind}.{layer}"
 
 
 def _of_expression(lm: LanguageModel, name: str) -> str | None:
-    """A site whose path it is, by its short name where it has one."""
+    """The site with this path, by its short name if it has one."""
     plain = name.replace(" ", "").replace(".output[0]", ".output")
     for site in site_names(lm.model):
         if plain == _terms(resolve(lm.model, site, lm.info)).replace(" ", ""):
@@ -145,7 +145,7 @@ def _of_expression(lm: LanguageModel, name: str) -> str | None:
 
 
 def _expression(lm: LanguageModel, site: Site) -> str:
-    """nnsight's: [0] where a module's output is a tuple, whose first is meant."""
+    """nnsight's expression, with [0] if the module's output is a tuple."""
     first = site.end == "output" and _gives_tuple(lm, site.module_path)
     return _terms(site) + ("[0]" if first else "")
 
@@ -163,26 +163,26 @@ def _dotted(path: str) -> str:
 @torch.no_grad()
 def _gives_tuple(lm: LanguageModel, path: str) -> bool:
     """Whether a module's output is a tuple, in a forward pass over two tokens."""
-    found: list[bool] = []
+    is_tuple: list[bool] = []
 
     def hook(_: torch.nn.Module, __: tuple[object, ...], output: object) -> None:
-        found.append(isinstance(output, tuple))
+        is_tuple.append(isinstance(output, tuple))
 
     handle = lm.model.get_submodule(path).register_forward_hook(hook)
     try:
         lm.trunk(**lm.inputs(torch.full((1, 2), lm.info.vocab_size - 1)))
     finally:
         handle.remove()
-    return any(found)
+    return any(is_tuple)
 
 
 def _in_lens(lm: LanguageModel, kind: str, layer: str) -> bool:
-    """TransformerLens has decoders; of an encoder it norms at other points."""
+    """Whether TransformerLens has the site: it has other norms in encoders."""
     return has_head(lm) and _has_middle(lm, kind, layer)
 
 
 def _has_middle(lm: LanguageModel, kind: str, layer: str) -> bool:
-    """Whether a block has the residual between attention and MLP: a parallel one has not."""
+    """Whether the site exists: parallel blocks have no residual between attention and MLP."""
     if kind != "resid_mid":
         return True
     config = lm.model.config.get_text_config()
@@ -190,7 +190,7 @@ def _has_middle(lm: LanguageModel, kind: str, layer: str) -> bool:
     return not parallel
 
 
-def _norm_behind(lm: LanguageModel, kind: str, layer: str) -> bool:
+def _norm_after(lm: LanguageModel, kind: str, layer: str) -> bool:
     if not layer.isdigit():
         return False
     path = resolve(lm.model, f"{kind}.{layer}", lm.info).module_path
@@ -198,8 +198,8 @@ def _norm_behind(lm: LanguageModel, kind: str, layer: str) -> bool:
 
 
 def module_output(lm: LanguageModel, kind: str, layer: str) -> str:
-    """The site of the module's own output: by its path where a norm stands behind it."""
-    if not _norm_behind(lm, kind, layer):
+    """The site of the module's own output, by its path if a norm follows it."""
+    if not _norm_after(lm, kind, layer):
         return f"{kind}.{layer}"
     if kind == "mlp_out":
         path = resolve(lm.model, f"mlp_in.{layer}", lm.info).module_path

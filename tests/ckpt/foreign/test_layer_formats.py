@@ -124,7 +124,7 @@ def test_saelens_layer_norm_is_a_standardised_site(tmp_path):
         ({"architecture": "topk", "k": "2"}, "k='2'; want int"),
         (
             {"architecture": "jumprelu"},
-            "jumprelu has tensors W_dec, W_enc, b_dec, b_enc, threshold",
+            "want tensors W_enc, W_dec, b_dec, b_enc, threshold; found",
         ),
         ({"metadata": []}, "metadata=.*; want dict"),
     ],
@@ -253,7 +253,7 @@ def test_a_pickle_runs_nothing(tmp_path, monkeypatch):
 
 
 def test_dictionary_learning_says_what_is_missing(tmp_path):
-    with pytest.raises(ValueError, match="AutoEncoderTopK has tensors encoder.weight"):
+    with pytest.raises(ValueError, match="want tensors encoder.weight"):
         dictlearn.load(learnt(tmp_path, "AutoEncoderTopK", linear(), k=3))
     with pytest.raises(ValueError, match="dict_class=IdentityDict; want one of AutoEncoder"):
         dictlearn.load(learnt(tmp_path, "IdentityDict", linear()))

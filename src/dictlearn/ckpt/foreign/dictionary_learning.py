@@ -11,6 +11,7 @@ from torch import Tensor
 from dictlearn.ckpt.files import check_numbers
 from dictlearn.ckpt.foreign._layer import (
     build_layer,
+    check_names,
     dictlearn_sites,
     entry,
     layer_folders,
@@ -88,49 +89,47 @@ def _read_one(folder: Path) -> Dictionary:
     name = entry(trainer, "dict_class", str, where)
     if name not in TENSORS:
         raise ValueError(f"{where}: dict_class={name}; want one of {', '.join(TENSORS)}")
-    found = read_state(path)
-    k = int(found["k"]) if "k" in found else entry(trainer, "k", int, where, None)
+    tensors = read_state(path)
+    k = int(tensors["k"]) if "k" in tensors else entry(trainer, "k", int, where, None)
     if name == "AutoEncoderTopK" and k is None:
-        raise ValueError(f"{where}: says no k, and neither does {WEIGHTS}")
+        raise ValueError(f"{where}: has no k, and neither has {WEIGHTS}")
     source, target = dictlearn_sites(cfg) or _sites(trainer, buffer, where)
     dictionary = build_layer(
         where,
-        _renamed(path, found, name),
+        _renamed(path, tensors, name),
         source=source,
         target=target,
         sparsity={"name": SPARSITIES[name]} | ({"k": k} if SPARSITIES[name] == "topk" else {}),
         k=k,
         centre=name not in UNCENTRED,
-        prefixes=tuple(found["group_sizes"].cumsum(0).tolist()) if "group_sizes" in found else (),
+        prefixes=tuple(tensors["group_sizes"].cumsum(0).tolist())
+        if "group_sizes" in tensors
+        else (),
         training={"format": "dictionary_learning", "model": entry(trainer, "lm_name", str, where)},
     )
     if name != "AutoEncoder":
         return dictionary
-    scaled = renormed(dictionary)  # as their loader does with this class alone
+    scaled = renormed(dictionary)  # as their loader does, for this class only
     scaled.provenance = dictionary.provenance
     return scaled
 
 
-def _renamed(path: Path, found: dict[str, Tensor], name: str) -> dict[str, Tensor]:
-    """The file's tensors by our names, turned the way round that ours are."""
+def _renamed(path: Path, tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    """The file's tensors by our names, in our layout."""
     names = TENSORS[name]
-    missing, odd = set(names) - set(found), set(found) - set(names) - BESIDE
-    if missing or odd:
-        raise ValueError(
-            f"{path}: {name} has tensors {', '.join(names)}; found {', '.join(sorted(found))}"
-        )
-    check_numbers(path, {their: found[their] for their in names})
-    ours = {our: found[their].float() for their, our in names.items()}
-    other = "W_dec" if "encoder.weight" in names else "W_enc"
-    ours[other] = transposed(path, ours[other])
-    if name in ("BatchTopKSAE", "MatryoshkaBatchTopKSAE"):  # one for all; -1 where it was never set
+    check_names(path, tensors, names, sorted(BESIDE))
+    check_numbers(path, {their: tensors[their] for their in names})
+    ours = {our: tensors[their].float() for their, our in names.items()}
+    matrix = "W_dec" if "encoder.weight" in names else "W_enc"
+    ours[matrix] = transposed(path, ours[matrix])
+    if name in ("BatchTopKSAE", "MatryoshkaBatchTopKSAE"):  # one threshold; -1 if it was never set
         n_features = len(ours["W_enc"])
         ours["raw_threshold_SF"] = ours["raw_threshold_SF"].clamp_min(0).expand(n_features)
     return ours
 
 
 def _sites(trainer: dict[str, Any], buffer: dict[str, Any], where: Path) -> tuple[str, str]:
-    """(source, target): what the submodule puts out, where nothing else is said."""
+    """(source, target), by default the output of the submodule."""
     layer = entry(trainer, "layer", int, where, 0)
     module = entry(trainer, "submodule_name", str, where, None) or f"resid_post_layer_{layer}"
     named = re.fullmatch(r"(resid_pre|resid_mid|resid_post|attn_out|mlp_out)_layer_(\d+)", module)

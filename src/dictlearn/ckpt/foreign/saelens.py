@@ -15,6 +15,7 @@ from torch import Tensor
 from dictlearn.ckpt.files import check_numbers, read_tensors
 from dictlearn.ckpt.foreign._layer import (
     build_layer,
+    check_names,
     dictlearn_sites,
     entry,
     layer_folders,
@@ -156,30 +157,26 @@ def _settings(cfg: dict[str, Any], where: Path) -> tuple[Mapping[str, Any], Mapp
 
 
 def _tensors(folder: Path, cfg: Mapping[str, Any], architecture: str) -> dict[str, Tensor]:
-    """The file's tensors by our names, turned the way round that ours are."""
+    """The file's tensors by our names, in our layout."""
     path = folder / WEIGHTS
-    read = read_tensors(path)
-    check_numbers(path, read)
-    found = {name: tensor.float() for name, tensor in read.items()}
-    ones = found.pop("scaling_factor", None)  # of a fine-tuning step of SAELens before 6
+    stored = read_tensors(path)
+    check_numbers(path, stored)
+    tensors = {name: tensor.float() for name, tensor in stored.items()}
+    ones = tensors.pop("scaling_factor", None)  # from a fine-tuning step of SAELens before 6
     if ones is not None and not bool((ones == 1).all()):
         raise ValueError(f"{path}: scaling_factor is not 1; fold it into the decoder first")
     biases = {"gated": ["b_gate", "b_mag", "r_mag"]}.get(architecture, ["b_enc"])
-    wanted = {"W_enc", "W_dec", "b_dec", *biases}
-    wanted |= {"threshold"} if "jumprelu" in architecture else set()
-    wanted |= {"W_skip"} if "skip" in architecture else set()
-    if set(found) != wanted:
-        raise ValueError(
-            f"{path}: {architecture} has tensors {', '.join(sorted(wanted))}; "
-            f"found {', '.join(sorted(found)) or 'none'}"
-        )
+    required = ["W_enc", "W_dec", "b_dec", *biases]
+    required += ["threshold"] if "jumprelu" in architecture else []
+    required += ["W_skip"] if "skip" in architecture else []
+    check_names(path, tensors, required)
     names = {
         "b_gate": "b_enc",
         "b_mag": "b_mag_SF",
         "r_mag": "r_SF",
         "threshold": "raw_threshold_SF",
     }
-    ours = {names.get(name, name): tensor for name, tensor in found.items()}
+    ours = {names.get(name, name): tensor for name, tensor in tensors.items()}
     scale = _input_scale(folder, cfg, architecture)
     ours["W_enc"] = transposed(path, ours["W_enc"]) * scale
     ours["W_dec"], ours["b_dec"] = ours["W_dec"] / scale, ours["b_dec"] / scale
@@ -192,7 +189,7 @@ def _tensors(folder: Path, cfg: Mapping[str, Any], architecture: str) -> dict[st
 
 
 def _input_scale(folder: Path, cfg: Mapping[str, Any], architecture: str) -> float:
-    """What activations were multiplied by, which SAELens folds in when it saves an inference form."""
+    """The factor on activations, which SAELens folds in when it saves an inference form."""
     where = folder / CONFIG
     convention = entry(cfg, "normalize_activations", str, where, "none")
     if convention == "none" or _standardised(cfg, architecture, where):
@@ -202,8 +199,8 @@ def _input_scale(folder: Path, cfg: Mapping[str, Any], architecture: str) -> flo
         if scaler.is_file():
             return float(entry(read_object(scaler), "scaling_factor", float, scaler))
         raise ValueError(
-            f"{where}: normalize_activations={convention}, and there is no {SCALER} to say by how "
-            f"much; save it anew with SAELens 6, which puts the scale into the weights"
+            f"{where}: normalize_activations={convention}, but there is no {SCALER} with the factor; "
+            f"save it again with SAELens 6, which folds the factor into the weights"
         )
     raise ValueError(
         f"{where}: normalize_activations={convention} depends on each token and cannot be part "

@@ -13,6 +13,7 @@ from torch import Tensor
 from dictlearn.ckpt.files import read_tensors
 from dictlearn.ckpt.foreign._layer import (
     build_layer,
+    check_names,
     dictlearn_model,
     dictlearn_sites,
     entry,
@@ -82,9 +83,6 @@ def _read_one(folder: Path) -> Dictionary:
 
 def _tensors(path: Path, skip: bool) -> dict[str, Tensor]:
     names = NAMES | ({"W_skip": "W_skip"} if skip else {})
-    found = read_tensors(path)
-    if set(found) != set(names):
-        raise ValueError(
-            f"{path}: want tensors {', '.join(names)}; found {', '.join(sorted(found)) or 'none'}"
-        )
-    return {names[name]: tensor for name, tensor in found.items()}
+    tensors = read_tensors(path)
+    check_names(path, tensors, names)
+    return {names[name]: tensor for name, tensor in tensors.items()}
