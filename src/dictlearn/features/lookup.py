@@ -110,9 +110,10 @@ def vector_from(path: Path) -> Tensor:
         try:  # mapped: a header that claims more than the file holds allocates nothing
             array = np.load(path, mmap_mode="r", allow_pickle=False)
             tensor = torch.from_numpy(np.array(array))
-        except Exception as error:  # numpy reads the header as Python's tokens
-            reason = " ".join(error_text(error).split())
-            raise ValueError(f"vector={path}: is not a readable .npy file: {reason}") from None
+        except OSError as error:
+            raise ValueError(f"vector={path}: {error_text(error)}") from None
+        except Exception:  # numpy reads the header as Python's tokens, and speaks of those
+            raise ValueError(f"vector={path}: is not a readable .npy file of numbers") from None
         tensors = {"its array": tensor}
     elif path.suffix == ".safetensors":
         tensors = read_tensors(path)
