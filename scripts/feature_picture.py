@@ -1,4 +1,4 @@
-"""Takes the picture of a feature's page for the docs, with Chromium.
+r"""Takes the picture of a feature's page for the docs, with Chromium.
 
 dictlearn train name=demo
 dictlearn features run=runs/demo tokens=300000
@@ -19,13 +19,16 @@ from tests.browser.devtools import Browser
 SECONDS = 3  # for the feature's own file to be read and drawn
 
 
-def main(run: str, address: str, picture: str) -> None:
+def main(run: str, address: str, picture: str, scheme: str = "light") -> None:
     with tempfile.TemporaryDirectory() as profile:
         browser = Browser(Path(profile))
         try:
-            browser.look(1280, 900)
+            browser.look(1280, 900, dark=scheme == "dark")
             browser.open(Path(run, "features/index.html"), address)
             time.sleep(SECONDS)
+            if scheme == "dark":
+                browser.value("document.querySelector('main details').open = true")
+                time.sleep(SECONDS)
             browser.screenshot(Path(picture))
         finally:
             browser.close()
