@@ -169,8 +169,7 @@ def windows(
     # A training run checks both splits: it evaluates at its end and should fail before it starts.
     for side in SPLITS if held_out > 0 else dict.fromkeys(["train", split]):
         if not len(streams[side]):
-            n_tokens = sum(len(streams[split]) for split in SPLITS)
-            raise _empty(corpus.named, side, held_out, n_tokens, left_out_of(streams))
+            raise _empty(corpus.named, side, held_out, n_documents, left_out_of(streams))
         _refuse_too_little(lm, len(streams[side]), side, context, held_out)
     starts, chosen = streams[f"{split}_starts"], streams.get(f"{split}_chosen")
     return TokenWindows(
@@ -276,14 +275,15 @@ def _refuse_too_little(
 
 
 def _empty(
-    named: str, side: str, held_out: Fraction, n_tokens: int, left_out: LeftOut
+    named: str, side: str, held_out: Fraction, n_documents: int, left_out: LeftOut
 ) -> ValueError:
     if side == "eval" and held_out == 0:
         return ValueError("data.held_out=0: holds out no text to evaluate on; want more than 0")
-    if n_tokens == 0:
+    if n_documents == 0:
         why = "".join(f"; {line.removeprefix('data: ')}" for line in left_out.sentences())
         return ValueError(f"{named}: there is no text to read, as no document has any{why}")
     return ValueError(
-        f"data.held_out={held_out}: no document is left for {side}; want more documents (JSON lines "
-        f"hold one per line, data.split_on cuts plain text) or another fraction"
+        f"data.held_out={held_out}: no document is left for {side}, of {n_documents:,} in all; want more "
+        f"documents (data.split_on='\\n\\n' makes one of each paragraph of plain text, JSON lines hold "
+        f"one per line) or another fraction"
     )
