@@ -17,11 +17,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dictlearn import cli
+from dictlearn import cli, config
 from dictlearn.sources.reader import Reader, Reading
 from dictlearn.train.callbacks import signals
 from dictlearn.train.module import DictionaryTraining
-from dictlearn.verbs import evaluate, plan, shared
+from dictlearn.verbs import costs, evaluate, plan, shared
 from tests.lines import settled
 
 SMALL = [
@@ -216,6 +216,8 @@ def test_runs_are_grouped_by_what_makes_their_stream(tmp_path, capsys, monkeypat
     assert "run 1: a stream of its own" in said and "data_seed is 1, not 0" in said
     said = planned("dict.layer=0,1", "source.nonfinite=drop")
     assert "source.nonfinite=drop, is resid_post.1, not resid_post.0" in said
+    said = planned("dict.layer=0,1", "gpu=H200", "trainer=gpu")  # which isn't here
+    assert re.search(r"runs 0, 1: [\d.]+ MB together, of 147 GB", said)
 
 
 def test_a_group_that_does_not_fit_is_refused(tmp_path, capsys, monkeypatch):
@@ -242,3 +244,16 @@ def test_a_group_that_does_not_fit_is_refused(tmp_path, capsys, monkeypatch):
 def test_what_cannot_be_meant_is_refused(tmp_path, capsys, overrides, sentence):
     assert dictlearn_train(tmp_path, "name=group", *overrides) == 2
     assert sentence in capsys.readouterr().err
+
+
+def test_a_group_has_one_model_and_everybodys_weights():
+    runs = [
+        shared.sizes(config.compose("train", ["name=x", f"dict.layer={layer}", "trainer=cpu"]))
+        for layer in (0, 1)
+    ]
+    one = costs.memory(runs[0], on_gpu=False)
+    alone, same = (costs.memory_together(runs[:1] * n, on_gpu=False) for n in (1, 2))
+    assert alone == pytest.approx(one.peak + one.parts["batch"])
+    assert same - alone == pytest.approx(one.parts["weights"] + one.parts["optimiser"])
+    other_site = costs.memory_together(runs, on_gpu=False) - same
+    assert other_site == pytest.approx(one.parts["batch"] + one.parts["shuffle buffer"])

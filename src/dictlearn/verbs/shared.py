@@ -28,6 +28,7 @@ from dictlearn.overrides import dotted
 from dictlearn.sources.named import text_of
 from dictlearn.verbs import build, costs, plan, train
 from dictlearn.verbs.described import listed
+from dictlearn.verbs.gpus import GPUS
 from dictlearn.verbs.machine import Machine, as_device, this_machine
 from dictlearn.verbs.supply import Group, Member
 from dictlearn.verbs.trained_in import where_it_began
@@ -111,7 +112,8 @@ def known_of(jobs: Jobs, number: int, hydra: DictConfig, call: Callable[[], JobR
 
 def sizes(cfg: DictConfig) -> costs.Run:
     """The parts of a run without their numbers."""
-    train.check(cfg)
+    if "gpu" not in cfg:  # a plan may be for a device that isn't here
+        train.check(cfg)
     lm = None
     if build.reads_model(cfg):
         lm = load_skeleton(cfg.model.path, cfg.model.revision, cfg.model.other)
@@ -208,8 +210,9 @@ def check_memory(jobs: Jobs, group: Sequence[Job], machine: Machine) -> bool:
     runs = [job.run for job in group if job.run is not None]
     if len(group) < 2 or not runs:
         return True
-    on_gpu = build.accelerator(runs[0].cfg) != "cpu"
-    room = as_device(machine, on_gpu).room
+    gpu = GPUS.get(str(runs[0].cfg.get("gpu")))
+    on_gpu = gpu is not None or bool(machine.gpus) and build.accelerator(runs[0].cfg) != "cpu"
+    room = (gpu or as_device(machine, on_gpu)).room
     try:
         peak = costs.memory_together(runs, on_gpu)
         if peak <= room:
