@@ -89,6 +89,12 @@ def test_a_file_that_is_a_dictionary_is_fetched_alone(hub, cache, tmp_path):
     }
     with pytest.raises(ValueError, match="holds no dictionary here"):
         dictlearn.load("owner/tiny/README.md")
+    with pytest.raises(
+        ValueError, match=r"holds 2 dictionaries, a file each; ask for one, such as"
+    ):
+        dictlearn.load("owner/tiny")
+    del hub.files["layer_30.safetensors"]
+    assert dictlearn.load("owner/tiny").sources == ("resid_pre.60:standardised",)
 
 
 def test_a_folder_in_a_folder_is_found_by_its_name(hub, cache, tmp_path):

@@ -150,3 +150,15 @@ def test_the_point_before_a_norm_behind_a_module_is_tried():
     assert conventions._places(identity("mlp_out.1"), gemma)[name][1] == (module,)
     assert conventions._places(identity("attn_out.1"), gemma)[name][1] == (attention,)
     assert name not in conventions._places(identity("mlp_out.1"), example("qwen3").lm)
+
+
+def test_tokens_that_were_not_standardised_are_named(lm):
+    """TopK of z = (x - mean) / std, as of ESMC and SAELens' layer_norm."""
+    wrong = identity(sparsity={"name": "topk", "k": 12, "across_layers": False})
+    wrong.decoder.b_dec.zero_()
+    fvu, found = figures(wrong, lm)
+    standardised = next(one for one in found if one.words == "with each token standardised")
+    assert fvu > 1 and standardised.fvu < 1
+    right = identity(f"{SITE}:standardised")
+    assert "each token is standardised" in described(right)
+    assert conventions._places(right, lm)["with tokens not standardised"][0] == (SITE,)

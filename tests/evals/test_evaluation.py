@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
 
+from dictlearn.dicts.description import from_json
 from dictlearn.evals.baselines import Baselines
 from dictlearn.evals.context import MEAN_ABLATION, EvalContext, EvalResult
 from dictlearn.evals.downstream import Downstream
@@ -119,3 +121,37 @@ def test_progress_ends_at_the_whole(lm, toy, windows):
         progress=lambda done, total: steps.append((done, total)),
     )
     assert len(steps) == 3 and steps[-1][0] == steps[-1][1]
+
+
+def test_reading_before_the_gain_gives_the_figures_of_reading_after_it(windows):
+    lm = _tiny_lm()
+    norm = lm.model.get_submodule("model.layers.1.post_attention_layernorm")
+    with torch.no_grad():
+        norm.get_parameter("weight").uniform_(0.5, 2.0)
+    about: dict[str, Any] = {
+        "kind": "transcoder",
+        "width": lm.info.width,
+        "n_features": 40,
+        "k": 1.0,
+    }
+    about |= {"targets": ["mlp_out.1"], "sparsity": {"name": "relu"}}
+    after: Any = from_json(about | {"sources": ["mlp_in.1"]}).eval()
+    before: Any = from_json(about | {"sources": ["mlp_norm.1"]}).eval()
+    before.load_state_dict(after.state_dict())
+    before.encoder.W_enc.data.mul_(norm.get_parameter("weight"))
+    evals = {"downstream": Downstream(), "reconstruction": Reconstruction()}
+    found, wanted = (
+        evaluate_dictionary(one, lm, windows, evals, n_tokens=1000).figures
+        for one in (before, after)
+    )
+    assert found.keys() == wanted.keys() and {"fvu", "ce_increase"} <= wanted.keys()
+    assert found == pytest.approx(wanted, rel=1e-4, abs=1e-5)
+
+
+def test_a_standardised_site_is_patched_on_the_tokens_own_scale(lm, toy, windows):
+    """The identity, read and written standardised, changes no logit."""
+    site = "resid_post.0:standardised"
+    same = toy((site,), (site,), k=None)
+    evals = {"downstream": Downstream(), "reconstruction": Reconstruction()}
+    figures = evaluate_dictionary(same, lm, windows, evals, n_tokens=1000).figures
+    assert figures["fvu"] < 1e-9 and abs(figures["ce_increase"]) < 1e-6

@@ -14,7 +14,7 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
 )
 
-from dictlearn.ckpt.foreign import folders_with, importers, wanted, wanted_with
+from dictlearn.ckpt.foreign import alone_in, folders_with, importers, wanted, wanted_with
 from dictlearn.lm.hub import HUB_ID, REACH_SECONDS, explain_refusal
 
 OWN = ("dictionary.safetensors", "dictionary.json")
@@ -89,6 +89,12 @@ def _choose(name: str, inner: str, listing: Mapping[str, int | None]) -> list[st
         return files
     prefix = f"{inner}/" if inner else ""
     below = {f.removeprefix(prefix): size for f, size in listing.items() if f.startswith(prefix)}
+    alone = [] if _own(below) else alone_in(below)
+    if len(alone) > 1:
+        raise ValueError(
+            f"{name}: the repository holds {len(alone)} dictionaries, a file each; ask for one, such as "
+            f"{name}/{alone[len(alone) // 2]}, or download the layers that you want and give their folder"
+        )
     files = _own(below) or wanted(below)
     if files:
         return [prefix + file for file in files]

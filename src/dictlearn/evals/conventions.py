@@ -23,7 +23,7 @@ from dictlearn.evals.reconstruction import ReconstructionSums
 from dictlearn.lm.capture import capture
 from dictlearn.lm.language_model import LanguageModel
 from dictlearn.lm.other_names import ADDED, module_output
-from dictlearn.lm.sites import resolve
+from dictlearn.lm.sites import STANDARDISED, resolve
 from dictlearn.sparsity.relu import ReLU
 from dictlearn.sparsity.topk import TopK
 from dictlearn.types import TextWindows
@@ -57,7 +57,8 @@ def described(dictionary: Dictionary) -> str:
         else "nothing is subtracted from the input"
     )
     scale_in, scale_out = origin.get("input_scale", 1.0), origin.get("output_scale", 1.0)
-    scale = "no scale"
+    standardised = any(site.endswith(STANDARDISED) for site in dictionary.sources)
+    scale = "each token is standardised" if standardised else "no scale"
     if (scale_in, scale_out) != (1.0, 1.0):
         scale = (
             f"the input is multiplied by {scale_in:.4g} and the output divided by {scale_out:.4g}"
@@ -236,6 +237,8 @@ def _places(
         ("read and written at the block's other end", _other_end),
         ("read before the gain of the norm", lambda s: s.replace("mlp_in.", "mlp_norm.")),
         ("read after the gain of the norm", lambda s: s.replace("mlp_norm.", "mlp_in.")),
+        ("with each token standardised", _standardised),
+        ("with tokens not standardised", lambda s: s.removesuffix(STANDARDISED)),
         ("written before the norm behind the module", lambda s: _before_norm(s, lm)),
     ):
         sites = tuple(map(renamed, own[0])), tuple(map(renamed, own[1]))
@@ -248,6 +251,10 @@ def _other_end(site: str) -> str:
     """resid_post.L -> resid_pre.L and back: hidden states are counted both ways."""
     kind, dot, rest = site.partition(".")
     return OTHER_END.get(kind, kind) + dot + rest
+
+
+def _standardised(site: str) -> str:
+    return site if site.endswith(STANDARDISED) else site + STANDARDISED
 
 
 def _before_norm(site: str, lm: LanguageModel) -> str:

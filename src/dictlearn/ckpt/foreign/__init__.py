@@ -63,6 +63,16 @@ def wanted_with(file: str, files: Iterable[str]) -> list[str]:
     return []
 
 
+def alone_in(files: Iterable[str]) -> list[str]:
+    """The files of a folder that its importer reads each by itself, such as a layer each."""
+    names = dict.fromkeys(files)
+    for importer in importers().values():
+        if "" in _complete_folders(importer, names):
+            pattern = getattr(importer, "ALONE", "")
+            return sorted(name for name in names if "/" not in name and fnmatchcase(name, pattern))
+    return []
+
+
 def folders_with(files: Mapping[str, int | None]) -> set[str]:
     """The folders with a dictionary that some importer reads."""
     return {
