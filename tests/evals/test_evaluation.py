@@ -16,6 +16,7 @@ from dictlearn.evals.evaluation import evaluate_dictionary, run_evals
 from dictlearn.evals.observe import before_padding, observe, window_batches
 from dictlearn.evals.reconstruction import Reconstruction
 from dictlearn.evals.sparsity import Sparsity
+from tests.evals.conftest import _tiny_lm
 
 
 def all_evals():
