@@ -33,6 +33,7 @@ from dictlearn.sources.reader import Reader
 from dictlearn.types import TextWindows
 from dictlearn.verbs import build, fingerprints, storing
 from dictlearn.verbs.bars import bars
+from dictlearn.verbs.described import listed
 from dictlearn.verbs.units import as_bytes
 from dictlearn.waiting import duration, waiting_for
 
@@ -228,7 +229,7 @@ def make(
         seconds = total / about.context * seconds_of_a_window(cfg, reader, about)
     writer = ShardWriter(reader, windows, about, place, cfg.batch_windows)
     escape.say(
-        f"{cfg.output}: {len(missing)} shards, {total:,} tokens of {len(about.sites)} sites, {size} at "
+        f"{cfg.output}: {len(missing)} shards, {total:,} tokens of {listed(about.sites)}, {size} at "
         f"{each} a token, about {duration(seconds)}"
     )
     done = 0
@@ -280,6 +281,6 @@ def conclude(cfg: DictConfig, place: Place, shards: int) -> None:
     reader = "cache" if store.info.shuffled else "cache_windows"
     use = typed(**{"source": reader, "source.path": str(cfg.output)})
     escape.say(
-        f"{cfg.output}: {rows:,} rows of {', '.join(store.info.sites)} in {there} shards, "
+        f"{cfg.output}: {rows:,} rows of {listed(store.info.sites)} in {there} shards, "
         f"{as_bytes(size)}; dictlearn train {use} reads them"
     )
