@@ -186,10 +186,34 @@ def time_of(milliseconds: float) -> str:
     return f"{milliseconds / 1000:.2g} s"
 
 
+def stored_reading() -> str:
+    """How fast a store is read, beside the plain read of its files."""
+    speeds = newest_with("cache", "read")["mb_per_cpu_second"]
+    rows = [
+        (name, f"{speed / 1000:.2g}", f"{speed / speeds['plain']:.0%}")
+        for name, speed in speeds.items()
+    ]
+    return markdown(("read", "GB/s of CPU time, of bfloat16", "of the plain read"), rows)
+
+
+def stored_training() -> str:
+    """Held-out FVU of runs on live and on stored activations."""
+    fvu = newest_with("cache", "train")["fvu"]
+    n = len(fvu["live"])
+    cells = {kind: [*(f"{v:.4f}" for v in values), *[""] * n][:n] for kind, values in fvu.items()}
+    head = ("activations", *(f"seed {seed}" for seed in range(n)))
+    return markdown(head, [(kind, *cells[kind]) for kind in fvu])
+
+
+def newest_with(name: str, key: str) -> dict[str, Any]:
+    """Of the records of a benchmark that takes figures of several kinds, the newest with one kind."""
+    return next(record for record in reversed(records(name)) if key in record)[key]
+
+
 TABLES: dict[str, Callable[[], str]] = {
     function.__name__: function
     for function in (
         sparsities, peers, peers_speed, learning_rates, molt, mse_then_kl, cooccurrence, optimisers,
-        pages, descriptions, described,
+        pages, descriptions, described, stored_reading, stored_training,
     )
 }  # fmt: skip
