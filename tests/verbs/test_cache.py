@@ -69,7 +69,10 @@ def test_more_tokens_add_shards_and_parts_share_them(folder, tmp_path, capsys):
         assert dictlearn_cache(tmp_path, "tokens=3000", f"partition={part}") == 0
     said = capsys.readouterr().err
     assert "1 of 3 shards are there" in said
-    assert "shards, 2,048 tokens of resid_post.1, mlp_in.1, mlp_out.1, " in said and " a token, " in said
+    assert (
+        "shards, 2,048 tokens of resid_post.1, mlp_in.1, mlp_out.1, " in said
+        and " a token, " in said
+    )
     assert content(tmp_path / "acts") == content(folder / "acts")
     assert dictlearn_cache(tmp_path, "tokens=5000") == 0
     grown, before = content(tmp_path / "acts"), content(folder / "acts")
