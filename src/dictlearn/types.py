@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from dictlearn_kernels.pattern import Pattern
@@ -241,10 +241,7 @@ class ModelInfo:
 class DecoderLike(Protocol):
     """The parts of a decoder that objectives and evals use."""
 
-    @property
-    def writes_directions(self) -> bool:
-        """Whether `written` gives what a feature writes, whatever the input is."""
-        ...
+    writes_directions: ClassVar[bool]  # whether features write fixed vectors, whatever the input is
 
     def norms(self) -> Tensor:
         """Norm of a feature's vectors for all targets together: [S, F]."""
