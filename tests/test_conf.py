@@ -24,8 +24,9 @@ from dictlearn import config, signatures
 from dictlearn.dicts.options import Options
 from dictlearn.overrides import dotted
 
-# Groups that no verb composes: Hydra's own settings, and files for the W&B agent (test_sweeps.py).
-ELSEWHERE = {"hydra", "sweep", "local"}
+# Folders that no verb composes: Hydra's own settings, files for the W&B agent (test_sweeps.py), and
+# published dictionaries (test_published.py).
+ELSEWHERE = {"hydra", "sweep", "local", "published"}
 # Arguments that a target only hands on, and to whom.
 HANDED_ON: dict[str, Callable[..., Any]] = {"wandb_logger": wandb.init}
 
