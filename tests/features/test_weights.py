@@ -13,7 +13,7 @@ from dictlearn.features import cofiring
 from dictlearn.features.logits import Unembedding
 from dictlearn.features.transforms import Directions
 from dictlearn.lm.capture import capture
-from dictlearn.lm.norms import fitted
+from dictlearn.lm.norms import fit_norm
 from tests.features.harvested import SETTINGS, dictionary_of, pico, windows
 from tests.features.test_harvest import activations, made
 
@@ -46,10 +46,10 @@ def test_the_effect_on_logits_is_the_models_own():
 def test_a_norm_is_found_by_what_it_does(centred: bool):
     x_ND, weight_D = torch.randn(50, 12) + 0.5, torch.rand(12) + 0.5
     kind = torch.nn.functional.layer_norm if centred else torch.nn.functional.rms_norm
-    found = fitted(x_ND, kind(x_ND, (12,), weight_D) + (0.3 if centred else 0.0))
+    found = fit_norm(x_ND, kind(x_ND, (12,), weight_D) + (0.3 if centred else 0.0))
     assert found is not None and found.centred == centred
     assert torch.allclose(found.weight, weight_D, atol=1e-3)
-    assert fitted(x_ND, torch.randn(50, 12)) is None
+    assert fit_norm(x_ND, torch.randn(50, 12)) is None
 
 
 def test_a_clt_feature_is_read_target_by_target(tmp_path: Path):
