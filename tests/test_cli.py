@@ -335,6 +335,8 @@ def test_translation(typed: str, meant: list[str]) -> None:
 
 
 def test_a_path_with_a_quote_comes_through(command: Command, runs: Runs) -> None:
+    Path("my model's").mkdir()
+    Path("my model's", "config.json").write_text("{}")
     assert command("train", "model=./my model's") == 0
     assert runs[0].model.path == "./my model's"
     assert command("train", "steps=1e4", "trainer.devices=auto") == 0
