@@ -111,7 +111,7 @@ def timers(cfg: DictConfig, clock: Clock, window: Window) -> Iterator[None]:
     """Puts the clock's parts around the functions of a run."""
     source, optimiser = get_class(cfg.source._target_), get_class(cfg.optim._target_)
     parts = {
-        (reader, "capture_of"): "model",
+        (reader, "capture_inputs"): "model",
         (Trainee, "forward"): "forward",
         (lightning.LightningModule, "backward"): "backward",
         (DictionaryTraining, "on_before_optimizer_step"): "optimiser",

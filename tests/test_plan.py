@@ -75,7 +75,7 @@ def test_a_sparsity_that_does_not_say_what_it_stores_is_not_planned() -> None:
 MISTAKES = {
     "dictionary": ["dict.layer=4"],
     "source": ["source.buffer_tokens=1024"],
-    "configuration": ["trainer=cpu", "optim.betas=[0.9,1]"],
+    "configuration": ["trainer=cpu", "model.device=gpu0"],
     "text files": ["data=text", "data.paths=[absent.txt]"],
     "context": ["data.context=1"],
     "run folder": ["resume=absent"],

@@ -14,6 +14,7 @@ import torch
 from ckpt_worker import Loader, Module, corrupt, differing, final_state, train
 from lightning.pytorch import Callback, Trainer
 
+from dictlearn import config
 from dictlearn.ckpt import commit
 from dictlearn.ckpt.checkpoint_io import DictlearnCheckpointIO, read_config
 from dictlearn.ckpt.codec import leaves, path_text, read_state, write_state
@@ -257,7 +258,7 @@ def test_pickles_are_never_written(tmp_path):
 def test_options_out_of_range_are_named(options):
     ((key, value),) = options.items()
     with pytest.raises(ValueError, match=f"callbacks.checkpoint.{key}={value}: want "):
-        CheckpointCallback("x", **options)
+        config.compose("train", [f"callbacks.checkpoint.{key}={value}"])
 
 
 def test_lightning_removes_a_folder_through_the_plugin(tmp_path):

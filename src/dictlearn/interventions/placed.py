@@ -170,10 +170,10 @@ class Placed:
         finally:
             before.remove()
 
-    def _begin(self, trunk: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _begin(self, trunk: nn.Module, args: tuple[Any, ...], inputs: dict[str, Any]) -> None:
         if self._recording:
             return
-        self.now = self._begun(args, kwargs)
+        self.now = self._begun(args, inputs)
         if not self._wants_clean_pass():
             return
         self.clean = Pass(self.now.keep_BP, self.now.positions_BP)
@@ -181,7 +181,7 @@ class Placed:
         try:
             if self._frozen is not None:
                 self._frozen.holds = False
-            trunk(*args, **copied(kwargs))
+            trunk(*args, **copied(inputs))
         finally:
             self._recording = False
         if self._frozen is not None:
