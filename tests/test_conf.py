@@ -105,6 +105,15 @@ def test_a_short_run_goes_with_every_objective(objective: str) -> None:
     assert_binds(composed("train", "debug=fast", f"objective={objective}"))
 
 
+@pytest.mark.parametrize("option", config.options("eval"))
+def test_a_short_run_goes_with_every_eval(option: str) -> None:
+    """Only the baselines have a text to fit on, which a short run makes shorter."""
+    cfg = composed("train", "debug=fast", f"eval={option}")
+    assert_binds(cfg)
+    assert all("_target_" in entry for entry in cfg.eval.values())
+    assert "baselines" not in cfg.eval or cfg.eval.baselines.fit_tokens == 4096
+
+
 @pytest.fixture(scope="session")
 def slim(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of conf whose train.yaml has no other groups than these: it composes twice as fast."""

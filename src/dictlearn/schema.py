@@ -29,6 +29,7 @@ NAMED_BY_USERS = (
     "weights",
     "template_values",
 )  # keys of mappings whose names are a user's own
+COLLECTIONS = ("callbacks", "eval", "logger", "objective.terms")  # of parts that are built, by name
 PATHS = (
     *("run", "runs", "run_dir", "dictionary", "output", "resume", "init", "graph", "vector"),
     *("folder", "path", "paths", "other", "tokenizer", "save_dir"),
@@ -259,7 +260,8 @@ def check(verb: str, cfg: DictConfig) -> None:
 
     Raises:
         ValueError: one sentence on the first wrong value, with its key and the values that the key
-            takes; or on a key that its class or function has no parameter for.
+            takes; or on a key that its class or function has no parameter for; or on an entry of a
+            collection that nothing can be built of.
     """
     tree = OmegaConf.to_container(cfg)
     assert isinstance(tree, dict)
@@ -276,6 +278,7 @@ def check(verb: str, cfg: DictConfig) -> None:
         if fitted is not plain and fitted != plain or type(fitted) is not type(plain):
             OmegaConf.update(cfg, key, fitted)
     _refuse_unknown(tree)
+    _refuse_unbuilt(tree)
 
 
 def _at_home(key: str, value: object) -> object:
@@ -330,3 +333,21 @@ def _refuse_unknown(node: object, prefix: str = "") -> None:
         ):
             raise ValueError(f"{prefix}{name}: {node['_target_']} takes no such argument")
         _refuse_unknown(value, f"{prefix}{name}.")
+
+
+def _refuse_unbuilt(tree: Mapping[Any, Any]) -> None:
+    """Refuses an entry of a collection without a `_target_`: keys of a part that was not chosen."""
+    for collection in COLLECTIONS:
+        entries: Any = tree
+        for name in collection.split("."):
+            entries = entries.get(name) if isinstance(entries, Mapping) else None
+        for name, entry in (entries if isinstance(entries, Mapping) else {}).items():
+            built = isinstance(entry, Mapping) and "_target_" in entry
+            if str(name).startswith("_") or entry is None or built:
+                continue
+            key = f"{collection}.{name}"
+            group = collection.partition(".")[0]
+            raise ValueError(
+                f"{key}: nothing can be built of it, as the {group} that was chosen has no part of "
+                f"that name; choose one that has it, or leave it out with ~{key}"
+            )

@@ -16,6 +16,8 @@ from dictlearn.ckpt.dictionary import load_dictionary
 from dictlearn.dicts.dictionary import Dictionary
 from dictlearn.dicts.plt import plt_beside
 from dictlearn.dicts.start import check_start
+from dictlearn.evals.context import Metric, RowSource
+from dictlearn.evals.evaluation import Eval
 from dictlearn.lm.language_model import LanguageModel
 from dictlearn.lm.load import load_skeleton, read_info
 from dictlearn.objectives.objective import Objective
@@ -103,7 +105,7 @@ def accelerator(cfg: DictConfig) -> str:
 def check_parts(cfg: DictConfig) -> None:
     """Builds parts that are cheap but needed late, so that they refuse bad values early."""
     named(cfg.get("callbacks"))
-    named(cfg.get("eval"))
+    build_evals(cfg)
     try:
         instantiate(cfg.optim)([nn.Parameter(torch.zeros(shape)) for shape in ((1, 1, 1), (1, 1))])
     except ValueError as error:  # a library's own doesn't name the key
@@ -320,6 +322,18 @@ def named(group: DictConfig | None) -> dict[str, Any]:
     """The instantiated entries of a group, by name; entries set to null are off."""
     entries = group or {}
     return {str(name): instantiate(entry) for name, entry in entries.items() if entry is not None}
+
+
+def build_evals(cfg: DictConfig) -> dict[str, Eval]:
+    """The evals by name. Raises ValueError for one, of a user's own, that cannot be run."""
+    evals = named(cfg.get("eval"))
+    for name, entry in evals.items():
+        if not isinstance(entry, Metric | RowSource) and not callable(entry):
+            raise ValueError(
+                f"eval.{name}: {cfg.eval[name]._target_} makes a {type(entry).__name__}; want a "
+                f"dictlearn.evals.context.Metric or RowSource, or a function of an EvalContext"
+            )
+    return evals
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:

@@ -49,6 +49,7 @@ class Keys(OpensKeys):
 
 def main(cfg: DictConfig) -> int:
     """Loads, evaluates, prints the table; returns the process's exit status."""
+    build.build_evals(cfg)  # refuses what cannot be run before a model is read
     folder, options = destination(cfg), asked(cfg)
     if cfg.output is not None:
         check_record_replaceable(folder, cfg.overwrite)
@@ -144,7 +145,7 @@ def evaluated(
     baselines, on the same text, in the same tables. Baselines are fitted on the training split; if
     the whole text is read, on the whole text.
     """
-    evals = build.named(cfg.eval)
+    evals = build.build_evals(cfg)
     n_tokens = min(cfg.eval_tokens, len(text.held_out) * text.held_out.context)
     with bars(f"Evaluating on {n_tokens:,} tokens.") as progress:
 
