@@ -53,7 +53,7 @@ class Batch(NamedTuple):
         return Batch(self.x_NSD[low:high], y_NTD, tokens_N, positions_N)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Code:
     """Which features fired and how strongly: CSR, one row per (token, source) in that order.
 
@@ -71,6 +71,13 @@ class Code:
     n_sources: int
     n_features: int  # F, per source
     leading: tuple[int, ...] | None = None  # set if the activations had no axis of sites
+
+    def __repr__(self) -> str:
+        sources = f"{self.n_sources} sources" if self.n_sources > 1 else "1 source"
+        return (
+            f"Code of {self.n_tokens:,} tokens and {sources} of {self.n_features:,} features, "
+            f"{len(self.features):,} of them active"
+        )
 
     @property
     def n_tokens(self) -> int:

@@ -79,13 +79,26 @@ def test_streamed_text_is_the_text(model):
     ("call", "message"),
     [
         (lambda m, d: m.run("a", d, [(1, 2, 3)]), "want an Edit, a Push or"),
-        (lambda m, d: m.run("a", d, dictlearn.Edit(99)), "feature=99: want one from 0 to 31"),
+        (lambda m, d: m.run("a", d, dictlearn.Edit(99, 1.0)), "feature=99: want one from 0 to 31"),
         (lambda m, d: m.run("a", d, constrained="all"), "constrained='all': want True, False or"),
         (lambda m, d: m.run("a", d, error=False, constrained=True), "nothing can be held then"),
         (lambda m, d: m.run("a", [d, d]), "dictionaries 0 and 1 both write resid_post.1"),
         (lambda m, d: m.run("a", 3), "run: want a run, a folder or a hub id"),
         (lambda m, d: m.run("a", d, 3), "3: want an Edit, a Push or"),
         (lambda m, d: m.generate([]), "want a text, or a list of texts"),
+        (lambda m, d: m.generate(5), "prompt=5: want a text, or a list of texts"),
+        (
+            lambda m, d: m.generate("a", max_tokens=0),
+            "max_tokens=0: want a whole number of at least",
+        ),
+        (
+            lambda m, d: m.generate("a", temperature=-1),
+            "temperature=-1: want a number of at least 0",
+        ),
+        (
+            lambda m, d: m.run("a", dictlearn.Edit(3, 1.0)),
+            "run: the dictionaries come before the edits",
+        ),
         (lambda m, d: m.generate(["a", "b"], on_text=print), "takes the text of one prompt"),
         (lambda m, d: m.generate("a", max_tokens=10**6), "reads at most"),
     ],

@@ -146,7 +146,6 @@ def test_operations_along_a_direction(push, changed, llama):
         (slice(-3, None), range(4, 7)),
         (slice(1, -1), range(1, 6)),
         (slice(None, None, 3), [0, 3, 6]),
-        (99, []),
     ],
 )
 def test_positions(positions, chosen, llama):
@@ -273,6 +272,8 @@ REFUSED = {
     "op='ablate': want one of set, add": lambda: as_edit(Edit(2, op="ablate")),  # type: ignore[arg-type]
     "want a finite number": lambda: as_edit(Edit(2, float("nan"))),
     "only clamp and cap take two": lambda: as_edit(Edit(2, (0.0, 1.0))),
+    "value=None: op=add wants a number": lambda: as_edit(Edit(2, op="add")),
+    "value=\\(5.0, 1.0\\): the smallest": lambda: as_edit(Edit(2, (5.0, 1.0), "clamp")),
     "positions='last': want": lambda: as_edit(Edit(2, 1.0, positions="last")),  # type: ignore[arg-type]
     "a step of at least 1": lambda: as_edit(Edit(2, 1.0, positions=slice(None, None, -1))),
     "when='often': want always, token, input": lambda: as_edit(
@@ -289,8 +290,31 @@ REFUSED = {
 @pytest.mark.parametrize("message", REFUSED)
 def test_what_makes_no_sense_is_refused_in_a_sentence(message: str, llama):
     lm, _ = llama
-    with pytest.raises(ValueError, match=message.replace("(", r"\(")):
+    with pytest.raises(ValueError, match=message):
         Placed(lm, [made("sae", lm.info)], [REFUSED[message]()])
+
+
+def test_edits_that_could_change_nothing_are_refused(llama):
+    lm, tokens_BP = llama
+    dictionary = made("plt", lm.info)
+    for positions in (7, -8, [1, 99]):
+        with pytest.raises(ValueError, match="there are 7 tokens, 0 to 6"):
+            run(lm, tokens_BP, [dictionary], [Edit(2, 5.0, positions=positions)])
+    with pytest.raises(
+        ValueError, match=r"constrained=range\(1, 2\): feature 2 of source 0 writes to"
+    ):
+        run(lm, tokens_BP, [dictionary], [Edit(2, 5.0)], Setting(layers=range(1, 2)))
+
+
+def test_results_say_what_they_are_in_a_line_or_two(llama):
+    lm, tokens_BP = llama
+    seen = effect(lm, tokens_BP, [made("sae", lm.info)], [Edit(2, 20.0, positions=3)])
+    assert repr(seen).startswith("Effect on 2 × 7 tokens: KL ") and "after token" in repr(seen)
+    assert repr(seen.after) == (
+        "Outcome: 2 × 7 tokens, logits over 64\n"
+        f"  Code of 14 tokens and 1 source of 24 features, {len(seen.after.codes[0].features)} of them "
+        "active"
+    )
 
 
 def test_two_dictionaries_on_one_site_are_refused(llama):

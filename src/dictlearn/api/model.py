@@ -219,9 +219,13 @@ class OpenModel:
         Raises:
             ValueError: as for `run`, or prompt and `max_tokens` are more than the model reads.
         """
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        if not prompts:
-            raise ValueError("prompt=[]: want a text, or a list of texts")
+        prompts = prompt if isinstance(prompt, list | tuple) else [prompt]
+        if not prompts or not all(isinstance(text, str) for text in prompts):
+            raise ValueError(f"prompt={prompt!r}: want a text, or a list of texts")
+        if type(max_tokens) is not int or max_tokens < 1:
+            raise ValueError(f"max_tokens={max_tokens!r}: want a whole number of at least 1")
+        if not isinstance(temperature, int | float) or not 0 <= temperature < float("inf"):
+            raise ValueError(f"temperature={temperature!r}: want a number of at least 0")
         if on_text is not None and len(prompts) > 1:
             raise ValueError("on_text: takes the text of one prompt, not of several")
         ids = [self._read(text).tolist() for text in prompts]

@@ -72,6 +72,10 @@ class Firings(Sequence[Firing]):
 def as_dictionaries(function: str, values: Placeable | Sequence[Placeable]) -> list[Dictionary]:
     """Dictionaries from one or several, or from runs, folders and hub ids of them."""
     listed = values if isinstance(values, list | tuple) else [values]
+    if any(isinstance(value, Edit | Push) for value in listed):
+        raise ValueError(
+            f"{function}: the dictionaries come before the edits; [] if there are none"
+        )
     return [
         value if isinstance(value, Dictionary) else load_dictionary(place_of(function, value))
         for value in listed

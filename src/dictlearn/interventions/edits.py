@@ -42,7 +42,8 @@ class Edit:
 
     Args:
         feature: its index within its source.
-        value: a number; for `clamp` the largest value, or (smallest, largest).
+        value: a number, which every op but `zero` needs; for `clamp` the largest value, or
+            (smallest, largest).
         op: `set` to the value, `add` it, `scale` by it, `clamp` between bounds, or `zero` (ablate).
         source: the row of the code, or its site's name; a CLT of four layers has 0 to 3.
         positions: which tokens; see `Positions`. Special tokens have no features and never change.
@@ -52,7 +53,7 @@ class Edit:
     """
 
     feature: int
-    value: Value = 0.0
+    value: Value | None = None
     op: Literal["set", "add", "scale", "clamp", "zero"] = "set"
     source: int | str = 0
     positions: Positions = "all"
@@ -123,14 +124,14 @@ def as_edit(edit: Any) -> Edit | Push:
     return edit
 
 
-def number(value: Value) -> float:
-    if isinstance(value, tuple | list):
+def number(value: Value | None) -> float:
+    if isinstance(value, tuple | list) or value is None:
         raise ValueError(f"value={value}: want a number; only clamp and cap take two bounds")
     return float(value)
 
 
-def bounds(value: Value) -> tuple[float | None, float | None]:
-    return (value[0], value[1]) if isinstance(value, tuple | list) else (None, float(value))
+def bounds(value: Value | None) -> tuple[float | None, float | None]:
+    return (value[0], value[1]) if isinstance(value, tuple | list) else (None, number(value))
 
 
 def selected(positions: Positions, positions_BP: Tensor, prompt_B: Tensor) -> Tensor:
@@ -171,12 +172,18 @@ def _check(edit: Edit | Push) -> None:
     if isinstance(edit.when, Gate) and edit.when.on not in GATES[1:]:
         raise ValueError(f"on={edit.when.on!r}: want {' or '.join(GATES[1:])}")
     _check_positions(edit.positions)
+    if edit.value is None and edit.op == "zero":
+        return
+    if edit.value is None:
+        raise ValueError(f"value=None: op={edit.op} wants a number")
     parts = edit.value if isinstance(edit.value, tuple | list) else (edit.value,)
     limits = edit.op in ("clamp", "cap")
     if len(parts) > 2 or (len(parts) == 2 and not limits):
         raise ValueError(f"value={edit.value}: want a number; only clamp and cap take two bounds")
     if not all(_finite(part) or (part is None and len(parts) == 2) for part in parts):
         raise ValueError(f"value={edit.value!r}: want a finite number")
+    if len(parts) == 2 and None not in parts and parts[0] > parts[1]:  # type: ignore[operator]
+        raise ValueError(f"value={edit.value}: the smallest value comes first")
     if isinstance(edit, Push):
         direction = edit.direction
         if not isinstance(direction, Tensor) or direction.ndim != 1:

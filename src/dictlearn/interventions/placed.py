@@ -61,6 +61,7 @@ class Placed:
         ]
         self._order = {site: i for i, site in enumerate(site_names(lm.model))}
         self._check_pushes()
+        self._check_reach()
         self._held = self._held_sites()
         self._frozen = self._freeze()
         self._recording = False
@@ -136,6 +137,33 @@ class Placed:
                     f"{self.lm.info.width}"
                 )
 
+    def _check_reach(self) -> None:
+        """Raises ValueError for an edit that can write nowhere, as its targets are in other blocks."""
+        layers = self.setting.layers
+        if layers is None:
+            return
+        for edit in self.edits:
+            dictionary, row = self.dictionaries[edit.dictionary], self._row[id(edit)]
+            reached = [s for t, s in enumerate(dictionary.targets) if row in dictionary.reads(t)]
+            if all(layer(site) not in (-1, *layers) for site in reached):
+                raise ValueError(
+                    f"constrained={layers}: feature {edit.feature} of source {edit.source} writes to "
+                    f"{', '.join(reached)} alone, which are not in these blocks"
+                )
+
+    def _check_positions(self, lengths_B: Tensor) -> None:
+        """Raises ValueError for a position that no prompt of this pass has."""
+        longest = int(lengths_B.max())
+        for edit in self._all:
+            places = edit.positions
+            if isinstance(places, str | slice):
+                continue
+            listed = [places] if isinstance(places, int) else places
+            if odd := [p for p in listed if not -longest <= p < longest]:
+                raise ValueError(
+                    f"positions={odd[0]}: there are {longest} tokens, 0 to {longest - 1}"
+                )
+
     def _held_sites(self) -> list[str]:
         """Outputs of the held MLPs, and the targets there that aren't the residual stream."""
         if self.setting.layers is None:
@@ -209,6 +237,8 @@ class Placed:
         begun, lengths_B = begin(self.lm, args, kwargs)
         if self._prompt_B is None or not self.setting.generating:
             self._prompt_B, self._open = lengths_B, {}
+            if not self.setting.generating:
+                self._check_positions(lengths_B)
         return begun
 
     def _reads(self) -> list[str]:

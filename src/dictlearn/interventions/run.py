@@ -16,13 +16,18 @@ from dictlearn.lm.language_model import LanguageModel
 from dictlearn.types import Code, DictionaryLike
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Outcome:
     """What a pass gives. `codes` has one code for each dictionary, with a row for every position."""
 
     tokens: Tensor  # int64 [B, P]
     logits: Tensor  # [B, P, V]
     codes: tuple[Code, ...]
+
+    def __repr__(self) -> str:
+        rows, positions = self.tokens.shape
+        lines = [f"Outcome: {rows} × {positions} tokens, logits over {self.logits.shape[-1]:,}"]
+        return "\n".join([*lines, *(f"  {code!r}" for code in self.codes)])
 
 
 class Shift(NamedTuple):
@@ -34,7 +39,7 @@ class Shift(NamedTuple):
 
 
 @final
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Effect:
     """The same tokens without interventions and with them."""
 
@@ -46,6 +51,14 @@ class Effect:
         """KL(before ‖ after) of the next token at every position, in nats: [B, P]."""
         before, after = (out.logits.float().log_softmax(-1) for out in (self.before, self.after))
         return (before.exp() * (before - after)).sum(-1)
+
+    def __repr__(self) -> str:
+        kl = self.kl
+        (rows, positions), most = kl.shape, int(kl.argmax())
+        return (
+            f"Effect on {rows} × {positions} tokens: KL {float(kl.mean()):.4f} nats per token, "
+            f"{float(kl.max()):.4f} at most, after token {most % positions} of row {most // positions}"
+        )
 
     def top(self, n: int = 10, position: int = -1, row: int = 0) -> list[Shift]:
         """The n tokens whose probability after `position` changes most."""
