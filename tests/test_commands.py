@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dictlearn import config, overrides
+from dictlearn import cli, config, overrides
 from dictlearn.commands import command
 from dictlearn.disk.whole import SaveError
 from dictlearn.verbs import continued, evaluate, reported
@@ -42,6 +42,20 @@ def test_a_stopped_run_with_spaces_in_its_name_goes_on(monkeypatch: pytest.Monke
     assert line == "dictlearn train resume=auto 'name=my run' 'run_dir=a b/my run'"
     again = config.compose("train", shlex.split(line)[2:])
     assert (again.name, again.run_dir) == ("my run", "a b/my run")
+
+
+def test_a_module_is_started_again_as_one(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setattr("sys.argv", ["/a/dictlearn/__main__.py", "train", "--help"])
+    cfg = config.compose("train", ["name=a"])
+    assert continued.command(cfg) == "python -m dictlearn train resume=auto name=a"
+    assert command("report", run="a") == "python -m dictlearn report run=a"
+    for words in (["train", "--help"], ["--help"]):
+        monkeypatch.setattr("sys.argv", ["/a/dictlearn/__main__.py", *words])
+        with pytest.raises(SystemExit):
+            cli.main()
+        said = capsys.readouterr().out
+        assert f"    python -m dictlearn {words[0] if words[1:] else '<verb>'} [group=" in said
+        assert "__main__" not in said
 
 
 def test_a_report_that_cannot_be_written_names_what_writes_it(tmp_path: Path, monkeypatch) -> None:

@@ -30,6 +30,7 @@ from omegaconf.errors import OmegaConfBaseException
 from dictlearn import (
     __version__,
     arguments,
+    commands,
     config,
     escape,
     help,
@@ -45,12 +46,12 @@ from dictlearn import (
 USAGE = """\
 dictlearn {version}: sparse dictionaries over the activations of language models
 
-    dictlearn <verb> [group=option ...] [key=value ...] [-m]
+    {program} <verb> [group=option ...] [key=value ...] [-m]
 
 {verbs}
 
-    dictlearn <verb> --help        what can be set; --help all: every key
-    dictlearn <verb> --cfg job     the configuration, and nothing else
+    {program} <verb> --help        what can be set; --help all: every key
+    {program} <verb> --cfg job     the configuration, and nothing else
     eval "$(dictlearn -sc install=bash)"   tab completion
 """
 
@@ -74,7 +75,8 @@ def _run(args: list[str], verb: str | None) -> int:
         return _launch(verb, args, [])
     if not args or args[0] in ("-h", "--help", "help"):
         lines = "\n".join(help.beside(f"    {name}", line, 16) for name, line in known.items())
-        sys.stdout.write(USAGE.format(version=__version__, verbs=lines))
+        program = shlex.join(commands.program())
+        sys.stdout.write(USAGE.format(version=__version__, verbs=lines, program=program))
         return 0 if args else 2
     if args[0].startswith("-"):
         raise ValueError(f"{args[0]}: want a verb first; {config.choose_from('', list(known))}")
@@ -91,7 +93,7 @@ def _launch(verb: str, args: list[str], prefix: list[str]) -> int:
         escape.say(note)
     texts = config.translated(published.expanded(verb, typed))
     if parsed.help:
-        command = f"{Path(sys.argv[0]).name} {' '.join(prefix)}".strip()
+        command = shlex.join([*commands.program(), *prefix])
         keys = [text for text in texts if text != "all"]
         sys.stdout.write(help.text(verb, command, keys, keys != texts))
         return 0
@@ -188,9 +190,7 @@ class Jobs:
 
     def again(self) -> str:
         """The command line that continues all jobs, as a shell takes it."""
-        program = sys.argv[0]
-        script = program.endswith("train.py")
-        words = ["python", program] if script else [Path(program).name]
+        words = commands.program()
         replaced = ("resume=", "name=") if self.parent else ("resume=",)
         words += [word for word in self.typed if not word.startswith(replaced)]
         words += ["resume=auto", *([f"name={self.parent}"] if self.parent else [])]

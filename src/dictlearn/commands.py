@@ -3,14 +3,33 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from pathlib import Path
 
 from dictlearn import config, overrides
 
 
+def program() -> list[str]:
+    """The words that started this process, as a shell takes them: its verb or overrides follow."""
+    if _is_module():
+        return ["python", "-m", "dictlearn"]
+    return ["python", sys.argv[0]] if is_script() else [Path(sys.argv[0]).name]
+
+
+def _is_module() -> bool:
+    """Whether this is `python -m dictlearn`."""
+    return Path(sys.argv[0]).parts[-2:] == ("dictlearn", "__main__.py")
+
+
+def is_script() -> bool:
+    """Whether this is train.py, which takes no verb."""
+    return sys.argv[0].endswith("train.py")
+
+
 def command(verb: str, **keys: str | Path) -> str:
     """A command line such as `dictlearn report 'run=my run'`."""
-    return shlex.join(["dictlearn", verb, *(argument(*item) for item in keys.items())])
+    words = program() if _is_module() else ["dictlearn"]
+    return shlex.join([*words, verb, *(argument(*item) for item in keys.items())])
 
 
 def typed(**keys: str | Path) -> str:

@@ -165,6 +165,14 @@ def test_out_of_reach_is_said(cache):
         dictlearn.load("owner/tiny")
 
 
+@pytest.mark.parametrize("name", ["runs/nothere", "mine/lens/layer_3"])
+def test_a_folder_that_is_not_there_is_no_hub_id_first(cache, name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(ValueError, match=f"^{name}: no such folder; as a hub id: the hub cannot"):
+        dictlearn.load(name)
+
+
 @pytest.mark.parametrize(
     "name", ["nowhere", "./nowhere/x", "/no/where", "owner/name/../x", "a b/c"]
 )

@@ -143,6 +143,11 @@ def explain_refusal(
         at: the key of the revision.
         remedy: what to do if the hub cannot be reached.
     """
+    if looks_local(repo.removeprefix("datasets/")) and not isinstance(
+        error, HFValidationError | RepositoryNotFoundError
+    ):
+        where = f"{where}: no such folder; as a hub id"
+        remedy = f"want a folder that is there, or the hub id of a {what}"
     here = f" at revision {revision}" if revision else ""
     match error:
         case HFValidationError():
@@ -165,6 +170,12 @@ def explain_refusal(
             return f"{where}: {_explain_status(error, here)}"
         case _:
             return f"{where}: the hub cannot be reached and no local copy was found{here}; {remedy}"
+
+
+def looks_local(path: str) -> bool:
+    """Whether what could be a hub id is rather a path here: in runs/, or in a folder that there is."""
+    first, slash, _ = path.partition("/")
+    return first in ("runs", ".", "..", "~", "") or bool(slash) and Path(first).is_dir()
 
 
 def _explain_status(error: HfHubHTTPError, here: str) -> str:

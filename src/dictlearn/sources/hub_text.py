@@ -64,9 +64,11 @@ def hub_documents(
         for text in texts:
             yield Document(text, text)
     except (ConnectionError, OfflineModeIsEnabled, HTTPError) as error:
+        remedy = "download it and pass data.path=<folder>"
         raise ValueError(
-            f"{where}: the hub cannot be reached and no local copy was found; download it and "
-            f"pass data.path=<folder>"
+            explain_refusal(
+                error, where, path, revision, what="data set", at="data.revision", remedy=remedy
+            )
         ) from error
     except FileNotFoundError as error:
         raise ValueError(

@@ -15,7 +15,7 @@ from dictlearn import config, schema
 from dictlearn.ckpt.checkpoint_io import read_config
 from dictlearn.ckpt.diff import ABSENT, MAY_CHANGE, covered, refuse_changes
 from dictlearn.ckpt.resume import CHECKPOINTS
-from dictlearn.commands import argument
+from dictlearn.commands import argument, is_script, program
 from dictlearn.overrides import dotted
 
 OF_THIS_START = (
@@ -64,9 +64,7 @@ def goes_on(cfg: DictConfig) -> str:
 
 def command(cfg: DictConfig) -> str:
     """The command line that continues this run, as a shell takes it."""
-    program, arguments = sys.argv[0], sys.argv[1:]
-    script = program.endswith("train.py")
-    words = ["python", program] if script else [Path(program).name, "train"]
+    words, arguments = [*program(), *([] if is_script() else ["train"])], sys.argv[1:]
     if "--config-dir" in arguments:
         words += arguments[(at := arguments.index("--config-dir")) : at + 2]
     words += ["resume=auto", argument("name", str(cfg.name))]
