@@ -61,11 +61,23 @@ def test_what_the_command_names_is_kept():
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("gemma_scope_2b_res", "want gemma_scope_2b_res_l13, with a layer of 0 to 25"),
-        ("gemma_scope_2b_res_l26", "want gemma_scope_2b_res_l13, with a layer of 0 to 25"),
-        ("andyrdt_llama3_8b_l4", "with a layer of 3, 7, 11, 15, 19, 23, 27"),
-        ("goodfire_llama3_8b_l3", "want goodfire_llama3_8b"),
-        ("gemma_scop_2b_res_l12", "no such folder; did you mean gemma_scope_2b_res_l13?"),
+        (
+            "gemma_scope_2b_res",
+            "want a layer too; gemma_scope_2b_res has layers 0 to 25, so want such as "
+            "gemma_scope_2b_res_l13",
+        ),
+        (
+            "gpt2_res_jb_l99",
+            "there is no layer 99; gpt2_res_jb has layers 0 to 11, so want such as gpt2_res_jb_l6",
+        ),
+        (
+            "andyrdt_llama3_8b_l4",
+            "has layers 3, 7, 11, 15, 19, 23, 27, so want such as andyrdt_llama3_8b_l15",
+        ),
+        ("goodfire_llama3_8b_l3", "one dictionary; want goodfire_llama3_8b, without a layer"),
+        ("gemma_scop_2b_res_l12", "no such folder; did you mean gemma_scope_2b_res_l12?"),
+        ("gemma_scop_2b_res_l99", "no such folder; did you mean gemma_scope_2b_res_l13?"),
+        ("gemma_scop_2b_res", "no such folder; did you mean gemma_scope_2b_res_l13?"),
     ],
 )
 def test_a_name_that_is_not_quite_one(name, says):

@@ -84,15 +84,23 @@ def named(name: str) -> Published | None:
         near = config.nearest(release, releases(), 0.75)
         if near is None:
             return None
-        raise ValueError(
-            f"{name}: no such folder; did you mean {near}{_layers_of(_read(near))[1]}?"
-        )
+        numbers, ending = _layers_of(_read(near))
+        if layer is not None and int(layer) in numbers:
+            ending = f"_l{int(layer)}"
+        raise ValueError(f"{name}: no such folder; did you mean {near}{ending}?")
     found = _read(release)
     numbers, ending = _layers_of(found)
     if (layer is None) != (not numbers) or (layer is not None and int(layer) not in numbers):
         shown = f"{numbers[0]} to {numbers[-1]}" if _all(numbers) else ", ".join(map(str, numbers))
-        layers = f", with a layer of {shown}" if numbers else ""
-        raise ValueError(f"{name}: want {release}{ending}{layers}")
+        if not numbers:
+            raise ValueError(
+                f"{name}: {release} is one dictionary; want {release}, without a layer"
+            )
+        has = "want a layer too" if layer is None else f"there is no layer {layer}"
+        raise ValueError(
+            f"{name}: {has}; {release} has {'layers' if numbers[1:] else 'layer'} {shown}, so want such "
+            f"as {release}{ending}"
+        )
     number = None if layer is None else int(layer)
     l0 = found["l0"][number] if "l0" in found else None
     path = found["path"].format(layer=number, l0=l0)

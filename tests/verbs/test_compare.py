@@ -77,6 +77,18 @@ def test_runs_stand_beside_one_another(
     assert compared(f"runs=[{multirun}]") == 0  # its own page may be written anew
 
 
+def test_what_differs_says_whose_it_is(multirun: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made(Path("runs/b"), 8, 0.5)
+    made(Path("runs/a"), 64, 0.5)
+    assert compared("runs=[runs/a,runs/b]") == 0
+    assert "dict.k: 64 (a), 8 (b)\n" in capsys.readouterr().out
+    others = [f"runs/{name}" for name in "cdefgh"]
+    for k, folder in enumerate(others):
+        made(Path(folder), 100 - k, 0.5)
+    assert compared(f"runs=[runs/a,runs/b,{','.join(others)}]") == 0
+    assert "dict.k: 64, 8, 100, 99, 98, 97, 96, 95\n" in capsys.readouterr().out
+
+
 def test_a_page_goes_where_it_was_asked_for_and_links_from_there(multirun: Path) -> None:
     runs = "runs=['runs/m/dict.k=8,optim.lr=0.1','runs/m/dict.k=16,optim.lr=0.1']"
     assert compared(runs, "output=found/two.html") == 0

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.console import Group
 from rich.text import Text
 
-from dictlearn.evals.report.compared.read import Run, differing, in_order, on_other_texts
+from dictlearn.evals.report.compared.read import Run, differing, on_other_texts
 from dictlearn.evals.table import COLUMNS as FIGURES
 from dictlearn.evals.table import DEAD, L0, Column, cell, figure_table
 
@@ -18,6 +18,7 @@ COLUMNS = (
 )
 TOKENS = Column("tokens", "tokens", "", ",.0f", "tokens that the figures rest on")
 TEXTS_DIFFER = "Not all were evaluated on the same text: small differences say nothing."
+NAMED_RUNS = 3  # whose values are told apart in the lines that say what differs
 SHOWN_VALUES = 8  # of a setting, in the line that says what differs
 
 
@@ -57,6 +58,9 @@ def renderable(runs: Sequence[Run]) -> Group:
 
 
 def _values(runs: Sequence[Run], key: str) -> str:
-    values = in_order(run.settings[key] for run in runs)
+    """The values of a setting in the order of the runs, with the runs' names if these are few."""
+    if len(runs) <= NAMED_RUNS:
+        return ", ".join(f"{run.settings[key]} ({run.name})" for run in runs)
+    values = list(dict.fromkeys(run.settings[key] for run in runs))
     more = f", and {len(values) - SHOWN_VALUES} more" if len(values) > SHOWN_VALUES else ""
     return ", ".join(values[:SHOWN_VALUES]) + more
