@@ -272,9 +272,9 @@ def test_mistakes_are_named(lm: LanguageModel, chats: str, tmp_path: Path) -> No
         r"^data\.response=r: want data\.prompt as well": {"response": "r"},
         r"^data\.roles=\[\]: want": {"roles": []},
         r"^data\.template_tokens=some: want drop or keep": {"template_tokens": "some"},
-        r"^data\.paths=.*: there is no text to read.* 31 conversations without a turn of data\.roles$": {
+        r"^data\.roles=\[asistant\]: no turn is of asistant; the roles here are assistant, user$": {
             "template": TEMPLATE,
-            "roles": ["bot"],
+            "roles": ["asistant"],
         },
         r"^data\.paths=.*: there is no text to read.* 31 conversations that the template refuses$": {
             "template": "{{ raise_exception('never') }}"
@@ -284,6 +284,19 @@ def test_mistakes_are_named(lm: LanguageModel, chats: str, tmp_path: Path) -> No
     for sentence, options in said.items():
         with pytest.raises(ValueError, match=sentence):
             chat_windows(lm, "train", **({"paths": chats} | options))  # type: ignore[arg-type]
+
+
+def test_a_role_that_occurs_nowhere_is_named(
+    lm: LanguageModel, chats: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    options: dict[str, Any] = {"template": TEMPLATE, "context": 64}
+    for _ in range(2):  # the second time the tokens are on disk
+        with pytest.raises(
+            ValueError, match=r"no turn is of bot or tool; the roles here are assis"
+        ):
+            chat_windows(lm, "whole", chats, roles=["bot", "tool"], **options)
+    assert len(chat_windows(lm, "whole", chats, roles=["assistant", "usr"], **options)) == 30
+    assert "data.roles=[assistant,usr]: no turn is of usr; the roles here are" in caplog.text
 
 
 def test_a_template_may_be_a_file(lm: LanguageModel, chats: str, tmp_path: Path) -> None:

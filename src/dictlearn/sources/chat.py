@@ -20,7 +20,7 @@ from dictlearn.schema import shown
 from dictlearn.sources.conversations import ChatColumn, Conversation, from_text
 from dictlearn.sources.documents import Document
 from dictlearn.sources.hub_text import hub_documents
-from dictlearn.sources.left_out import MIXED, REFUSED, SILENT, LeftOut
+from dictlearn.sources.left_out import MIXED, MOST_ROLES, REFUSED, SILENT, LeftOut
 from dictlearn.sources.text_files import find_files, text_documents
 from dictlearn.sources.tokenise import Encoded
 from dictlearn.sources.tokens import Corpus, TokenWindows, files_below, say_once, windows
@@ -86,6 +86,7 @@ def chat_windows(
         ChatEncoder(lm.tokenizer, chat_template, kept_roles, keep),
         apart=True,
         unseen_ids=_start_ids(lm) if keep else None,
+        check=lambda left_out: _check_roles(kept_roles, left_out.roles()),
     )
     result = windows(lm, split, context, held_out, max_tokens, long, corpus)
     _report(result, corpus, split)
@@ -105,6 +106,20 @@ def _documents(
     if path is None:
         return text_documents(paths, column, None, left_out)
     return hub_documents(path, name, hub_split, column, revision, left_out)
+
+
+def _check_roles(kept: Sequence[str], there: Sequence[str]) -> None:
+    """Warns of roles that occur nowhere. Raises ValueError if that is all of them."""
+    absent = [role for role in kept if role not in there]
+    if not absent or not there or len(there) == MOST_ROLES:
+        return
+    sentence = (
+        f"data.roles={shown(list(kept))}: no turn is of {' or '.join(map(shown, absent))}; the roles "
+        f"here are {', '.join(map(shown, there))}"
+    )
+    if len(absent) == len(kept):
+        raise ValueError(sentence)
+    say_once("roles", sentence)
 
 
 def _report(result: TokenWindows, corpus: Corpus, split: str) -> None:
@@ -230,6 +245,7 @@ class ChatEncoder:
     def _rendered(self, conversation: Conversation, left_out: LeftOut) -> tuple[str, list[Span]]:
         """The text and the turns to keep; none if the conversation is left out."""
         text, spans = "", []
+        left_out.count_roles(str(message["role"]) for message in conversation.messages)
         try:
             text, spans = turns(self._template, conversation, self._roles, self._around)
         except Refused as error:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from typing import final
 
 REPEATED, EMPTY, ROWS, FILES = "repeated", "empty", "rows", "files"
 BEYOND = "beyond"
 MESSAGES, PARTS, REFUSED, MIXED, SILENT = "messages", "parts", "refused", "mixed", "silent"
 HALVES = "halves"  # changed, not left out
+ROLE = "role "  # before a role: conversations that have a turn of it, left out or not
+MOST_ROLES = 16  # that are counted; a file may hold any
 
 WORDS = {  # singular and plural
     REPEATED: ("repeated document", "repeated documents"),
@@ -36,6 +39,16 @@ WORDS = {  # singular and plural
 @final
 class LeftOut(Counter[str]):
     """The number of documents, rows, files or tokens for each reason."""
+
+    def count_roles(self, roles: Iterable[str]) -> None:
+        """Counts a conversation with turns of these roles."""
+        for key in {ROLE + role for role in roles}:
+            if key in self or len(self.roles()) < MOST_ROLES:
+                self[key] += 1
+
+    def roles(self) -> list[str]:
+        """The roles that the conversations have turns of, sorted; at most MOST_ROLES."""
+        return sorted(key.removeprefix(ROLE) for key in self if key.startswith(ROLE))
 
     def sentences(self) -> list[str]:
         """A line that says what was left out and one for what was changed, if anything was."""

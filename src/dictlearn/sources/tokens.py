@@ -44,6 +44,7 @@ class Corpus:
             contain everything that the encoding depends on, except the tokenizer.
         apart: whether each document has windows of its own.
         unseen_ids: ids that no dictionary reads; None for the special ones.
+        check: refuses settings that the documents, as they were counted, don't go with.
     """
 
     named: str
@@ -53,6 +54,7 @@ class Corpus:
     encode: Encode | None = None
     apart: bool = False
     unseen_ids: frozenset[int] | None = None
+    check: Callable[[LeftOut], None] | None = None
 
 
 def stdlib_windows(
@@ -161,15 +163,18 @@ def windows(
 
     longest = context if long == "cut" else None
     key, streams = _read_streams(lm, corpus, held_out, max_tokens, longest)
-    for sentence in left_out_of(streams).sentences():
+    left_out = left_out_of(streams)
+    for sentence in left_out.sentences():
         say_once(key, sentence)
+    if corpus.check is not None:
+        corpus.check(left_out)
     n_documents = sum(len(streams[f"{side}_starts"]) for side in SPLITS)
     if held_out > 0 and n_documents == 1 and not corpus.apart:
         streams = _cut_in_two(streams, context, held_out, key)
     # A training run checks both splits: it evaluates at its end and should fail before it starts.
     for side in SPLITS if held_out > 0 else dict.fromkeys(["train", split]):
         if not len(streams[side]):
-            raise _empty(corpus.named, side, held_out, n_documents, left_out_of(streams))
+            raise _empty(corpus.named, side, held_out, n_documents, left_out)
         _refuse_too_little(lm, len(streams[side]), side, context, held_out)
     starts, chosen = streams[f"{split}_starts"], streams.get(f"{split}_chosen")
     return TokenWindows(
