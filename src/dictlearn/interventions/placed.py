@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import cached_property
 from typing import Any, final
 
 import torch
@@ -65,6 +66,7 @@ class Placed:
         self._held = self._held_sites()
         self._frozen = self._freeze()
         self._recording = False
+        self._vectors: dict[tuple[int, int, tuple[tuple[int, int], ...]], Tensor] = {}
         self._seen: Mapping[str, Tensor] = {}  # the sites that the last pass has read
         self._prompt_B: Tensor | None = None
         self._open: dict[int, Tensor] = {}  # by gate on an input, while generating: bool [B]
@@ -73,7 +75,7 @@ class Placed:
 
     # --- what is where --------------------------------------------------------------------------
 
-    @property
+    @cached_property
     def _active(self) -> list[int]:
         """The dictionaries that a pass has to encode for what it computes."""
         if not self.setting.error:
@@ -216,8 +218,9 @@ class Placed:
             self._frozen.check()
             self._frozen.holds = True
         for number in self._active:
-            for row in range(len(self.dictionaries[number].sources)):
-                self._x(self.clean, number, row)  # the next pass reads these sites anew
+            for row, site in enumerate(self.dictionaries[number].sources):
+                if site in self._seen:  # which the next pass reads anew
+                    self._x(self.clean, number, row)
 
     def _wants_clean_pass(self) -> bool:
         """Whether the pass that begins needs one without interventions over the same tokens first."""
@@ -242,7 +245,17 @@ class Placed:
         return begun
 
     def _reads(self) -> list[str]:
-        return list(dict.fromkeys(site for d in self.dictionaries for site in d.sources))
+        """The sites to read: while generating, when nobody asks for codes, those that edits need."""
+        sites: list[str] = []
+        for number, dictionary in enumerate(self.dictionaries):
+            few = self.setting.generating and self.setting.error and dictionary.layerwise
+            wanted = range(len(dictionary.sources))
+            if few and not dictionary.decodes_from_input:
+                gates = [gate for edit in self._all if (gate := gate_of(edit))]
+                asked = {self._row_of(gate) for gate in gates if gate.dictionary == number}
+                wanted = sorted(self._edited[number] | asked)
+            sites += [dictionary.sources[s] for s in wanted]
+        return list(dict.fromkeys(sites))
 
     def _replacements(self) -> dict[str, Replacement]:
         """By site: held, then written by its dictionary, then pushed along directions."""
@@ -309,13 +322,16 @@ class Placed:
             dictionary.decoder,
             [r for r in dictionary.reads(t) if r in self._edited[number]],
         )
-        by_row = {row: self._changes(source, number, row) for row in changed}
-        columns = {key: c for some in by_row.values() for key, c in some.items() if bool(c.any())}
+        by_row = [self._changes(source, number, row) for row in changed]
+        columns = {key: change for some in by_row for key, change in some.items()}
         if not columns:
             return None
         if decoder.writes_directions:
-            vectors_ED = torch.cat([decoder.written(t, r, slice(f, f + 1)) for r, f in columns])
-            return torch.stack(list(columns.values()), 1) @ vectors_ED
+            which = number, t, tuple(columns)
+            if which not in self._vectors:  # [E, D], the same at every step of a generation
+                vectors = [decoder.written(t, row, slice(f, f + 1)) for row, f in columns]
+                self._vectors[which] = torch.cat(vectors)
+            return torch.stack(list(columns.values()), 1) @ self._vectors[which]
         codes, x = {}, {}
         for s in dictionary.reads(t):
             mine = {(0, f): change for (row, f), change in columns.items() if row == s}
@@ -376,7 +392,7 @@ class Placed:
         return of_codes.values_of(self._code(source, number, row), inner, feature)
 
     def _changes(self, source: Pass, number: int, row: int) -> Columns:
-        """New minus old activations of the features of a row that have edits."""
+        """New minus old activations of the features of a row, where edits change any."""
         if (number, row) not in source.changes:
             old: Columns = {}
             new: Columns = {}
@@ -391,7 +407,9 @@ class Placed:
                     mask_N = mask_N & (old[key] != 0)
                 new[key] = torch.where(mask_N, edit.changed(new[key]), new[key])
             source.new[number, row] = new
-            source.changes[number, row] = {key: value - old[key] for key, value in new.items()}
+            changes = {key: value - old[key] for key, value in new.items()}
+            changed = {key: change for key, change in changes.items() if bool(change.any())}
+            source.changes[number, row] = changed
         return source.changes[number, row]
 
     def _mask(self, edit: Edit | Push) -> Tensor:
