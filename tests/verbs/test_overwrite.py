@@ -5,16 +5,22 @@ from __future__ import annotations
 from functools import partial
 from importlib import import_module
 from pathlib import Path
+from shutil import copytree
+from typing import Any
 
 import pytest
+from omegaconf import DictConfig
 from safetensors.torch import save_file
 
 from dictlearn.ckpt.dictionary import save_dictionary
 from dictlearn.config import compose, conf_dir
 from dictlearn.dicts.sae import sae
+from dictlearn.evals.record import check_record_replaceable, write_record
+from dictlearn.features.pages.write import OURS
 from dictlearn.lm.load import read_info
 from dictlearn.sparsity.topk import TopK
-from dictlearn.verbs import explain
+from dictlearn.verbs import evaluate, explain
+from dictlearn.verbs.asked import asked
 from tests.store.made import RULES, made_store
 from tests.verbs.test_train import dictlearn_train
 
@@ -80,6 +86,83 @@ def test_a_run_stays_even_then():
         with pytest.raises(OSError, match="run.*, and is not replaced"):
             import_module("dictlearn.verbs.export").main(compose("export", overrides))
     assert content() == before
+
+
+@pytest.fixture
+def other(run: Path) -> Path:
+    """Another run with figures and features, copied without its checkpoints."""
+    copy = run.parent / "b"
+    copytree(run, copy)
+    (copy / "checkpoints").rmdir()
+    (copy / "features/index.html").write_bytes(OURS)
+    write_record(copy, {"format": 1, "figures": {"fvu": 0.1}, "versions": {}})
+    (copy / "report.html").write_text("its report")
+    return copy
+
+
+@pytest.mark.parametrize("extra", [[], ["overwrite=true"]], ids=["", "overwrite"])
+@pytest.mark.parametrize(
+    ("verb", "overrides"),
+    [
+        ("evaluate", ["output=runs/b"]),
+        ("evaluate", ["output=runs"]),
+        ("evaluate", ["output=runs/b/dictionary"]),
+        ("features", ["output=runs/b"]),
+        ("explain", ["output=runs/b"]),
+        ("pages", ["output=runs/b"]),
+        ("pages", ["output=runs/b/features"]),
+        ("export", ["format=saelens", "output=runs/b"]),
+        ("lookup", ["vector=v.safetensors", "output=runs/b/figures.json"]),
+        ("lookup", ["vector=v.safetensors", "output=runs/b/dictionary/dictionary.json"]),
+    ],
+    ids=str,
+)
+def test_another_run_stays_whatever_is_said(
+    other: Path, verb: str, overrides: list[str], extra: list[str]
+):
+    before = content()
+    with pytest.raises(OSError, match="run|saved dictionary|not written by dictlearn"):
+        import_module(f"dictlearn.verbs.{verb}").main(
+            compose(verb, ["run=runs/a", *overrides, *extra])
+        )
+    assert content() == before
+
+
+def test_figures_are_put_only_where_an_evaluation_left_its_own(tmp_path: Path):
+    there = tmp_path / "full"
+    there.mkdir()
+    (there / ".report.html.lock").touch()  # a killed evaluation leaves it
+    check_record_replaceable(there, False)
+    write_record(there, {"format": 1, "figures": {}, "versions": {}})
+    for name in ("report.html", "figures/fvu.png", "features/store/manifest.json"):
+        (there / name).parent.mkdir(parents=True, exist_ok=True)
+        (there / name).touch()
+    check_record_replaceable(there, False)
+    (there / "figures.json").write_text("{}")
+    with pytest.raises(OSError, match=r"figures, which was not written"):
+        check_record_replaceable(there, False)
+    for name in ("figures.json", "figures/fvu.png", "report.html"):
+        (there / name).unlink()
+    (there / "figures").rmdir()
+    (there / "notes.txt").touch()
+    with pytest.raises(OSError, match=r"cannot save .*full: it holds notes\.txt.*overwrite=true"):
+        check_record_replaceable(there, False)
+    check_record_replaceable(there, True)
+
+
+def test_a_run_keeps_its_figures_when_it_is_named_as_output():
+    options = asked(compose("evaluate", ["run=runs/a"]))
+    write_record(Path("runs/a"), {"format": 1, "figures": {}, "versions": {}, "asked": options})
+    for given in (["run=runs/a"], ["dictionary=runs/a/dictionary"]):
+        same = compose("evaluate", [*given, "output=runs/a"])
+        evaluate.check_destination(same, *destination_and_options(same))
+        changed = compose("evaluate", [*given, "output=runs/a", "eval_tokens=9", "overwrite=true"])
+        with pytest.raises(ValueError, match="output=runs/a: it is the run itself.*eval_tokens=9"):
+            evaluate.check_destination(changed, *destination_and_options(changed))
+
+
+def destination_and_options(cfg: DictConfig) -> tuple[Path, dict[str, Any]]:
+    return evaluate.destination(cfg), asked(cfg)
 
 
 def test_what_may_go_goes_and_what_is_ours_goes_unasked():

@@ -91,6 +91,11 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def is_leftover(path: Path) -> bool:
+    """Whether it is half written, or a lock: of a process that writes, or was killed while it did."""
+    return bool(LEFTOVER.fullmatch(path.name)) or bool(re.fullmatch(r"\..+\.lock", path.name))
+
+
 def _leftovers(parent: Path, name: str | None) -> list[tuple[Path, re.Match[str]]]:
     if not parent.is_dir():
         return []

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from dictlearn.disk import leftovers
 from dictlearn.disk.manifest import MANIFEST, check_content, check_size, read_manifest
 from dictlearn.disk.whole import SaveError
 
@@ -57,15 +58,74 @@ def check_file_replaceable(
     Raises:
         SaveError: as above.
     """
-    if overwrite or not path.is_file():
+    if not path.is_file():
+        return
+    inside = _run_or_dictionary(path.parent.resolve())
+    if overwrite and inside is None:
         return
     try:
         known = ours(path.read_bytes())
     except (ValueError, RecursionError):
         known = False
+    if not known and inside:
+        raise _refusal(
+            path, f"{inside} has this file, and it is not replaced; choose another place"
+        )
     if not known:
         hint = "choose another place" if overwrite is None else "choose another, or overwrite=true"
         raise _refusal(path, f"it was not written by dictlearn, and is not replaced; {hint}")
+
+
+def run_of(path: Path) -> Path:
+    """The folder of the run that a path names, or whose dictionary it names; absolute."""
+    resolved = path.resolve()
+    return resolved.parent if resolved.name == "dictionary" else resolved
+
+
+def refuse_other_run(folder: Path, dictionary: str | Path) -> None:
+    """Refuses to write into a folder that is a run or a saved dictionary, or a run's features.
+
+    The run or the dictionary that `dictionary` names is no other.
+
+    Raises:
+        SaveError: as above.
+    """
+    resolved = folder.resolve()
+    named = run_of(Path(dictionary))
+    for place in (resolved, *([resolved.parent] if resolved.name == "features" else [])):
+        sort = _run_or_dictionary(place)
+        if sort is not None and run_of(place) != named:
+            what = f"it is {sort}" if place == resolved else f"it is part of {sort}"
+            raise _refusal(folder, f"{what}, and is not replaced; choose another folder")
+
+
+def check_addable(folder: Path, ours: Callable[[Path], bool], overwrite: bool) -> None:
+    """Refuses to put files into a folder that holds anything for which `ours(path)` is false.
+
+    What a killed process left half written is passed over. `overwrite` accepts all but a run, a
+    saved dictionary and a folder that holds a run.
+
+    Raises:
+        SaveError: as above.
+    """
+    if not folder.is_dir():
+        return
+    hint = "choose another folder"
+    sort = _run_or_dictionary(folder.resolve())
+    if reason := f"it is {sort}" if sort else _run_in(folder):
+        raise _refusal(folder, f"{reason}, and is not replaced; {hint}")
+    for path in sorted(folder.iterdir()):
+        if not (overwrite or leftovers.is_leftover(path) or ours(path)):
+            hint += ", or pass overwrite=true, which replaces files of the same names"
+            reason = f"it holds {path.name}, which was not written here by this command"
+            raise _refusal(folder, f"{reason}, and is not replaced; {hint}")
+
+
+def _run_or_dictionary(folder: Path) -> str | None:
+    """What a folder is, if it is a run or a saved dictionary; else None."""
+    if is_run(folder):
+        return "a run"
+    return "a saved dictionary" if (folder / "dictionary.json").is_file() else None
 
 
 def _not_ours(folder: Path, sort: str, edits: bool) -> str | None:
@@ -123,6 +183,8 @@ def _run_in(folder: Path) -> str | None:
 def is_run(folder: Path) -> bool:
     """Whether a folder has files that only the folder of a run has."""
     if (folder / "checkpoints").is_dir() or (folder / "metrics.jsonl").is_file():
+        return True
+    if (folder / "dictionary" / "dictionary.json").is_file():  # a copy may have nothing else
         return True
     config = folder / "config.yaml"
     if not config.is_file():

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from dictlearn import __version__
 from dictlearn.disk.errors import content_error
-from dictlearn.disk.replace import check_file_replaceable, check_replaceable, is_run
+from dictlearn.disk.replace import check_addable
 from dictlearn.disk.whole import write_json
 
 if TYPE_CHECKING:  # reading a record needs no torch
@@ -106,18 +106,29 @@ def write_record(folder: Path, record: Mapping[str, Any]) -> Path:
 
 
 def check_record_replaceable(folder: Path, overwrite: bool) -> None:
-    """SaveError where a folder holds figures or a report that no evaluation of ours wrote."""
-    if is_run(folder):
-        return
+    """SaveError where a folder holds anything but an evaluation and what its report shows."""
+    evaluated = _is_record(folder / FILE)
 
-    def ours(data: bytes) -> bool:
-        record = json.loads(data)
-        return isinstance(record, dict) and {"format", "figures", "versions"} <= record.keys()
+    def ours(path: Path) -> bool:
+        if path.name in (FILE, "report.html"):
+            return evaluated and path.is_file()
+        if path.name == "figures":
+            pictures = path.is_dir() and all(p.suffix == ".png" for p in path.iterdir())
+            return evaluated and pictures
+        if path.name == "features":  # of the same dictionary, with the same output=
+            return any((path / name).exists() for name in ("store", "explanations.jsonl"))
+        return path.name == "attribution.json"
 
-    check_file_replaceable(folder / "figures.json", ours, overwrite)
-    if not (folder / "figures.json").is_file():  # then a report and pictures are the user's own
-        check_file_replaceable(folder / "report.html", lambda data: False, overwrite)
-        check_replaceable(folder / "figures", "pictures of an evaluation", overwrite)
+    check_addable(folder, ours, overwrite)
+
+
+def _is_record(path: Path) -> bool:
+    """Whether a file is one that `write_record` wrote."""
+    try:
+        record = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(record, dict) and {"format", "figures", "versions"} <= record.keys()
 
 
 def read_record(folder: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from dictlearn.ckpt import lock
 from dictlearn.ckpt.dictionary import load_dictionary
 from dictlearn.commands import command
 from dictlearn.dicts.dictionary import Dictionary
-from dictlearn.disk.replace import is_run
+from dictlearn.disk.replace import is_run, run_of
 from dictlearn.evals import conventions, layers
 from dictlearn.evals.context import RowSource
 from dictlearn.evals.evaluation import Eval, Evaluation, evaluate_dictionary
@@ -51,10 +51,7 @@ def main(cfg: DictConfig) -> int:
     """Loads, evaluates, prints the table; returns the process's exit status."""
     build.build_evals(cfg)  # refuses what cannot be run before a model is read
     folder, options = destination(cfg), asked(cfg)
-    if cfg.output is not None:
-        check_record_replaceable(folder, cfg.overwrite)
-    elif not cfg.overwrite:
-        refuse_other_figures(folder, options)
+    check_destination(cfg, folder, options)
     if folder == elsewhere(cfg):
         why = not_a_runs_own(Path(cfg.run), options)
         escape.say(f"The figures go to {folder}, and {cfg.run} keeps its own: {why}.")
@@ -72,6 +69,26 @@ def main(cfg: DictConfig) -> int:
         write_into(folder, record | {ASKED: options})
         escape.say(f"The report: {folder / 'report.html'}")
     return 0
+
+
+def check_destination(cfg: DictConfig, folder: Path, options: Mapping[str, Any]) -> None:
+    """Refuses to replace other figures than those that were asked for, and anything that is no figures.
+
+    Raises:
+        ValueError: figures with other options are there.
+        SaveError: something else is.
+    """
+    if cfg.output is None and not cfg.overwrite:
+        refuse_other_figures(folder, options)
+    if cfg.output is None and cfg.run is not None and folder == Path(cfg.run):
+        return
+    if folder.resolve() != run_of(Path(cfg.run or cfg.dictionary)):
+        check_record_replaceable(folder, cfg.overwrite)
+    elif why := not_a_runs_own(folder, options):
+        raise ValueError(
+            f"output={folder}: it is the run itself, which keeps its own figures: {why}; want "
+            "another folder"
+        )
 
 
 def checked_convention(opened: Opened, figures: Mapping[str, float | None]) -> dict[str, Any]:

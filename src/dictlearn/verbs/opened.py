@@ -16,6 +16,7 @@ from dictlearn.ckpt.dictionary import load_dictionary
 from dictlearn.ckpt.signature import is_own
 from dictlearn.config import literal
 from dictlearn.dicts.dictionary import Dictionary
+from dictlearn.disk.replace import refuse_other_run
 from dictlearn.evals.evaluation import check_fits
 from dictlearn.lm.language_model import LanguageModel
 from dictlearn.lm.load import load_model, load_skeleton, read_info
@@ -106,7 +107,7 @@ def _take_context(cfg: DictConfig, trained: Mapping[str, Any]) -> None:
 
 
 def where(cfg: DictConfig, verb: str, elsewhere: str) -> tuple[str, Path]:
-    """(the dictionary's folder or hub id, the folder to write to)."""
+    """(the dictionary's folder or hub id, the folder to write to), which is no other run's."""
     keys = [key for key in ("run", "dictionary") if cfg[key] is not None]
     if len(keys) != 1:
         both = "run= and dictionary= were both given" if keys else f"nothing to {verb}"
@@ -118,6 +119,7 @@ def where(cfg: DictConfig, verb: str, elsewhere: str) -> tuple[str, Path]:
     if cfg.run is not None and not Path(path).is_dir():
         raise ValueError(f"run={path}: no such folder; dictionary= also takes a hub id")
     if cfg.output is not None:
+        refuse_other_run(Path(cfg.output), path)
         return path, Path(cfg.output)
     if cfg.run is not None:
         return path, Path(path)

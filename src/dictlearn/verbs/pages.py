@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dictlearn import escape
 from dictlearn.ckpt import lock
+from dictlearn.disk.replace import refuse_other_run
 from dictlearn.evals.record import FILE as FIGURES
 from dictlearn.features.pages import write_pages
 from dictlearn.lm.load import load_tokenizer
@@ -32,6 +33,7 @@ class Keys:
 def main(cfg: DictConfig) -> int:
     store = open_store(cfg.run)
     folder = store.folder if cfg.output is None else Path(cfg.output)
+    refuse_other_run(folder, store.folder.parent)
     named = cfg.tokenizer
     tokenizer = tokenizer_for(store) if named is None else load_tokenizer(named)
     with lock.writing(folder, "pages"):
