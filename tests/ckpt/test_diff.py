@@ -128,3 +128,11 @@ def test_other_contents_behind_the_same_paths_are_refused_by_name():
     refuse_changed_contents({}, now, Path("x"))  # an older checkpoint says nothing
     with pytest.raises(ValueError, match="allow_changed=weather: want a list of model, tokenizer"):
         refuse_changed_contents(WAS, now, Path("x"), ["weather"])
+
+
+def test_two_spellings_of_a_path_are_equal():
+    saved = {"data": {"paths": ["a.txt"], "path": "owner/name"}, "k": [4]}
+    for paths in ("a.txt", "./a.txt", ["b/../a.txt"]):
+        assert differences(saved, {"data": {"paths": paths, "path": "owner/name"}, "k": [4]}) == []
+    other = {"data": {"paths": ["a.txt", "b.txt"], "path": "owner/other"}, "k": 4}
+    assert [one.key for one in differences(saved, other)] == ["data.paths", "data.path", "k"]

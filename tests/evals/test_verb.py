@@ -178,6 +178,28 @@ def test_other_options_leave_the_figures_of_the_run(given, why):
     assert evaluate.destination(same) == Path("runs/a")
 
 
+@pytest.mark.parametrize("spelling", ["./text.jsonl", "[text.jsonl]", "[./text.jsonl]"])
+def test_two_spellings_of_a_path_are_one_evaluation(spelling):
+    def of(paths):
+        return asked.asked(compose("evaluate", ["run=runs/a", "data=text", f"data.paths={paths}"]))
+
+    record = {"format": 1, "figures": {}, "versions": {}, "asked": of("text.jsonl")}
+    write_record(Path("evaluations/a"), record)
+    asked.refuse_other_figures(Path("evaluations/a"), of(spelling))
+    with pytest.raises(ValueError, match="data.paths=other.jsonl, not text.jsonl"):
+        asked.refuse_other_figures(Path("evaluations/a"), of("other.jsonl"))
+
+
+def test_what_the_figures_in_the_way_are_of_is_said():
+    named = compose("evaluate", ["run=runs/a", "data=text", "data.paths=[text.jsonl]"])
+    record = {"format": 1, "figures": {}, "versions": {}, "asked": asked.asked(named)}
+    write_record(Path("evaluations/a"), record)
+    now = asked.asked(compose("evaluate", ["run=runs/a", "eval=sparsity"]))
+    how = "no data= now, data= with text.jsonl there; eval has sparsity, not reconstruction, "
+    with pytest.raises(ValueError, match=f"{how}.*output=<another folder>"):
+        asked.refuse_other_figures(Path("evaluations/a"), now)
+
+
 def test_a_run_made_with_other_options_keeps_its_figures_too():
     asked_of_run("eval_tokens=4096")
     cfg = compose("evaluate", ["run=runs/a"])

@@ -128,12 +128,14 @@ def test_the_number_of_tokens_is_a_column_where_it_differs(
     multirun: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made(multirun / "short", 4, 0.1)
+    made(multirun / "chat", 4, 0.1, tokens=868.0)  # of 2,000, other roles' turns among them
     record = json.loads((multirun / "short/figures.json").read_text())
     write_record(multirun / "short", record | {"text": {"sha256": "cd", "tokens": 300}})
     assert compared(f"runs=[{multirun}]") == 0
     said = capsys.readouterr().out
     ends = {line.split()[0]: line.split()[-1] for line in said.splitlines() if line.strip()}
     assert ends["run"] == "tokens" and ends["short"] == "300"
+    assert ends["chat"] == "868"
     assert ends["dict.k=8,optim.lr=0.1"] == "2,000"
     assert "Not all were evaluated on the same text" in said
     assert 'data-value="300.0">300</td>' in (multirun / "report.html").read_text()

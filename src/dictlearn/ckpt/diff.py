@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,6 +42,9 @@ MAY_CHANGE = (
 )
 
 
+PATHS = ("paths", "path", "other", "folder")  # the last words of keys that take paths
+
+
 class Difference(NamedTuple):
     """A key and its two values; `ABSENT` is the value of a missing key."""
 
@@ -60,10 +64,15 @@ ABSENT = _Absent()
 
 
 def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[Difference]:
-    """Every key whose values differ, in the order of `saved` and then of `now`."""
+    """Every key whose values differ, in the order of `saved` and then of `now`.
+
+    Two spellings of a path are equal, and so are a path and a list of it alone.
+    """
     old, new = dict(_flat(saved)), dict(_flat(now))
     pairs = (Difference(key, old.get(key, ABSENT), new.get(key, ABSENT)) for key in {**old, **new})
-    return [difference for difference in pairs if not _equal(difference.saved, difference.now)]
+    return [
+        one for one in pairs if not _equal(_plain(one.key, one.saved), _plain(one.key, one.now))
+    ]
 
 
 def refuse_changes(
@@ -125,6 +134,18 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield from _flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+def _plain(key: str, value: Any) -> Any:
+    """Absolute paths for a key that takes some, a list for one path; other values as they are.
+
+    A hub id counts as a path here: it is compared with others only.
+    """
+    name = key.rpartition(".")[2]
+    values = [value] if isinstance(value, str) else value
+    if name not in PATHS or not isinstance(values, list | tuple):
+        return value
+    return [os.path.abspath(os.path.expanduser(str(path))) for path in values]
 
 
 def _equal(saved: Any, now: Any) -> bool:

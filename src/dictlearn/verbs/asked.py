@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from dictlearn.ckpt.diff import ABSENT, differences
 from dictlearn.evals.record import read_record
 from dictlearn.schema import shown
+from dictlearn.sources.named import text_of
 from dictlearn.verbs import build
 
 KEY = "asked"  # of figures.json
@@ -49,14 +50,17 @@ def other_options(folder: Path, options: Mapping[str, Any]) -> str:
         return ""
     if not isinstance(was, Mapping):
         return ""
-    for group in ("model", "data"):
-        if bool(was.get(group)) != bool(options.get(group)):
-            return f"{group}= {'' if options.get(group) else 'not '}named"
+    only_one = [
+        name for name in ("data", "model") if bool(was.get(name)) != bool(options.get(name))
+    ]
+    words = [f"{_group(name, options)} now, {_group(name, was)} there" for name in only_one]
     evals = [[str(name) for name in one.get("eval") or {}] for one in (options, was)]
     if sorted(evals[0]) != sorted(evals[1]):
-        return f"eval has {' and '.join(evals[0]) or 'nothing'}, not {', '.join(evals[1])}"
-    found = [one for one in differences(was, options) if "_target_" not in one.key]
-    words = [f"{one.key}={_value(one.now)}, not {_value(one.saved)}" for one in found]
+        words.append(f"eval has {' and '.join(evals[0]) or 'nothing'}, not {', '.join(evals[1])}")
+        only_one.append("eval")
+    for one in differences(was, options):
+        if "_target_" not in one.key and one.key.partition(".")[0] not in only_one:
+            words.append(f"{one.key}={_value(one.now)}, not {_value(one.saved)}")
     return "; ".join(words[:3]) + (f"; and {len(words) - 3} more" if len(words) > 3 else "")
 
 
@@ -71,6 +75,15 @@ def refuse_other_figures(folder: Path, options: Mapping[str, Any]) -> None:
             f"{folder}: holds figures of another evaluation ({how}); output=<another folder> keeps "
             "both, overwrite=true replaces them"
         )
+
+
+def _group(name: str, options: Mapping[str, Any]) -> str:
+    """What an evaluation was given for `data` or `model`; nothing where it used the training's."""
+    settings = options.get(name)
+    if not isinstance(settings, Mapping) or not settings:
+        return f"no {name}="
+    what = text_of(settings) if name == "data" else settings.get("path")
+    return f"{name}= with {what}"
 
 
 def _value(value: object) -> str:

@@ -34,10 +34,15 @@ class Run:
     settings: Mapping[str, str]
 
     def figure(self, key: str) -> float | None:
-        """A figure; `tokens` is the number of tokens that the others rest on."""
+        """A figure; `tokens` is the number of tokens that the others rest on.
+
+        Special tokens and turns of other roles are read and don't count. Figures without the eval
+        `sparsity`, which counts, have the number of tokens that were read.
+        """
+        value: object = self.record["figures"].get(key)
         text = self.record.get("text")
-        figures = text if key == "tokens" and isinstance(text, dict) else self.record["figures"]
-        value: object = figures.get(key)
+        if value is None and key == "tokens" and isinstance(text, dict):
+            value = text.get(key)
         if not isinstance(value, int | float) or isinstance(value, bool):
             return None
         return float(value) if abs(value) < math.inf else None
