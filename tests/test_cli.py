@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -64,6 +65,8 @@ MISTAKES = {
     "data.paths=a.txt": "data.paths=a.txt: no such key here; data=chat or data=text has it",
     "dict=clt dict.layer=2": "dict.layer=2: no such key; did you mean dict.layers?",
     "sparsity.bandwidth=1": "no such key here; sparsity=jumprelu or sparsity=jumprelu_tanh has it",
+    "run=runs/a": "no such key; train takes the keys of a training run, where resume=<run> goes on",
+    "vector=a.npy": "vector=a.npy: no such key of train; vector= is a key of lookup",
     "optim.lr=1e999": "optim.lr=1e999: want a number of at least 0",
     "~optim.lrr": "~optim.lrr: no such key; did you mean optim.lr?",
     "dcit=sae": "dcit=sae: no such key; did you mean dict?",
@@ -104,6 +107,34 @@ def test_a_mistake_is_one_sentence(
     assert said.count("\n") == 1
     assert not runs
     assert not list(tmp_path.iterdir())
+
+
+def test_another_verbs_group_is_named(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("evaluate", "debug=fast") == 2
+    assert capsys.readouterr().err == (
+        "debug=fast: no such key of evaluate; debug= is a group of plan, train\n"
+    )
+    assert command("evaluate", "dict.k=4") == 2
+    assert "dict= is a group of plan, train" in capsys.readouterr().err
+    assert command("plan", "run=runs/a") == 2
+    assert "plan takes the keys of a training run" in capsys.readouterr().err
+
+
+def test_a_key_may_be_that_of_the_run_to_go_on_with(
+    command: Command, runs: Runs, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "notes.txt").write_text("words")
+    was = config.compose("train", ["data=text", "data.paths=notes.txt", "dict=transcoder"])
+    for step in (900, 1000):  # the older one is of another run's text
+        folder = tmp_path / f"runs/first/checkpoints/step-{step}"
+        folder.mkdir(parents=True)
+        tree = OmegaConf.to_container(was, resolve=True) if step == 1000 else {"data": {}}
+        (folder / "config.json").write_text(json.dumps(tree))
+    for resume in (["resume=auto", "name=first"], ["resume=runs/first"]):
+        assert command("train", *resume, "data.paths=[notes.txt]") == 0
+        assert runs[-1].data.paths == ["notes.txt"]
+    assert command("train", "resume=auto", "name=other", "data.paths=[notes.txt]") == 2
+    assert "data=chat or data=text has it" in capsys.readouterr().err
 
 
 def test_null_is_taken_where_the_yaml_speaks_of_it(command: Command, runs: Runs) -> None:

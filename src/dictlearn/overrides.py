@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override, QuotedString
@@ -11,6 +12,8 @@ from hydra.errors import OverrideParseException
 from omegaconf import OmegaConf
 
 from dictlearn import config, schema, usual_names
+from dictlearn.ckpt.resume import CONFIG
+from dictlearn.disk.strict_json import read_json
 
 MOST_OPTIONS = 3  # that are named because they have a key
 
@@ -44,6 +47,9 @@ def checked(
     tree = OmegaConf.to_container(config.raw(verb, [*choices, f"hydra.searchpath=[{where}]"]))
     assert isinstance(tree, dict)
     keys = dict(dotted(tree))
+    if chosen := _choices_of_the_run(overrides, groups, keys):
+        both = [*chosen, *texts]
+        return checked(verb, both, multirun, config_dir)
     takes = schema.keys(verb, {name: node for name, node in tree.items() if name != "hydra"})
     result = []
     for text, override in zip(texts, overrides, strict=True):
@@ -51,7 +57,7 @@ def checked(
         outside = override.is_add() or key in groups or key.split(".")[0].split("/")[0] == "hydra"
         if not outside and key not in keys:
             ours = [name for name in keys if name.split(".")[0] != "hydra"]
-            meant = _meant(text, key, [*ours, *groups])
+            meant = _meant(verb, key, [*ours, *groups])
             if config.LISTED in ours and key in config.NAMES_A_RUN:
                 path = text.partition("=")[2]
                 meant = f"; folders stand without a key: dictlearn {verb} {path} <another folder>"
@@ -60,25 +66,92 @@ def checked(
     return result
 
 
-def _meant(text: str, key: str, there: Sequence[str]) -> str:
+def _choices_of_the_run(
+    overrides: Sequence[Override], groups: Sequence[str], keys: Collection[str]
+) -> list[str]:
+    """The options, such as data=text, that have the keys which only the run to go on with has."""
+    typed = {override.key_or_group for override in overrides}
+    lacking = [
+        key for key in typed - {*keys} if key.partition(".")[0] in {*groups} - typed and "." in key
+    ]
+    saved = _saved(overrides) if lacking else {}
+    found = {}
+    for key in lacking:
+        group, _, below = key.partition(".")
+        own = saved.get(group)
+        if not isinstance(own, dict):
+            continue
+        for option in config.options(group):
+            same = _yaml(f"{group}/{option}").get("_target_") == own.get("_target_")
+            if same and below in _below(group, option):
+                found.setdefault(group, f"{group}={option}")
+    return list(found.values())
+
+
+def _saved(overrides: Sequence[Override]) -> dict[str, Any]:
+    """The configuration of the run that resume= names; empty if there is none."""
+    given = {one.key_or_group: one.value() for one in overrides if not one.is_sweep_override()}
+    resume, name = given.get("resume"), given.get("name")
+    if resume is None:
+        return {}
+    run = Path(str(given.get("run_dir", f"runs/{name}") if resume == "auto" else resume))
+    steps = [*run.glob("step-*"), *run.glob("checkpoints/step-*")]
+    newest = max(steps, key=lambda step: (len(step.name), step.name), default=run)
+    try:
+        saved = read_json(newest / CONFIG)
+    except ValueError:  # it is refused once the run goes on from it
+        return {}
+    return saved if isinstance(saved, dict) else {}
+
+
+def _meant(verb: str, key: str, there: Sequence[str]) -> str:
     """The end of the sentence on a key that doesn't exist: where it does, or which is like it."""
     group, _, below = key.partition(".")
     near = usual_names.meant_by(key, there)
     if not near:
-        having = [f"{group}={one}" for one in config.options(group) if below in _below(group, one)]
+        if key in ("run", "dictionary") and "resume" in there:
+            return (
+                f"; {verb} takes the keys of a training run, where resume=<run> goes on with one and "
+                f"init=<run> starts from its dictionary"
+            )
+        here = config.groups(verb)
+        options = config.options(group) if group in here else []
+        having = [f"{group}={one}" for one in options if below in _below(group, one)]
         if having:
             return f" here; {' or '.join(having[:MOST_OPTIONS])} has it"
+        others = [] if group in there else [one for one in config.verbs() if _takes(one, group)]
+        if others:
+            what = "group" if (config.conf_dir() / group).is_dir() else "key"
+            return f" of {verb}; {group}= is a {what} of {', '.join(others)}"
         plain = [name for name in there if not name.rpartition(".")[2].startswith("_")]
         near = [name for name in (config.nearest(key, plain),) if name]
     return f"; did you mean {' or '.join(near)}?" if near else ""
 
 
+def _takes(verb: str, name: str) -> bool:
+    """Whether a verb has a group or a key of this name, in its own yaml or that which it builds on."""
+    root = _yaml(verb)
+    bases = [
+        item for item in root.get("defaults", []) if isinstance(item, str) and item != "_self_"
+    ]
+    return (
+        name in config.groups(verb)
+        or name in {str(key) for key in root} - {"defaults"}
+        or any(_takes(base, name) for base in bases)
+    )
+
+
 def _below(group: str, option: str) -> set[str]:
     """The keys that an option's own yaml sets below its group."""
-    tree = OmegaConf.to_container(OmegaConf.load(config.conf_dir() / group / f"{option}.yaml"))
-    assert isinstance(tree, dict)
+    tree = _yaml(f"{group}/{option}")
     own = tree.get(group) if isinstance(tree.get(group), dict) else tree
     return {key for key, _ in dotted(own)}
+
+
+def _yaml(name: str) -> dict[Any, Any]:
+    tree = OmegaConf.to_container(OmegaConf.load(config.conf_dir() / f"{name}.yaml"))
+    assert isinstance(tree, dict)
+    return tree
 
 
 def sweeps(text: str) -> bool:

@@ -18,10 +18,11 @@ from typing import Any, final
 from lightning.pytorch.plugins.io import CheckpointIO
 
 from dictlearn.ckpt import commit
-from dictlearn.ckpt.codec import read_json, read_state, write_state
+from dictlearn.ckpt.codec import read_state, write_state
 from dictlearn.ckpt.environment import environment
+from dictlearn.ckpt.resume import CONFIG
+from dictlearn.disk.strict_json import read_json
 
-CONFIG = "config.json"
 ENVIRONMENT = "environment.json"
 CONTENTS = "contents.json"
 VERSION = "pytorch-lightning_version"

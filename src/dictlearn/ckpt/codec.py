@@ -22,7 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dictlearn.ckpt.files import STORABLE, read_json, read_tensors, write_tensors
+from dictlearn.ckpt.files import STORABLE, read_tensors, write_tensors
+from dictlearn.disk.strict_json import read_json
 
 TENSORS = "tensors.safetensors"
 STATE = "state.json"

@@ -21,7 +21,6 @@ from dictlearn.ckpt import commit
 from dictlearn.ckpt.files import (
     check_numbers,
     read_header,
-    read_json,
     read_tensors,
     write_tensors,
 )
@@ -31,6 +30,7 @@ from dictlearn.dicts.description import from_json, shape_from_json, shown
 from dictlearn.dicts.dictionary import Dictionary
 from dictlearn.dicts.identity import sha256_of
 from dictlearn.disk.leftovers import recover
+from dictlearn.disk.strict_json import read_json
 
 FORMAT = 2  # 1 had no sha256
 SORT = "a dictionary"  # in its manifest

@@ -1,4 +1,4 @@
-"""Write safetensors without a second copy, and read safetensors and JSON strictly.
+"""Write safetensors without a second copy, and read safetensors strictly.
 
 Whatever a file contains, reading returns its content or raises ValueError.
 """
@@ -8,15 +8,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from dictlearn.disk.errors import content_error, error_text
 from dictlearn.disk.tensors import STORABLE, open_tensors
 
-JSON_BYTES = 256 << 20
 WEIGHTS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)  # dtypes of weights
 
 
@@ -81,32 +78,3 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     with open_tensors(path) as file:
         # clone aligns the data, which is mapped at any offset: sums depend on alignment
         return {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-
-
-def read_json(path: Path, largest: int = JSON_BYTES) -> Any:
-    """Reads strict JSON: without duplicate keys and NaN, bounded in size (bytes) and depth.
-
-    Raises:
-        ValueError: one sentence naming the file.
-    """
-    try:
-        if path.stat().st_size > largest:
-            raise ValueError(f"more than {largest >> 20} MiB")
-        return json.loads(
-            path.read_bytes(), object_pairs_hook=_unique, parse_constant=_refuse_constant
-        )
-    except (UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} is not readable: {content_error(error)}") from None
-    except (ValueError, OSError) as error:
-        raise ValueError(f"{path} is not readable: {error_text(error)}") from None
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    members = dict(pairs)
-    if len(members) != len(pairs):
-        raise ValueError("an object has the same key twice")
-    return members
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")

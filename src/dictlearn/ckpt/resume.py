@@ -9,6 +9,7 @@ from typing import NamedTuple
 from dictlearn.ckpt.commit import MANIFEST, find_intact, verify
 
 CHECKPOINTS = "checkpoints"
+CONFIG = "config.json"  # in a checkpoint: the configuration of its run
 
 
 class Resume(NamedTuple):

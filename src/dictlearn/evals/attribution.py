@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from dictlearn.ckpt.files import read_json
 from dictlearn.disk.errors import CONTENT_ERRORS, content_error
+from dictlearn.disk.strict_json import read_json
 from dictlearn.evals.table import Column, cell
 
 FILE = "attribution.json"

@@ -17,7 +17,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from dictlearn import marks
-from dictlearn.ckpt.files import read_json
+from dictlearn.disk.strict_json import read_json
 from dictlearn.store.explanations import Explanation
 from dictlearn.store.features import FeatureStore
 from dictlearn.store.text import token_text

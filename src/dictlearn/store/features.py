@@ -13,10 +13,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dictlearn.ckpt.dictionary import saved_sha256
-from dictlearn.ckpt.files import read_json
 from dictlearn.disk.errors import CONTENT_ERRORS, content_error, error_text
 from dictlearn.disk.leftovers import recover
 from dictlearn.disk.manifest import check_content, check_size, read_manifest
+from dictlearn.disk.strict_json import read_json
 from dictlearn.names import feature_name, feature_named
 from dictlearn.store import hashes, layout
 from dictlearn.store.layout import Info, info_from_json

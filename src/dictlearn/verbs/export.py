@@ -14,10 +14,10 @@ from dictlearn import config, escape
 from dictlearn.ckpt import lock
 from dictlearn.ckpt.commit import commit
 from dictlearn.ckpt.dictionary import load_dictionary
-from dictlearn.ckpt.files import read_json
 from dictlearn.dicts.dictionary import Dictionary
 from dictlearn.disk import leftovers
 from dictlearn.disk.replace import check_replaceable
+from dictlearn.disk.strict_json import read_json
 from dictlearn.evals.evaluation import check_fits
 from dictlearn.evals.reconstruction import ReconstructionSums
 from dictlearn.evals.record import FILE

@@ -21,8 +21,8 @@ from transformers import PreTrainedTokenizerBase
 
 from dictlearn import escape
 from dictlearn.ckpt.dictionary import DESCRIPTION
-from dictlearn.ckpt.files import read_json
 from dictlearn.ckpt.signature import SIGNATURE, is_own, signed
+from dictlearn.disk.strict_json import read_json
 from dictlearn.disk.whole import write_json
 from dictlearn.sources.mixture import texts_in
 from dictlearn.store.features import FeatureStore

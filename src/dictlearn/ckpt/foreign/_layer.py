@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dictlearn.ckpt.files import check_numbers, read_json
+from dictlearn.ckpt.files import check_numbers
 from dictlearn.dicts.description import from_json, shown
 from dictlearn.dicts.dictionary import Dictionary
 from dictlearn.dicts.equivalent import join_layers
+from dictlearn.disk.strict_json import read_json
 
 CONFIG_BYTES = 16 << 20
 JsonObject = Mapping[str, Any]
