@@ -219,7 +219,7 @@ class OpenModel:
         Raises:
             ValueError: as for `run`, or prompt and `max_tokens` are more than the model reads.
         """
-        prompts = prompt if isinstance(prompt, list | tuple) else [prompt]
+        prompts: list[Any] = list(prompt) if isinstance(prompt, list | tuple) else [prompt]
         if not prompts or not all(isinstance(text, str) for text in prompts):
             raise ValueError(f"prompt={prompt!r}: want a text, or a list of texts")
         if type(max_tokens) is not int or max_tokens < 1:
