@@ -206,7 +206,7 @@ def stored_training() -> str:
 
 
 def newest_with(name: str, key: str) -> dict[str, Any]:
-    """Of the records of a benchmark that takes figures of several kinds, the newest with one kind."""
+    """The newest record that has the key, in a benchmark that records figures of several kinds."""
     return next(record for record in reversed(records(name)) if key in record)[key]
 
 

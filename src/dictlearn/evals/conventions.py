@@ -1,4 +1,4 @@
-"""By which convention a dictionary is read, and which other one would fit the model's activations.
+"""The convention that a dictionary is read by, and another one if it fits the activations better.
 
 Tools differ in what they subtract from the input, in its scale, in which features fire, and in the site
 that they mean, and a file often doesn't say. Read by the wrong one, a dictionary reconstructs worse than

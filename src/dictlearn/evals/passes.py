@@ -30,7 +30,7 @@ class Passes(Protocol):
 
 @final
 class Own:
-    """Of a run that shares nothing."""
+    """The passes of a run that shares none."""
 
     def next(self) -> None: ...
 

@@ -258,7 +258,7 @@ class Placed:
         return list(dict.fromkeys(sites))
 
     def _replacements(self) -> dict[str, Replacement]:
-        """By site: held, then written by its dictionary, then pushed along directions."""
+        """What happens at each site: it is held, written by its dictionary, then pushed."""
         steps: dict[str, list[Replacement]] = {}
         for site in self._held:
             steps.setdefault(site, []).append(self._hold(site))

@@ -285,7 +285,7 @@ def count_kept(dictionary: Dictionary) -> int:
 
 
 def decoder_costs(dictionary: Dictionary) -> Costs:
-    """Of decoding what training stores. ValueError where sparsity or decoder don't say."""
+    """What decoding costs in training. ValueError where sparsity or decoder don't say."""
     return dictionary.decoder.costs(entries(dictionary))
 
 
@@ -326,7 +326,7 @@ def _state_bytes(yaml: str) -> float:
 
 
 def state_bytes(cfg: DictConfig) -> float:
-    """Of the optimiser's state for every number of a matrix."""
+    """Bytes of the optimiser's state for every number of a matrix."""
     return _state_bytes(OmegaConf.to_yaml(cfg.optim, resolve=True))
 
 
@@ -340,7 +340,7 @@ def model_bytes(cfg: DictConfig, on_gpu: bool) -> int:
 
 @dataclass(frozen=True)
 class Work:
-    """Of one token: FLOPs in bfloat16 and in float32, and bytes moved. Bytes overlap with FLOPs."""
+    """Work for one token: FLOPs in bfloat16 and in float32, and bytes moved, which overlap."""
 
     bfloat16: float = 0.0
     float32: float = 0.0
@@ -356,7 +356,7 @@ class Work:
 
 
 def work(run: Run, on_gpu: bool = True, devices: int = 1) -> dict[str, Work]:
-    """Of a token, by part. The optimiser's is a step's, over the tokens of the step."""
+    """Work for one token, by part. The optimiser's is that of a step divided by its tokens."""
     cfg, tokens = run.cfg, run.step_tokens
     parts: dict[str, Work] = {}
     if run.lm is not None:
