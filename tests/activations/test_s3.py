@@ -10,13 +10,6 @@ from uuid import uuid4
 import pytest
 import torch
 
-pytest.importorskip("moto")
-pytest.importorskip("s3fs")
-
-import boto3
-from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
-from werkzeug.serving import make_server
-
 from dictlearn.activations import layout, remote
 from dictlearn.activations.formats.dictlearn import Store
 from dictlearn.activations.place import opened
@@ -26,6 +19,11 @@ from tests.activations.test_remote import filled, source
 from tests.activations.test_store import content
 from tests.sources.test_live import equal
 
+# Asked for by name, so that the type checker need not find what only `make test-s3` installs.
+boto3 = pytest.importorskip("boto3")
+moto = pytest.importorskip("moto.moto_server.werkzeug_app")
+serving = pytest.importorskip("werkzeug.serving")
+pytest.importorskip("s3fs")
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the server's and the client's libraries
 
 
@@ -69,8 +67,8 @@ class Faulty:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[tuple[str, Faulty]]:
-    faulty = Faulty(DomainDispatcherApplication(create_backend_app))
-    http = make_server("127.0.0.1", 0, faulty, threaded=True)
+    faulty = Faulty(moto.DomainDispatcherApplication(moto.create_backend_app))
+    http = serving.make_server("127.0.0.1", 0, faulty, threaded=True)
     thread = threading.Thread(target=http.serve_forever, daemon=True)
     thread.start()
     yield f"http://127.0.0.1:{http.server_port}", faulty
