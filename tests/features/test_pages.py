@@ -13,8 +13,9 @@ import pytest
 from dictlearn import config
 from dictlearn.evals.record import write_record
 from dictlearn.evals.report import write_report
-from dictlearn.features.pages import record, write, write_pages
-from dictlearn.features.pages.record import Pieces, page_of
+from dictlearn.features.pages import write, write_pages
+from dictlearn.pages import record
+from dictlearn.pages.record import Pieces, page_of
 from dictlearn.store.explanations import Explanation, Failure, add_explanations
 from dictlearn.store.features import FeatureStore
 from dictlearn.store.records import Direction, Feature, Transform
@@ -22,7 +23,9 @@ from dictlearn.store.text import token_text
 from dictlearn.verbs import pages as verb
 from tests.store.made import RULES, made_store, pico_tokenizer
 
-SITE = files("dictlearn.features.pages").joinpath("site")
+SHARED, SITE = (
+    files(package).joinpath("site") for package in ("dictlearn.pages", "dictlearn.features.pages")
+)
 NASTY = "</script><img src=x onerror=alert(1)> \"'\\ \u2028 __proto__ ü"
 
 
@@ -244,13 +247,13 @@ def test_the_page_loads_what_is_beside_it_and_nothing_else(store, tmp_path):
     html = page.read_text("utf-8")
     loaded = re.findall(r'(?:src|href)="([^"#]+)"', html)
     assert len(loaded) > 5 and all((tmp_path / path).is_file() for path in loaded)
-    scripts = {path.name for path in SITE.iterdir() if path.name.endswith(".js")}
-    assert {Path(path).name for path in loaded} == scripts | {"style.css"}
+    ours = {path.name for site in (SHARED, SITE) for path in site.iterdir()}
+    assert {Path(path).name for path in loaded} == ours - {"index.html"}
     assert "default-src 'none'" in html
 
 
 def test_nothing_is_ever_parsed_as_markup_or_fetched():
-    for path in SITE.iterdir():
+    for path in (*SHARED.iterdir(), *SITE.iterdir()):
         code = path.read_text("utf-8").replace("http://www.w3.org/2000/svg", "")
         odd = re.findall(
             r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|new Function|srcdoc"
@@ -265,7 +268,7 @@ def test_the_colours_are_the_reports():
         return re.findall(r"--\w+: #\w+;", css)
 
     report = files("dictlearn.evals.report").joinpath("style.css").read_text("utf-8")
-    ours = SITE.joinpath("style.css").read_text("utf-8")
+    ours = SHARED.joinpath("base.css").read_text("utf-8")
     assert palettes(ours) == palettes(report) != []
 
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any, final
 from urllib.parse import quote
 
-from dictlearn.features.pages.record import Pieces, main_score, short
+from dictlearn.pages.record import Pieces, main_score, short
 from dictlearn.store.explanations import Explanation
 from dictlearn.store.features import FeatureStore
 from dictlearn.store.records import Example, Feature

@@ -1,22 +1,19 @@
 """Writes the site: index.html, and a folder of scripts and of data in the form of scripts.
 
     <run>/features/index.html, summary.json (digest.py)
-    <run>/features/pages/*.js, style.css     copies of site/ of this package
+    <run>/features/pages/*.js, style.css     copies of site/ of this package and of dictlearn.pages
                          info.js             description of the store
                          index-*.js          columns over all features, for search and sorting
                          features-*.js       records of consecutive features, about CHUNK_BYTES
 
-A page that a browser opened from a disk may read no files, but may run scripts beside it: so data
-are calls of a function with JSON. Features are read one by one, and at most one file of them is in
-memory.
+Data are scripts (dictlearn/pages/scripts.py). Features are read one by one, and at most one file
+of them is in memory.
 """
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +24,15 @@ from dictlearn.disk.replace import check_file_replaceable, check_replaceable
 from dictlearn.disk.whole import write_bytes, write_json
 from dictlearn.features.pages.digest import FILE as SUMMARY
 from dictlearn.features.pages.digest import Digest, is_summary
-from dictlearn.features.pages.record import Pieces, main_score, page_of, short, spread, summary
+from dictlearn.pages.record import Pieces, main_score, page_of, short, spread, summary
+from dictlearn.pages.scripts import CHUNK_BYTES, PAGE, Chunks, copy_site, numbered, page_in, script
 from dictlearn.store.explanations import Explanation
 from dictlearn.store.features import FeatureStore
 
-PAGE, FOLDER = "index.html", "pages"
+PACKAGE, FOLDER = "dictlearn.features.pages", "pages"
 REPORT = "report.html"  # in the run's folder; the site links to it if it exists
 SORT = "a site of features"
 OURS = b'src="pages/main.js"'  # only in our index.html
-CHUNK_BYTES = 192 << 10  # a browser reads and parses it in a few milliseconds
 INDEX_ROWS = 16384
 NONE, RELIABLE, UNRELIABLE = 0, 1, 2  # as in site/data.js
 KINDS = {
@@ -69,14 +66,11 @@ def write_pages(
     linked = report.is_file() and folder.resolve() == store.folder.resolve()
 
     def write(temporary: Path) -> None:
-        for file in files("dictlearn.features.pages").joinpath("site").iterdir():
-            if file.name != PAGE:
-                (temporary / file.name).write_bytes(file.read_bytes())
+        copy_site(PACKAGE, temporary)
         _write_data(temporary, store, explanations, pieces, digest, linked, progress)
 
     commit(folder / FOLDER, write, sort=SORT, overwrite=overwrite)
-    page = files("dictlearn.features.pages").joinpath("site", PAGE).read_bytes()
-    write_bytes(folder / PAGE, page)
+    write_bytes(folder / PAGE, page_in(PACKAGE))
     write_json(folder / SUMMARY, digest.to_json(explanations, pieces))
     return folder / PAGE
 
@@ -97,7 +91,7 @@ def _write_data(
     linked: bool,
     progress: Callable[[int, int], None] | None,
 ) -> None:
-    index, chunks = _Index(folder, len(store.info.targets) > 1), _Chunks(folder)
+    index, chunks = _Index(folder, len(store.info.targets) > 1), Chunks(folder, CHUNK_BYTES)
     for done, feature in enumerate(store, start=1):
         explanation = explanations.get((feature.source, feature.index))
         page = page_of(feature, explanation, pieces, store.info.n_features)
@@ -113,7 +107,7 @@ def _write_data(
         "chunk_rows": chunks.first_rows,
         "report": f"../{REPORT}" if linked else None,
     }
-    _script(folder / "info.js", "info", info)
+    script(folder / "info.js", "info", info)
 
 
 class _Index:
@@ -158,38 +152,10 @@ class _Index:
 
     def flush(self) -> None:
         if rows := len(self._columns["text"]):
-            _script(
-                _numbered(self._folder, "index", self.files), "index", self._first, self._columns
-            )
+            script(numbered(self._folder, "index", self.files), "index", self._first, self._columns)
             self._first += rows
             self.files += 1
             self._columns.clear()
-
-
-class _Chunks:
-    """Writes whole records, up to CHUNK_BYTES per file unless one record is larger."""
-
-    def __init__(self, folder: Path):
-        self.first_rows: list[int] = []  # of each file
-        self._folder = folder
-        self._waiting: list[str] = []
-        self._bytes = 0
-
-    def add(self, page: Mapping[str, Any]) -> None:
-        text = _json(page)
-        if self._waiting and self._bytes + len(text) > CHUNK_BYTES:
-            self.flush()
-        if not self._waiting:
-            self.first_rows.append(page["row"])
-        self._waiting.append(text)
-        self._bytes += len(text)
-
-    def flush(self) -> None:
-        number = len(self.first_rows) - 1
-        lines = ",\n".join(self._waiting)
-        path = _numbered(self._folder, "features", number)
-        _save(path, f"dictlearn.features({number},[\n{lines}\n]);\n")
-        self._waiting, self._bytes = [], 0
 
 
 def status(explanation: Explanation | None) -> int:
@@ -243,20 +209,3 @@ def _path(sources: tuple[str, ...], targets: tuple[str, ...]) -> str:
         for names in (sources, targets)
     )
     return read if read == written else f"{read} \N{RIGHTWARDS ARROW} {written}"
-
-
-def _numbered(folder: Path, name: str, number: int) -> Path:
-    return folder / f"{name}-{number:05}.js"
-
-
-def _script(path: Path, call: str, *arguments: object) -> None:
-    _save(path, f"dictlearn.{call}({','.join(map(_json, arguments))});\n")
-
-
-def _json(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-
-
-def _save(path: Path, text: str) -> None:
-    # Half a surrogate pair, which JSON can spell and a model may write, has no UTF-8.
-    path.write_bytes(text.encode("utf-8", "replace"))

@@ -1,5 +1,4 @@
-// Loads the data. A page opened from a disk may not fetch, so data are scripts that call a function:
-// info.js, then index-*.js (a few columns of every feature), and one of features-*.js when one of its
+// The data: info.js, then index-*.js (a few columns of every feature), and one of features-*.js when one of its
 // features is opened.
 //
 // A feature's row is source * n_features + index: its index in every column.
@@ -53,15 +52,6 @@ const dictlearn = {
 
 const NONE = 0, RELIABLE = 1, UNRELIABLE = 2;
 
-function load(file) {
-  return new Promise((resolve, reject) => {
-    const script = el("script", { src: `pages/${file}` });
-    script.onload = () => { script.remove(); resolve(); };
-    script.onerror = () => { script.remove(); reject(new Error(`pages/${file} cannot be read`)); };
-    document.head.append(script);
-  });
-}
-
 async function loadInfo() {
   await load("info.js");
 }
@@ -73,20 +63,11 @@ async function loadIndex() {
 
 // The whole record of one feature. Throws if the files don't belong together.
 async function loadFeature(row) {
-  const firsts = data.info.chunk_rows;
-  let low = 0, high = firsts.length - 1; // the last chunk that starts at or before row
-  while (low < high) {
-    const middle = (low + high + 1) >> 1;
-    if (firsts[middle] <= row) low = middle; else high = middle - 1;
-  }
-  if (!data.chunks.has(low)) await load(numbered("features", low));
-  const feature = data.chunks.get(low)?.get(row);
+  const chunk = chunkOf(row, data.info.chunk_rows);
+  if (!data.chunks.has(chunk)) await load(numbered("features", chunk));
+  const feature = data.chunks.get(chunk)?.get(row);
   if (!feature) throw new Error("these pages were written anew while they were open: load them again");
   return feature;
-}
-
-function numbered(name, number) {
-  return `${name}-${String(number).padStart(5, "0")}.js`;
 }
 
 function sourceOf(row) {

@@ -32,14 +32,6 @@ function featureView(feature, href) {
   ].filter((part) => part !== null);
 }
 
-function section(title, note, ...content) {
-  return el("section", {}, el("h2", {}, title), note ? el("p", { class: "note" }, note) : null, ...content);
-}
-
-function figure(name, value, beside) {
-  return el("div", {}, el("dt", {}, name), el("dd", {}, value), el("dd", { class: "beside" }, beside));
-}
-
 function featureNav(row, href) {
   const place = list.places.get(row);
   const step = (label, to) => (to === null
@@ -122,11 +114,6 @@ function targetTable(writes, show) {
   return el("div", { class: "scroll" }, el("table", { class: "targets" },
     el("thead", {}, el("tr", {}, ["target", "promoted", "suppressed"].map((name) => el("th", { scope: "col" }, name)))),
     el("tbody", {}, rows)));
-}
-
-function tokenBars(title, tokens, most) {
-  return el("div", {}, el("h3", {}, title),
-    el("ul", { class: "bars tokens" }, tokens.map(([text, value]) => barLine(token(text), value, most, signed(value)))));
 }
 
 // `links` are [row, value], the values at most 1: bars of one page can be compared with those of another.

@@ -147,23 +147,6 @@ function walk(item, step) {
   byId("rows").querySelector(`[aria-posinset="${place + 1}"] a`)?.focus({ preventScroll: true });
 }
 
-// Shows an element's data-tip beside the pointer.
-function onPointer(event) {
-  const target = event.target.closest("[data-tip]");
-  if (!target) { hideTip(); return; }
-  const tip = byId("tip");
-  tip.textContent = target.dataset.tip;
-  tip.hidden = false;
-  const { left, top, bottom, width } = target.getBoundingClientRect();
-  const x = Math.min(Math.max(8, left + width / 2 - tip.offsetWidth / 2), innerWidth - tip.offsetWidth - 8);
-  const y = top > tip.offsetHeight + 10 ? top - tip.offsetHeight - 6 : bottom + 6;
-  tip.style.transform = `translate(${Math.round(x)}px, ${Math.round(y)}px)`;
-}
-
-function hideTip() {
-  byId("tip").hidden = true;
-}
-
 async function start() {
   try {
     await loadInfo();
@@ -177,7 +160,7 @@ async function start() {
   readAddress();
   addEventListener("hashchange", () => { readAddress(); show(); });
   addEventListener("keydown", onKey);
-  addEventListener("pointerover", onPointer);
+  addEventListener("pointerover", showTip);
   byId("view").addEventListener("scroll", hideTip, { passive: true });
   await show();
   document.documentElement.dataset.ready = "true";

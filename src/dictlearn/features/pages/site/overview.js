@@ -34,10 +34,6 @@ function reportLink(label = "Report") {
   return data.info.report ? el("a", { class: "report", href: data.info.report }, label) : null;
 }
 
-function keyHelp(key, what) {
-  return el("div", {}, el("dt", {}, key.split(" ").map((one) => el("kbd", {}, one))), el("dd", {}, what));
-}
-
 const BINS_PER_DECADE = 6;
 
 function densityChart() {
