@@ -274,16 +274,23 @@ def test_a_multirun_ends_with_a_table_and_a_page(
         OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
         if cfg.dict.k == 64:
             raise ValueError("dict.k=64: unlucky")
+        if cfg.dict.k == 128:
+            raise RuntimeError("no memory")
         figures = {"l0": cfg.dict.k, "fvu": 1 / cfg.dict.k}
         write_record(folder, {"format": FORMAT, "figures": figures, "versions": {}})
         return 0
 
     answer(monkeypatch, main)
-    assert command("train", "-m", "name=mine", "dict.k=8,16,64") == 2
+    assert command("train", "-m", "name=mine", "dict.k=8,64,128,16") == 2
     said = capsys.readouterr()
-    assert "dict.k=64: unlucky" in said.err and "The page: runs/mine/report.html" in said.err
+    assert said.err.endswith(
+        "The page: runs/mine/sweep.html\n"
+        "Left out: dict.k=64 failed: dict.k=64: unlucky\n"
+        "Left out: dict.k=128 failed: run 2: RuntimeError: no memory\n"
+    )
+    assert "Traceback" in said.err
     assert "dict.k=8 " in said.out and "0.1250" in said.out and "dict.k=64" not in said.out
-    page = Path("runs/mine/report.html").read_text()
+    page = Path("runs/mine/sweep.html").read_text()
     assert "dict.k=16" in page and page.count("<svg") == 1
 
 

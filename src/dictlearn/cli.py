@@ -11,8 +11,9 @@ import logging
 import os
 import shlex
 import sys
+import traceback
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -124,8 +125,9 @@ def _launch(verb: str, args: list[str], prefix: list[str]) -> int:
         overrides.checked(verb, texts, parsed.multirun, parsed.config_dir)
         raise
     if parsed.multirun:
-        with _one_sentence(go_on=True):
-            multirun.conclude(list(jobs.folders.values()), Path("runs", parent) if parent else None)
+        with _one_sentence(escape.say):
+            folder = Path("runs", parent) if parent else None
+            multirun.conclude(list(jobs.folders.values()), folder, jobs.failed)
     return max(jobs.statuses.values(), default=0)
 
 
@@ -140,15 +142,19 @@ class Jobs:
     typed: Sequence[str]  # the whole command line
     statuses: dict[int, int] = field(default_factory=dict)  # by the job's number
     folders: dict[int, Path] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)  # a run's name -> why it has failed
     supplies: dict[int, Any] = field(default_factory=dict)  # of runs that share a stream
 
     def run(self, cfg: DictConfig) -> None:
-        """Runs a job and notes its status. A mistake has status 2; a multirun goes on after it."""
+        """Runs a job and notes its status: 2 for a mistake, 1 for any other error.
+
+        A multirun goes on after both.
+        """
         job = HydraConfig.get()
         several = job.mode == RunMode.MULTIRUN
         number = job.job.num if several else 0
         self.statuses[number] = 2
-        with _one_sentence(go_on=several):
+        with self._going_on(number) if several else _one_sentence():
             cfg = self.settled(cfg)
             self.folders[number] = Path(cfg.get("run_dir", ""))
             if several:
@@ -165,6 +171,22 @@ class Jobs:
         if self.statuses[number] in (130, 143):  # an interrupted run ends the multirun
             sys.exit(self.statuses[number])
 
+    @contextmanager
+    def _going_on(self, number: int) -> Iterator[None]:
+        """Notes and says why a job of a multirun has failed."""
+
+        def failed(sentence: str) -> None:
+            self.failed[self._folder()] = sentence
+            escape.say(sentence)
+
+        try:
+            with _one_sentence(failed):
+                yield
+        except Exception as error:  # nobody's mistake, or a mistake under DICTLEARN_DEBUG
+            traceback.print_exc()
+            self.statuses[number] = 1
+            failed(f"run {number}: {type(error).__name__}: {config.sentence(error)}")
+
     def settled(self, cfg: DictConfig) -> DictConfig:
         """The configuration of Hydra's current job, with its name. Raises ValueError for a mistake."""
         job = HydraConfig.get()
@@ -172,8 +194,7 @@ class Jobs:
         if "name" in cfg and not named:
             _check_one_process()
         if job.mode == RunMode.MULTIRUN and self.parent:
-            folder = multirun.folder(self._others(), self.shared, job.job.num)
-            cfg.name = f"{self.parent}/{folder}"
+            cfg.name = f"{self.parent}/{self._folder()}"
             wandb = (cfg.get("logger") or {}).get("wandb")
             if wandb is not None and wandb.get("group", "none") is None:
                 wandb.group = self.parent
@@ -187,6 +208,10 @@ class Jobs:
     def _others(self) -> list[str]:
         """The current job's overrides, without its name."""
         return [text for text in HydraConfig.get().overrides.task if not text.startswith("name=")]
+
+    def _folder(self) -> str:
+        """The current job's folder, below the multirun's."""
+        return multirun.folder(self._others(), self.shared, HydraConfig.get().job.num)
 
     def again(self) -> str:
         """The command line that continues all jobs, as a shell takes it."""
@@ -252,13 +277,14 @@ def _complete(args: list[str], verb: str | None, known: Mapping[str, str]) -> in
 
 
 @contextmanager
-def _one_sentence(go_on: bool = False) -> Iterator[None]:
-    """Turns a user's mistake into one sentence and exit status 2, or only into the sentence."""
+def _one_sentence(tell: Callable[[str], None] | None = None) -> Iterator[None]:
+    """Turns a user's mistake into one sentence, for `tell`; else says it and exits with status 2."""
     try:
         yield
     except (ValueError, OSError, HydraException, OmegaConfBaseException) as error:
         if os.environ.get("DICTLEARN_DEBUG", "0") != "0":
             raise
-        escape.say(config.sentence(error))
-        if not go_on:
+        if tell is None:
+            escape.say(config.sentence(error))
             sys.exit(2)
+        tell(config.sentence(error))

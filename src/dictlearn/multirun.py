@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 
@@ -32,11 +32,14 @@ def key(override: str) -> str:
     return override.partition("=")[0].lstrip("+~")
 
 
-def conclude(folders: Sequence[Path], parent: Path | None) -> None:
-    """Writes the table and the page over the runs with figures; nothing if fewer than two have any.
+def conclude(folders: Sequence[Path], parent: Path | None, failed: Mapping[str, str]) -> None:
+    """Writes the table and the page over a multirun's runs; nothing if there is one run or no figures.
 
-    The page goes into `parent`, the multirun's folder, or where `dictlearn compare` puts it.
+    Args:
+        folders: of the runs that have begun.
+        parent: the multirun's folder, where the page goes, if it has one.
+        failed: why the others have failed, by the runs' names.
     """
     done = [folder for folder in folders if (folder / "figures.json").is_file()]
-    if len(done) > 1:
-        import_module("dictlearn.verbs.compare").conclude(done, parent)
+    if done and len(done) + len(failed) > 1:
+        import_module("dictlearn.verbs.compare").conclude(done, parent, failed)

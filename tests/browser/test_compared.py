@@ -23,7 +23,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         figures = {"l0": float(k), "fvu": fvu, "ce_increase": ce}
         write_record(folder / f"dict.k={k}", {"format": FORMAT, "figures": figures})
         (folder / f"dict.k={k}" / "report.html").write_text(f"<title>report of {k}</title>")
-    return write_page(read_runs(run_folders([folder]).runs), folder / "report.html", "multirun")
+    return write_page(read_runs(run_folders([folder]).runs), folder / "sweep.html", "multirun")
 
 
 def press(browser: Browser, column: str) -> list[str]:

@@ -60,7 +60,7 @@ def test_runs_stand_beside_one_another(
     monkeypatch.setenv("COLUMNS", "80")
     assert compared(f"runs=[{multirun}]") == 0
     said = capsys.readouterr()
-    assert said.err == "The page: runs/m/report.html\n"
+    assert said.err == "The page: runs/m/sweep.html\n"
     lines = [line for line in said.out.splitlines() if line.startswith("dict.k=")]
     assert [line.split()[0] for line in lines] == [
         f"dict.k={k},optim.lr={lr}" for k in (8, 16) for lr in (0.01, 0.1)
@@ -68,7 +68,7 @@ def test_runs_stand_beside_one_another(
     assert lines[0].split()[1:] == ["8.00", "0.1250", "+0.2500", "1.00%"]  # no KL was measured
     assert "dict.k: 8, 16" in said.out and "optim.lr: 0.01, 0.1" in said.out
     assert all(len(line) <= 80 for line in said.out.splitlines())
-    html = (multirun / "report.html").read_text()
+    html = (multirun / "sweep.html").read_text()
     assert html.count("<svg") == 2 and html.count('<tr data-run="') == 4
     assert not re.search(r"https?:|<link|<img|@import|\$", html)
     for link in points(html):
@@ -95,7 +95,7 @@ def test_a_page_goes_where_it_was_asked_for_and_links_from_there(multirun: Path)
     html = Path("found/two.html").read_text()
     assert points(html) and all(link.startswith("../runs/m/dict.k") for link in points(html))
     assert compared(runs) == 0
-    assert [path.parent.name[:8] for path in Path("runs").glob("*/report.html")] == ["compare-"]
+    assert [path.parent.name[:8] for path in Path("runs").glob("*/sweep.html")] == ["compare-"]
 
 
 def test_lines_join_runs_that_differ_in_what_moves_l0(multirun: Path) -> None:
@@ -138,7 +138,7 @@ def test_the_number_of_tokens_is_a_column_where_it_differs(
     assert ends["chat"] == "868"
     assert ends["dict.k=8,optim.lr=0.1"] == "2,000"
     assert "Not all were evaluated on the same text" in said
-    assert 'data-value="300.0">300</td>' in (multirun / "report.html").read_text()
+    assert 'data-value="300.0">300</td>' in (multirun / "sweep.html").read_text()
 
 
 def test_runs_without_figures_are_named(multirun: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -153,17 +153,52 @@ def test_runs_without_figures_are_named(multirun: Path, capsys: pytest.CaptureFi
     (stopped / "checkpoints/step-1000").mkdir()
     assert compared("runs=[runs]") == 0
     assert capsys.readouterr().err.splitlines() == [
-        "The page: runs/report.html",
+        "The page: runs/sweep.html",
         "Left out: runs/m/a stop has no figures.json yet, step 1,000 of 5,000; `dictlearn train "
         "resume=auto 'name=m/a stop'` goes on",
         "Left out: runs/new has no figures.json yet, nor a checkpoint",
         "Left out: runs/saved has no figures.json; `dictlearn evaluate run=runs/saved` writes it",
     ]
+    page = Path("runs/sweep.html").read_text()
+    assert "<h2>Left out</h2>" in page and "runs/new has no figures.json yet" in page
     elsewhere = stopped.rename("stopped")
     with pytest.raises(
         ValueError, match=r"runs: no figures to compare yet: stopped has .* goes on"
     ):
         compared(f"runs=[{elsewhere}]")
+
+
+def test_objectives_differ_in_their_terms(
+    multirun: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for run in run_folders([multirun]).runs:
+        config = OmegaConf.load(run / "config.yaml")
+        config.objective = {
+            "terms": {"reconstruction": {}, **({"kl": {}} if "k=8" in run.name else {})}
+        }
+        OmegaConf.save(config, run / "config.yaml")
+    runs = [run for run in run_folders([multirun]).runs if "lr=0.1" in run.name]
+    assert differing(read_runs(runs)) == ["dict.k"]  # which changes together with them
+    config = OmegaConf.load(runs[0] / "config.yaml")
+    config.dict.k = 16
+    OmegaConf.save(config, runs[0] / "config.yaml")
+    assert differing(read_runs(runs)) == ["objective.terms"]
+
+
+def test_a_multirun_keeps_its_earlier_runs_and_says_what_failed(
+    multirun: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (multirun / "dict.k=4/checkpoints/step-20").mkdir(parents=True)
+    (multirun / "dict.k=2/checkpoints").mkdir(parents=True)
+    compare.conclude([multirun / "dict.k=8,optim.lr=0.1"], multirun, {"dict.k=4": "<b> unlucky"})
+    said = capsys.readouterr()
+    assert said.out.count("\ndict.k=") == 4  # three of them from before
+    assert said.err.splitlines() == [
+        "The page: runs/m/sweep.html",
+        "Left out: dict.k=4 failed: <b> unlucky",
+        "Left out: runs/m/dict.k=2 has no figures.json yet, nor a checkpoint",
+    ]
+    assert "<li>dict.k=4 failed: &lt;b&gt; unlucky</li>" in (multirun / "sweep.html").read_text()
 
 
 @pytest.mark.parametrize(
@@ -175,7 +210,7 @@ def test_runs_without_figures_are_named(multirun: Path, capsys: pytest.CaptureFi
         (["runs=[runs/m,runs/empty]"], "runs/empty: has no figures"),
         (["runs=[runs/torn]"], "torn/figures.json: not a JSON file"),
         (["runs=[runs/odd]"], "odd/figures.json: holds no figures"),
-        (["runs=[runs/m]", "output=runs/one"], "output=runs/one/report.html: is there already"),
+        (["runs=[runs/m]", "output=runs/one"], "output=runs/one: is a run or an evaluation"),
         (["runs=[runs/m]", "output=thesis.html"], "output=thesis.html: is there already"),
     ],
     ids=str,
@@ -191,7 +226,7 @@ def test_what_has_no_figures_is_refused(multirun: Path, overrides: list[str], me
         compared(*overrides)
     assert Path("thesis.html").read_text() == "<h1>mine</h1>"
     assert Path("runs/one/report.html").read_text() == "a report"
-    assert not Path("runs/m/report.html").exists()
+    assert not Path("runs/m/sweep.html").exists()
 
 
 def test_a_damaged_configuration_is_one_sentence(multirun: Path) -> None:

@@ -9,7 +9,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from dictlearn import cli, config
+from dictlearn.activations.formats.dictlearn import Store
 from dictlearn.sources.reader import Reader, Reading
 from dictlearn.train.callbacks import signals
 from dictlearn.train.module import DictionaryTraining
@@ -51,12 +52,15 @@ def _no_reports() -> Iterator[None]:
         yield
 
 
-def dictlearn_train(folder: Path, *overrides: str, verb: str = "train") -> int:
-    """Exit status of `dictlearn train ...` in `folder`."""
+def dictlearn_train(
+    folder: Path, *overrides: str, verb: str = "train", without: Collection[str] = ()
+) -> int:
+    """Exit status of `dictlearn train ...` in `folder`, `without` some of the small settings."""
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as exit_:
         patch.chdir(folder)
         options = [text for text in overrides if text.startswith("-")]
-        texts = settled(*SMALL, *(text for text in overrides if text not in options))
+        small = [text for text in SMALL if text not in without]
+        texts = settled(*small, *(text for text in overrides if text not in options))
         patch.setattr(sys, "argv", ["dictlearn", verb, *options, *texts])
         cli.main()
     return exit_.value.code or 0  # type: ignore[return-value]
@@ -121,16 +125,47 @@ def test_the_model_reads_the_text_once_for_all(group, tmp_path, reads):
     assert group[1].count(train) == alone.count(train) > 0
 
 
+def test_runs_share_one_read_of_a_store(tmp_path, monkeypatch):
+    store = ["sites=[resid_post.0,resid_post.1,resid_post.2]", "output=store", "tokens=8000"]
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as exit_:
+        patch.chdir(tmp_path)
+        text = [text for text in SMALL if text.startswith("data.")]
+        patch.setattr(sys, "argv", ["dictlearn", "cache", *store, *text, "shard_tokens=2000"])
+        cli.main()
+    assert not exit_.value.code
+    opened: list[int] = []
+    original = Store.shard
+
+    def shard(self: Store, number: int, sites: Any) -> Any:
+        opened.append(number)
+        return original(self, number, sites)
+
+    monkeypatch.setattr(Store, "shard", shard)
+    cached = ["source=cache", "source.path=store"]
+    own = [text for text in SMALL if text.startswith("source.")]
+    assert dictlearn_train(tmp_path, *cached, "name=alone", "dict.layer=2", without=own) == 0
+    alone = opened.copy()
+    opened.clear()
+    layers = ["dict.layer=0,1,2", "name=group"]
+    assert dictlearn_train(tmp_path, *TOGETHER, *cached, *layers, without=own) == 0
+    assert sorted(opened) == sorted(alone) != []
+    together = tmp_path / "runs" / "group" / "dict.layer=2"
+    assert differences(tmp_path / "runs" / "alone", together) == []
+
+
 def test_a_multirun_ends_in_its_table(group):
-    assert (group[0] / "report.html").is_file()
+    assert (group[0] / "sweep.html").is_file()
 
 
 def test_runs_with_mistakes_and_runs_that_fail_end_alone(tmp_path, capsys):
     values = ["dict.layer=1,99", "optim.lr=1e-3,1e30"]
     assert dictlearn_train(tmp_path, *TOGETHER, "name=group", *values, "steps=14") == 2
     said = capsys.readouterr().err
-    assert said.count("dict.layer=99: pico has layers 0 to 3") == 2
-    assert said.count("10 steps in a row had a loss or gradient that is not finite") == 1
+    reasons = ("dict.layer=99: pico has layers 0 to 3", "10 steps in a row had a loss or gradient")
+    page = (tmp_path / "runs" / "group" / "sweep.html").read_text()
+    for reason, times in zip(reasons, (2, 1), strict=True):
+        assert said.count(f"failed: {reason}") == page.count(f"failed: {reason}") == times
+        assert said.count(reason) == 2 * times  # when it failed, and at the end
     assert "runs 0, 1: one stream, resid_post.1 of pico" in said
     assert dictlearn_train(tmp_path, "name=alone", "optim.lr=1e-3", "steps=14") == 0
     good = tmp_path / "runs" / "group" / "dict.layer=1,optim.lr=0.001"
@@ -147,7 +182,7 @@ def test_an_error_in_one_runs_step_leaves_the_others_alone(tmp_path, capsys, mon
 
     monkeypatch.setattr(DictionaryTraining, "training_step", fails)
     assert dictlearn_train(tmp_path, *TOGETHER, "name=group", "dict.k=4,8") == 1
-    assert "run 0: RuntimeError: no memory; the others go on" in capsys.readouterr().err
+    assert "Left out: dict.k=4 failed: run 0: RuntimeError: no memory\n" in capsys.readouterr().err
     assert (tmp_path / "runs/group/dict.k=8/dictionary/dictionary.json").is_file()
     assert not (tmp_path / "runs/group/dict.k=4/dictionary").exists()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from omegaconf import DictConfig, ListConfig
 from dictlearn import escape
 from dictlearn.ckpt.resume import CHECKPOINTS
 from dictlearn.commands import command
+from dictlearn.disk.replace import is_run
 from dictlearn.evals.record import FILE
 from dictlearn.evals.report.compared.page import PAGE, is_ours, write_page
 from dictlearn.evals.report.compared.read import Run, read_runs, run_folders
@@ -42,9 +43,7 @@ def main(cfg: DictConfig) -> int:
         left_out[SHOWN_LEFT_OUT:] = [f"{more} more runs without figures"]
     if not found.runs:
         raise ValueError(f"runs: no figures to compare yet: {'; '.join(left_out)}")
-    show(read_runs(found.runs), path)
-    for sentence in left_out:
-        escape.say(f"Left out: {sentence}")
+    show(read_runs(found.runs), path, left_out)
     return 0
 
 
@@ -64,23 +63,35 @@ def why_without_figures(run: Path) -> str:
     return f"{run} has no figures.json yet, step {newest:,}{of}; `{goes_on}` goes on"
 
 
-def conclude(runs: Sequence[Path], folder: Path | None) -> None:
-    """Compares the runs of a multirun; `folder` is the multirun's."""
-    show(read_runs(runs), _new() if folder is None else folder / PAGE)
+def conclude(runs: Sequence[Path], folder: Path | None, failed: Mapping[str, str]) -> None:
+    """Compares the runs of a multirun; `folder` is the multirun's, `failed` says why runs failed.
+
+    Runs that an earlier command has left in `folder` count as well.
+    """
+    in_folder = run_folders([folder] if folder is not None and folder.is_dir() else [])
+    done = run_folders([*in_folder.runs, *runs]).runs
+    left_out = [f"{name} failed: {sentence}" for name, sentence in failed.items()]
+    left_out += [why_without_figures(run) for run in in_folder.unfinished if run.name not in failed]
+    show(read_runs(done), _new() if folder is None else folder / PAGE, left_out)
 
 
-def show(runs: Sequence[Run], path: Path) -> None:
-    """The table on the terminal and the page at `path`."""
+def show(runs: Sequence[Run], path: Path, left_out: Sequence[str]) -> None:
+    """The table on the terminal and the page at `path`; both say what was left out, and why."""
     _refuse_others(path)
-    write_page(runs, path, path.parent.resolve().name if path.name == PAGE else path.stem)
+    title = path.parent.resolve().name if path.name == PAGE else path.stem
+    write_page(runs, path, title, left_out)
     escape.console().print(renderable(runs))
     escape.say(f"The page: {path}")
+    for sentence in left_out:
+        escape.say(f"Left out: {sentence}")
 
 
 def _page(output: str | None, folders: Sequence[Path]) -> Path:
     """The page's path: `output`, else in a multirun's folder, else in a new folder."""
     if output is not None:
         path = Path(str(output)).expanduser()
+        if is_run(path) or (path / FILE).is_file():
+            raise ValueError(f"output={output}: is a run or an evaluation; name another folder")
         return path if path.suffix == ".html" else path / PAGE
     if len(folders) == 1 and not (folders[0] / FILE).is_file():
         return folders[0] / PAGE
@@ -92,7 +103,7 @@ def _new() -> Path:
 
 
 def _refuse_others(path: Path) -> None:
-    """Refuses to replace a run's report, or any file that is no such page."""
+    """Refuses to replace a file that is no such page."""
     if path.exists() and not is_ours(path):
         raise ValueError(
             f"output={path}: is there already and is no page that compares runs; name another"

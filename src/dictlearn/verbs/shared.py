@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import signal
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +21,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dictlearn import config, escape, stopping
+from dictlearn import escape, stopping
 from dictlearn.lm.load import load_skeleton
 from dictlearn.overrides import dotted
 from dictlearn.sources.named import text_of
@@ -222,10 +221,12 @@ def check_memory(jobs: Jobs, group: Sequence[Job], machine: Machine) -> bool:
     except ValueError:  # a user's own decoder or sparsity that doesn't say what it takes
         return True
     cure = f"hydra.launcher.most={fit[-1]} fits" if fit else "not one of them fits alone"
-    escape.say(
+    sentence = (
         f"{numbers(group)}: {as_bytes(peak)} together, and there are {as_bytes(room)}; {cure}"
     )
+    escape.say(sentence)
     jobs.statuses |= {job.number: 2 for job in group}
+    jobs.failed |= {Path(run.cfg.name).name: sentence for run in runs}
     return False
 
 
@@ -240,11 +241,7 @@ def together(jobs: Jobs, group: Sequence[Job]) -> dict[int, JobReturn]:
     def work(job: Job, member: Member) -> Callable[[], None]:
         def run() -> None:
             try:
-                found[job.number] = done = job.call()
-                if done.status == JobStatus.FAILED:
-                    traceback.print_exception(done._return_value)
-                    jobs.statuses[job.number] = 1
-                    escape.say(f"run {job.number}: {failed(done._return_value)}; the others go on")
+                found[job.number] = job.call()
             except SystemExit as stop:
                 jobs.statuses[job.number] = int(stop.code or 0)
             finally:
@@ -267,9 +264,3 @@ def together(jobs: Jobs, group: Sequence[Job]) -> dict[int, JobReturn]:
         escape.say(f"stopped by {name}; to go on with all of them: {jobs.again()}")
         raise SystemExit(128 + stopped)
     return found
-
-
-def failed(error: object) -> str:
-    """An error that is nobody's mistake, on one line."""
-    text = config.sentence(error) if isinstance(error, Exception) else str(error)
-    return f"{type(error).__name__}: {text}"

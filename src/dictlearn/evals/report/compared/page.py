@@ -20,13 +20,13 @@ from dictlearn.evals.report.compared.table import TEXTS_DIFFER, best, cells, col
 from dictlearn.evals.report.plots import Plot
 from dictlearn.evals.report.theme import inline_svg
 
-PAGE = "report.html"
+PAGE = "sweep.html"
 OURS = '<meta name="generator" content="dictlearn compare">'  # as in page.html
 
 
-def write_page(runs: Sequence[Run], path: Path, title: str) -> Path:
-    """Writes the page, whole or not at all; it needs no network."""
-    write_text(path, page(runs, path.parent, title))
+def write_page(runs: Sequence[Run], path: Path, title: str, left_out: Sequence[str] = ()) -> Path:
+    """Writes the page, whole or not at all; it needs no network. See `page`."""
+    write_text(path, page(runs, path.parent, title, left_out))
     return path
 
 
@@ -35,13 +35,17 @@ def is_ours(path: Path) -> bool:
     return path.is_file() and OURS.encode() in path.read_bytes()[:1000]
 
 
-def page(runs: Sequence[Run], folder: Path, title: str) -> str:
-    """The whole HTML document; links are relative to `folder`."""
+def page(runs: Sequence[Run], folder: Path, title: str, left_out: Sequence[str] = ()) -> str:
+    """The whole HTML document; links are relative to `folder`.
+
+    `left_out` are sentences on runs that failed, or have no figures.
+    """
     links = [_link(run, folder) for run in runs]
     drawn = "\n".join(_figure(plot, runs, links) for plot in plots(runs))
     sections = [
         f'<div class="plots few">\n{drawn}\n</div>' if drawn else "",
         f"<section>\n<h2>Runs</h2>\n{_note(runs)}\n{_table(runs, links)}\n</section>",
+        _left_out(left_out),
     ]
     report = files("dictlearn.evals.report")
     here = report / "compared"
@@ -88,6 +92,13 @@ def _note(runs: Sequence[Run]) -> str:
     if on_other_texts(runs):
         text += f" {TEXTS_DIFFER}"
     return f'<p class="note">{text}</p>'
+
+
+def _left_out(sentences: Sequence[str]) -> str:
+    if not sentences:
+        return ""
+    items = "\n".join(f"<li>{escape(sentence)}</li>" for sentence in sentences)
+    return f'<section>\n<h2>Left out</h2>\n<ul class="left-out">\n{items}\n</ul>\n</section>'
 
 
 def _figure(plot: Plot, runs: Sequence[Run], links: Sequence[str]) -> str:

@@ -20,7 +20,8 @@ DESCRIBED = (
     "kind",
     "sites",
     "features",
-)  # these follow from the settings, if there are any
+    "objective.terms",
+)  # these follow from other settings, if there are any
 DEEPEST = 3  # levels of folders that are searched for runs
 
 
@@ -146,6 +147,8 @@ def _dotted(tree: Mapping[Any, Any], above: str = "") -> Iterable[tuple[str, str
         if name == "_target_":
             yield above.rstrip("."), str(value).rpartition(".")[2]
         elif isinstance(value, Mapping):
+            if name == "terms":  # an objective is which terms it has
+                yield key, ", ".join(map(str, value))
             yield from _dotted(value, f"{key}.")
         elif not str(name).startswith("_"):
             yield key, _plain(value)
