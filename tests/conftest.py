@@ -17,6 +17,10 @@ os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp()  # no test signs with its user
 import pytest
 import torch
 
+from tests.command_line import command, runs
+
+__all__ = ["command", "runs"]
+
 torch.set_num_threads(1)
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))  # no package holds it
 

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -14,45 +13,11 @@ import pytest
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
-from dictlearn import cli, config
-from dictlearn.evals.record import FORMAT, write_record
+from dictlearn import config
+from tests.command_line import Command, Runs, answer
 
 ROOT = Path(__file__).parents[1]
 SLOW = {"torch", "lightning", "transformers", "datasets", "wandb", "matplotlib"}
-
-Runs = list[DictConfig]
-Command = Callable[..., int]
-
-
-@pytest.fixture
-def runs(monkeypatch: pytest.MonkeyPatch) -> Runs:
-    """What the verb `train` was called with, in the place of training: it answers 0."""
-    seen: Runs = []
-    answer(monkeypatch, lambda cfg: seen.append(cfg) or 0)
-    return seen
-
-
-def answer(monkeypatch: pytest.MonkeyPatch, main: Callable[[DictConfig], int]) -> None:
-    verb = ModuleType("dictlearn.verbs.train")
-    verb.main = main  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, verb.__name__, verb)
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Command:
-    """Runs a command line in this process, in an empty folder; returns its exit status."""
-    monkeypatch.chdir(tmp_path)
-    for variable in ("WORLD_SIZE", "SLURM_NTASKS", "DICTLEARN_DEBUG"):
-        monkeypatch.delenv(variable, raising=False)
-
-    def run(*args: str) -> int:
-        monkeypatch.setattr(sys, "argv", ["dictlearn", *args])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        assert isinstance(ended.value.code, int)
-        return ended.value.code
-
-    return run
 
 
 MISTAKES = {
@@ -224,20 +189,6 @@ def test_a_run_leaves_nothing_but_what_its_verb_writes(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_multirun_gives_each_run_a_folder(command: Command, runs: Runs) -> None:
-    assert command("train", "seed=1,2", "-m", "dict=sae,transcoder") == 0
-    folders = [Path(cfg.run_dir) for cfg in runs]
-    assert len({*folders}) == 4
-    assert len({folder.parent for folder in folders}) == 1
-    assert [folder.name for folder in folders] == [
-        f"dict={kind},seed={seed}" for seed in (1, 2) for kind in ("sae", "transcoder")
-    ]
-    assert command("train", "-m", "name=mine", "seed=1,2", "steps=3") == 0
-    assert [cfg.run_dir for cfg in runs[4:]] == ["runs/mine/seed=1", "runs/mine/seed=2"]
-    assert command("train", "-m", "name=a,b", "steps=3") == 0
-    assert [cfg.run_dir for cfg in runs[6:]] == ["runs/a", "runs/b"]
-
-
 def test_a_folder_of_a_multirun_is_named_without_quotes(
     command: Command, runs: Runs, tmp_path: Path
 ) -> None:
@@ -263,59 +214,6 @@ def test_folders_need_no_key_where_a_verb_takes_a_list_of_them(
     assert "name all folders without a key" in capsys.readouterr().err
     assert command("compare", "a", "outptu=x") == 2
     assert "did you mean output?" in capsys.readouterr().err
-
-
-def test_a_multirun_ends_with_a_table_and_a_page(
-    command: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def main(cfg: DictConfig) -> int:
-        folder = Path(cfg.run_dir)
-        folder.mkdir(parents=True)
-        OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
-        if cfg.dict.k == 64:
-            raise ValueError("dict.k=64: unlucky")
-        if cfg.dict.k == 128:
-            raise RuntimeError("no memory")
-        figures = {"l0": cfg.dict.k, "fvu": 1 / cfg.dict.k}
-        write_record(folder, {"format": FORMAT, "figures": figures, "versions": {}})
-        return 0
-
-    answer(monkeypatch, main)
-    assert command("train", "-m", "name=mine", "dict.k=8,64,128,16") == 2
-    said = capsys.readouterr()
-    assert said.err.endswith(
-        "The page: runs/mine/sweep.html\n"
-        "Left out: dict.k=64 failed: dict.k=64: unlucky\n"
-        "Left out: dict.k=128 failed: run 2: RuntimeError: no memory\n"
-    )
-    assert "Traceback" in said.err
-    assert "dict.k=8 " in said.out and "0.1250" in said.out and "dict.k=64" not in said.out
-    page = Path("runs/mine/sweep.html").read_text()
-    assert "dict.k=16" in page and page.count("<svg") == 1
-
-
-def test_a_multirun_goes_on_after_a_mistake_and_reports_it(
-    command: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    seeds = []
-
-    def main(cfg: DictConfig) -> int:
-        seeds.append(cfg.seed)
-        if cfg.seed == 2:
-            raise ValueError("seed=2: unlucky")
-        return 0
-
-    answer(monkeypatch, main)
-    assert command("train", "-m", "seed=1,2,3") == 2
-    assert seeds == [1, 2, 3]
-    assert "seed=2: unlucky\n" in capsys.readouterr().err
-
-
-def test_an_interrupted_multirun_stops(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    seeds = []
-    answer(monkeypatch, lambda cfg: seeds.append(cfg.seed) or 143)
-    assert command("train", "-m", "seed=1,2,3") == 143
-    assert seeds == [1]
 
 
 def test_lightnings_other_processes_get_this_run_alone(
