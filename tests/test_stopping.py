@@ -15,6 +15,14 @@ from dictlearn.ckpt import commit
 from tests.store.made import made_store
 
 
+@pytest.fixture(autouse=True)
+def ctrl_c_is_heard():
+    """Here and in child processes, also where a script runs the tests in the background and SIGINT is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_stopped_verb_cleans_up(tmp_path: Path, monkeypatch, capsys, number, status):
     made_store(tmp_path / "run")
