@@ -36,7 +36,7 @@ from dictlearn.ckpt.dictionary import save_dictionary
 from dictlearn.evals.report.history import read_history
 from dictlearn.evals.report.settings import read_settings, summary
 from dictlearn.export.graph_labels import feature_of, read_graph
-from dictlearn.features.lookup import vector_from
+from dictlearn.interventions.directions import vector_from
 from dictlearn.lm.load import load_model, load_skeleton, read_info
 from dictlearn.objectives.stored_teacher import StoredTeacher
 from dictlearn.sources import token_cache

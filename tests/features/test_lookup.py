@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from dictlearn.features.lookup import Match, difference_of_means, matches, vector_from
+from dictlearn.features.lookup import Match, difference_of_means, matches
+from dictlearn.interventions.directions import vector_from
 from tests.features.harvested import KINDS, dictionary_of, pico
 
 

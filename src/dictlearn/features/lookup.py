@@ -8,15 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from dictlearn.ckpt.files import check_numbers, read_tensors
 from dictlearn.dicts.dictionary import Dictionary
-from dictlearn.disk.errors import error_text
 from dictlearn.lm.capture import capture
 from dictlearn.lm.language_model import LanguageModel, bos_id
 from dictlearn.sources.documents import with_whole_characters
@@ -102,27 +98,6 @@ def _written(dictionary: Dictionary, s: int, rows: slice, site: str) -> Tensor |
 def _strongest(cosines: Tensor, k: int) -> list[tuple[int, float]]:
     order = cosines.abs().argsort(descending=True, stable=True)[:k]
     return [(int(i), float(cosines[i])) for i in order if cosines[i] != 0]
-
-
-def vector_from(path: Path) -> Tensor:
-    """The vector in a .safetensors or .npy file. Raises ValueError for another file or content."""
-    if path.suffix == ".npy":
-        try:  # mapped: a header that claims more than the file holds allocates nothing
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
-            tensor = torch.from_numpy(np.array(array))
-        except OSError as error:
-            raise ValueError(f"vector={path}: {error_text(error)}") from None
-        except Exception:  # numpy reads the header as Python's tokens, and speaks of those
-            raise ValueError(f"vector={path}: is not a readable .npy file of numbers") from None
-        tensors = {"its array": tensor}
-    elif path.suffix == ".safetensors":
-        tensors = read_tensors(path)
-    else:
-        raise ValueError(f"vector={path}: want a .safetensors or a .npy file")
-    if len(tensors) != 1:
-        raise ValueError(f"vector={path}: holds {len(tensors)} tensors; want one")
-    check_numbers(path, tensors)
-    return next(iter(tensors.values())).float().squeeze()
 
 
 def difference_of_means(

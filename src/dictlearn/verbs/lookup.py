@@ -22,8 +22,8 @@ from dictlearn.features.lookup import (
     Match,
     difference_of_means,
     matches,
-    vector_from,
 )
+from dictlearn.interventions.directions import vector_from
 from dictlearn.lm.language_model import LanguageModel
 from dictlearn.names import code_names, feature_name
 from dictlearn.ranges import Count, Natural
