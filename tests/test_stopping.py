@@ -17,7 +17,7 @@ from tests.store.made import made_store
 
 @pytest.fixture(autouse=True)
 def ctrl_c_is_heard():
-    """Here and in child processes, also where a script runs the tests in the background and SIGINT is ignored."""
+    """Here and in child processes; a script that runs tests in the background ignores SIGINT."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
