@@ -28,6 +28,7 @@ NAMED_BY_USERS = (
     "parts",
     "weights",
     "template_values",
+    "names",
 )  # keys of mappings whose names are a user's own
 COLLECTIONS = ("callbacks", "eval", "logger", "objective.terms")  # of parts that are built, by name
 PATHS = (
@@ -234,6 +235,8 @@ def _below(
     for name, value in node.items():
         key = f"{prefix}{name}"
         if str(name).startswith("_"):  # _target_ and _partial_ belong to the yaml, not to users
+            continue
+        if "." in str(name):  # an entry of a user's own mapping, such as a site's name
             continue
         if isinstance(value, dict):
             # An entry of a collection (callbacks, eval, objective.terms) can be switched off.

@@ -206,7 +206,7 @@ def test_a_store_without_a_whole_shard_is_refused(tmp_path):
     ("options", "sentence"),
     [
         ({"sources": ("resid_post.1",)}, "has no resid_post.1; it has resid_post.0"),
-        ({"format": "saelens"}, "source.format=saelens: want auto"),
+        ({"format": "zarr"}, "source.format=zarr: want auto, .*dictlearn"),
     ],
 )
 def test_what_does_not_fit_is_refused(stores, options, sentence):

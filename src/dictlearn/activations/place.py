@@ -28,8 +28,16 @@ class Place(Protocol):
         """The files in `folder`, without subfolders, with their sizes in bytes; may be empty."""
         ...
 
+    def folders(self) -> list[str]:
+        """The names of the folders in this one, sorted."""
+        ...
+
     def read(self, name: str, limit: int) -> bytes:
         """The content of a file. Raises ValueError if it is missing or has more than `limit` bytes."""
+        ...
+
+    def part(self, name: str, start: int, stop: int) -> bytes:
+        """Bytes start to stop - 1 of a file, as many as there are. Raises ValueError if it is missing."""
         ...
 
     def fetched(self, name: str) -> Path:
@@ -61,12 +69,28 @@ class LocalPlace:
         except (FileNotFoundError, NotADirectoryError):
             return {}
 
+    def folders(self) -> list[str]:
+        try:
+            with os.scandir(self._folder) as entries:
+                return sorted(e.name for e in entries if e.is_dir())
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
     def read(self, name: str, limit: int) -> bytes:
         path = self._path(name)
         try:
             if path.stat().st_size > limit:
                 raise ValueError(f"{path} has {path.stat().st_size:,} bytes: more than {limit:,}")
             return path.read_bytes()
+        except FileNotFoundError:
+            raise ValueError(f"{path} is missing") from None
+
+    def part(self, name: str, start: int, stop: int) -> bytes:
+        path = self._path(name)
+        try:
+            with open(path, "rb") as file:
+                file.seek(start)
+                return file.read(stop - start)
         except FileNotFoundError:
             raise ValueError(f"{path} is missing") from None
 

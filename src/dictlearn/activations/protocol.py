@@ -50,7 +50,7 @@ class StoreInfo:
     `missing` are facts about rows that the format doesn't have, in words ("positions").
     """
 
-    sites: tuple[str, ...]  # our names of sites
+    sites: tuple[str, ...]  # the store's names: ours, or what its tool calls them
     widths: Mapping[str, int]  # D of each site
     stored: str  # how numbers are stored, for display
     dtype: torch.dtype  # dtype of `Shard.rows`
@@ -63,6 +63,11 @@ class StoreInfo:
     absent: Mapping[int, str] = field(
         default_factory=dict
     )  # absent shards by number, with the reason
+    has_specials: bool = False  # whether rows of BOS and other specials were stored unasked
+    unclear: Mapping[str, str] = field(
+        default_factory=dict
+    )  # sites whose name doesn't say what they hold, with the reason
+    cautions: Mapping[str, str] = field(default_factory=dict)  # of sites, said when they are read
 
     @property
     def rows(self) -> int:
@@ -90,6 +95,11 @@ class Shard(Protocol):
         ...
 
     @property
+    def kept_N(self) -> Tensor | None:
+        """The rows to train on, bool; None for all of them."""
+        ...
+
+    @property
     def windows(self) -> ShardWindows | None:
         """The shard's windows; None if the store's `context` is None."""
         ...
@@ -102,27 +112,8 @@ class Shard(Protocol):
         ...
 
 
-class ActivationStore(Protocol):
-    """A store in one format.
-
-    Its files may come from strangers: sizes, names and dtypes are checked, no pickle is loaded and no
-    path in a file is followed.
-    """
-
-    name: ClassVar[str]  # the value of source.format
-
-    @classmethod
-    def recognises(cls, place: Place) -> bool:
-        """Whether the files of a place have this format, judged by their names."""
-        ...
-
-    @classmethod
-    def opened(cls, place: Place, sites: Sequence[str] = ()) -> Self:
-        """Reads the store's description, for `sites` or all sites, without activations.
-
-        Raises ValueError, in one sentence that names the file.
-        """
-        ...
+class Shards(Protocol):
+    """What a stream reads of a store."""
 
     @property
     def info(self) -> StoreInfo: ...
@@ -133,4 +124,32 @@ class ActivationStore(Protocol):
         Several threads call it, also for the same shard. Raises ValueError, in one sentence that names
         the file, if the file is missing, damaged or has other shapes.
         """
+        ...
+
+
+class ActivationStore(Shards, Protocol):
+    """A store in one format.
+
+    Its files may come from strangers: sizes, names and dtypes are checked, no pickle is loaded and no
+    path in a file is followed.
+    """
+
+    name: ClassVar[str]  # the value of source.format
+    files: ClassVar[str]  # the names of its files, for display
+
+    @classmethod
+    def recognises(cls, place: Place) -> bool:
+        """Whether the files of a place have this format, judged by their names."""
+        ...
+
+    @classmethod
+    def opened(cls, place: Place) -> Self:
+        """Reads the store's description, without activations.
+
+        Raises ValueError, in one sentence that names the file.
+        """
+        ...
+
+    def reading(self, sites: Sequence[str]) -> Self:
+        """The store for a reader of these sites: a shard that lacks one of them is absent."""
         ...

@@ -46,6 +46,18 @@ class RemotePlace:
         self._lock = threading.Lock()
 
     def listed(self, folder: str = "") -> dict[str, int]:
+        return {
+            str(entry["name"]).rpartition("/")[2]: int(entry["size"] or 0)
+            for entry in self._entries(folder)
+            if entry["type"] == "file"
+        }
+
+    def folders(self) -> list[str]:
+        entries = [entry for entry in self._entries("") if entry["type"] == "directory"]
+        names = [str(entry["name"]).rstrip("/").rpartition("/")[2] for entry in entries]
+        return sorted(filter(is_plain_name, names))
+
+    def _entries(self, folder: str) -> list[dict]:
         path = f"{self._root}/{folder}".rstrip("/")
 
         def listing() -> list[dict]:
@@ -53,14 +65,9 @@ class RemotePlace:
             return self._fs.ls(path, detail=True)
 
         try:
-            entries = self._retry(folder or path, listing)
+            return self._retry(folder or path, listing)
         except FileNotFoundError:
-            return {}
-        return {
-            str(entry["name"]).rpartition("/")[2]: int(entry["size"] or 0)
-            for entry in entries
-            if entry["type"] == "file"
-        }
+            return []
 
     def read(self, name: str, limit: int) -> bytes:
         path = self._path(name)
@@ -76,6 +83,13 @@ class RemotePlace:
         if data is None:
             raise ValueError(f"{self.address}/{name} has more than {limit:,} bytes")
         return data
+
+    def part(self, name: str, start: int, stop: int) -> bytes:
+        path = self._path(name)
+        try:
+            return self._retry(name, lambda: self._fs.cat_file(path, start=start, end=stop))
+        except FileNotFoundError:
+            raise ValueError(f"{self.address}/{name} is missing") from None
 
     def fetched(self, name: str) -> Path:
         local = self._temporary()

@@ -17,14 +17,17 @@ def mapped(
     name: str,
     wanted: Mapping[str, tuple[torch.dtype, list[int]]],
     read: Collection[str],
+    others: bool = False,
 ) -> dict[str, Tensor]:
-    """The tensors `read` of a file with exactly the tensors `wanted`, without copying the data.
+    """The tensors `read` of a file with the tensors `wanted`, without copying the data.
+
+    With `others` the file may have other tensors too.
 
     Raises ValueError, which calls the file `name`, if it is unreadable or has others.
     """
     with open_tensors(path, name) as file:
         names = set(file.keys())
-        for tensor in sorted({*names, *wanted}):
+        for tensor in sorted({*wanted} if others else {*names, *wanted}):
             if tensor not in wanted or tensor not in names:
                 no = "no " if tensor in wanted else ""
                 raise ValueError(f"{name} is damaged: it holds {no}{ascii(tensor)}")

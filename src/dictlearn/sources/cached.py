@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal, final
 
 import torch
@@ -13,7 +14,7 @@ from dictlearn.sources.open_shards import OnDamage
 from dictlearn.sources.part_order import Part, PartOrder
 from dictlearn.sources.reader import check_state
 from dictlearn.sources.run_reader import Run, RunReader
-from dictlearn.sources.stored import SameText, open_for, open_store_shards
+from dictlearn.sources.stored import Same, Special, open_for, open_store_shards
 from dictlearn.types import Batch, TextWindows
 
 LEAST_RUN = 64  # rows; shorter runs would take longer to find than to copy
@@ -38,7 +39,10 @@ class CachedSource:
         batch_tokens: N, rows in every batch.
         path: the store's address.
         format: the store's format; "auto" detects it by the names of its files.
+        names: names in the store of sites, where it doesn't say which sites they are.
+        model: "same", or "any" to accept a store that names another model.
         text: "same", or "any" to accept a store of other text.
+        special: "leave_out" or "keep" rows of special tokens, of another tool's store with token ids.
         on_damage: "stop" at a shard that can't be read, or "skip" it with a warning.
         open_shards: shards whose rows are mixed.
         threads: threads that open shards ahead.
@@ -66,7 +70,10 @@ class CachedSource:
         seed: int,
         path: str,
         format: str = "auto",
-        text: SameText = "same",
+        names: Mapping[str, str] | None = None,
+        model: Same = "same",
+        text: Same = "same",
+        special: Special = "leave_out",
         on_damage: OnDamage = "stop",
         open_shards: Count = 8,
         threads: Count = 2,
@@ -78,7 +85,17 @@ class CachedSource:
         self.batch_tokens, self.device = batch_tokens, torch.device(device)
         self.width = lm.info.width
         sites = list(dict.fromkeys(self.sources + self.targets))
-        self._store = open_for(lm, windows, path, format, sites, text)
+        self._store = open_for(
+            lm,
+            windows,
+            sites,
+            path=path,
+            format=format,
+            names=names,
+            model=model,
+            text=text,
+            special=special,
+        )
         self._shards = open_store_shards(self._store, sites, threads, on_damage)
         self._groups = [self.sources]
         if self.sources != self.targets:
@@ -157,10 +174,13 @@ class CachedSource:
             no_ids = torch.empty(0, dtype=torch.int64)
             empty = torch.empty(0, self.width, dtype=self._store.info.dtype)
             return Run([[empty for _ in sites] for sites in self._groups], no_ids, no_ids)
+        rows = [[shard.rows(site, low, high) for site in sites] for sites in self._groups]
+        tokens_N, positions_N = shard.tokens_N[low:high], shard.positions_N[low:high]
+        if shard.kept_N is None:
+            return Run(rows, tokens_N, positions_N)
+        kept_N = shard.kept_N[low:high]
         return Run(
-            [[shard.rows(site, low, high) for site in sites] for sites in self._groups],
-            shard.tokens_N[low:high],
-            shard.positions_N[low:high],
+            [[x[kept_N] for x in sites] for sites in rows], tokens_N[kept_N], positions_N[kept_N]
         )
 
     def _read(self, number: int) -> Read:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import final
 
 import torch
@@ -12,7 +13,7 @@ from dictlearn.ranges import Count
 from dictlearn.sources.open_shards import OnDamage
 from dictlearn.sources.part_order import PartOrder
 from dictlearn.sources.reader import check_state, first_rows
-from dictlearn.sources.stored import SameText, open_for, open_store_shards
+from dictlearn.sources.stored import Same, Special, open_for, open_store_shards
 from dictlearn.types import Batch, TextWindows
 
 
@@ -44,7 +45,10 @@ class CachedWindowsSource:
         seed: int,
         path: str,
         format: str = "auto",
-        text: SameText = "same",
+        names: Mapping[str, str] | None = None,
+        model: Same = "same",
+        text: Same = "same",
+        special: Special = "leave_out",
         on_damage: OnDamage = "stop",
         open_shards: Count = 8,
         threads: Count = 2,
@@ -54,7 +58,17 @@ class CachedWindowsSource:
         self.batch_tokens, self.device = batch_tokens, torch.device(device)
         self.width = lm.info.width
         sites = list(dict.fromkeys(self.sources + self.targets))
-        self._store = open_for(lm, windows, path, format, sites, text)
+        self._store = open_for(
+            lm,
+            windows,
+            sites,
+            path=path,
+            format=format,
+            names=names,
+            model=model,
+            text=text,
+            special=special,
+        )
         context = self._store.info.context
         if context is None:
             raise ValueError(
@@ -128,10 +142,14 @@ class CachedWindowsSource:
             tokens_BP, kept_BP = shard.windows
             low = int(kept_BP[: part.number].sum())
             high = low + int(kept_BP[part.number].sum())
+            kept_P, read_N = kept_BP[part.number].clone(), torch.ones(high - low, dtype=torch.bool)
+            if shard.kept_N is not None:
+                read_N = shard.kept_N[low:high]
+                kept_P[kept_P.clone()] = read_N
             tokens.append(tokens_BP[part.number].long())
-            kept.append(kept_BP[part.number])
+            kept.append(kept_P)
             for site, rows in values.items():
-                rows.append(shard.rows(site, low, high).float())
+                rows.append(shard.rows(site, low, high)[read_N].float())
         if not tokens:
             empty = torch.empty(0, len(self.sources), self.width)
             no_ids = torch.empty(0, dtype=torch.int64)

@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Lock
 from typing import Literal, final
 
-from dictlearn.activations.protocol import ActivationStore, Shard
+from dictlearn.activations.protocol import Shard, Shards
 
 log = logging.getLogger(__name__)
 
@@ -25,9 +25,7 @@ class OpenShards:
         on_damage: "stop", or "skip" to leave out a shard that can't be read, with a warning.
     """
 
-    def __init__(
-        self, store: ActivationStore, sites: Sequence[str], threads: int, on_damage: OnDamage
-    ):
+    def __init__(self, store: Shards, sites: Sequence[str], threads: int, on_damage: OnDamage):
         self._store, self._sites, self._skips = store, tuple(sites), on_damage == "skip"
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="shards")
         self._opening: dict[int, Future[Shard | None]] = {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pkgutil
-from collections.abc import Sequence
 from importlib import import_module
 
 from dictlearn.activations.place import Place
@@ -19,7 +18,7 @@ def registry() -> dict[str, type[ActivationStore]]:
     return {store.name: store for store in stores}
 
 
-def open_store(place: Place, format: str = AUTO, sites: Sequence[str] = ()) -> ActivationStore:
+def open_store(place: Place, format: str = AUTO) -> ActivationStore:
     """The store at a place, in the format that is named or detected.
 
     Raises ValueError if there is none or it is damaged.
@@ -28,11 +27,12 @@ def open_store(place: Place, format: str = AUTO, sites: Sequence[str] = ()) -> A
     if format != AUTO and format not in known:
         raise ValueError(f"source.format={format}: want {AUTO}, {', '.join(known)}")
     if format != AUTO:
-        return known[format].opened(place, sites)
+        return known[format].opened(place)
     for store in known.values():
         if store.recognises(place):
-            return store.opened(place, sites)
+            return store.opened(place)
+    listed = ", ".join(f"{name} ({store.files})" for name, store in known.items())
     raise ValueError(
-        f"source.path={place.address}: has no activations in a known format ({', '.join(known)}); "
+        f"source.path={place.address}: has no activations in a known format: {listed}; "
         f"`dictlearn cache output={place.address}` stores some"
     )

@@ -32,14 +32,18 @@ class Store:
     """Shards that `dictlearn cache` wrote."""
 
     name: ClassVar[str] = "dictlearn"
+    files: ClassVar[str] = f"{layout.ABOUT}, {layout.SHARDS}/*.safetensors"
 
     @classmethod
     def recognises(cls, place: Place) -> bool:
         return layout.ABOUT in place.listed()
 
     @classmethod
-    def opened(cls, place: Place, sites: Sequence[str] = ()) -> Self:
+    def opened(cls, place: Place) -> Self:
         return cls(place)
+
+    def reading(self, sites: Sequence[str]) -> Self:
+        return self  # its shards have all sites
 
     def __init__(self, place: Place):
         self.place, self.about = place, read_about(place)
@@ -178,6 +182,10 @@ class OwnShard:
     def documents_N(self) -> Tensor:
         """The number of each row's document, as in `TokenWindows.documents`."""
         return self.tensors[layout.DOCUMENTS]
+
+    @property
+    def kept_N(self) -> None:
+        return None
 
     @property
     def windows(self) -> ShardWindows | None:

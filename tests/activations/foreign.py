@@ -1,0 +1,117 @@
+"""Small stores as other tools write them: files made here by hand, and what is in them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow as pa
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tests.activations.made import VOCABULARY
+from tests.sources.test_live import BOS, CONTEXT, FIRST_WORD, WIDTH
+
+SHARDS, WINDOWS = 3, 4  # and windows of a shard
+
+
+class Made(NamedTuple):
+    """What a store holds, shard by shard."""
+
+    sites: dict[str, list[Tensor]]  # by our names, [N, D]
+    tokens: list[Tensor] | None  # [N]
+
+
+def values(seed: int, width: int, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, width, generator=generator).to(dtype)
+
+
+def windows(shard: int, vocabulary: int = VOCABULARY) -> Tensor:
+    """Token ids [WINDOWS, CONTEXT], each window with BOS at its beginning."""
+    generator = torch.Generator().manual_seed(100 + shard)
+    shape = (WINDOWS, CONTEXT)
+    tokens = torch.randint(FIRST_WORD, vocabulary, shape, generator=generator)
+    tokens[:, 0] = BOS
+    return tokens
+
+
+def llamascopium(
+    folder: Path, width: int = WIDTH, ending: str = "safetensors", flat: bool = False
+) -> Made:
+    """Two hooks in bfloat16; windows whose BOS the mask leaves out, or rows of single tokens."""
+    hooks = {"resid_post.1": "blocks.1.hook_resid_post", "mlp_out.1": "blocks.1.hook_mlp_out"}
+    made = Made({site: [] for site in hooks}, [])
+    assert made.tokens is not None
+    for shard in range(SHARDS):
+        tokens = windows(shard)
+        ones, mask = torch.ones_like(tokens), torch.ones_like(tokens)
+        mask[:, 0] = 0
+        for n, (site, hook) in enumerate(hooks.items()):
+            x = values(10 * shard + n, width, WINDOWS, CONTEXT, dtype=torch.bfloat16)
+            tensors = {"activation": x, "tokens": tokens, "mask": mask, "attention_mask": ones}
+            if flat:
+                tensors = {name: t.flatten(0, 1).clone() for name, t in tensors.items()}
+            path = folder / hook / f"chunk-{shard:08d}.{ending}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if ending == "pt":
+                torch.save({**tensors, "meta": [{"model_name": "tiny"}]}, path)
+            else:
+                save_file(tensors, path)
+            path.with_suffix(".meta.json").write_text(json.dumps([{"model_name": "org/Tiny"}]))
+            made.sites[site].append(x.flatten(0, 1)[mask.flatten() != 0])
+        made.tokens.append(tokens[mask != 0])
+    return made
+
+
+def saelens(folder: Path, width: int = WIDTH, dtype: str = "float32") -> Made:
+    """A hook's windows in record batches of 3 and 1, without the library that writes them."""
+    folder.mkdir(parents=True)
+    hook = "blocks.1.hook_resid_post"
+    kind = {"float32": torch.float32, "float16": torch.float16}[dtype]
+    features = {
+        hook: {"shape": [CONTEXT, width], "dtype": dtype, "_type": "Array2D"},
+        "token_ids": {
+            "feature": {"dtype": "int32", "_type": "Value"},
+            "length": CONTEXT,
+            "_type": "List",
+        },
+    }
+    names = [f"data-{n:05d}-of-{SHARDS:05d}.arrow" for n in range(SHARDS)]
+    (folder / "dataset_info.json").write_text(json.dumps({"features": features}))
+    state = {"_data_files": [{"filename": name} for name in names], "_fingerprint": "0"}
+    (folder / "state.json").write_text(json.dumps(state))
+    made = Made({"resid_post.1": []}, [])
+    assert made.tokens is not None
+    for shard, name in enumerate(names):
+        x, tokens = values(shard, width, WINDOWS, CONTEXT, dtype=kind), windows(shard)
+        write_arrow(folder / name, {hook: x, "token_ids": tokens.int()}, [3, 1])
+        made.sites["resid_post.1"].append(x[tokens != BOS])
+        made.tokens.append(tokens[tokens != BOS])
+    return made
+
+
+def write_arrow(path: Path, columns: dict[str, Tensor], batches: list[int]) -> None:
+    """Columns of nested lists in Arrow's stream format, in batches of so many rows."""
+    arrays = {name: nested(column) for name, column in columns.items()}
+    schema = pa.schema([(name, array.type) for name, array in arrays.items()])
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as stream:
+        start = 0
+        for rows in batches:
+            parts = [array.slice(start, rows) for array in arrays.values()]
+            stream.write_batch(pa.record_batch(parts, schema=schema))
+            start += rows
+
+
+def nested(x: Tensor) -> pa.Array:
+    array = pa.array(x.flatten().numpy())
+    for size in reversed(x.shape[1:]):
+        offsets = pa.array(range(0, len(array) + 1, size), type=pa.int32())
+        array = pa.ListArray.from_arrays(offsets, array)
+    return array
+
+
+FORMATS: dict[str, Callable[..., Made]] = {"llamascopium": llamascopium, "saelens": saelens}
