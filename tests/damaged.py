@@ -37,6 +37,7 @@ from dictlearn.evals.report.history import read_history
 from dictlearn.evals.report.settings import read_settings, summary
 from dictlearn.export.graph_labels import feature_of, read_graph
 from dictlearn.interventions.directions import vector_from
+from dictlearn.interventions.vectors import ConceptVector, Separation, load_vector
 from dictlearn.lm.load import load_model, load_skeleton, read_info
 from dictlearn.objectives.stored_teacher import StoredTeacher
 from dictlearn.sources import token_cache
@@ -208,6 +209,22 @@ def _vectors(folder: Path) -> None:
     save_file({"v": torch.arange(8.0)}, folder / "w.safetensors")
 
 
+def _concept_vector(folder: Path) -> None:
+    vectors = {f"resid_post.{layer}": torch.randn(8) for layer in range(2)}
+    scores = {site: Separation(0.75, 0.1, 1.5, 2.0) for site in vectors}
+    ConceptVector(vectors, scores, {"model": "org/model", "n_pos": 4}).save(folder)
+
+
+def _vector_as_a_hub_gives_it(folder: Path) -> None:
+    _concept_vector(folder)
+    (folder / MANIFEST).unlink()
+
+
+def _read_vector(folder: Path) -> Any:
+    vector = load_vector(folder)
+    return dict(vector.vectors), dict(vector.scores), vector.provenance
+
+
 def _run(folder: Path) -> None:
     folder.mkdir()
     settings = {
@@ -260,6 +277,8 @@ KINDS: dict[str, Kind] = {
     "vectors": Kind(
         _vectors, lambda f: [vector_from(path) for path in sorted(f.glob("*.*"))], hashed=False
     ),
+    "concept vector": Kind(_concept_vector, _read_vector),
+    "concept vector from a hub": Kind(_vector_as_a_hub_gives_it, _read_vector),
     "run": Kind(_run, _read_run, hashed=False),
     "graph": Kind(_graph, _read_graph, hashed=False),
 }

@@ -112,6 +112,7 @@ OUTPUTS = {
     "pages run=a output=file": "output=file: is no folder; want a folder",
     "cache output=file": "output=file: is no folder; want a folder",
     "targets output=file": "output=file: is no folder; want a folder",
+    "vector output=file": "output=file: is no folder; want a folder",
     "lookup run=a vector=file output=a": "output=a: is a folder; want a file",
     "lookup run=a vector=file output=file/x": "output=file/x: file is no folder; want a file elsewhere",
     "compare output=file": "output=file: is no folder; want a folder, or a file that ends in .html",

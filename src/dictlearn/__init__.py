@@ -6,6 +6,7 @@ dictlearn.evaluate(path, ...)   figures on held-out text, as `dictlearn evaluate
 dictlearn.features(run)         a run's features: examples, statistics, descriptions
 dictlearn.open_model(name)      a language model: activations, interventions, generation
 dictlearn.Edit, Push, Gate      what an intervention changes, and when
+dictlearn.vector(model, pos, neg)   a concept's vector; load_vector(path) reads a saved one
 """
 
 from __future__ import annotations
@@ -15,10 +16,23 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dictlearn.api import Edit, Gate, Push, evaluate, features, load, open_model, train
+    from dictlearn.api import (
+        ConceptVector,
+        Edit,
+        Gate,
+        Push,
+        evaluate,
+        features,
+        load,
+        load_vector,
+        open_model,
+        train,
+        vector,
+    )
 
 __version__ = "0.1.0"
 __all__ = [
+    "ConceptVector",
     "Edit",
     "Gate",
     "Push",
@@ -26,8 +40,10 @@ __all__ = [
     "evaluate",
     "features",
     "load",
+    "load_vector",
     "open_model",
     "train",
+    "vector",
 ]
 
 

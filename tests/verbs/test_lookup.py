@@ -113,13 +113,14 @@ def test_texts_give_a_difference_of_means(dictionary: Dictionary, capsys):
 
 def test_one_string_may_hold_several_texts():
     cfg = compose("lookup", ["pos='a|||b c'", "neg=[d,e]"])
-    assert lookup.texts(cfg.pos) == ["a", "b c"] and lookup.texts(cfg.neg) == ["d", "e"]
+    assert lookup.texts("pos", cfg.pos) == ["a", "b c"]
+    assert lookup.texts("neg", cfg.neg) == ["d", "e"]
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ([], "nothing to look up; want vector=<file>, or both pos="),
+        ([], "nothing to look up; want vector=<file or folder>, feature="),
         (["pos=a"], "nothing to look up"),
         (["pos=a", "neg=b", "vector=v.safetensors"], "nothing to look up"),
         (["vector=v.safetensors", "features=0"], "features=0: want a whole number of at least 1"),

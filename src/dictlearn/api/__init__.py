@@ -6,6 +6,7 @@ ends the process. docs/python.md shows examples.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,15 @@ from dictlearn.api.model import OpenModel
 from dictlearn.api.results import Evaluation, Run, figures_of, place_of
 from dictlearn.ckpt.dictionary import load_dictionary
 from dictlearn.dicts.dictionary import Dictionary
+from dictlearn.interventions.contrast import Fitting, Method, Pool, concept_vector
 from dictlearn.interventions.edits import Edit, Gate, Push
+from dictlearn.interventions.texts import texts_of
+from dictlearn.interventions.vectors import ConceptVector, load_vector
 from dictlearn.verbs.evaluate import destination
 from dictlearn.words import a
 
 __all__ = [
+    "ConceptVector",
     "Edit",
     "Evaluation",
     "Features",
@@ -33,8 +38,10 @@ __all__ = [
     "evaluate",
     "features",
     "load",
+    "load_vector",
     "open_model",
     "train",
+    "vector",
 ]
 
 
@@ -120,3 +127,36 @@ def open_model(model: str | Path = "pico", **keys: Any) -> OpenModel:
     cfg = composed("train", [f"model={model}"], {"model": keys} if keys else {})
     with one_sentence():
         return OpenModel(instantiate(cfg.model))
+
+
+def vector(
+    model: OpenModel | str | Path,
+    pos: Sequence[str] | str | Path,
+    neg: Sequence[str] | str | Path,
+    site: str | Sequence[str] = "resid_post",
+    *,
+    method: Method = "mean",
+    pool: Pool = "last",
+    held_out: float = 0.25,
+    seeds: int = 5,
+    batch: int = 16,
+) -> ConceptVector:
+    """A concept's vector, from texts with it and texts without, tested on texts that are held out.
+
+    Args:
+        model: an opened one, or what `open_model` takes.
+        pos: texts with the concept, or a .txt or .jsonl file with one a line; also lists of token ids.
+        neg: texts without. As many as `pos`: the first of each are a pair, and so on.
+        site: `resid_post.8`, `resid_post.4-12`, `resid_post` (every layer), or a list of these.
+        method: `mean`, the difference of means; `pca`, the first principal component of the pairs'
+            differences; `logistic`, a probe's weights.
+        pool: a text's activation is that of its `last` token, or the `mean` over its tokens.
+        held_out: share of the pairs that are left out to test on, in each of `seeds` splits.
+        batch: texts in one forward pass.
+
+    Raises:
+        ValueError: there are too few texts, the two sides don't differ, or there is no such site.
+    """
+    opened = model if isinstance(model, OpenModel) else open_model(model)
+    fitting = Fitting(method, pool, held_out, seeds, batch)
+    return concept_vector(opened.lm, texts_of("pos", pos), texts_of("neg", neg), site, fitting)

@@ -152,7 +152,7 @@ class OpenModel:
             self.lm,
             tokens.reshape(-1, tokens.shape[-1]),
             as_dictionaries("run", dictionaries),
-            as_edits(edits),
+            as_edits(self.lm, edits),
             setting(self.lm, error, constrained, freeze_attention),
         )
 
@@ -172,7 +172,7 @@ class OpenModel:
             self.lm,
             tokens.reshape(-1, tokens.shape[-1]),
             as_dictionaries("intervene", dictionaries),
-            as_edits(edits),
+            as_edits(self.lm, edits),
             setting(self.lm, error, constrained, freeze_attention),
         )
 
@@ -188,7 +188,7 @@ class OpenModel:
         placed = Placed(
             self.lm,
             as_dictionaries("with_dictionaries", dictionaries),
-            as_edits(edits),
+            as_edits(self.lm, edits),
             setting(self.lm, error, False, False),
         )
         with placed.attached():
@@ -240,7 +240,7 @@ class OpenModel:
             self.lm,
             ids,
             as_dictionaries("generate", dictionaries),
-            as_edits(edits),
+            as_edits(self.lm, edits),
             max_tokens=max_tokens,
             temperature=temperature,
             seed=seed,

@@ -12,6 +12,7 @@ from dictlearn.api.results import Run, place_of
 from dictlearn.ckpt.dictionary import load_dictionary
 from dictlearn.dicts.dictionary import Dictionary
 from dictlearn.dicts.identity import sha256_of
+from dictlearn.interventions.directions import resolved
 from dictlearn.interventions.edits import Edit, Push, as_edit
 from dictlearn.interventions.passes import Setting
 from dictlearn.lm.language_model import LanguageModel
@@ -82,12 +83,17 @@ def as_dictionaries(function: str, values: Placeable | Sequence[Placeable]) -> l
     ]
 
 
-def as_edits(values: Any) -> list[Edit | Push]:
-    """Edits from one or several, also in circuit-tracer's form (source, position, feature, value)."""
+def as_edits(lm: LanguageModel, values: Any) -> list[Edit | Push]:
+    """Edits from one or several, also in circuit-tracer's form (source, position, feature, value).
+
+    A `Push` may have a concept vector, or the path of one. Raises ValueError if that was made for
+    another model.
+    """
     if isinstance(values, tuple) and len(values) == 4 and not isinstance(values[0], Edit | Push):
         return [as_edit(values)]
     if not isinstance(values, list | tuple):
         values = [values]
+    values = [resolved(value, lm.info) if isinstance(value, Push) else value for value in values]
     return [as_edit(value) for value in values]
 
 

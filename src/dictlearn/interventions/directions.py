@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, final
 
@@ -15,6 +15,7 @@ from dictlearn.ckpt.files import check_numbers, read_tensors
 from dictlearn.dicts.dictionary import Dictionary
 from dictlearn.dicts.identity import sha256_of
 from dictlearn.disk.errors import error_text
+from dictlearn.interventions.edits import Push
 from dictlearn.interventions.made_for import check_model
 from dictlearn.interventions.vectors import ConceptVector, is_vector, load_vector
 from dictlearn.names import code_names, feature_name, feature_named
@@ -120,6 +121,25 @@ def of_feature_named(dictionary: Dictionary, name: str, site: str | None = None)
     except ValueError as error:
         raise ValueError(f"feature={error}") from None
     return of_feature(dictionary, source, feature, site)
+
+
+def resolved(push: Push, info: ModelInfo) -> Push:
+    """The push with a tensor for the concept vector, direction or path that it has.
+
+    Raises:
+        ValueError: it was made for another model, has no vector at the push's site, or is damaged.
+    """
+    given = push.direction
+    if isinstance(given, str | Path):
+        given = read(given, push.site)
+    elif isinstance(given, ConceptVector):
+        given = of_vector(given, push.site)
+    if not isinstance(given, Direction):
+        return push
+    given.check(info)
+    if given.site not in (None, push.site):
+        raise ValueError(f"direction: is one at {given.site}, and the push is at {push.site}")
+    return replace(push, direction=given.vector)
 
 
 def vector_from(path: Path) -> Tensor:

@@ -5,10 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from dictlearn.interventions.directions import Direction
+    from dictlearn.interventions.vectors import ConceptVector
 
 Positions = int | slice | Sequence[int] | Literal["all"]
 """Which tokens: 0 is the first one that the model reads, -1 the last one of the prompt.
@@ -81,7 +86,8 @@ class Push:
 
     Args:
         site: such as resid_post.1.
-        direction: [D], in the model's units; its norm counts for `add` alone.
+        direction: [D], in the model's units; its norm counts for `add` alone. A concept vector, or
+            the path of one, is taken at the site.
         value: how much; for `cap` the largest projection, or (smallest, largest).
         op: `add` value times the direction, `add_scaled` value times the token's norm along it,
             `project_out` the component along it, or `cap` that component.
@@ -90,7 +96,7 @@ class Push:
     """
 
     site: str
-    direction: Tensor
+    direction: Tensor | Direction | ConceptVector | str | Path
     value: Value = 1.0
     op: Literal["add", "add_scaled", "project_out", "cap"] = "add"
     positions: Positions = "all"
@@ -98,6 +104,7 @@ class Push:
 
     def changed(self, x: Tensor) -> Tensor:
         """New activations [..., D] for the old ones."""
+        assert isinstance(self.direction, Tensor), "directions.resolved reads it"
         direction = self.direction.to(x)
         if self.op == "add":
             return x + number(self.value) * direction

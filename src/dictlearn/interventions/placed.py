@@ -133,6 +133,7 @@ class Placed:
     def _check_pushes(self) -> None:
         for push in self.pushes:
             resolve(self.lm.model, push.site, self.lm.info)
+            assert isinstance(push.direction, Tensor), "checked by as_edit"
             if len(push.direction) != self.lm.info.width:
                 raise ValueError(
                     f"direction: has width {len(push.direction)}, and {self.lm.info.name} has "

@@ -1,6 +1,7 @@
 """Concept vectors: a direction per site, how well each tells texts apart, and where they come from.
 
-    {"format": 1, "sha256": of the tensors, "sites": {site: {"accuracy", "std", "separation", "norm"}},
+    {"format": 1, "sha256": of all the rest and of the tensors,
+     "sites": {site: {"accuracy", "std", "separation", "norm"}}, "best": site,
      "provenance": {"model", "revision", "weights", ..., "method", "pool", "n_pos", "n_neg", "sign"}}
 
 in vector.json, beside vector.safetensors, which has one float32 tensor [D] per site.
@@ -22,6 +23,7 @@ from dictlearn.ckpt import commit
 from dictlearn.ckpt.files import check_numbers, read_tensors, write_tensors
 from dictlearn.disk.leftovers import recover
 from dictlearn.disk.strict_json import read_json
+from dictlearn.interventions.control_vector import check_gguf, write_gguf
 from dictlearn.interventions.made_for import check_model
 from dictlearn.types import ModelInfo
 
@@ -102,14 +104,24 @@ class ConceptVector:
         commit.commit(folder, self._write, sort=SORT, overwrite=overwrite)
         return folder
 
+    def write_gguf(self, path: str | Path, overwrite: bool = False) -> list[int]:
+        """Writes a control vector for llama.cpp; the blocks, counted from 0, to whose output it adds.
+
+        Raises:
+            ValueError: its sites are no ends of blocks, or the package gguf is not installed.
+            SaveError: the disk is full, broken or read-only, or something else lies there.
+        """
+        check_gguf(Path(path), overwrite)
+        return write_gguf(Path(path), self.vectors, str(self.provenance.get("family", "")))
+
     def _write(self, folder: Path) -> None:
-        description = {
+        description: dict[str, Any] = {
             "format": FORMAT,
-            "sha256": _sha256(self.vectors),
             "sites": {site: asdict(score) for site, score in self.scores.items()},
             "best": self.best,
             "provenance": dict(self.provenance),
         }
+        description["sha256"] = _sha256(self.vectors, description)
         write_tensors(folder / TENSORS, self.vectors)
         text = json.dumps(description, indent=1, allow_nan=False)
         (folder / DESCRIPTION).write_text(text + "\n", encoding="utf-8")
@@ -154,8 +166,10 @@ def load_vector(path: str | Path) -> ConceptVector:
     vectors = {site: _vector(folder / TENSORS, site, tensors[site]) for site in sites}
     if len({len(vector) for vector in vectors.values()}) > 1:
         raise ValueError(f"{folder / TENSORS}: its vectors are of several widths")
-    if described.get("sha256") != _sha256(vectors):
-        raise ValueError(f"{folder}: {TENSORS} is not what was saved (sha256 differs)")
+    if described.pop("sha256", None) != _sha256(vectors, described):
+        raise ValueError(
+            f"{folder}: {TENSORS} and {DESCRIPTION} are not what was saved (sha256 differs)"
+        )
     return ConceptVector(
         vectors, {site: _score(where, site, sites[site]) for site in sites}, provenance
     )
@@ -180,8 +194,8 @@ def _score(path: Path, site: str, score: Any) -> Separation:
     return Separation(*(score[key] for key in keys))
 
 
-def _sha256(vectors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
+def _sha256(vectors: Mapping[str, Tensor], description: Mapping[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode())
     for site, vector_D in sorted(vectors.items()):
         digest.update(site.encode())
         digest.update(vector_D.detach().cpu().contiguous().view(torch.uint8).numpy().data)

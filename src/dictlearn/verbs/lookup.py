@@ -8,10 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from rich.text import Text
+from torch import Tensor
 
 from dictlearn import escape, marks
+from dictlearn.dicts.dictionary import Dictionary
 from dictlearn.dicts.identity import sha256_of
 from dictlearn.disk.replace import check_file_replaceable
 from dictlearn.disk.whole import write_json
@@ -23,7 +25,9 @@ from dictlearn.features.lookup import (
     difference_of_means,
     matches,
 )
-from dictlearn.interventions.directions import vector_from
+from dictlearn.interventions.directions import Direction, of_feature_named, of_vector, read
+from dictlearn.interventions.texts import texts_of
+from dictlearn.interventions.vectors import is_vector, load_vector
 from dictlearn.lm.language_model import LanguageModel
 from dictlearn.names import code_names, feature_name
 from dictlearn.ranges import Count, Natural
@@ -34,7 +38,6 @@ from dictlearn.store.text import token_text
 from dictlearn.verbs.opened import Opened, OpensKeys, open_dictionary
 from dictlearn.words import counted
 
-BETWEEN = "|||"  # several texts in one string
 AROUND = 12  # tokens of an example before its peak, and half as many after
 SHORT, LONG = 14, 32  # characters before the peak: beside a match, and on a line of its own
 DOES = {ENCODER: "reads", DECODER: "writes"}
@@ -44,6 +47,7 @@ class Keys(OpensKeys):
     """Declares the values that the keys of conf/lookup.yaml take."""
 
     vector: str | None
+    feature: str | None
     pos: str | Sequence[str] | None
     neg: str | Sequence[str] | None
     site: str | None
@@ -54,23 +58,19 @@ class Keys(OpensKeys):
 def main(cfg: DictConfig) -> int:
     """Compares, prints a table, writes JSON where `output` says; the process's exit status."""
     by_texts = cfg.pos is not None and cfg.neg is not None
-    if (cfg.vector is not None) == by_texts or (cfg.pos is None) != (cfg.neg is None):
+    named = [cfg.vector is not None, cfg.feature is not None, by_texts]
+    if sum(named) != 1 or (cfg.pos is None) != (cfg.neg is None):
         raise ValueError(
-            "nothing to look up; want vector=<file>, or both pos=<texts> and neg=<texts>"
+            "nothing to look up; want vector=<file or folder>, feature=<source>/<index>, or both "
+            "pos=<texts> and neg=<texts>"
         )
     output, cfg.output = cfg.output, None  # here `output` is a file, not a folder
     if output is not None:
         check_file_replaceable(Path(output), _is_record, cfg.overwrite)
     opened = open_dictionary(cfg, "look up in", "features", text=False)
-    lm, dictionary = opened.lm, opened.dictionary
-    site = cfg.site or dictionary.sources[0]
-    if not by_texts:
-        vector_D = vector_from(Path(cfg.vector))
-    elif lm.tokenizer is None:
-        raise ValueError(f"model.path={lm.info.name}: has no tokenizer; want vector=<file>")
-    else:
-        vector_D = difference_of_means(lm, texts(cfg.pos), texts(cfg.neg), site)
-    rows = described(opened, matches(dictionary, vector_D, site, cfg.features), cfg.examples)
+    vector_D, site = direction(cfg, opened)
+    found = matches(opened.dictionary, vector_D, site, cfg.features)
+    rows = described(opened, found, cfg.examples)
     if output is not None:
         record = {"site": site, "norm": float(vector_D.norm()), "features": rows}
         write_json(output, record, ascii=False)
@@ -86,13 +86,42 @@ def _is_record(data: bytes) -> bool:
     return isinstance(record, dict) and record.keys() == {"site", "norm", "features"}
 
 
-def texts(value: Any) -> list[str]:
-    """The texts of a list, or of one string with BETWEEN between them."""
-    return (
-        [str(text) for text in value]
-        if isinstance(value, ListConfig)
-        else str(value).split(BETWEEN)
-    )
+def direction(cfg: DictConfig, opened: Opened) -> tuple[Tensor, str]:
+    """The vector [D] that the keys name, and its site. Raises ValueError if there is none."""
+    lm, dictionary = opened.lm, opened.dictionary
+    if cfg.feature is not None:
+        named = of_feature_named(dictionary, cfg.feature, cfg.site)
+    elif cfg.vector is not None:
+        named = in_file(Path(cfg.vector), cfg.site, dictionary)
+        named.check(lm.info)
+    elif lm.tokenizer is None:
+        raise ValueError(f"model.path={lm.info.name}: has no tokenizer; want vector=<file>")
+    else:
+        site = cfg.site or dictionary.sources[0]
+        return difference_of_means(lm, texts("pos", cfg.pos), texts("neg", cfg.neg), site), site
+    assert named.site is not None, "a file without one takes that of the dictionary"
+    return named.vector, named.site
+
+
+def in_file(path: Path, site: str | None, dictionary: Dictionary) -> Direction:
+    """A saved vector at `site`, or at the first of its sites that the dictionary reads or writes."""
+    sites = (*dictionary.sources, *dictionary.targets)
+    if site is not None or not is_vector(path):
+        return read(path, site or sites[0])
+    vector = load_vector(path)
+    shared = [name for name in sites if name in vector.sites]
+    if not shared:
+        raise ValueError(
+            f"vector={path}: is at {', '.join(vector.sites)}, and the dictionary has "
+            f"{', '.join(dict.fromkeys(sites))}"
+        )
+    return of_vector(vector, shared[0])
+
+
+def texts(key: str, value: Any) -> list[str]:
+    """The texts of a list, of one string with marks between them, or of a file."""
+    listed = OmegaConf.to_container(value) if isinstance(value, ListConfig) else str(value)
+    return [str(text) for text in texts_of(key, listed)]
 
 
 def described(opened: Opened, selected: Sequence[Match], n_examples: int) -> list[dict[str, Any]]:
