@@ -19,7 +19,7 @@ from torch import Tensor
 from dictlearn.activations import remote
 from dictlearn.activations.formats import open_store, registry
 from dictlearn.activations.place import LocalPlace
-from dictlearn.sources import cached
+from dictlearn.sources import row_stream
 from dictlearn.sources.cached import CachedSource
 from dictlearn.sources.cached_windows import CachedWindowsSource
 from dictlearn.sources.protocol import NoText
@@ -38,7 +38,7 @@ LAYOUTS: dict[str, Callable[..., Made]] = {
 
 @pytest.fixture(autouse=True)
 def _small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cached, "LEAST_RUN", 8)
+    monkeypatch.setattr(row_stream, "LEAST_RUN", 8)
     monkeypatch.setattr(remote, "PATIENCE", 0.0)
 
 

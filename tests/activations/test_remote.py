@@ -16,7 +16,7 @@ from dictlearn.activations.formats import open_store
 from dictlearn.activations.formats.dictlearn import Store
 from dictlearn.activations.place import LocalPlace, opened
 from dictlearn.activations.remote import RemotePlace
-from dictlearn.sources import cached
+from dictlearn.sources import row_stream
 from dictlearn.sources.cached import CachedSource
 from dictlearn.sources.caching import begin, finish
 from tests.activations.made import SITES, about, made, model, writer
@@ -27,7 +27,7 @@ from tests.sources.test_live import Numbered, equal
 @pytest.fixture
 def address(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setattr(remote, "PATIENCE", 0.0)
-    monkeypatch.setattr(cached, "LEAST_RUN", 8)
+    monkeypatch.setattr(row_stream, "LEAST_RUN", 8)
     address = f"memory://{uuid4().hex}/acts"
     yield address
 

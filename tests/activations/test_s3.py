@@ -13,7 +13,7 @@ import torch
 from dictlearn.activations import layout, remote
 from dictlearn.activations.formats.dictlearn import Store
 from dictlearn.activations.place import opened
-from dictlearn.sources import cached
+from dictlearn.sources import row_stream
 from tests.activations.made import SITES, made
 from tests.activations.test_remote import filled, source
 from tests.activations.test_store import content
@@ -83,7 +83,7 @@ def place(server: tuple[str, Faulty], monkeypatch: pytest.MonkeyPatch) -> tuple[
     for name, value in {**keys, "AWS_DEFAULT_REGION": "us-east-1"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(remote, "PATIENCE", 0.01)
-    monkeypatch.setattr(cached, "LEAST_RUN", 8)
+    monkeypatch.setattr(row_stream, "LEAST_RUN", 8)
     client = boto3.client("s3")
     bucket = f"acts-{uuid4().hex[:8]}"
     client.create_bucket(Bucket=bucket)

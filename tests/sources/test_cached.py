@@ -12,7 +12,7 @@ import torch
 
 from dictlearn.activations import layout
 from dictlearn.lm.capture import capture
-from dictlearn.sources import cached
+from dictlearn.sources import row_stream
 from dictlearn.sources.cached import CachedSource
 from dictlearn.sources.cached_windows import CachedWindowsSource
 from dictlearn.sources.part_order import PartOrder
@@ -26,7 +26,7 @@ ORDERS = ("shuffled", "windows")
 
 @pytest.fixture(autouse=True)
 def _small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cached, "LEAST_RUN", 8)
+    monkeypatch.setattr(row_stream, "LEAST_RUN", 8)
 
 
 @pytest.fixture(scope="module")
