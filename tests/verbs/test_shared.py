@@ -9,7 +9,8 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,10 @@ from dictlearn.activations.formats.dictlearn import Store
 from dictlearn.sources.reader import Reader, Reading
 from dictlearn.train.callbacks import signals
 from dictlearn.train.module import DictionaryTraining
-from dictlearn.verbs import costs, evaluate, plan, shared
+from dictlearn.verbs import costs, evaluate, plan, shared, train
+from dictlearn.verbs.turns import Turns
 from tests.lines import settled
+from tests.peak import Peak
 
 SMALL = [
     "steps=6",
@@ -292,3 +295,44 @@ def test_a_group_has_one_model_and_everybodys_weights():
     assert same - alone == pytest.approx(one.parts["weights"] + one.parts["optimiser"])
     other_site = costs.memory_together(runs, on_gpu=False) - same
     assert other_site == pytest.approx(one.parts["batch"] + one.parts["shuffle buffer"])
+
+
+@pytest.mark.parametrize("values", ["dict.layer=0,1,2,3", "dict=sae,clt"])
+def test_the_memory_of_a_group(values, tmp_path, monkeypatch):
+    """What is said of a group is what its tensors take, from its first activations to its last step."""
+    peak, said, models, most = Peak(), [], [], []
+
+    def told(called: Callable[..., Any], results: list[Any]) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            results.append(called(*args))
+            return results[-1]
+
+        return call
+
+    def turns(works: Sequence[Callable[[], None]]) -> Turns:
+        return Turns([partial(within_peak, work) for work in works])
+
+    def within_peak(work: Callable[[], None]) -> None:
+        with peak:  # each thread has its own stack of modes
+            work()
+
+    def finished(*args: Any) -> dict[str, float]:
+        most.append(peak.most)  # the first run to get here; the others have a step before them
+        return {}
+
+    monkeypatch.setattr(shared, "Turns", turns)
+    monkeypatch.setattr(costs, "memory_together", told(costs.memory_together, said))
+    monkeypatch.setattr(train, "loaded", told(train.loaded, models))
+    monkeypatch.setattr(train, "finish", finished)
+    full = [
+        "dict.n_features=64",
+        "dict.k=8",
+        "batch_tokens=256",
+        "callbacks.checkpoint.every_steps=3",
+    ]
+    options = ["name=group", values, "callbacks=null", "logger=null", "dead_after=1000000000"]
+    assert dictlearn_train(tmp_path, *TOGETHER, *options, without=full) == 0
+    storages = [parameter.untyped_storage() for parameter in models[0].model.parameters()]
+    model = {one._cdata: one.nbytes() for one in storages if one._cdata not in peak.seen}
+    measured = most[0] + sum(model.values())
+    assert said[0] == pytest.approx(measured, rel=0.12)

@@ -43,8 +43,14 @@ class Normaliser(nn.Module):
             return x_NSD, x_NSD
         return x_NSD, batch.targets_NTD * self.output_scale_T[:, None]
 
+    def targets(self, batch: Batch) -> Tensor:
+        """y_NTD in normalised units."""
+        return batch.y_NTD * self.output_scale_T[:, None]
+
     def _scale(self, activations: Tensor) -> Tensor:
-        norms = torch.linalg.vector_norm(activations.double(), dim=-1)
+        # Site by site: of all of them together, float64 takes more memory than a training step.
+        sites = activations.unbind(1)
+        norms = torch.stack([torch.linalg.vector_norm(x.double(), dim=-1) for x in sites], dim=1)
         match self.convention:
             case "sqrt_width":
                 scale = activations.shape[-1] ** 0.5 / norms.mean(0)

@@ -75,10 +75,11 @@ class Trainee(nn.Module):
         `start` is a dictionary in inference form; training begins with its parameters instead.
         """
         self.normaliser.fit(batch)
-        x_NSD, y_NTD = self.normaliser(batch)
         if start is None:
+            y_NTD = self.normaliser.targets(batch)
             self.dictionary.initialise(y_NTD)
         else:
+            x_NSD, y_NTD = self.normaliser(batch)
             start_from(self.dictionary, self._unfolded(start.to(x_NSD.device)), x_NSD)
         self.loss_scale.fill_(self.objective.loss_scale(y_NTD))
         self._forget_loss_scale()

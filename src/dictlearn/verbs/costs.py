@@ -26,7 +26,7 @@ from dictlearn.sources.buffer import rows_held
 from dictlearn.train import fused_adam
 from dictlearn.train.signum import Signum
 from dictlearn.types import ModelInfo
-from dictlearn.verbs import build
+from dictlearn.verbs import build, train
 from dictlearn.verbs.gpus import Gpu
 
 ENTRY = 48  # bytes a code takes per stored entry: its value, ids, rows, sorted order and gradients
@@ -165,9 +165,10 @@ def memory_together(runs: Sequence[Run], on_gpu: bool) -> float:
 
     The model and the buffer exist once, and the latest batch at all sites, which each run takes its
     own from. Weights and optimisers are those of all; what exists in a step only, that of one run.
+    The runs begin one after the other too, with the stream's first activations at all sites.
     """
     sites = dict.fromkeys(site for run in runs for site in run.sites)
-    model = buffer = batch = own = step = 0.0
+    model = buffer = batch = weights = own = step = begin = 0.0
     for run in runs:
         one = memory(run, on_gpu)
         kept = {*RESIDENT, *(["gradients"] if one.keeps_gradients else [])}
@@ -177,8 +178,17 @@ def memory_together(runs: Sequence[Run], on_gpu: bool) -> float:
         model = max(model, resident.pop("language model", 0.0))
         buffer = max(buffer, resident.pop("shuffle buffer", 0.0) * at_all_sites)
         batch = max(batch, one.parts["batch"] * at_all_sites)
+        weights += resident.pop("weights", 0.0)
         own += sum(resident.values())
-    return model + buffer + batch + own + step
+        begin = max(begin, _beginning(run))
+    first = FLOAT * train.SAMPLE_TOKENS * len(sites) * max(run.dictionary.width for run in runs)
+    return model + buffer + weights + max(batch + own + step, first + begin)
+
+
+def _beginning(run: Run) -> float:
+    """Bytes of a run's first activations: its own, normalised targets, and a site in float64."""
+    width, targets = run.dictionary.width, run.dictionary.n_targets
+    return FLOAT * train.SAMPLE_TOKENS * (run.stacked // run.batch + width * targets + 2 * width)
 
 
 def _add_dictionary(

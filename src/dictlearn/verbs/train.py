@@ -303,18 +303,7 @@ def finish(
     Raises:
         OSError: the dictionary cannot be saved. A report that cannot be is said, no more.
     """
-    dictionary = training.trainee().dictionary
-    passes.next()
-    sample = passes.once(
-        lambda: ("sample", dictionary.sources, dictionary.targets),
-        lambda: held_out(cfg, lm, dictionary, text).sample(SAMPLE_TOKENS),
-    )
-    finished, origin = {}, provenance(cfg, lm.info)
-    for name, trainee in training.named_trainees():
-        one = trainee.to(lm.device).inference_form(partial(split, sample, cfg.batch_tokens))
-        save_dictionary(one, saved_in(run, name), origin)
-        finished[name] = one
-    trained_in.remember(run, origin)
+    finished = saved(cfg, run, training, lm, text, passes)
     dictionary = finished.pop("dictionary")
     beside = {label_beside(name): one for name, one in finished.items()}
     record = evaluated(cfg, dictionary, lm, text, beside, passes)
@@ -329,6 +318,30 @@ def finish(
             f"{run / 'report.html'} shows the run; dictlearn.load({str(run)!r}) gives the dictionary"
         )
     return record["figures"]
+
+
+def saved(
+    cfg: DictConfig,
+    run: Path,
+    training: DictionaryTraining,
+    lm: LanguageModel,
+    text: build.Text,
+    passes: Passes,
+) -> dict[str, Dictionary]:
+    """The inference forms, with thresholds found on held-out activations, once they are saved."""
+    dictionary = training.trainee().dictionary
+    passes.next()
+    sample = passes.once(
+        lambda: ("sample", dictionary.sources, dictionary.targets),
+        lambda: held_out(cfg, lm, dictionary, text).sample(SAMPLE_TOKENS),
+    )
+    finished, origin = {}, provenance(cfg, lm.info)
+    for name, trainee in training.named_trainees():
+        one = trainee.to(lm.device).inference_form(partial(split, sample, cfg.batch_tokens))
+        save_dictionary(one, saved_in(run, name), origin)
+        finished[name] = one
+    trained_in.remember(run, origin)
+    return finished
 
 
 def held_out(cfg: DictConfig, lm: LanguageModel, sites: build.Sites, text: build.Text) -> Source:
