@@ -128,7 +128,7 @@ def composes(verb: str, words: list[str], command: str) -> None:
     given = [word for word in words if word not in flags and word != "job"]
     try:
         texts = overrides.checked(
-            verb, config.translated(config.listed(verb, given)), "-m" in flags
+            verb, config.translated(config.listed(verb, given), verb), "-m" in flags
         )
         if "-m" not in flags:
             cfg = config.compose(verb, texts)

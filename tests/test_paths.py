@@ -114,6 +114,7 @@ OUTPUTS = {
     "targets output=file": "output=file: is no folder; want a folder",
     "vector output=file": "output=file: is no folder; want a folder",
     "lookup run=a vector=file output=a": "output=a: is a folder; want a file",
+    "steer run=a feature=1 output=a": "output=a: is a folder; want a file",
     "lookup run=a vector=file output=file/x": "output=file/x: file is no folder; want a file elsewhere",
     "compare output=file": "output=file: is no folder; want a folder, or a file that ends in .html",
     "compare output=a.html": r"output=a.html: is a folder; want a file",

@@ -92,7 +92,7 @@ def _launch(verb: str, args: list[str], prefix: list[str]) -> int:
     typed, notes = arguments.last_of_each(typed)
     for note in notes:
         escape.say(note)
-    texts = config.translated(published.expanded(verb, typed))
+    texts = config.translated(published.expanded(verb, typed), verb)
     if parsed.help:
         command = shlex.join([*commands.program(), *prefix])
         keys = [text for text in texts if text != "all"]
@@ -271,7 +271,7 @@ def _complete(args: list[str], verb: str | None, known: Mapping[str, str]) -> in
             sys.stdout.write(" ".join(candidates) + "\n")
             return 0
         with suppress(ValueError):  # half a line is no mistake yet
-            words = config.translated(words)
+            words = config.translated(words, verb or "")
         os.environ["COMP_LINE"] = " ".join([app, *words, word])
     return _launch(verb if verb and verb in known else "train", args, [])
 

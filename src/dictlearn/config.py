@@ -40,7 +40,7 @@ def conf_dir() -> Path:
 
 # The verbs in the order of work; a verb that is not here comes after these.
 ORDER = ("plan", "train", "evaluate", "report", "compare", "features", "explain", "pages", "lookup")
-ORDER += ("vector", "export", "label", "targets", "cache")
+ORDER += ("vector", "steer", "export", "label", "targets", "cache")
 
 
 def verbs() -> dict[str, str]:
@@ -105,7 +105,7 @@ def compose(verb: str = "train", overrides: Sequence[str] = ()) -> DictConfig:
 def raw(verb: str, overrides: Sequence[str] = ()) -> DictConfig:
     """The same configuration, unresolved and with Hydra's own part."""
     with _apart(), initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return hydra_compose(verb, translated(overrides), return_hydra_config=True)
+        return hydra_compose(verb, translated(overrides, verb), return_hydra_config=True)
 
 
 @contextmanager
@@ -178,14 +178,30 @@ def _sets(arg: str, keys: Iterable[str]) -> bool:
     return bool(equals) and (name.lstrip("+~") in keys or "/" not in name)
 
 
-def translated(overrides: Iterable[str]) -> list[str]:
+def translated(overrides: Iterable[str], verb: str = "") -> list[str]:
     """`overrides` in Hydra's grammar.
+
+    `prompt=<text>` becomes `prompts='<text>'` for a verb that has such a key: Hydra would take it for
+    the group of that name, which another verb has.
 
     `model=<folder or hub id>` becomes `model=hf model.path=<folder or hub id>`, and a teacher given
     as a preset of model, a folder or a hub id becomes `teacher=model teacher.path=...`. Python's
     None, which a W&B sweep writes for null, becomes null; a group set to null is left out, `~group`.
     """
-    return [part for override in overrides for part in _translated(override)]
+    return [part for one in overrides for part in _translated(_with_prompts(verb, one))]
+
+
+def _with_prompts(verb: str, override: str) -> str:
+    name, equals, value = override.partition("=")
+    if not verb or name != "prompt" or not equals or "prompts" not in _own_keys(verb):
+        return override
+    is_written = value[:1] in ("[", "'", '"') or value in ("", "null", "None")
+    return f"prompts={value if is_written else quoted(value)}"
+
+
+def _own_keys(verb: str) -> list[str]:
+    root = OmegaConf.load(conf_dir() / f"{verb}.yaml")
+    return [str(key) for key in root]
 
 
 def _translated(override: str) -> list[str]:

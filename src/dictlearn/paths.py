@@ -80,6 +80,8 @@ def _is_one_file(verb: str, cfg: DictConfig, path: Path) -> bool:
     """Whether `output` names a file; most verbs write a folder."""
     if verb == "label":
         return path.suffix == ".json" and Path(str(cfg.graph)).is_file()
+    if verb == "steer":
+        return not cfg.get("study")  # a study writes a folder
     return verb == "lookup" or (verb == "compare" and path.suffix == ".html")
 
 

@@ -24,7 +24,7 @@ def composed(verb: str, overrides: Sequence[Any], keys: Mapping[str, Any]) -> Di
     """The configuration of `dictlearn <verb>` with these overrides. Raises ValueError."""
     written = [*_strings(overrides), *_keywords(verb, keys)]
     with one_sentence():
-        checked = texts.checked(verb, config.translated(published.expanded(verb, written)))
+        checked = texts.checked(verb, config.translated(published.expanded(verb, written), verb))
         cfg = config.compose(verb, checked)
         cli.refuse_missing(cfg)
         paths.refuse_misplaced(verb, cfg)
