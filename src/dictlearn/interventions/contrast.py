@@ -81,7 +81,7 @@ def concept_vector(
     fitting = fitting or Fitting()
     check_texts(pos, neg, fitting)
     names = sites_named(lm, sites)
-    ids = [_ids(lm, text) for text in (*pos, *neg)]
+    ids = [text_ids(lm, text) for text in (*pos, *neg)]
     pooled = pool_texts(lm, ids, names, fitting.pool, fitting.batch)
     vectors: dict[str, Tensor] = {}
     scores: dict[str, Separation] = {}
@@ -184,7 +184,7 @@ def pool_texts(
     return {site: torch.stack(values) for site, values in rows.items()}
 
 
-def _ids(lm: LanguageModel, text: Text) -> list[int]:
+def text_ids(lm: LanguageModel, text: Text) -> list[int]:
     """The ids of a text after BOS, if the model has one; ids are taken as they are."""
     if isinstance(text, str):
         if lm.tokenizer is None:
