@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import sys
 from pathlib import Path
@@ -32,6 +33,8 @@ SMALL = [
     *("dict.n_features=32", "dict.k=4", "eval_tokens=1024", "trainer=cpu", "~eval.baselines"),
     *("callbacks.checkpoint.every_steps=2",),
 ]
+
+SMALLER = [text for text in SMALL if not text.startswith(("data", "source."))]
 
 
 def run_verb(*arguments: str) -> int:
@@ -78,6 +81,34 @@ def test_a_run_cut_in_two_is_the_run_in_one_piece(home: Path, monkeypatch) -> No
     whole, resumed = (dictlearn.load(f"runs/{name}").state_dict() for name in ("first", "cut"))
     for name, tensor in whole.items():
         assert torch.equal(tensor, resumed[name]), name
+
+
+def figures(name: str) -> dict[str, float]:
+    found = json.loads(Path("runs", name, "figures.json").read_text())["figures"]
+    assert all(math.isfinite(found[key]) for key in ("fvu", "l0", "ce_increase", "kl"))
+    return found
+
+
+def test_kl_trains_on_conversations(home: Path, monkeypatch) -> None:
+    monkeypatch.chdir(home)
+    chat = ["data=chat", "data.paths=chats.jsonl", "data.template=own.jinja", "data.context=32"]
+    kl = ["objective=kl", "source=windows", "objective.terms.kl.coefficient=50"]
+    assert run_verb("train", *SMALLER, *chat, "source=windows", "name=mse") == 0
+    assert run_verb("train", *SMALLER, *chat, *kl, "name=kl") == 0
+    assert figures("kl")["kl"] < figures("mse")["kl"]
+
+
+def test_a_mixture_trains_from_a_store(home: Path, monkeypatch) -> None:
+    monkeypatch.chdir(home)
+    mix = [text for text in SMALL if text.startswith("data")]
+    windows = ["source=cache_windows", "source.path=windows", "objective=kl"]
+    store = ["tokens=2000", "sites=[resid_post.1]", "shard_tokens=1000"]
+    assert run_verb("cache", *mix, *store, "output=windows", "order=windows") == 0
+    assert run_verb("cache", *mix, *store, "output=rows") == 0
+    assert run_verb("train", *SMALLER, *mix, *windows, "name=cached_kl") == 0
+    rows = ["source=cache", "source.path=rows"]
+    assert run_verb("train", *SMALLER, *mix, *rows, "name=cached") == 0
+    assert figures("cached_kl") != figures("cached")
 
 
 def test_verbs_read_the_same_tokens_again_from_elsewhere(home, tmp_path, monkeypatch) -> None:
