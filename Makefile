@@ -36,7 +36,7 @@ test-s3: .venv/.installed  ## keep activations on an S3 server here, which loses
 test-peers: .peers/.installed  ## load exports with SAELens, sparsify and dictionary_learning, and theirs here: about 3 minutes
 	@OMP_NUM_THREADS=1 .peers/bin/python -m pytest -q -n auto --maxprocesses 4 tests/peers
 
-test-pages: .venv/.installed  ## click through the features' pages in Chromium, which must be installed
+test-pages: .venv/.installed  ## click through the pages of features and of graphs in Chromium, which must be installed
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(BROWSER)
 
 test-attribution: .venv/.installed .attribution/.installed  ## run circuit-tracer on exported dictionaries: about 2 minutes

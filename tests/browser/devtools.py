@@ -132,6 +132,7 @@ class Browser:
         """One key, as if struck: a letter, or a name such as Enter."""
         text = {"Enter": "\r"}.get(key, key if len(key) == 1 else "")
         codes = {"Enter": 13, "Escape": 27, "ArrowUp": 38, "ArrowDown": 40, "Tab": 9}
+        codes |= {"ArrowLeft": 37, "ArrowRight": 39}
         code: Mapping[str, Any] = {"windowsVirtualKeyCode": codes[key]} if key in codes else {}
         self.call("Input.dispatchKeyEvent", type="keyDown", key=key, text=text, **code)
         self.call("Input.dispatchKeyEvent", type="keyUp", key=key, **code)
@@ -142,12 +143,26 @@ class Browser:
 
     def click(self, selector: str, meanwhile: str = "") -> None:
         """On the first element that `selector` finds; `meanwhile` runs while the button is down."""
-        x, y = self._middle(selector)
-        button = {"x": x, "y": y, "button": "left", "clickCount": 1}
+        self.click_at(*self._middle(selector), meanwhile=meanwhile)
+
+    def click_at(self, x: float, y: float, shift: bool = False, meanwhile: str = "") -> None:
+        """At a place of the window, in CSS pixels."""
+        modifiers = 8 if shift else 0
+        button = {"x": x, "y": y, "button": "left", "clickCount": 1, "modifiers": modifiers}
         self.call("Input.dispatchMouseEvent", type="mousePressed", **button)
         if meanwhile:
             self.value(meanwhile)
         self.call("Input.dispatchMouseEvent", type="mouseReleased", **button)
+
+    def drag(self, start: tuple[float, float], end: tuple[float, float]) -> None:
+        """From one place of the window to another, in four steps."""
+        down = {"button": "left", "buttons": 1, "clickCount": 1}
+        (a, b), (c, d) = start, end
+        self.call("Input.dispatchMouseEvent", type="mousePressed", x=a, y=b, **down)
+        for part in (0.25, 0.5, 0.75, 1.0):
+            x, y = a + part * (c - a), b + part * (d - b)
+            self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y, **down)
+        self.call("Input.dispatchMouseEvent", type="mouseReleased", x=c, y=d, **down)
 
     def hover(self, selector: str) -> None:
         x, y = self._middle(selector)

@@ -30,12 +30,11 @@ from dictlearn.export.features import (
     FeatureExporter,
     FeatureJob,
     explanation_text,
-    layer_of,
     layer_refusal,
     percentiles,
     sample_numbers,
 )
-from dictlearn.store.layout import Info
+from dictlearn.store.layout import Info, layer_of
 from dictlearn.store.records import Example, Feature, TokenScores
 
 N_LOGITS = 10  # tokens in each list of logits

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dictlearn.store.explanations import Explanation
 from dictlearn.store.features import FeatureStore
-from dictlearn.store.layout import Info
+from dictlearn.store.layout import Info, layer_of
 from dictlearn.store.records import Feature
 from dictlearn.store.text import token_text
 
@@ -61,14 +60,6 @@ class FeatureExporter(ABC):
         Raises:
             ValueError: a feature differs from the store.
         """
-
-
-def layer_of(info: Info, source: int) -> int | None:
-    """The layer of a source, or None if the code is shared or the site's name has none."""
-    if info.code_sources != len(info.sources):
-        return None
-    match = re.fullmatch(r"[a-z_]+\.(\d+)", info.sources[source])
-    return None if match is None else int(match[1])
 
 
 def layer_refusal(info: Info) -> str | None:

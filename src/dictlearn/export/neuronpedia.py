@@ -27,12 +27,11 @@ from dictlearn.export.features import (
     FeatureExporter,
     FeatureJob,
     explanation_text,
-    layer_of,
     layer_refusal,
     sample_numbers,
 )
 from dictlearn.store.explanations import Explanation
-from dictlearn.store.layout import Info
+from dictlearn.store.layout import Info, layer_of
 from dictlearn.store.records import Example, Feature, TokenScores
 
 BATCH, LOGITS, TOKENS, LETTERS = 128, 20, 1024, 512

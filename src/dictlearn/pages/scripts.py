@@ -15,17 +15,17 @@ PAGE = "index.html"
 CHUNK_BYTES = 192 << 10  # a browser reads and parses it in a few milliseconds
 
 
-def copy_site(package: str, folder: Path) -> None:
-    """Copies the files that all sites share, and those in site/ of `package` but its pages."""
-    for shared in ("dictlearn.pages", package):
-        for file in files(shared).joinpath("site").iterdir():
+def copy_site(package: str, folder: Path, site: str = "site") -> None:
+    """Copies the files that all sites share, and those of a site of `package`, but its pages."""
+    for source in (files("dictlearn.pages").joinpath("site"), files(package).joinpath(site)):
+        for file in source.iterdir():
             if not file.name.endswith(".html"):
                 (folder / file.name).write_bytes(file.read_bytes())
 
 
-def page_in(package: str, name: str = PAGE) -> bytes:
-    """The page in site/ of `package`."""
-    return files(package).joinpath("site", name).read_bytes()
+def page_in(package: str, site: str = "site") -> bytes:
+    """The page of a site of `package`."""
+    return files(package).joinpath(site, PAGE).read_bytes()
 
 
 def script(path: Path, call: str, *arguments: object) -> None:

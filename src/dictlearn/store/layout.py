@@ -16,6 +16,7 @@ of precision.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from types import UnionType
@@ -89,6 +90,14 @@ def info_from_json(description: Any, where: str) -> Info:
         if not wrong:
             return info
     raise ValueError(f"{where}: does not describe a feature store; look at {wrong[0]}")
+
+
+def layer_of(info: Info, source: int) -> int | None:
+    """The layer of a source, or None if the code is shared or the site's name has none."""
+    if info.code_sources != len(info.sources):
+        return None
+    match = re.fullmatch(r"[a-z_]+\.(\d+)", info.sources[source])
+    return None if match is None else int(match[1])
 
 
 def _fits(info: Info) -> dict[str, bool]:
