@@ -101,8 +101,12 @@ def intervened(
         value = factor * float(dense_NSF[position, layer, feature])
         edits.append((layer, position, feature, value))
     tensors = {f"{name}/edits": torch.tensor(edits, dtype=torch.float64)}
-    changes = [as_edit(edit) for edit in edits]
     for setting, how in SETTINGS.items():
+        # We refuse an edit that can write nowhere in the constrained layers; theirs does nothing.
+        blocks = range(4) if how.layers is None else how.layers
+        changes = [
+            as_edit(edit) for edit in edits if any(edit[0] in dictionary.reads(t) for t in blocks)
+        ]
         tensors[f"{name}/{setting}"] = interventions.run(
             lm, tokens_BP, [dictionary], changes, how
         ).logits[0]
