@@ -63,6 +63,14 @@ class Frozen:
                 "hold; want freeze_attention=False and constrained=False"
             )
 
+    def has(self, attention: nn.Module) -> bool:
+        """Whether the recorded pass gave this attention module's pattern."""
+        return attention in self._patterns
+
+    def pattern(self, attention: nn.Module) -> Tensor:
+        """The pattern that an attention module had in the recorded pass: [B, heads, P, P]."""
+        return self._patterns[attention]
+
     def attend(
         self, module: nn.Module, value: Tensor, eager: Callable[[], tuple[Tensor, Tensor]]
     ) -> tuple[Tensor, Tensor]:
@@ -98,9 +106,11 @@ def residual_norms(lm: LanguageModel) -> list[nn.Module]:
 def _scale(module: nn.Module, x: Tensor) -> Tensor:
     """The scale by which a norm divides, [..., 1], in float32."""
     x = x.float()
+    default = 0.0
     if "LayerNorm" in type(module).__name__:
         x = x - x.mean(-1, keepdim=True)
-    epsilon = next((getattr(module, name) for name in EPSILONS if hasattr(module, name)), 0.0)
+        default = 1e-5  # olmo's, which keeps it nowhere
+    epsilon = next((getattr(module, name) for name in EPSILONS if hasattr(module, name)), default)
     return (x.square().mean(-1, keepdim=True) + epsilon).sqrt()
 
 
