@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -114,4 +115,59 @@ def nested(x: Tensor) -> pa.Array:
     return array
 
 
-FORMATS: dict[str, Callable[..., Made]] = {"llamascopium": llamascopium, "saelens": saelens}
+def clt_forge(folder: Path, width: int = WIDTH, stored: str = "bfloat16", codec: str = "") -> Made:
+    """All layers' inputs and outputs of two layers, as they are or in one of the compressed forms."""
+    dtype = getattr(torch, stored) if stored in ("bfloat16", "float16") else torch.float32
+    made = Made({f"{kind}.{layer}": [] for kind in ("mlp_norm", "mlp_out") for layer in (0, 1)}, [])
+    path = folder / f"ctx_{CONTEXT - 1}"
+    path.mkdir(parents=True)
+    assert made.tokens is not None
+    for split in range(SHARDS):
+        tokens = windows(split)[:, 1:].flatten()  # BOS has no row
+        both = {
+            name: values(10 * split + n, width, len(tokens), 2, dtype=dtype)
+            for n, name in enumerate(("act_in", "act_out"))
+        }
+        file = path / f"activations_ctx_{CONTEXT - 1}_split_{split}"
+        if codec:
+            both = write_compressed(file.with_suffix(".bin"), both, tokens, stored, codec)
+        else:
+            save_file({**both, "tokens": tokens}, file.with_suffix(".safetensors"))
+        for kind, x in zip(("mlp_norm", "mlp_out"), both.values(), strict=True):
+            for layer in (0, 1):
+                made.sites[f"{kind}.{layer}"].append(x[:, layer])
+        made.tokens.append(tokens)
+    return made
+
+
+def write_compressed(
+    path: Path, both: dict[str, Tensor], tokens: Tensor, stored: str, codec: str
+) -> dict[str, Tensor]:
+    """A .bin of CLT-Forge; returns what its numbers stand for."""
+    entries: dict[str, bytes] = {}
+    meant: dict[str, Tensor] = {}
+    said: dict[str, object] = {"quantization": stored, "compression": codec, "symmetric": True}
+    said |= {"original_dtype": "torch.float32", "has_tokens": True, "compression_level": 3}
+    for name, x in both.items():
+        scale = x.abs().amax((0, 2), keepdim=True) / 127 if stored == "int8" else torch.ones(1)
+        packed = (x / scale).round().to(torch.int8) if stored == "int8" else x.half()
+        meant[name] = packed.float() * scale
+        entries[f"{name}_data"] = packed.numpy().tobytes()
+        entries[f"{name}_scale"] = scale.flatten().numpy().tobytes()
+        end = name.removeprefix("act_")
+        said |= {f"original_shape_{end}": list(x.shape), f"scale_shape_{end}": list(scale.shape)}
+    entries["tokens"] = tokens.numpy().tobytes()
+    head = json.dumps(said).encode()
+    data = struct.pack("I", len(head)) + head + struct.pack("I", len(entries))
+    for name, raw in entries.items():
+        raw = raw if codec == "none" else pa.Codec(codec).compress(raw, asbytes=True)
+        data += struct.pack("I", len(name)) + name.encode() + struct.pack("Q", len(raw)) + raw
+    path.write_bytes(data)
+    return meant
+
+
+FORMATS: dict[str, Callable[..., Made]] = {
+    "clt_forge": clt_forge,
+    "llamascopium": llamascopium,
+    "saelens": saelens,
+}

@@ -327,3 +327,12 @@ def test_a_crosscoder_reads_all_sites_for_one_code():
 def test_what_cannot_be_is_one_sentence(make, sentence):
     with pytest.raises(ValueError, match=sentence):
         make(INFO, SPARSITIES["topk"], n_features=20, k=4)
+
+
+@pytest.mark.parametrize("kind", [clt, plt, transcoder])
+def test_transcoders_read_before_or_after_the_gain_of_the_norm(kind):
+    before = kind(INFO, partial(TopK, k=4), n_features=20, k=4, reads="mlp_norm")
+    after = kind(INFO, partial(TopK, k=4), n_features=20, k=4)
+    assert after.sources == tuple(s.replace("mlp_norm", "mlp_in") for s in before.sources)
+    assert all(site.startswith("mlp_norm.") for site in before.sources)
+    assert before.targets == after.targets

@@ -24,7 +24,8 @@ from tests.verbs.test_train import SMALL
 TEXT = ["data.context=128", "data.max_tokens=20000"]
 CACHE = ["sites=[resid_post.1,mlp_in.1,mlp_out.1]", "output=acts", "shard_tokens=1024", *TEXT]
 TRAIN = [text for text in SMALL if not text.startswith(("source.", "eval.baselines"))]
-STORED = ["source=cache", "source.path=acts", "eval=reconstruction", "dict.layer=1"]
+STORED = ["source=cache", "source.path=acts", "eval=reconstruction"]
+LAYER = ["dict.layer=1"]
 
 
 def dictlearn_cache(folder: Path, *overrides: str) -> int:
@@ -36,10 +37,12 @@ def dictlearn_cache(folder: Path, *overrides: str) -> int:
     return exit_.value.code or 0  # type: ignore[return-value]
 
 
-def dictlearn_trains(folder: Path, *overrides: str) -> int:
+def dictlearn_trains(folder: Path, *overrides: str, layer: list[str] = LAYER) -> int:
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as exit_:
         patch.chdir(folder)
-        patch.setattr(sys, "argv", ["dictlearn", "train", *settled(*TRAIN, *STORED, *overrides)])
+        patch.setattr(
+            sys, "argv", ["dictlearn", "train", *settled(*TRAIN, *STORED, *layer, *overrides)]
+        )
         cli.main()
     return exit_.value.code or 0  # type: ignore[return-value]
 

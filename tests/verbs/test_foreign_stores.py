@@ -9,7 +9,7 @@ import pytest
 
 from tests.activations import foreign
 from tests.activations.foreign import FORMATS
-from tests.verbs.test_cache import dictlearn_trains
+from tests.verbs.test_cache import LAYER, dictlearn_trains
 
 WIDTH = 256  # pico's
 RUN = [
@@ -21,13 +21,13 @@ RUN = [
 ]
 
 
+KINDS = {"clt_forge": ["dict=clt", "dict.layers=[0,1]", "dict.reads=mlp_norm"]}
+
+
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_short_run_on_every_format(tmp_path, name):
-    made = FORMATS[name](tmp_path / "acts", width=WIDTH)
-    sites = list(made.sites)
-    kinds = {True: ["dict=sae"], False: ["dict=transcoder"]}
-    kind = kinds[any(site.startswith("resid") for site in sites)]
-    assert dictlearn_trains(tmp_path, "name=a", *kind, *RUN) == 0
+    FORMATS[name](tmp_path / "acts", width=WIDTH)
+    assert dictlearn_trains(tmp_path, "name=a", *RUN, layer=KINDS.get(name, LAYER)) == 0
     figures = json.loads((tmp_path / "runs/a/figures.json").read_text())["figures"]
     assert figures["fvu"] > 0
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import mmap
+import os
+import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -24,6 +27,13 @@ ROWS_AT_ONCE = 8192
 DTYPES = {name: dtype for dtype, name in STORABLE.items()}  # by safetensors' names
 
 Described = dict[str, tuple[torch.dtype, list[int]]]  # dtype and shape of tensors by name
+
+
+class File(NamedTuple):
+    """A file as its folder lists it."""
+
+    name: str  # with its folder
+    size: int
 
 
 def read_json(place: Place, name: str) -> Any:
@@ -138,6 +148,22 @@ def check_together(where: str, name: str, first: Tensor, other: Tensor) -> None:
     """Raises ValueError, which calls the file `where`, if two sites' columns differ."""
     if not torch.equal(first, other):
         raise ValueError(f"{where} is damaged: its {name} are not those of the other sites")
+
+
+def scratch(dtype: torch.dtype, shape: Sequence[int]) -> Tensor:
+    """A tensor in a temporary file without a name (TMPDIR), so that the system can page it out.
+
+    Raises OSError if the disk has no room for it.
+    """
+    numbers = math.prod(shape)
+    size = max(1, dtype.itemsize * numbers)
+    with tempfile.TemporaryFile() as file:
+        if hasattr(os, "posix_fallocate"):  # a write into a mapping can't fail in a better way
+            os.posix_fallocate(file.fileno(), 0, size)
+        else:  # macOS
+            file.truncate(size)
+        memory = mmap.mmap(file.fileno(), size)  # is freed with the tensor
+    return torch.frombuffer(memory, dtype=dtype, count=numbers).view(*shape)
 
 
 def zeros(rows: int) -> Tensor:

@@ -10,7 +10,7 @@ from dictlearn.dicts.diagonal import Diagonal
 from dictlearn.dicts.dictionary import Dictionary
 from dictlearn.dicts.options import Options, features_of
 from dictlearn.dicts.shape import Shape
-from dictlearn.dicts.sites import mlp_sites
+from dictlearn.dicts.sites import Reads, mlp_sites
 from dictlearn.ranges import Natural, Positive
 from dictlearn.sparsity.protocol import Sparsity
 from dictlearn.types import ModelInfo
@@ -22,13 +22,15 @@ def plt(
     layers: Sequence[Natural] | None = None,
     k: Positive = 16,
     skip: bool = False,
+    reads: Reads = "mlp_in",
     **options: Unpack[Options],
 ) -> Dictionary:
     """mlp_in.l -> mlp_out.l for every layer l of `layers` (null: all); each has its own features.
 
-    `n_features` and `k` count per layer; n_features null means expansion * width.
+    `n_features` and `k` count per layer; n_features null means expansion * width. With `reads`
+    "mlp_norm" the sources are those before the gain of the norm.
     """
-    sources, targets = mlp_sites(layers, info)
+    sources, targets = mlp_sites(layers, info, reads)
     shape = Shape(
         kind="plt",
         sources=sources,

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from dictlearn.types import ModelInfo
+
+Reads = Literal["mlp_in", "mlp_norm"]
 
 
 def layer_or_middle(layer: int | None, info: ModelInfo) -> int:
@@ -31,11 +34,11 @@ def layers_or_all(layers: Sequence[int] | None, info: ModelInfo) -> tuple[int, .
 
 
 def mlp_sites(
-    layers: Sequence[int] | None, info: ModelInfo
+    layers: Sequence[int] | None, info: ModelInfo, reads: Reads
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The inputs and the outputs of the MLPs of these layers."""
+    """The inputs, after or before the norm's gain, and the outputs of the MLPs of these layers."""
     numbers = layers_or_all(layers, info)
-    return tuple(f"mlp_in.{n}" for n in numbers), tuple(f"mlp_out.{n}" for n in numbers)
+    return tuple(f"{reads}.{n}" for n in numbers), tuple(f"mlp_out.{n}" for n in numbers)
 
 
 def site_at(site: str, layer: int | None, info: ModelInfo) -> str:

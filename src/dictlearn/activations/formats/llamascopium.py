@@ -22,6 +22,7 @@ from torch import Tensor
 
 from dictlearn.activations.foreign import (
     Described,
+    File,
     Seen,
     TensorShard,
     check_finite,
@@ -53,11 +54,6 @@ def chunk_name(chunk: int) -> str:
 class Key(NamedTuple):
     process: int
     chunk: int
-
-
-class File(NamedTuple):
-    name: str  # with its folder
-    size: int
 
 
 Files = Mapping[str, Mapping[Key, File]]  # of every hook
