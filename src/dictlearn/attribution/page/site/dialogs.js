@@ -13,7 +13,7 @@ const SIGNS_SHOWN = [
 ];
 
 function helpDialog() {
-  open_("Keys and signs", [
+  openDialog("Keys and signs", [
     el("dl", { class: "keys" }, KEYS.map(([key, what]) => keyHelp(key, what))),
     el("dl", { class: "signs" },
       SIGNS_SHOWN.map(([kind, what]) => el("div", {}, el("dt", {}, el("span", { class: `glyph ${kind}` })), el("dd", {}, what))),
@@ -33,7 +33,7 @@ function groupDialog() {
   const existing = state.groups.filter((one) => one !== current).map((one) => choice(one.name, () => change(() => group([...one.nodes, ...nodes], one.name))));
   const form = el("form", { method: "dialog" }, name, el("button", { type: "submit", class: "primary" }, current ? "Rename group" : "Make group"));
   form.addEventListener("submit", () => change(() => (current ? (current.name = name.value || current.name) : group(nodes, name.value || "group"))));
-  open_(nodes.length === 1 ? `Group ${labelOf(nodes[0])}` : `Group ${nodes.length} pinned nodes`, [
+  openDialog(nodes.length === 1 ? `Group ${labelOf(nodes[0])}` : `Group ${nodes.length} pinned nodes`, [
     form,
     existing.length ? el("div", { class: "choices" }, el("p", { class: "note" }, "Or put it into"), existing) : null,
     current ? choice(`Take it out of ${current.name}`, () => change(() => ungroup(nodes))) : null,
@@ -48,7 +48,7 @@ function renameDialog() {
   name.value = data.graph.named.get(node) ?? labelOf(node);
   const form = el("form", { method: "dialog" }, name, el("button", { type: "submit", class: "primary" }, "Rename"));
   form.addEventListener("submit", () => change(() => (name.value.trim() ? data.graph.named.set(node, name.value.trim()) : data.graph.named.delete(node))));
-  open_(`Name ${nameOf(node)}`, [form, el("p", { class: "note" }, "Only the link to this view keeps it. Leave it empty to have the description again.")]);
+  openDialog(`Name ${nameOf(node)}`, [form, el("p", { class: "note" }, "Only the link to this view keeps it. Leave it empty to have the description again.")]);
   name.select();
 }
 
@@ -62,7 +62,7 @@ function suggestDialog() {
   const form = el("form", { method: "dialog" }, el("div", { class: "suggestions" }, rows.map(({ line }) => line)),
     found.length ? el("button", { type: "submit", class: "primary" }, "Group these") : null);
   form.addEventListener("submit", () => change(() => rows.filter(({ box }) => box.checked).forEach(({ one }) => group(one.nodes, one.name))));
-  open_("Suggested groups", [
+  openDialog("Suggested groups", [
     el("p", { class: "note" }, found.length
       ? "Features with like descriptions, like decoders and the same neighbours in this graph. They are pinned with their groups."
       : "No features of this graph are alike enough. Pin three or more to look among them alone."),
@@ -76,10 +76,10 @@ function choice(label, act) {
   return button;
 }
 
-function open_(title, content) {
+function openDialog(title, content) {
   const close = el("button", { type: "button", class: "close", "aria-label": "Close" }, "×");
   close.addEventListener("click", () => byId("dialog").close());
-  byId("dialog").replaceChildren(el("header", {}, el("h2", {}, title), close), ...content.filter((part) => part !== null));
+  byId("dialog").replaceChildren(el("header", {}, el("h2", { tabindex: -1, autofocus: "" }, title), close), ...content.filter((part) => part !== null));
   byId("dialog").showModal();
 }
 

@@ -23,7 +23,7 @@ function placed(visible, width, height) {
     widest[position[node]] = Math.max(widest[position[node]], cells.get(key).length);
   }
   const inner = Math.max(60, width - EDGE.left - EDGE.right);
-  const labels = tokens.map(visible_);
+  const labels = tokens.map(shownToken);
   const wanted = labels.map((label) => Math.min(LONGEST, widthOf(label, TOKEN_TEXT) + 12));
   const upright = wanted.reduce((sum, width) => sum + Math.min(width, LEAST), 0) > inner;
   const bottom = upright ? 78 : 36;
@@ -39,7 +39,7 @@ function placed(visible, width, height) {
   return { x, y, step, columns, bands, bottom, upright, width, height };
 }
 
-function visible_(text) {
+function shownToken(text) {
   return visible(text) || "∅";
 }
 
@@ -105,7 +105,7 @@ function chipsOf(width) {
   const chips = [];
   let right = width - EDGE.right;
   for (const node of outputs) {
-    const text = fitted(visible_(outputOf(node)), 90, { ...TOKEN_TEXT, weight: 600 });
+    const text = fitted(shownToken(outputOf(node)), 90, { ...TOKEN_TEXT, weight: 600 });
     const chance = percent(probability[node]);
     const wide = widthOf(text, { ...TOKEN_TEXT, weight: 600 }) + widthOf(chance, { size: 11 }) + 24;
     if (right - wide < EDGE.left) break;

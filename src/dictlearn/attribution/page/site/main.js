@@ -63,7 +63,7 @@ function fillTools() {
     all += 1;
     features += nodes[node];
   }
-  byId("count").textContent = `${whole(features)} of ${whole(all)} features · ${whole(view.count)} of ${whole(data.graph.m)} links`;
+  byId("count").dataset.tip = byId("count").textContent = `${whole(features)} of ${whole(all)} features · ${whole(view.count)} of ${whole(data.graph.m)} links`;
   const many = state.pinned.length, groups = state.groups.length;
   byId("pinned-count").textContent = many ? `${whole(many)} ${many === 1 ? "node" : "nodes"}${groups ? `, ${groups} ${groups === 1 ? "group" : "groups"}` : ""}` : "";
   document.body.dataset.pinned = many ? "some" : "none";
@@ -157,7 +157,7 @@ function find() {
   const matches = [];
   for (let node = 0; node < n && asked.length; node++) {
     if (!view.shown.nodes[node] && type[node] < TOKEN) continue;
-    const text = `${labelOf(node)}\n${nameOf(node)}\n${featureOf(node)?.tokens ?? ""}\n${data.graph.name[node]}`.toLowerCase();
+    const text = `${labelOf(node)}\n${type[node] < TOKEN ? nameOf(node) : ""}\n${featureOf(node)?.tokens ?? ""}\n${data.graph.name[node]}`.toLowerCase();
     if (asked.every((word) => text.includes(word))) matches.push(node);
   }
   matches.sort((a, b) => view.influence[b] - view.influence[a]);

@@ -25,7 +25,14 @@ function suggestions() {
     clusters = [...clusters.filter((_, at) => at !== i && at !== j), [...clusters[i], ...clusters[j]]];
   }
   return clusters.filter((cluster) => cluster.length > 1).sort((a, b) => b.length - a.length)
-    .map((cluster) => { const members = cluster.map((i) => nodes[i]); return { name: nameForGroup(members), nodes: members }; });
+    .map((cluster) => { const members = cluster.map((i) => nodes[i]); return { name: nameForGroup(members), nodes: members }; })
+    .map((one, _, all) => ({ ...one, name: all.filter(({ name }) => name === one.name).length > 1 ? `${one.name}, ${layersOf(one.nodes)}` : one.name }));
+}
+
+function layersOf(nodes) {
+  const rows = nodes.map((node) => data.graph.row[node] - 1);
+  const [first, last] = [Math.min(...rows), Math.max(...rows)];
+  return first === last ? `layer ${first}` : `layers ${first} to ${last}`;
 }
 
 function influential() {
@@ -47,10 +54,14 @@ function likeness(a, b) {
   return known.reduce((sum, [weight, value]) => sum + weight * value, 0) / (weights || 1);
 }
 
+// The words of its description, and each token that the description quotes.
 function wordsOf(node) {
   const feature = featureOf(node);
   const text = data.graph.named.get(node) ?? (feature?.text || data.graph.given[node] || feature?.tokens || "");
-  return new Set(text.toLowerCase().split(/[^\p{L}\p{N}_]+/u).filter((word) => word && !COMMON.has(word)));
+  const [quoted, said] = [[], []];
+  for (const part of prose(text)) (part.textContent === undefined ? said : quoted).push(part.textContent ?? part);
+  const words = said.join(" ").toLowerCase().split(/[^\p{L}\p{N}_]+/u);
+  return new Set([...quoted, ...words.filter((word) => word && !COMMON.has(word))]);
 }
 
 function likeWords(a, b) {

@@ -60,15 +60,15 @@ function drawGraph(painter, width, height) {
   place(width, height);
   const focus = state.clicked;
   const links = focus === null ? [] : shownLinks(focus).slice(0, DRAWN);
+  const near = nearby(links, focus);
   drawGround(painter, tint, width, height);
   painter.within(EDGE.left - 6, 0, width - EDGE.left + 6, height, () => {
     if (focus === null) drawBackdrop(painter, tint);
     drawLinks(painter, tint, focus === null ? pinnedLinks() : links);
-    const near = nearby(links, focus);
     painter.within(0, EDGE.top, width, height - view.places.bottom - EDGE.top, () => drawNodes(painter, tint, near));
     drawTokens(painter, tint, near, height);
   });
-  drawChips(painter, tint, near_(links, focus));
+  drawChips(painter, tint, near);
 }
 
 // By node, the weight of its link to the clicked one as a part of the largest; null without one.
@@ -78,7 +78,6 @@ function nearby(links, focus) {
   const most = links.length ? Math.abs(weight[links[0]]) : 1;
   return new Map([[focus, 0], ...links.map((link) => [source[link] === focus ? target[link] : source[link], weight[link] / (most || 1)])]);
 }
-const near_ = nearby;
 
 function pinnedLinks() {
   const inner = state.pinned.flatMap((node) => [...linksOf(data.graph.into, node)])
@@ -101,7 +100,7 @@ function drawGround(painter, tint, width, height) {
       if (row % 2) painter.box(EDGE.left - 4, from, width - EDGE.left - EDGE.right + 8, size, 4, { fill: tint.wash });
       if ((row - 1) % skip === 0) painter.text(String(row - 1), EDGE.left - 12, from + size / 2 + 4, { size: 11, anchor: "end", fill: tint.muted });
     }
-    for (const column of columns.slice(1)) {
+    for (const column of columns.slice(1).filter(({ width }) => width * k > 6)) {
       const at = (column.left - EDGE.left) * k + x + EDGE.left;
       if (at > EDGE.left) painter.line(at, EDGE.top, at, foot, { stroke: tint.rule, opacity: 0.45 });
     }
@@ -170,7 +169,8 @@ function drawTokens(painter, tint, near, height) {
     const node = nodes.get(position) ?? null;
     const left = (column.left - EDGE.left) * k + x + EDGE.left, wide = column.width * k;
     const style = chipStyle(tint, node, near);
-    const inset = wide > 8 ? 1.5 : 0.5;
+    const inset = wide > 8 ? 1.5 : 0;
+    if (wide < 5 && style.box.stroke === tint.rule) style.box.stroke = null; // frames would be all that is seen
     painter.box(left + inset, top, Math.max(1, wide - 2 * inset), upright ? bottom - 8 : 25, 4, style.box);
     if (upright ? wide < 11 : wide < 14) return;
     if (!upright) painter.text(fitted(column.label, wide - 8, TOKEN_TEXT), left + wide / 2, top + 17, { ...TOKEN_TEXT, anchor: "middle", fill: style.ink });
