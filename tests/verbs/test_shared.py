@@ -20,6 +20,8 @@ from safetensors.torch import load_file
 
 from dictlearn import cli, config
 from dictlearn.activations.formats.dictlearn import Store
+from dictlearn.evals import observe
+from dictlearn.lm.language_model import LanguageModel
 from dictlearn.sources.reader import Reader, Reading
 from dictlearn.train.callbacks import signals
 from dictlearn.train.module import DictionaryTraining
@@ -153,6 +155,24 @@ def test_runs_share_one_read_of_a_store(tmp_path, monkeypatch):
     assert dictlearn_train(tmp_path, *TOGETHER, *cached, *layers, without=own) == 0
     assert sorted(opened) == sorted(alone) != []
     together = tmp_path / "runs" / "group" / "dict.layer=2"
+    assert differences(tmp_path / "runs" / "alone", together) == []
+
+
+def test_runs_of_different_lengths_are_evaluated_together(tmp_path, monkeypatch):
+    passes: list[int] = []
+    original = observe.batch_at
+
+    def batch_at(lm: LanguageModel, tokens_BP: torch.Tensor, *args: Any) -> Any:
+        passes.append(len(tokens_BP))
+        return original(lm, tokens_BP, *args)
+
+    monkeypatch.setattr(observe, "batch_at", batch_at)
+    assert dictlearn_train(tmp_path, "name=alone", "steps=4") == 0
+    alone = passes.copy()
+    passes.clear()
+    assert dictlearn_train(tmp_path, *TOGETHER, "name=group", "steps=4,9,6") == 0
+    assert passes == alone != []
+    together = tmp_path / "runs" / "group" / "steps=4"
     assert differences(tmp_path / "runs" / "alone", together) == []
 
 

@@ -130,8 +130,10 @@ class Member:
         return self._tap
 
     def trained(self) -> None:
-        if self._tap is not None:
-            self._tap.leave()
+        """Waits until all runs are trained: they then evaluate side by side, without the stream."""
+        self._leave()
+        stream = self._group.stream
+        self._group.hand_over(lambda: stream is None or not stream.taps, stops=True)
 
     def passes(self) -> Passes:
         self._side = self._side or self._group.evaluations.join()
@@ -143,9 +145,13 @@ class Member:
     def ended(self) -> None:
         """The run is over, however it went: nobody waits for it."""
         self._came()
-        self.trained()
+        self._leave()
         if self._side is not None:
             self._side.leave()
+
+    def _leave(self) -> None:
+        if self._tap is not None:
+            self._tap.leave()
 
     def _came(self) -> None:
         self._group.expected -= not self._asked
