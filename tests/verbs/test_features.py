@@ -57,6 +57,27 @@ def test_a_run_gets_its_features(run: Path, capsys: pytest.CaptureFixture[str]):
     assert written == {"store", "pages", "index.html", "summary.json"}
 
 
+def test_output_scores_come_with_the_pass_or_after_it(
+    run: Path, capsys: pytest.CaptureFixture[str]
+):
+    with pytest.raises(ValueError, match="has no features yet; output_scores=true makes both"):
+        features.main(compose("features", ["run=runs/a", "output_scores=only"]))
+    both = ["run=runs/a", *SMALL, "output_scores=true"]
+    assert features.main(compose("features", both)) == 0
+    said = capsys.readouterr().err
+    assert "Output scores: " in said and "tokens through the model" in said
+    scores = run / "features/output_scores.safetensors"
+    store, was = contents(run), scores.read_bytes()
+    assert '"output_scores":true' in (run / "features/pages/info.js").read_text().replace(" ", "")
+    pages = [path.read_text() for path in (run / "features/pages").glob("features-*.js")]
+    assert sum(page.count('"output":') for page in pages) == 64
+    scores.unlink()
+    assert features.main(compose("features", ["run=runs/a", "output_scores=only"])) == 0
+    assert contents(run) == store and scores.read_bytes() == was
+    known = FeatureStore(run).output_scores
+    assert known is not None and bool(known.isfinite().any())
+
+
 def test_damaged_descriptions_are_refused_before_any_work(run: Path):
     (run / "features").mkdir()
     (run / "features/explanations.jsonl").write_text("{}\n")

@@ -19,6 +19,7 @@ from dictlearn.interventions.edits import Edit
 from dictlearn.lm.load import load_model, read_info
 from dictlearn.sparsity.topk import TopK
 from dictlearn.store.explanations import Explanation, add_explanations
+from dictlearn.store.output_scores import write_output_scores
 from dictlearn.verbs import steer
 from tests.store.made import RULES, made_store
 
@@ -114,6 +115,19 @@ def test_what_is_refused_leaves_nothing(
     with pytest.raises(ValueError, match=message):
         run(*overrides)
     assert not Path("out.json").exists()
+
+
+def test_features_with_a_low_output_score_are_left_out(dictionary: Dictionary, tmp_path: Path):
+    store = made_store(tmp_path / "runs/a")
+    with pytest.raises(ValueError, match="no output scores are here"):
+        run("feature=[0,1]", "min_output_score=0.1")
+    scores_SF = torch.tensor([[0.05, 0.2, torch.nan, 0, 0, 0]])
+    write_output_scores(store.folder, store.info, scores_SF)
+    assert [row["steered"] for row in run("feature=[0,1,2]", "min_output_score=0.1")] == [
+        "resid_post.1/1"
+    ]
+    with pytest.raises(ValueError, match=r"none of the features reaches it; the best has 0.2000"):
+        run("feature=[0,1,2]", "min_output_score=0.3")
 
 
 def test_a_feature_that_never_fired_has_no_unit(dictionary: Dictionary, tmp_path: Path):

@@ -20,6 +20,7 @@ from dictlearn.disk.strict_json import read_json
 from dictlearn.names import feature_name, feature_named
 from dictlearn.store import hashes, layout
 from dictlearn.store.layout import Info, info_from_json
+from dictlearn.store.output_scores import read_output_scores
 from dictlearn.store.records import Direction, Example, Feature, TokenScores, Transform
 from dictlearn.store.windows import StoredWindows
 
@@ -133,6 +134,17 @@ class FeatureStore:
         whole["density"] = whole["count"].double() / max(self.info.tokens, 1)
         whole["dead"] = whole["count"] == 0
         return whole
+
+    @cached_property
+    def output_scores(self) -> Tensor | None:
+        """How much each feature raises its own promoted tokens, [S, F]; None until it is measured."""
+        return read_output_scores(self.folder, self.info)
+
+    def output_score(self, source: int, index: int) -> float | None:
+        """One feature's output score; None where it has none."""
+        scores_SF = self.output_scores
+        score = float("nan") if scores_SF is None else float(scores_SF[source, index])
+        return None if score != score else score
 
     @cached_property
     def windows(self) -> StoredWindows:

@@ -8,8 +8,10 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
+from functools import partial
 from multiprocessing.context import SpawnProcess
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -18,17 +20,22 @@ from dictlearn import escape
 from dictlearn.ckpt import lock
 from dictlearn.ckpt.dictionary import load_dictionary
 from dictlearn.config import literal
+from dictlearn.dicts.dictionary import Dictionary
+from dictlearn.dicts.identity import sha256_of
 from dictlearn.disk import leftovers
 from dictlearn.disk.replace import check_replaceable
 from dictlearn.features.harvest import Harvest
+from dictlearn.features.output_scores import output_scores, passes_tokens
 from dictlearn.features.pages import check_pages_replaceable
 from dictlearn.features.settings import Settings
 from dictlearn.features.text import Text
+from dictlearn.lm.language_model import LanguageModel
 from dictlearn.ranges import Count, Natural, NonNegative, ProperFraction
 from dictlearn.sources.synthetic import SITE as SYNTHETIC
 from dictlearn.store.explanations import read_explanations
-from dictlearn.store.features import FeatureStore
+from dictlearn.store.features import FeatureStore, has_store, open_store
 from dictlearn.store.layout import FOLDER as STORE
+from dictlearn.store.output_scores import write_output_scores
 from dictlearn.store.writer import SORT
 from dictlearn.verbs.bars import bars
 from dictlearn.verbs.opened import OpensKeys, check_positive, open_dictionary, where
@@ -42,6 +49,7 @@ class Keys(OpensKeys):
     """Declares the values that the keys of conf/features.yaml take."""
 
     pages: bool
+    output_scores: bool | Literal["only"]
     tokens: Count
     batch_windows: Count
     processes: Count
@@ -68,6 +76,10 @@ def main(cfg: DictConfig) -> int:
     folder = where(cfg, "describe", FOLDER)[1] / FOLDER
     with lock.writing(folder, "features"):
         leftovers.collect(folder, alone=True)  # every writer holds the lock
+        if cfg.output_scores == "only":
+            if cfg.pages:
+                check_pages_replaceable(folder, cfg.overwrite)
+            return score_again(cfg, folder)
         check_replaceable(folder / STORE, SORT, cfg.overwrite)
         if cfg.pages:
             check_pages_replaceable(folder, cfg.overwrite)
@@ -91,9 +103,43 @@ def write_features(cfg: DictConfig) -> int:
         harvest.finish(readings, progress, cfg.overwrite)
     store = FeatureStore(harvest.folder)
     _report(store)
+    if cfg.output_scores:
+        write_scores(store, harvest.lm, harvest.dictionary)
     if cfg.pages:
         write_site(store, harvest.lm.tokenizer, store.folder, cfg.overwrite)
     return 0
+
+
+def score_again(cfg: DictConfig, folder: Path) -> int:
+    """Adds output scores to the store in `folder`, and writes the pages again."""
+    if not has_store(folder):
+        raise ValueError(
+            f"output_scores=only: {folder} has no features yet; output_scores=true makes both"
+        )
+    named = open_dictionary(cfg, "describe", FOLDER, check_positive, text=False)
+    store = open_store(folder, sha256_of(named.dictionary))
+    write_scores(store, named.lm, named.dictionary)
+    if cfg.pages:
+        write_site(store, named.lm.tokenizer, store.folder, cfg.overwrite)
+    return 0
+
+
+def write_scores(store: FeatureStore, lm: LanguageModel, dictionary: Dictionary) -> None:
+    """Measures the output score of every feature, after a line on what that costs."""
+    live = int((~store.statistics["dead"]).sum())
+    cost = f"{counted(live, 'feature')}, {passes_tokens(store):,} tokens through the model"
+    escape.say(f"Output scores: {cost}.")
+    with bars("") as progress:
+        scores_SF = output_scores(lm, dictionary, store, partial(progress, "output scores"))
+    write_output_scores(store.folder, store.info, scores_SF)
+    known = scores_SF[~scores_SF.isnan()]
+    if len(known) == 0:
+        escape.say("No feature has an output score: none promotes tokens through the unembedding.")
+        return
+    escape.say(
+        f"{store.folder}: output scores of {len(known):,} features, median {float(known.median()):.4f}, "
+        f"largest {float(known.max()):.4f}"
+    )
 
 
 def opened(cfg: DictConfig) -> Harvest:

@@ -55,6 +55,7 @@ class Keys(OpensKeys):
     """Declares the values that the keys of conf/steer.yaml take."""
 
     feature: str | Sequence[str] | None
+    min_output_score: float | None
     vector: str | None
     site: str | None
     prompts: str | Sequence[str] | None
@@ -134,11 +135,13 @@ def opened(
         name, about, vector = _vector(cfg, directions.read(cfg.vector, cfg.site), one.lm)
         return one.lm, [dictionary], [(name, about, replace(vector, gate=gate))]
     steered = []
-    for text in listed(cfg.feature):
-        feature = _named("feature", text, dictionary)
+    features = [_named("feature", text, dictionary) for text in listed(cfg.feature)]
+    for feature in strong_enough(cfg.min_output_score, store, features):
         size = size_of(cfg.unit, store, feature)
         target = steered_feature(dictionary, feature, size, cfg.op, cfg.site)
         about = "" if store is None else described(store, feature)
+        if store is not None and (score := store.output_score(*feature)) is not None:
+            about = f"{about} (output score {score:.3f})".lstrip()
         steered.append((feature_name(names, *feature), about, replace(target, gate=gate)))
     return one.lm, [dictionary], steered
 
@@ -160,6 +163,28 @@ def _named(key: str, name: str, dictionary: Dictionary) -> tuple[int, int]:
         return feature_named(name, names, dictionary.n_features)
     except ValueError as error:
         raise ValueError(f"{key}={error}") from None
+
+
+def strong_enough(
+    least: float | None, store: FeatureStore | None, features: Sequence[tuple[int, int]]
+) -> list[tuple[int, int]]:
+    """The features whose output score is at least `least`. Raises ValueError if there are none."""
+    if least is None:
+        return list(features)
+    if store is None or store.output_scores is None:
+        raise ValueError(
+            f"min_output_score={least}: no output scores are here; "
+            "`dictlearn features output_scores=only` measures them"
+        )
+    scores = {feature: store.output_score(*feature) for feature in features}
+    kept = [one for one, score in scores.items() if score is not None and score >= least]
+    if not kept:
+        known = [score for score in scores.values() if score is not None]
+        best = f"the best has {max(known):.4f}" if known else "none has a score"
+        raise ValueError(f"min_output_score={least}: none of the features reaches it; {best}")
+    if len(kept) < len(scores):
+        escape.say(f"{counted(len(scores) - len(kept), 'feature')} below {least:g} left out.")
+    return kept
 
 
 def size_of(unit: str, store: FeatureStore | None, feature: tuple[int, int]) -> float:

@@ -95,6 +95,8 @@ def _write_data(
     for done, feature in enumerate(store, start=1):
         explanation = explanations.get((feature.source, feature.index))
         page = page_of(feature, explanation, pieces, store.info.n_features)
+        output = store.output_score(feature.source, feature.index)
+        page["output"] = None if output is None else short(output)
         chunks.add(page)
         digest.add(feature, explanation)
         index.add(page, summary(feature, pieces), explanation, spread(feature, store.info.targets))
@@ -133,6 +135,7 @@ class _Index:
         row = {
             "density": page["density"],
             "maximum": page["maximum"],
+            "output": page["output"],
             "score": None if score is None else short(score[1]),
             "status": reliability,
             "text": "" if explanation is None else explanation.text,
@@ -188,6 +191,7 @@ def _about(store: FeatureStore, explanations: Explanations) -> dict[str, Any]:
         "documents": info.documents,
         "quantile_levels": list(info.quantile_levels),
         "cofiring": info.cofiring,
+        "output_scores": store.output_scores is not None,
         "score": names.pop() if len(names) == 1 else "score",
         "baselines": _means(explanations),
     }

@@ -16,6 +16,7 @@ const dictlearn = {
     data.density = new Float64Array(rows);
     data.maximum = new Float64Array(rows);
     data.score = new Float64Array(rows).fill(NaN);
+    data.output = new Float64Array(rows).fill(NaN); // how much it raises its own tokens
     data.status = new Uint8Array(rows); // NONE, RELIABLE or UNRELIABLE
     data.target = new Uint16Array(rows); // of several targets, the one it writes most to
     data.part = new Float64Array(rows).fill(NaN); // its share of the norms
@@ -32,6 +33,7 @@ const dictlearn = {
       data.density[row] = columns.density[i];
       data.maximum[row] = columns.maximum[i];
       data.score[row] = columns.score[i] ?? NaN;
+      data.output[row] = columns.output[i] ?? NaN;
       data.status[row] = columns.status[i];
       if (columns.target) {
         data.target[row] = columns.target[i] ?? 0;

@@ -85,8 +85,10 @@ function makeControls() {
   byId("title").textContent = data.info.title;
   const options = (id, entries) => byId(id).append(...entries.map(([value, label]) => el("option", { value }, label)));
   const { targets } = data.info;
-  options("sort", Object.entries(SORTS).filter(([, { several }]) => !several || targets.length > 1).map(([key, { label }]) => [key, label]));
-  options("show", Object.entries(SHOWN).map(([key, { label }]) => [key, label]));
+  const has = ({ several, scored }) => (!several || targets.length > 1) && (!scored || data.info.output_scores);
+  const offered = (choices) => Object.entries(choices).filter(([, one]) => has(one)).map(([key, { label }]) => [key, label]);
+  options("sort", offered(SORTS));
+  options("show", offered(SHOWN));
   if (data.info.code_sources > 1) {
     options("site", [["", "all"], ...data.info.sites.map((site, i) => [String(i), site])]);
     byId("of-site").hidden = false;

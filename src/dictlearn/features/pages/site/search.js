@@ -9,6 +9,7 @@ const SORTS = {
   score: { label: "score, best first", by: (row) => (isNaN(data.score[row]) ? Infinity : -data.score[row]) },
   worst: { label: "score, worst first", by: (row) => (isNaN(data.score[row]) ? Infinity : data.score[row]) },
   maximum: { label: "maximum activation", by: (row) => -data.maximum[row] },
+  output: { label: "output score, high first", scored: true, by: (row) => (isNaN(data.output[row]) ? Infinity : -data.output[row]) },
   text: { label: "description, A to Z", by: null },
   centre: { label: "target, first to last", several: true, by: (row) => (isNaN(data.centre[row]) ? Infinity : data.centre[row]) },
   part: { label: "norm on one target", several: true, by: (row) => (isNaN(data.part[row]) ? Infinity : -data.part[row]) },
@@ -23,6 +24,7 @@ const SHOWN = {
   reliable: { label: "described", has: (row) => live(row) && data.status[row] === RELIABLE },
   unreliable: { label: "unreliable", has: (row) => live(row) && data.status[row] === UNRELIABLE },
   none: { label: "no description", has: (row) => live(row) && data.status[row] === NONE },
+  steers: { label: "output score 0.01 or more", scored: true, has: (row) => data.output[row] >= 0.01 },
   dead: { label: "dead", has: (row) => !live(row) },
 };
 
