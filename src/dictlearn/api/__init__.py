@@ -6,7 +6,7 @@ ends the process. docs/python.md shows examples.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from dictlearn.interventions.contrast import Fitting, Method, Pool, concept_vect
 from dictlearn.interventions.edits import Edit, Gate, Push
 from dictlearn.interventions.texts import texts_of
 from dictlearn.interventions.vectors import ConceptVector, load_vector
+from dictlearn.sources import array_sites
 from dictlearn.verbs.evaluate import destination
 from dictlearn.words import a
 
@@ -75,8 +76,12 @@ def features(run: str | Path | Run) -> Features:
     return Features(Path(place_of("features", run)))
 
 
-def train(*overrides: str | list[str], **keys: Any) -> Run:
+def train(*overrides: str | list[str], activations: Any = None, **keys: Any) -> Run:
     """Trains, evaluates and saves, as `dictlearn train <overrides>` does.
+
+    `activations` are trained on in the place of a model's: an array of numpy or torch, [N, width] in
+    float16, bfloat16, float32 or float64, or several by site ({"mlp_in.0": x, "mlp_out.0": y}), whose
+    rows belong together. Keys of source=tensors may be set beside it, such as source={"held_out": 0.2}.
 
     Overrides are strings as on the command line, or keywords: `dict="transcoder"` chooses an option
     of a group, `steps=100` sets a key, and `optim={"lr": 3e-4}` sets keys inside a group.
@@ -85,6 +90,19 @@ def train(*overrides: str | list[str], **keys: Any) -> Run:
         ValueError: whatever the command line would refuse, in the same sentence.
         KeyboardInterrupt: after Ctrl-C, once the step is finished and saved.
     """
+    if activations is not None:
+        if isinstance(keys.get("source"), str) or any("source=" in str(text) for text in overrides):
+            raise ValueError(
+                "activations: they are a source themselves; want no source= beside them"
+            )
+        with array_sites.given(activations):
+            return _trained(
+                [*overrides, "source=tensors", f"source.path='{array_sites.GIVEN}'"], keys
+            )
+    return _trained(overrides, keys)
+
+
+def _trained(overrides: Sequence[str | list[str]], keys: Mapping[str, Any]) -> Run:
     cfg = composed("train", overrides, keys)
     if cfg.trainer.get("devices", 1) not in (1, "1"):
         raise ValueError(

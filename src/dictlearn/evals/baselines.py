@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dictlearn.evals.context import MEAN_ABLATION, ZERO_ABLATION, EvalContext, Row, RowSource
 from dictlearn.evals.moments import Covariance
-from dictlearn.evals.observe import observe
+from dictlearn.evals.observe import observe_training
 from dictlearn.ranges import Count, Several
 
 
@@ -31,7 +31,6 @@ class Baselines(RowSource):
     rank: Count | None = None
 
     def fit(self, context: EvalContext) -> dict[str, Row]:
-        assert context.train_windows is not None, "baselines are fitted on training text"
         dictionary = context.dictionary
         autoencodes = dictionary.sources == dictionary.targets
         last = len(dictionary.sources) - 1
@@ -40,7 +39,7 @@ class Baselines(RowSource):
         cov_x = [Covariance() for _ in pairs]
         cov_xy = [Covariance() for _ in pairs]
         active = tokens = 0
-        for seen in observe(context, context.train_windows, self.fit_tokens):
+        for seen in observe_training(context, self.fit_tokens):
             x_NSD, y_NTD = seen.batch.x_NSD[seen.valid_N], seen.batch.y_NTD[seen.valid_N]
             active += int(seen.code.l0_NS[seen.valid_N].sum())
             tokens += len(y_NTD)

@@ -12,11 +12,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from torch import Tensor
 
 from dictlearn.evals.passes import OWN, Passes
 from dictlearn.lm.language_model import LanguageModel
+from dictlearn.sources.protocol import RowsOf
 from dictlearn.types import Batch, Code, DictionaryLike, TextWindows
 
 # Names of rows that several evals know.
@@ -33,7 +35,8 @@ class EvalContext:
     """Everything a run of evals shares.
 
     `rows` holds the baselines fitted so far; metrics see it complete. `n_tokens` counts positions
-    of held-out text, special ones included, padding not.
+    of held-out text, special ones included, padding not. Activations without a model and a text are
+    `held_out_rows` and `train_rows`; entries with `needs_model` are then left out.
     """
 
     dictionary: DictionaryLike
@@ -45,6 +48,8 @@ class EvalContext:
     seed: int = 0
     rows: dict[str, Row] = field(default_factory=dict)
     passes: Passes = OWN
+    held_out_rows: RowsOf | None = None
+    train_rows: RowsOf | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,12 +91,16 @@ class Meter(ABC):
 class Metric(ABC):
     """One metric family's settings; a yaml of the `eval` group instantiates it."""
 
+    needs_model: ClassVar[bool] = False  # whether it reads more than the observations
+
     @abstractmethod
     def begin(self, context: EvalContext) -> Meter: ...
 
 
 class RowSource(ABC):
     """Fits reconstructions to compare with, on the training split."""
+
+    needs_model: ClassVar[bool] = False
 
     @abstractmethod
     def fit(self, context: EvalContext) -> dict[str, Row]: ...

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
@@ -47,6 +47,7 @@ class Downstream(Metric):
     An encoder model predicts no next token: it gets a warning and no figures.
     """
 
+    needs_model: ClassVar[bool] = True
     max_tokens: Count | None = None
     chunk_tokens: Count = 128
 

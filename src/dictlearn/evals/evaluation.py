@@ -12,13 +12,15 @@ from torch import Tensor
 from dictlearn.evals.context import (
     EvalContext,
     EvalResult,
+    Meter,
     Metric,
     RowSource,
 )
-from dictlearn.evals.observe import observe_tokens, window_batches
+from dictlearn.evals.observe import observe_rows, observe_tokens, window_batches
 from dictlearn.evals.passes import OWN, Passes
 from dictlearn.lm.language_model import LanguageModel
 from dictlearn.lm.sites import STANDARDISED
+from dictlearn.sources.protocol import RowsOf
 from dictlearn.types import DictionaryLike, ModelInfo, Progress, TextWindows
 
 Eval = Metric | RowSource | Callable[[EvalContext], EvalResult]
@@ -61,6 +63,32 @@ def evaluate_dictionary(
     return run_evals(context, evals, progress)
 
 
+def needs_model(entry: Eval) -> bool:
+    """Whether an entry of the `eval` group needs a model and a text; a function does by default."""
+    return getattr(entry, "needs_model", True)
+
+
+def evaluate_rows(
+    dictionary: DictionaryLike,
+    held_out: RowsOf,
+    trained: RowsOf,
+    evals: Mapping[str, Eval],
+    *,
+    n_rows: int = 65_536,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """The same for `evals` that need no model, on activations without one; baselines fit `trained`.
+
+    Nothing is said of positions and special tokens, which are unknown.
+    """
+    context = EvalContext(dictionary, n_tokens=n_rows, held_out_rows=held_out, train_rows=trained)
+    found = run_evals(context, evals, progress)
+    for figures in (found.figures, *found.rows.values()):
+        figures.pop("fvu_with_special", None)
+    series = {name: s for name, s in found.series.items() if not name.endswith("_by_position")}
+    return replace(found, series=series)
+
+
 def check_fits(dictionary: DictionaryLike, info: ModelInfo) -> None:
     """ValueError, in one sentence, when the model's activations have another width.
 
@@ -98,10 +126,13 @@ def run_evals(
 def _shared_pass(
     context: EvalContext, metrics: list[Metric], progress: Progress | None
 ) -> tuple[list[EvalResult], int, str]:
+    meters = [metric.begin(context) for metric in metrics]
+    if context.held_out_rows is not None:
+        tokens, digest = _rows_pass(context, context.held_out_rows, meters, progress)
+        return [meter.result() for meter in meters], tokens, digest
     assert context.windows is not None and context.lm is not None, (
         "metrics are taken on held-out text"
     )
-    meters = [metric.begin(context) for metric in metrics]
     batches = window_batches(context.windows, context.n_tokens, context.batch_windows)
     digest, tokens, valid = hashlib.sha256(), 0, 0
     for done, indices in enumerate(batches, start=1):
@@ -121,6 +152,22 @@ def _shared_pass(
             "data.held_out"
         )
     return [meter.result() for meter in meters], tokens, digest.hexdigest()
+
+
+def _rows_pass(
+    context: EvalContext, rows: RowsOf, meters: list[Meter], progress: Progress | None
+) -> tuple[int, str]:
+    """The pass over held-out rows; their number and a hash of them."""
+    digest, done, total = hashlib.sha256(), 0, min(context.n_tokens, len(rows))
+    for batch in rows.batches(context.n_tokens):
+        digest.update(batch.x_NSD.cpu().numpy().tobytes())
+        seen = observe_rows(context, batch)
+        for meter in meters:
+            meter.update(seen)
+        done += len(batch.x_NSD)
+        if progress is not None:
+            progress(done, total)
+    return done, digest.hexdigest()
 
 
 def _merged(results: list[EvalResult]) -> Evaluation:

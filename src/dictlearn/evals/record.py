@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # reading a record needs no torch
 FORMAT = 1
 FILE = "figures.json"
 HELD_OUT, WHOLE = "held out", "whole"  # parts of a text
+ROWS = "rows"  # in the place of a text: rows of activations that have none
 MOST_BYTES = 64 << 20
 # Per-feature series belong to the features themselves; these are small and worth replotting.
 KEPT_SERIES = (

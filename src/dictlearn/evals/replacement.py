@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
@@ -65,6 +65,7 @@ class ReplacementModel(Metric):
     (it is known only after the last of them), or for a model without a next-token head.
     """
 
+    needs_model: ClassVar[bool] = True
     max_tokens: Count | None = None
     chunk_tokens: Count = 128
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol, final, runtime_checkable
 
 import torch
@@ -101,6 +101,42 @@ class KnowsTruth(Protocol):
     @property
     def truth(self) -> Tensor:
         """The features, [F_true, D]."""
+        ...
+
+
+class RowsOf(Protocol):
+    """Activations without a text, to evaluate on."""
+
+    def __len__(self) -> int:
+        """The number of rows."""
+        ...
+
+    def batches(self, most: int) -> Iterator[Batch]:
+        """`most` rows, or all if there are fewer, in pieces evenly spread over all of them."""
+        ...
+
+
+@runtime_checkable
+class HoldsOut(Protocol):
+    """A source without a model that keeps some activations out of training."""
+
+    @property
+    def info(self) -> ModelInfo: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def held_out(self) -> RowsOf: ...
+
+    @property
+    def trained(self) -> RowsOf:
+        """The activations that are trained on, for baselines to be fitted on."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the activations, by which a resumed run knows them."""
         ...
 
 

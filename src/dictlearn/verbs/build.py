@@ -23,7 +23,7 @@ from dictlearn.lm.load import load_skeleton, read_info
 from dictlearn.objectives.objective import Objective
 from dictlearn.objectives.teacher import Teacher
 from dictlearn.sources.live import LiveSource
-from dictlearn.sources.protocol import MakesActivations, NoText, Source
+from dictlearn.sources.protocol import HoldsOut, MakesActivations, NoText, Source
 from dictlearn.sources.tokens import check_settings
 from dictlearn.train.module import DictionaryTraining
 from dictlearn.train.trainee import Trainee
@@ -62,13 +62,25 @@ def build_info(cfg: DictConfig) -> ModelInfo:
     """
     if reads_model(cfg):
         return read_info(cfg.model.path, cfg.model.revision)
-    source = instantiate(cfg.source)(batch_tokens=cfg.batch_tokens, seed=cfg.data_seed)
+    source = _without_sites(cfg)
     if not isinstance(source, MakesActivations):
         raise ValueError(
             f"source._target_={cfg.source._target_}: it reads no model (reads_model is False), so it "
             "has to say what its activations are: want a property info, a dictlearn.types.ModelInfo"
         )
     return source.info
+
+
+def array_contents(cfg: DictConfig) -> dict[str, str]:
+    """The fingerprint of arrays that a source without a model reads; empty for one that has none."""
+    source = None if reads_model(cfg) else _without_sites(cfg)
+    return {"data": source.fingerprint} if isinstance(source, HoldsOut) else {}
+
+
+def _without_sites(cfg: DictConfig) -> Source:
+    """A source that reads no model, built for what it says of itself."""
+    source = instantiate(cfg.source, **_device(cfg))
+    return source(batch_tokens=cfg.batch_tokens, seed=cfg.data_seed)
 
 
 def check_text(cfg: DictConfig, info: ModelInfo) -> None:
@@ -229,9 +241,7 @@ def _computed(cfg: DictConfig, lm: LanguageModel, sites: Sites, windows: Any) ->
 def _source(
     cfg: DictConfig, lm: LanguageModel | None, sites: Sites, windows: Any, **own: Any
 ) -> Source:
-    if cfg.source.get("device") == "auto":
-        own["device"] = "cuda" if accelerator(cfg) != "cpu" else "cpu"
-    return instantiate(cfg.source, **own)(
+    return instantiate(cfg.source, **own, **_device(cfg))(
         lm=lm,
         windows=windows,
         sources=sites.sources,
@@ -239,6 +249,13 @@ def _source(
         batch_tokens=cfg.batch_tokens,
         seed=cfg.data_seed,
     )
+
+
+def _device(cfg: DictConfig) -> dict[str, str]:
+    """The device of batches in the place of "auto": that of the dictionary."""
+    if cfg.source.get("device") != "auto":
+        return {}
+    return {"device": "cuda" if accelerator(cfg) != "cpu" else "cpu"}
 
 
 def check_source(cfg: DictConfig, lm: LanguageModel | None, dictionary: Dictionary) -> Source:

@@ -18,10 +18,17 @@ from dictlearn.dicts.dictionary import Dictionary
 from dictlearn.disk.replace import is_run, run_of
 from dictlearn.evals import conventions, layers
 from dictlearn.evals.context import RowSource
-from dictlearn.evals.evaluation import Eval, Evaluation, evaluate_dictionary
+from dictlearn.evals.evaluation import (
+    Eval,
+    Evaluation,
+    evaluate_dictionary,
+    evaluate_rows,
+    needs_model,
+)
 from dictlearn.evals.passes import OWN, Passes
 from dictlearn.evals.record import (
     HELD_OUT,
+    ROWS,
     WHOLE,
     check_record_replaceable,
     record_of,
@@ -30,6 +37,7 @@ from dictlearn.evals.record import (
 from dictlearn.evals.table import renderable
 from dictlearn.lm.language_model import LanguageModel
 from dictlearn.ranges import Count
+from dictlearn.sources.protocol import HoldsOut
 from dictlearn.verbs import build
 from dictlearn.verbs.asked import KEY as ASKED
 from dictlearn.verbs.asked import asked, not_a_runs_own, refuse_other_figures
@@ -182,15 +190,58 @@ def evaluated(
             )
 
         evaluation = evaluation_of("", dictionary, evals)
-        of_dictionaries = {k: e for k, e in evals.items() if not isinstance(e, RowSource)}
         others = {
-            label: (other, evaluation_of(label, other, of_dictionaries))
+            label: (other, evaluation_of(label, other, _of_dictionaries(evals)))
             for label, other in (beside or {}).items()
         }
-    data = OmegaConf.to_container(cfg.data, resolve=True)
-    assert isinstance(data, dict)
-    read = {str(key): value for key, value in data.items()}
     part = WHOLE if text.whole else HELD_OUT
-    record = record_of(evaluation, dictionary, lm.info, read, others, part)
+    record = record_of(evaluation, dictionary, lm.info, _settings(cfg.data), others, part)
     escape.console().print(renderable(record), *layers.renderables(record), sep="\n")
     return record
+
+
+def evaluated_rows(
+    cfg: DictConfig, dictionary: Dictionary, source: HoldsOut, beside: Mapping[str, Dictionary]
+) -> dict[str, Any]:
+    """The same on a source's held-out activations: the figures that need no model."""
+    evals, rows = build.build_evals(cfg), source.held_out
+    left_out = [f"eval.{name}" for name, one in evals.items() if needs_model(one)]
+    evals = {name: one for name, one in evals.items() if not needs_model(one)}
+    with bars(f"Evaluating on {min(cfg.eval_tokens, len(rows)):,} rows.") as progress:
+
+        def evaluation_of(
+            name: str, dictionary: Dictionary, evals: Mapping[str, Eval]
+        ) -> Evaluation:
+            return evaluate_rows(
+                dictionary,
+                rows,
+                source.trained,
+                evals,
+                n_rows=cfg.eval_tokens,
+                progress=partial(progress, f"evaluating {name}".rstrip()),
+            )
+
+        evaluation = evaluation_of("", dictionary, evals)
+        others = {
+            label: (other, evaluation_of(label, other, _of_dictionaries(evals)))
+            for label, other in beside.items()
+        }
+    record = record_of(evaluation, dictionary, source.info, _settings(cfg.source), others)
+    record["text"][ROWS] = True
+    escape.console().print(renderable(record), *layers.renderables(record), sep="\n")
+    if left_out:
+        escape.say(
+            f"{', '.join(left_out)}: left out, as these activations come without the model that CE and "
+            f"KL need"
+        )
+    return record
+
+
+def _of_dictionaries(evals: Mapping[str, Eval]) -> dict[str, Eval]:
+    return {name: one for name, one in evals.items() if not isinstance(one, RowSource)}
+
+
+def _settings(cfg: DictConfig) -> dict[str, Any]:
+    data = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(data, dict)
+    return {str(key): value for key, value in data.items()}

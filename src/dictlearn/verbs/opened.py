@@ -20,6 +20,7 @@ from dictlearn.disk.replace import refuse_other_run
 from dictlearn.evals.evaluation import check_fits
 from dictlearn.lm.language_model import LanguageModel
 from dictlearn.lm.load import load_model, load_skeleton, read_info
+from dictlearn.sources.tensors import NAME as TENSORS
 from dictlearn.types import ModelInfo
 from dictlearn.verbs import build
 from dictlearn.verbs.trained_in import anywhere
@@ -66,6 +67,11 @@ def open_dictionary(
     path, folder = where(cfg, verb, elsewhere)
     dictionary = load_dictionary(path)
     trained = anywhere(dictionary.provenance, path)
+    if trained.get("model") == TENSORS and not cfg.get("model"):
+        raise ValueError(
+            f"{path}: was trained on arrays of activations, so it has no model and no text; want "
+            f"model= and data= to name those that the arrays are of"
+        )
     split = "eval"
     if text and cfg.get("data"):
         _take_context(cfg, trained)

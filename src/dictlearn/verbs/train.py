@@ -38,7 +38,7 @@ from dictlearn.evals.table import LONG
 from dictlearn.lm.language_model import LanguageModel
 from dictlearn.ranges import Count, Positive, Seed
 from dictlearn.sources.named import text_of
-from dictlearn.sources.protocol import KnowsTruth, MakesActivations, Source
+from dictlearn.sources.protocol import HoldsOut, KnowsTruth, MakesActivations, Source
 from dictlearn.train.callbacks.signals import Interrupted
 from dictlearn.train.loader import SourceLoader
 from dictlearn.train.loggers import guarded
@@ -49,7 +49,13 @@ from dictlearn.verbs.asked import KEY as ASKED
 from dictlearn.verbs.asked import asked
 from dictlearn.verbs.continued import OF_THIS_START, continued
 from dictlearn.verbs.described import beside_published, first_line
-from dictlearn.verbs.evaluate import BESIDE, evaluated, label_beside, write_into
+from dictlearn.verbs.evaluate import (
+    BESIDE,
+    evaluated,
+    evaluated_rows,
+    label_beside,
+    write_into,
+)
 from dictlearn.verbs.supply import Alone, Supply
 from dictlearn.waiting import waiting_for
 
@@ -139,7 +145,9 @@ def trained(cfg: DictConfig, resume: Resume, supply: Supply) -> int:
                 return 0
             if lm is None:  # a store's activations are compared with the model's own at the end
                 lm = supply.once("model", lambda: loaded(cfg, info))
-            if lm is None or text is None:
+            if isinstance(source, HoldsOut):
+                figures = finish_on_rows(cfg, run, training, source)
+            elif lm is None or text is None:
                 figures = finish_without_model(cfg, run, training, source)
             else:
                 figures = finish(cfg, run, training, lm, text, supply.passes())
@@ -153,6 +161,7 @@ def trained(cfg: DictConfig, resume: Resume, supply: Supply) -> int:
 def skeleton_of(cfg: DictConfig, dictionary: Dictionary, supply: Supply) -> LanguageModel | None:
     """The model without its weights, after a check of the source's settings."""
     if not build.reads_model(cfg):
+        build.check_source(cfg, None, dictionary)
         return None
     skeleton = supply.once("skeleton", lambda: build.build_skeleton(cfg))
     build.check_source(cfg, skeleton, dictionary)
@@ -185,7 +194,7 @@ def read_text(cfg: DictConfig, skeleton: LanguageModel) -> build.Text:
 def contents_of(cfg: DictConfig, text: build.Text | None, supply: Supply) -> dict[str, str]:
     """Fingerprints of what lies behind the configuration's paths."""
     if text is None:
-        return {}
+        return build.array_contents(cfg)
     model = supply.once("model's files", lambda: fingerprints.of_model(cfg))
     tokens = supply.once("tokens", lambda: fingerprints.of_text(text.train))
     return model | fingerprints.of_teacher(cfg) | {"data": tokens}
@@ -307,9 +316,15 @@ def finish(
     dictionary = finished.pop("dictionary")
     beside = {label_beside(name): one for name, one in finished.items()}
     record = evaluated(cfg, dictionary, lm, text, beside, passes)
+    write_report_and_say(run, record | {ASKED: asked(cfg, own=True)})
+    return record["figures"]
+
+
+def write_report_and_say(run: Path, record: Mapping[str, Any]) -> None:
+    """Writes figures and report; says where they are, or why they could not be written."""
     try:
         with writing(run / "report.html", "train", wait=True):
-            write_into(run, record | {ASKED: asked(cfg, own=True)})
+            write_into(run, record)
     except (OSError, ValueError) as error:  # the disk, or a damaged file that a report shows
         escape.say(str(error))
         escape.say(f"dictlearn.load({str(run)!r}) gives the dictionary")
@@ -317,7 +332,6 @@ def finish(
         escape.say(
             f"{run / 'report.html'} shows the run; dictlearn.load({str(run)!r}) gives the dictionary"
         )
-    return record["figures"]
 
 
 def saved(
@@ -380,6 +394,24 @@ def finish_without_model(
         escape.say(f"{words:<20}{value:{'.4f' if abs(value) < LONG else '.2e'}}")
     escape.say(f"dictlearn.load({str(run)!r}) gives the dictionary")
     return known
+
+
+def finish_on_rows(
+    cfg: DictConfig, run: Path, training: DictionaryTraining, source: HoldsOut
+) -> dict[str, float | None]:
+    """The same where a source has held-out activations, without a text and a model."""
+    origin, finished = provenance(cfg, source.info), {}
+    for name, trainee in training.named_trainees():
+        one = trainee.to(source.device).inference_form(
+            lambda: source.held_out.batches(SAMPLE_TOKENS)
+        )
+        save_dictionary(one, saved_in(run, name), origin)
+        finished[name] = one
+    dictionary = finished.pop("dictionary")
+    beside = {label_beside(name): one for name, one in finished.items()}
+    record = evaluated_rows(cfg, dictionary, source, beside)
+    write_report_and_say(run, record | {ASKED: asked(cfg, own=True)})
+    return record["figures"]
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from dictlearn.disk.errors import CONTENT_ERRORS, content_error
 from dictlearn.disk.whole import write_bytes, write_text
 from dictlearn.escape import html as escape
 from dictlearn.evals import attribution, layers, table
-from dictlearn.evals.record import FILE, HELD_OUT, read_record
+from dictlearn.evals.record import FILE, HELD_OUT, ROWS, read_record
 from dictlearn.evals.report.descriptions import descriptions
 from dictlearn.evals.report.features import features
 from dictlearn.evals.report.history import read_history
@@ -105,6 +105,8 @@ def page(
     `stored` the one on features.
     """
     evaluated = "On held-out text" if _is_held_out(record["text"]) else "On the text"
+    if _is_rows(record["text"]):
+        evaluated = "On held-out activations"
     sections = [
         _key_figures(record),
         _comparison(record),
@@ -139,7 +141,8 @@ def _lede(record: Mapping[str, Any]) -> str:
     if dictionary["code_sources"] > 1:
         size += " per layer"
     text = record["text"]
-    part = "held-out tokens" if _is_held_out(text) else "tokens"
+    part = "rows" if _is_rows(text) else "tokens"
+    part = f"held-out {part}" if _is_held_out(text) else part
     read = f"{text['tokens']:,} {part} of <b>{escape(text_of(text.get('data') or {}))}</b>"
     kind = table.label_of(dictionary)
     return (
@@ -185,7 +188,8 @@ def _comparison(record: Mapping[str, Any]) -> str:
         for name, value, meaning in table.facts(record)
     )
     held_out = _is_held_out(record["text"])
-    fitted = f"Baselines are fitted on {'training' if held_out else 'the same'} text."
+    noun = "activations" if _is_rows(record["text"]) else "text"
+    fitted = f"Baselines are fitted on {'training' if held_out else 'the same'} {noun}."
     details = f'<div class="scroll"><table class="facts"><tbody>\n{facts}\n</tbody></table></div>'
     note = (
         "FVU is pooled over tokens in float64. CE and KL compare the model with the reconstruction in "
@@ -263,24 +267,32 @@ def _plots(title: str, note: str, plots: Iterable[Plot], layout: str) -> str:
 def _text(text: Mapping[str, Any]) -> str:
     """The text that the figures are of: its name, its files, how it was cut."""
     data = dict(text.get("data") or {})
-    pairs = [("text", text_of(data)), ("read", _read(text))]
+    title = "Activations" if _is_rows(text) else "Text"
+    pairs = [(title.lower(), text_of(data)), ("read", _read(text))]
     if not _is_held_out(text):
         data.pop("held_out", None)  # nothing was held out
     if data:
         pairs.append(("data", group_line(data, named=True)))
     return f"""<section>
-<h2>Text</h2>
+<h2>{title}</h2>
 {_listed(pairs)}
 </section>"""
 
 
 def _read(text: Mapping[str, Any]) -> str:
     part = " of the part that is held out from training" if _is_held_out(text) else ""
+    if _is_rows(text):
+        return f"{text['tokens']:,} rows{part}"
     return f"{text['tokens']:,} tokens{part}, special ones included"
 
 
 def _is_held_out(text: Mapping[str, Any]) -> bool:
     return text.get("part") == HELD_OUT
+
+
+def _is_rows(text: Mapping[str, Any]) -> bool:
+    """Whether activations were read that have no text."""
+    return bool(text.get(ROWS))
 
 
 def _listed(pairs: Iterable[tuple[str, str]]) -> str:
