@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, final
 
 import torch
@@ -23,9 +24,12 @@ from torch import Tensor
 from dictlearn.interventions.contrast import pool_texts, text_ids
 from dictlearn.interventions.intervals import interval
 from dictlearn.interventions.made_for import made_for
+from dictlearn.interventions.texts import texts_of
+from dictlearn.interventions.vectors import is_vector, load_vector
 from dictlearn.lm.capture import capture
 from dictlearn.lm.language_model import LanguageModel
 from dictlearn.lm.patch import patched
+from dictlearn.ranges import Count, Seed
 
 STUDY = "introspection"
 ASKED = (
@@ -57,16 +61,18 @@ class Introspection:
     """What is injected how often.
 
     Args:
+        concepts: words, or folders of saved vectors; a list, or a .txt file; None: `CONCEPTS`.
         strengths: multiples of a concept's vector.
         placebos: random directions for each concept.
         seed: of these directions.
         batch: prompts in one forward pass.
     """
 
+    concepts: str | Sequence[str] | None = None
     strengths: Sequence[float] = (0.5, 1.0, 2.0, 4.0)
-    placebos: int = 8
-    seed: int = 0
-    batch: int = 16
+    placebos: Count = 8
+    seed: Seed = 0
+    batch: Count = 16
 
     def __post_init__(self) -> None:
         if not self.strengths or not all(s > 0 for s in self.strengths):
@@ -79,6 +85,28 @@ class Introspection:
 def default_site(lm: LanguageModel) -> str:
     """The output of the block at two thirds of the depth."""
     return f"resid_post.{lm.info.n_layers * 2 // 3}"
+
+
+def injected(lm: LanguageModel, site: str, settings: Introspection) -> dict[str, Tensor]:
+    """The vectors [D] of the settings' concepts: words at the site, or what is saved for it.
+
+    Raises:
+        ValueError: there are too few, or a saved vector is of another model or another site.
+    """
+    given = settings.concepts
+    concepts = list(CONCEPTS) if given is None else texts_of("concepts", given)
+    saved = [is_vector(Path(concept)) for concept in concepts]
+    if not any(saved):
+        return concept_vectors(lm, concepts, site)
+    if not all(saved):
+        raise ValueError(
+            f"concepts: {concepts[saved.index(False)]} is no folder of a saved vector, as others are"
+        )
+    check_concepts(concepts)
+    vectors = {concept: load_vector(concept) for concept in concepts}
+    for vector in vectors.values():
+        vector.check(lm.info)
+    return {concept: vector.at(site) for concept, vector in vectors.items()}
 
 
 def concept_vectors(lm: LanguageModel, concepts: Sequence[str], site: str) -> dict[str, Tensor]:

@@ -38,6 +38,7 @@ from dictlearn.names import code_names, feature_name, feature_named
 from dictlearn.ranges import Count, NonNegative, Seed
 from dictlearn.store.explanations import read_explanations
 from dictlearn.store.features import FeatureStore, has_store, open_store
+from dictlearn.verbs import introspection
 from dictlearn.verbs.lookup import texts
 from dictlearn.verbs.opened import OpensKeys, open_dictionary, where
 from dictlearn.words import counted
@@ -71,6 +72,8 @@ class Keys(OpensKeys):
 
 def main(cfg: DictConfig) -> int:
     """Generates, prints, writes JSON where `output` says; the process's exit status."""
+    if cfg.get("study"):
+        return introspection.main(cfg, instantiate(cfg.study))
     _check(cfg)
     output, cfg.output = cfg.output, None  # here `output` is a file, not a folder
     if output is not None:

@@ -105,12 +105,21 @@ def drawn(draw: Draw, palette: Palette, width: float, above: float = 0.0) -> Fig
 
 def png(draw: Draw, title: str, width: float) -> bytes:
     """The drawing as a PNG, with its title above."""
+    return _titled(draw, title, width, format="png", dpi=PNG_DPI, metadata={"Software": None})
+
+
+def svg(draw: Draw, title: str, width: float) -> bytes:
+    """The drawing as an SVG file, with its title above; for a page see `inline_svg`."""
+    return _titled(draw, title, width, format="svg", metadata={"Date": None})
+
+
+def _titled(draw: Draw, title: str, width: float, **options: Any) -> bytes:
     buffer = io.BytesIO()
     with matplotlib.rc_context(style(LIGHT)):
         figure = drawn(draw, LIGHT, width, above=TITLE)
         y = 1 - 0.22 / (HEIGHT + TITLE)
         figure.text(0.1 / width, y, title, fontweight="bold", fontsize=10)
-        figure.savefig(buffer, format="png", dpi=PNG_DPI, metadata={"Software": None})
+        figure.savefig(buffer, **options)
     return buffer.getvalue()
 
 
