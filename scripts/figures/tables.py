@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from benches import page
@@ -137,14 +137,30 @@ def best_run(optimiser: str) -> dict[str, Any]:
 
 
 def pages() -> str:
-    record = newest("pages")
+    names = {
+        "open_page": "opening the page",
+        "keystroke": "a keystroke in the search",
+        "open_feature": "opening a feature",
+    }
+    return _times(newest("pages"), names)
+
+
+def graph_page() -> str:
+    names = {
+        "open": "opening the page",
+        "click": "a click on a node",
+        "slider": "a step of both sliders",
+        "hover": "pointing at a node",
+        "suggest": "suggesting groups",
+    }
+    return _times(newest("graph_page"), names)
+
+
+def _times(record: Mapping[str, Any], names: Mapping[str, str]) -> str:
+    """Medians and slowest times, in milliseconds in the record, under these words."""
     rows = [
         (words, time_of(record[f"{key}_ms"]), time_of(record[f"{key}_ms_slowest"]))
-        for key, words in {
-            "open_page": "opening the page",
-            "keystroke": "a keystroke in the search",
-            "open_feature": "opening a feature",
-        }.items()
+        for key, words in names.items()
     ]
     return markdown(("", "median", "slowest"), rows)
 
@@ -214,6 +230,6 @@ TABLES: dict[str, Callable[[], str]] = {
     function.__name__: function
     for function in (
         sparsities, peers, peers_speed, learning_rates, molt, mse_then_kl, cooccurrence, optimisers,
-        pages, descriptions, described, stored_reading, stored_training,
+        pages, graph_page, descriptions, described, stored_reading, stored_training,
     )
 }  # fmt: skip
