@@ -12,7 +12,7 @@ import torch
 from dictlearn import config
 from dictlearn.lm.costs import flops_per_token, weights
 from dictlearn.lm.load import load_skeleton
-from dictlearn.verbs import build, costs, machine, plan
+from dictlearn.verbs import build, costs, machine, plan, processes
 from dictlearn.verbs.machine import Machine
 from dictlearn.verbs.units import as_bytes, si
 
@@ -127,7 +127,7 @@ def test_devices_in_lightnings_words(
     devices: str, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    assert plan.n_devices(config.compose("plan", [f"trainer.devices={devices}"])) == count
+    assert processes.count(config.compose("plan", [f"trainer.devices={devices}"])) == count
 
 
 def test_no_devices() -> None:

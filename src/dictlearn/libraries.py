@@ -20,7 +20,8 @@ class Trainer:
     precision: Annotated[Literal["32-true", "bf16-mixed", "16-mixed"], "weights stay float32"]
     log_every_n_steps: Count
     accumulate_grad_batches: Count
-    strategy: str
+    num_nodes: Count
+    strategy: Literal["auto", "ddp"]
     profiler: str | None
 
 

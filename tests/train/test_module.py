@@ -151,6 +151,20 @@ def test_a_run_that_only_refuses_stops():
         fit(module(9, max_refused=3), [bad] * 9)
 
 
+def test_a_parameter_that_is_not_finite_refuses_the_step_and_is_named():
+    training = module(4, max_refused=3)
+    b_enc = training.trainee().dictionary.encoder.b_enc
+    b_enc.data[0, 3] = float("nan")  # its feature is never selected, so the loss is finite
+    before = state(training)
+    with pytest.raises(ValueError, match=r"^dictionary.encoder.b_enc: not finite, so 3 steps"):
+        fit(training, [batch() for _ in range(4)])
+    assert all(
+        torch.equal(tensor.nan_to_num(), before[name].nan_to_num())
+        for name, tensor in state(training).items()
+        if "tokens_since" not in name and "refused" not in name
+    )
+
+
 def test_a_gradient_that_is_not_finite_is_refused_even_when_the_loss_is():
     training = module(4)
     weights = training.trainee().dictionary.encoder.W_enc

@@ -38,7 +38,9 @@ MAY_CHANGE = (
     "trainer.logger",
     "trainer.max_steps",
     "trainer.max_time",
+    "trainer.num_nodes",
     "trainer.profiler",
+    "trainer.strategy",
 )
 
 

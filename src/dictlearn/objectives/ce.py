@@ -16,6 +16,7 @@ from dictlearn.lm.language_model import LanguageModel
 from dictlearn.lm.readout import Readout
 from dictlearn.objectives.kl_to_teacher import kl_of_log_probs
 from dictlearn.objectives.teacher import Targets, Teacher, total_of_chunks
+from dictlearn.sparsity import ranks
 
 
 @final
@@ -48,7 +49,9 @@ class _NextTokens:
     def __init__(self, readout: Readout, states_ND: Tensor, next_N: Tensor, followed_N: Tensor):
         self._readout, self._states_ND, self._next_N = readout, states_ND, next_N
         # The caller takes the mean over all rows, and those without a next token add nothing.
-        self._weight_N = followed_N.double() * len(followed_N) / followed_N.sum().clamp(min=1)
+        tokens = torch.tensor(len(followed_N), device=followed_N.device)
+        tokens, followed = ranks.sum_of_all(torch.stack([tokens, followed_N.sum()]))
+        self._weight_N = followed_N.double() * tokens / followed.clamp(min=1)
         self._sums = torch.zeros(2, dtype=torch.float64)  # KL, increase of the cross-entropy
 
     def kl(self, rows: slice, logits_NV: Tensor) -> Tensor:

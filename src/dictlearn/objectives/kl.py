@@ -82,6 +82,7 @@ class KLToTeacher(Term):
         self.register_buffer("began", torch.full((), -1.0, dtype=torch.float64))  # at this progress
         self.register_buffer("later_scale_L", None)
         self._sums = torch.zeros(2, dtype=torch.float64)  # anchor and KL of this optimiser step
+        self._measured = False  # whether a batch of this step has added to them
         self._lm: LanguageModel | None = None
         self._teacher: Teacher | None = None
         self._readout: Readout | None = None
@@ -135,13 +136,17 @@ class KLToTeacher(Term):
             loss = self.later_layers * anchor
             self._figures["later_error"] = float(anchor.detach())
         # The ratio uses the KL that is recorded, even if the loss is another number (NextToken).
-        ratio = self._ratio(anchor.detach(), kl.new_tensor(self._figures["kl"]))
+        recorded = kl.new_tensor(self._figures["kl"])
+        ratio = self._ratio(anchor.detach(), recorded, forward.share)
         self._figures["kl_ratio"] = ratio
         return loss + ratio * kl
 
     def after_step(self, accepted: bool) -> None:
-        sums = _over_ranks(self._sums)
+        if not self._measured:
+            return
+        sums = ranks.sum_of_all(self._sums) / ranks.count()
         self._sums.zero_()
+        self._measured = False
         if not accepted or sums[1] <= 0:
             return
         past = self.smoothing if self.kl_mean > 0 else 0.0
@@ -151,16 +156,18 @@ class KLToTeacher(Term):
     def figures(self) -> dict[str, float]:
         return self._figures
 
-    def _ratio(self, anchor: Tensor, kl: Tensor) -> float:
+    def _ratio(self, anchor: Tensor, kl: Tensor, share: Tensor | None = None) -> float:
         """The ratio. It is the same for all ranks and all batches of a step, except in the first step."""
         if not self.balance:
             return 1.0
-        now = torch.stack([anchor, kl]).double().cpu()
+        now = torch.stack([anchor, kl])
+        now = (now if share is None else now * share).double().cpu()
         self._sums += now
+        self._measured = True
         if self.kl_mean > 0:
             now = torch.stack([self.anchor_mean, self.kl_mean]).cpu()
         else:
-            now = _over_ranks(now)
+            now = ranks.sum_of_all(now)
         return float((now[0] / now[1].clamp_min(1e-12)).clamp(SMALLEST, LARGEST))
 
     def _replacements(self, forward: Forward, windows: Windows) -> Mapping[str, Replacement]:
@@ -192,7 +199,9 @@ class KLToTeacher(Term):
         clean = [captured[site][windows.valid_BP].float() for site in self._later]
         if not self.later_scale_L.any():
             norms = [torch.linalg.vector_norm(values, dim=-1).double().mean() for values in clean]
-            mean_L = _over_ranks(torch.stack(norms).cpu()) / ranks.count()
+            mean_L = torch.stack(norms)
+            mean_L = mean_L if forward.share is None else mean_L * forward.share
+            mean_L = ranks.sum_of_all(mean_L.cpu()) / ranks.count()
             self.later_scale_L.copy_(clean[0].shape[-1] ** 0.5 / mean_L)
         errors = [
             forward.reduce(float(scale) * (values - later[site].float()))
@@ -210,13 +219,3 @@ def layer_of(site: str) -> int:
             f"named like resid_post.3, or later_layers=0"
         )
     return int(layer)
-
-
-def _over_ranks(values: Tensor) -> Tensor:
-    """The sum over all processes."""
-    if not ranks.several():
-        return values.clone()
-    device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
-    total = values.to(device)
-    torch.distributed.all_reduce(total)
-    return total.cpu()

@@ -19,6 +19,7 @@ class L0Target(Term):
     dictionary_learning and Gemma Scope 2 use.
     """
 
+    of_all = True
     wants_sparsity = "jumprelu"
     steers_l0 = "to a target"
 

@@ -71,7 +71,7 @@ class Objective(nn.Module):
         `beside` is the pass over windows that came beside shuffled tokens, for terms that read them.
         """
         return {
-            name: term(beside if beside is not None and term.reads_windows else forward)
+            name: _weighted(term, beside if beside is not None and term.reads_windows else forward)
             for name, term in self.named_terms()
         }
 
@@ -81,3 +81,9 @@ class Objective(nn.Module):
 
     def figures(self) -> dict[str, float]:
         return {key: v for _, term in self.named_terms() for key, v in term.figures().items()}
+
+
+def _weighted(term: Term, forward: Forward) -> Tensor:
+    """The term's value, so weighted that the mean over processes is that over all their tokens."""
+    value = term(forward)
+    return value if forward.share is None or term.of_all else value * forward.share

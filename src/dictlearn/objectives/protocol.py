@@ -45,6 +45,8 @@ class Forward:
     progress: float  # fraction of the run that is done
     loss_scale: float  # the reduction's divisor, a constant of the run
     windows: Windows | None = None  # None for a batch of shuffled tokens
+    # What means over these tokens count where processes have unequal numbers; None: as much as others'.
+    share: Tensor | None = None
 
     @cached_property
     def y_hats(self) -> Sequence[Tensor]:
@@ -114,6 +116,9 @@ class Term(nn.Module, ABC):
     state from step to step is in buffers, and so in every checkpoint.
     """
 
+    of_all = (
+        False  # whether the value is that of all processes' batches, not a mean over tokens of one
+    )
     reads_windows = False  # whether the class needs batches of whole windows, and the model
     wants_sparsity: ClassVar[str | None] = None  # the only one for which the term has a meaning
     # How terms of this class change L0; None if they don't.

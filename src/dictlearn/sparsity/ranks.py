@@ -23,6 +23,25 @@ def several() -> bool:
     return count() > 1
 
 
+def sum_of_all(values: Tensor) -> Tensor:
+    """The sum over all processes, on each of them; a copy."""
+    if not several():
+        return values.clone()
+    total = values.detach().to("cuda" if dist.get_backend() == "nccl" else "cpu", copy=True)
+    dist.all_reduce(total)
+    return total.to(values.device)
+
+
+def share_of_all(n: int, device: torch.device) -> Tensor | None:
+    """What a mean over this process's `n` tokens counts, if the mean over processes is to be that
+    over all tokens: n * processes / tokens of all, a float32 scalar. None for a process alone.
+    """
+    if not several():
+        return None
+    own = torch.tensor(n, device=device)
+    return (own * count() / sum_of_all(own)).float()
+
+
 def mean_of_all(total: Tensor, n: int) -> Tensor:
     """sum of `total` / sum of `n` over all processes, a scalar on each.
 

@@ -142,7 +142,11 @@ class DictionaryTraining(lightning.LightningModule):
 
     def _log(self, outcomes: Mapping[str, Outcome], batch_tokens: int) -> None:
         step = self.trainer.global_step + 1
-        step_tokens = batch_tokens * self.trainer.accumulate_grad_batches * self.trainer.world_size
+        flagged, rows = topk_encode.flagged()
+        topk_encode.forget()
+        counted = torch.tensor([batch_tokens, flagged, rows], dtype=torch.float64)
+        batch_tokens, flagged, rows = map(int, ranks.sum_of_all(counted).tolist())
+        step_tokens = batch_tokens * self.trainer.accumulate_grad_batches
         self.metrics = {"step": float(step), "tokens": float(step * step_tokens)}
         for name, trainee in self.named_trainees():
             prefix = "" if len(outcomes) == 1 or name == "dictionary" else f"{name}/"
@@ -150,8 +154,6 @@ class DictionaryTraining(lightning.LightningModule):
                 self.metrics[prefix + metric] = value
         self.metrics["lr"] = self.optimizers().param_groups[0]["lr"]  # type: ignore[union-attr]
         self.metrics["refused_steps"] = float(self.refused)
-        flagged, rows = topk_encode.flagged()
-        topk_encode.forget()
         if rows:  # selected in low precision since the last logged step
             self.metrics["recomputed"] = flagged / rows
         now = time.perf_counter()
@@ -163,13 +165,24 @@ class DictionaryTraining(lightning.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         norms = self.gradients.measure()
-        sizes = torch.stack(norms).tolist()  # all at once: reading one synchronises with a GPU
-        self._accepted = all(map(math.isfinite, sizes)) and not self._spiked(sizes)
+        # All at once: reading one synchronises with a GPU.
+        sizes = torch.stack([*norms, self._parameters_sum()]).tolist()
+        finite = all(map(math.isfinite, sizes))
+        self._accepted = finite and not self._spiked(sizes[:-1])
         if not self._accepted:
             self.gradients.drop()  # then the optimiser leaves moments and step counts alone too
         elif self.clip_norm is not None:
-            for name, norm, size in zip(self.trainees, norms, sizes, strict=True):
+            for name, norm, size in zip(self.trainees, norms, sizes, strict=False):
                 self.gradients.clip(name, norm, size, self.clip_norm)
+
+    def _parameters_sum(self) -> Tensor:
+        """The sum of all parameters, float64: not finite if one of them isn't, in any process.
+
+        A feature whose encoder is NaN is never selected, so no loss would show it.
+        """
+        with torch.no_grad():
+            sums = torch.stack([p.sum().double() for p in self.parameters()])
+        return ranks.sum_of_all(sums.sum())
 
     def _spiked(self, norms: list[float]) -> bool:
         """Whether any dictionary's loss or norm is a spike; notes both for when the step is taken."""
@@ -177,9 +190,7 @@ class DictionaryTraining(lightning.LightningModule):
             return False
         losses = torch.stack(self._losses).mean(0)
         self._losses.clear()
-        if ranks.several():  # each process has a loss of its own
-            torch.distributed.all_reduce(losses)
-            losses /= ranks.count()
+        losses = ranks.sum_of_all(losses) / ranks.count()  # each process has a loss of its own
         names = [name for name, _ in self.named_trainees()]
         pairs = zip(losses.tolist(), norms, strict=True)
         self._measured = dict(zip(names, pairs, strict=True))
@@ -207,9 +218,20 @@ class DictionaryTraining(lightning.LightningModule):
         self.refused += 1
         self.refused_in_a_row += 1
         if self.refused_in_a_row >= self.max_refused:
-            refused = "not finite or a spike (spike_sigma)" if self.spikes else "not finite"
-            raise ValueError(
-                f"{int(self.refused_in_a_row)} steps in a row had a loss or gradient that is {refused}, "
-                f"up to step {self.trainer.global_step}; the parameters are those of the last "
-                "good step. A smaller optim.lr is the usual cure"
+            raise ValueError(self._why_refused())
+
+    def _why_refused(self) -> str:
+        """One sentence on the steps that were refused in a row."""
+        broken = [name for name, p in self.named_parameters() if not p.isfinite().all()]
+        if broken:
+            names = ", ".join(name.removeprefix("trainees.").partition(".")[2] for name in broken)
+            return (
+                f"{names}: not finite, so {int(self.refused_in_a_row)} steps in a row were refused, up "
+                f"to step {self.trainer.global_step}; go on from a checkpoint of before"
             )
+        refused = "not finite or a spike (spike_sigma)" if self.spikes else "not finite"
+        return (
+            f"{int(self.refused_in_a_row)} steps in a row had a loss or gradient that is {refused}, "
+            f"up to step {self.trainer.global_step}; the parameters are those of the last "
+            "good step. A smaller optim.lr is the usual cure"
+        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple, final
 
 import torch
@@ -31,6 +31,9 @@ class Outcome(NamedTuple):
     loss: Tensor  # scalar
     terms: dict[str, Tensor]  # each weighted; they add up to the loss
     forward: Forward
+    share_of_windows: Tensor | None = (
+        None  # of the pass that terms of whole windows read, as `share`
+    )
 
 
 @final
@@ -124,7 +127,8 @@ class Trainee(nn.Module):
         forward = self._pass(batch, progress)
         beside = None if batch.beside is None else self._pass(batch.beside, progress)
         terms = self.objective(forward, beside)
-        return Outcome(torch.stack(list(terms.values())).sum(), terms, forward)
+        share = (beside or forward).share
+        return Outcome(torch.stack(list(terms.values())).sum(), terms, forward, share)
 
     def _pass(self, batch: Batch, progress: float) -> Forward:
         x_NSD, y_NTD = self.normaliser(batch)
@@ -132,6 +136,8 @@ class Trainee(nn.Module):
             self._loss_scale = float(self.loss_scale)
         encoding = self.dictionary.encode_training(x_NSD)
         self._note_fired(encoding.code.pattern.columns, len(x_NSD))
+        # Batches of shuffled tokens are equally large in all processes; those of windows need not be.
+        of_windows = batch.tokens_BP is not None
         return Forward(
             dictionary=self.dictionary,
             x_NSD=x_NSD,
@@ -141,6 +147,7 @@ class Trainee(nn.Module):
             progress=progress,
             loss_scale=self._loss_scale,
             windows=self._windows(batch),
+            share=ranks.share_of_all(len(x_NSD), x_NSD.device) if of_windows else None,
         )
 
     def _windows(self, batch: Batch) -> Windows | None:
@@ -160,8 +167,8 @@ class Trainee(nn.Module):
         A step that was refused (a gradient that isn't finite) leaves every counter as it was.
         """
         if accepted:
-            fired_SF = _any_rank(self._fired_SF)
-            self.tokens_since_fired_SF += self._tokens * ranks.count()
+            fired_SF, tokens = self._of_all_processes()
+            self.tokens_since_fired_SF += tokens
             self.tokens_since_fired_SF.masked_fill_(fired_SF, 0)
             if self._first_fvu is not None:
                 self.start_fvu.copy_(self._first_fvu)
@@ -169,6 +176,15 @@ class Trainee(nn.Module):
         self.objective.after_step(accepted)
         self._fired_SF.zero_()
         self._tokens = 0
+
+    def _of_all_processes(self) -> tuple[Tensor, Tensor | int]:
+        """Which features have fired in this step, and on how many tokens, in all processes."""
+        if not ranks.several():
+            return self._fired_SF, self._tokens
+        # One tensor for both, which stays where it is: nobody waits for it.
+        counts = nn.functional.pad(self._fired_SF.flatten().int(), (0, 1), value=self._tokens)
+        torch.distributed.all_reduce(counts)
+        return counts[:-1].view_as(self._fired_SF) > 0, counts[-1]
 
     @torch.no_grad()
     def note_start(self, outcome: Outcome) -> None:
@@ -179,7 +195,8 @@ class Trainee(nn.Module):
     def metrics(self, outcome: Outcome) -> dict[str, float]:
         """Training metrics of one batch, in normalised units. They cost a few passes over the batch.
 
-        l0 counts all sources' features, as the final figures do.
+        l0 counts all sources' features, as the final figures do. The batch is that of all processes,
+        which must call this together.
         """
         forward = outcome.forward
         metrics = {
@@ -190,7 +207,11 @@ class Trainee(nn.Module):
             "dead": forward.dead_SF.double().mean(),
         }
         figures = {name: float(value.detach()) for name, value in metrics.items()}
-        return {**figures, **self.objective.figures()}
+        own = self.objective.figures()
+        if not ranks.several():
+            return {**figures, **own}
+        shares = {"l0": forward.share, **dict.fromkeys(own, outcome.share_of_windows)}
+        return _means_of_all({**figures, **own}, shares)
 
     def inference_form(self, batches: Callable[[], Iterable[Batch]]) -> Dictionary:
         """The dictionary in the model's own units, calibrated on held-out batches."""
@@ -201,15 +222,26 @@ class Trainee(nn.Module):
         return frozen.folded(self.normaliser.input_scale_S, self.normaliser.output_scale_T)
 
 
+def _means_of_all(
+    figures: Mapping[str, float], shares: Mapping[str, Tensor | None]
+) -> dict[str, float]:
+    """The means over all processes, each figure weighted by this process's share of the tokens."""
+    own = [
+        value if shares.get(name) is None else value * float(shares[name])  # type: ignore[arg-type]
+        for name, value in figures.items()
+    ]
+    means = ranks.sum_of_all(torch.tensor(own, dtype=torch.float64)) / ranks.count()
+    return dict(zip(figures, means.tolist(), strict=True))
+
+
 def _fvu(forward: Forward) -> Tensor:
-    error = forward.residual_NTD.square().sum()
-    return error / (forward.y_NTD - forward.y_NTD.mean(0)).square().sum()
-
-
-def _any_rank(flags: Tensor) -> Tensor:
-    """The flags of all ranks, combined with "or"."""
+    """Squared error over the targets' variance, both of all processes' tokens."""
+    error, y_NTD = forward.residual_NTD.square().sum(), forward.y_NTD
     if not ranks.several():
-        return flags
-    counts = flags.int()
-    torch.distributed.all_reduce(counts, torch.distributed.ReduceOp.MAX)
-    return counts.bool()
+        return error / (y_NTD - y_NTD.mean(0)).square().sum()
+    tokens = y_NTD.new_tensor([len(y_NTD)], dtype=torch.float64)
+    sums = ranks.sum_of_all(torch.cat([y_NTD.double().sum(0).flatten(), tokens]))
+    mean_TD = (sums[:-1] / sums[-1]).view_as(y_NTD[0])
+    variance = (y_NTD.double() - mean_TD).square().sum()
+    of_all = ranks.sum_of_all(torch.stack([error.double(), variance]))
+    return of_all[0] / of_all[1]

@@ -28,6 +28,7 @@ from dictlearn.sources.tokens import check_settings
 from dictlearn.train.module import DictionaryTraining
 from dictlearn.train.trainee import Trainee
 from dictlearn.types import ModelInfo
+from dictlearn.verbs import processes
 
 OF_A_SOURCE = ("reads_model", "gives_windows", "shard", "next_batch", "state", "restore", "sample")
 BESIDE_BELOW = 1e8  # parameters; a laptop trains two dictionaries of this size
@@ -332,7 +333,9 @@ def dead_after(cfg: DictConfig) -> int:
 
 
 def run_tokens(cfg: DictConfig) -> int:
-    return cfg.steps * cfg.batch_tokens * cfg.trainer.accumulate_grad_batches
+    """Tokens that the run trains on, those of all its processes."""
+    of_one = cfg.steps * cfg.batch_tokens * cfg.trainer.accumulate_grad_batches
+    return of_one * processes.count(cfg)
 
 
 def named(group: DictConfig | None) -> dict[str, Any]:

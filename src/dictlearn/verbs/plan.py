@@ -19,7 +19,7 @@ from dictlearn.dicts.summary import aims_at_k
 from dictlearn.lm.load import load_skeleton
 from dictlearn.sources.mixture import naming_part, texts_in
 from dictlearn.sources.text_files import find_files
-from dictlearn.verbs import build, costs, storing, train
+from dictlearn.verbs import build, costs, processes, storing, train
 from dictlearn.verbs.continued import continued
 from dictlearn.verbs.described import beside_published, listed
 from dictlearn.verbs.gpus import GPUS, SHOWN, Gpu
@@ -91,7 +91,7 @@ def check_all(plan: Plan, cfg: DictConfig, gpu: Gpu | None, machine: Machine) ->
     # What a GPU would do can be planned without one.
     anywhere = OmegaConf.merge(cfg, {"trainer": {"accelerator": "auto"}})
     plan.check("configuration", lambda: train.check(anywhere))  # type: ignore[arg-type]
-    devices = plan.check("devices", lambda: n_devices(cfg))
+    devices = plan.check("devices", lambda: processes.count(cfg))
     if plan.mistakes:
         return
     if gpu is None:
@@ -141,7 +141,7 @@ def _find_all_files(data: DictConfig) -> None:
 
 
 def describe(plan: Plan, run: costs.Run, devices: int) -> None:
-    cfg, shape, tokens = run.cfg, run.dictionary.shape, build.run_tokens(run.cfg) * devices
+    cfg, shape, tokens = run.cfg, run.dictionary.shape, build.run_tokens(run.cfg)
     count = costs.count(run.dictionary)
     batch = run.step_tokens * devices
     work = costs.work(run, devices=devices)
@@ -259,20 +259,6 @@ def show(plan: Plan, console: Console, errors: Console) -> None:
 
 
 # --- checks -----------------------------------------------------------------------------------
-
-
-def n_devices(cfg: DictConfig) -> int:
-    """The number of training processes, from any of Lightning's forms: 8, "auto", -1, [0, 1], "0,1"."""
-    wanted = cfg.trainer.devices
-    if not isinstance(wanted, int | str):
-        return len(wanted)
-    if str(wanted) in ("auto", "-1"):
-        return max(1, torch.cuda.device_count()) if cfg.trainer.accelerator != "cpu" else 1
-    if "," in str(wanted):
-        return len([index for index in str(wanted).split(",") if index.strip()])
-    if not str(wanted).isdigit() or int(wanted) < 1:
-        raise ValueError(f"trainer.devices={wanted}: want a number of at least 1, or auto")
-    return int(wanted)
 
 
 def check_device(cfg: DictConfig) -> None:

@@ -25,7 +25,7 @@ from dictlearn import escape, stopping
 from dictlearn.lm.load import load_skeleton
 from dictlearn.overrides import dotted
 from dictlearn.sources.named import text_of
-from dictlearn.verbs import build, costs, plan, train
+from dictlearn.verbs import build, costs, plan, processes, train
 from dictlearn.verbs.described import listed
 from dictlearn.verbs.gpus import GPUS
 from dictlearn.verbs.machine import Machine, as_device, this_machine
@@ -127,7 +127,7 @@ def sizes(cfg: DictConfig) -> costs.Run:
 def why_alone(cfg: DictConfig, checkpoint: Path | None) -> str | None:
     if not build.reads_model(cfg):
         return "its source reads no model, so there is nothing to share"
-    if plan.n_devices(cfg) > 1:
+    if processes.count(cfg) > 1:
         return f"trainer.devices={cfg.trainer.devices}: it has several processes"
     if checkpoint is not None and train.steps_done(checkpoint) is None:
         return f"resume={checkpoint}: want the name step-<number>, which says where its stream is"

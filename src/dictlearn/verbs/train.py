@@ -44,7 +44,7 @@ from dictlearn.train.loader import SourceLoader
 from dictlearn.train.loggers import guarded
 from dictlearn.train.module import DictionaryTraining
 from dictlearn.types import Batch, ModelInfo
-from dictlearn.verbs import build, fingerprints, trained_in, verdict
+from dictlearn.verbs import build, fingerprints, processes, trained_in, verdict
 from dictlearn.verbs.asked import KEY as ASKED
 from dictlearn.verbs.asked import asked
 from dictlearn.verbs.continued import OF_THIS_START, continued
@@ -267,6 +267,7 @@ def batches_done(cfg: DictConfig, checkpoint: Path | None) -> int:
 def check(cfg: DictConfig) -> None:
     """Mistakes that can be seen in the configuration alone."""
     build.check_parts(cfg)
+    processes.check(cfg)
     if cfg.trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
         raise ValueError(
             f"trainer.accelerator={cfg.trainer.accelerator}: no CUDA device here; use trainer=cpu"
@@ -291,7 +292,8 @@ def fit(
         default_root_dir=cfg.run_dir,
         logger=list(loggers),
         callbacks=list(build.named(cfg.get("callbacks")).values()),
-        plugins=[DictlearnCheckpointIO(build.plain(cfg), contents=contents)],
+        strategy=processes.strategy(cfg, training),
+        plugins=[DictlearnCheckpointIO(build.plain(cfg), contents=contents), *processes.plugins()],
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
