@@ -315,6 +315,19 @@ def test_a_box_dropped_on_another_makes_a_group(browser, page):
     assert "sg_pos=" in browser.value("location.hash")
 
 
+def test_a_group_has_a_panel_of_its_own(browser, page):
+    browser.open(
+        page, "#pinnedIds=1_1_3,1_1_5,3_0_7&supernodes=" + quote('[["s","1_1_3","1_1_5"]]')
+    )
+    browser.click_at(*box_place(browser, 1))
+    browser.until(f"{TITLE} === 's'")
+    given = "[...document.querySelectorAll('#view section:last-child .value')].map((v) => v.textContent)"
+    assert browser.value(given) == ["+1.4"]  # 0.7 of each member
+    browser.click("#view [data-action=ungroup]")
+    browser.until(f"{TITLE} === 'made'")
+    assert browser.value("supernodes()") == [] and len(browser.value(PINNED)) == 3
+
+
 def test_groups_are_suggested_for_features_that_are_alike(browser, page):
     browser.open(page)
     browser.click("#suggest")

@@ -52,6 +52,15 @@ function renameDialog() {
   name.select();
 }
 
+function nameDialog(one) {
+  const name = el("input", { type: "text", id: "group-name", "aria-label": "Name of the group", autocomplete: "off" });
+  name.value = one.name;
+  const form = el("form", { method: "dialog" }, name, el("button", { type: "submit", class: "primary" }, "Rename"));
+  form.addEventListener("submit", () => change(() => { one.name = name.value.trim() || one.name; }));
+  openDialog(`Rename ${one.name}`, [form]);
+  name.select();
+}
+
 function suggestDialog() {
   const found = suggestions();
   const rows = found.map((one) => {

@@ -38,6 +38,25 @@ function edgeTable(node, side) {
     links.length ? body : el("p", { class: "note" }, "None."));
 }
 
+// What the members of a group get from nodes outside it, or give them: [node, weight], the strongest first.
+function groupLinks({ nodes }, side) {
+  const { source, target, weight } = data.graph;
+  const end = side === "into" ? source : target;
+  const sums = new Map();
+  for (const link of nodes.flatMap((node) => [...linksOf(data.graph[side], node)])) {
+    if (view.shown.links[link] && !nodes.includes(end[link])) sums.set(end[link], (sums.get(end[link]) ?? 0) + weight[link]);
+  }
+  return [...sums].sort((a, b) => Math.abs(b[1]) - Math.abs(a[1]));
+}
+
+function groupTable(one, side) {
+  const links = groupLinks(one, side);
+  const most = Math.abs(links[0]?.[1] ?? 0);
+  return section(side === "into" ? "From" : "To", "Sums over its members.", links.length
+    ? el("ul", { class: "bars edges" }, links.slice(0, 2 * ROWS_SHOWN).map(([node, sum]) => edgeLine(node, sum, most, 0)))
+    : el("p", { class: "note" }, "None."));
+}
+
 function sortButtons(again) {
   const buttons = Object.entries(SORTS).map(([key, { label }]) => {
     const button = el("button", { type: "button", "data-sort": key, "aria-pressed": String(sorted.by === key) }, label);

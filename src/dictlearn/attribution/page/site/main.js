@@ -42,10 +42,20 @@ function render() {
 function click(node) {
   if (node === state.clicked && node !== null) return;
   state.clicked = node;
+  opened.group = null;
   history.replaceState(null, "", address());
   showPanel();
   drawAll();
-  if (node !== null) byId("spoken").textContent = `${labelOf(node)}, ${whereOf(node)}`;
+  if (node === null) return;
+  byId("spoken").textContent = `${labelOf(node)}, ${whereOf(node)}`;
+  if (!byId("view").clientWidth) say(byId("spoken").textContent); // a narrow screen shows it in another tab
+}
+
+function openGroup(one) {
+  click(null);
+  opened.group = one;
+  showPanel();
+  showTab("view");
 }
 
 function fillTools() {
@@ -71,7 +81,7 @@ function fillTools() {
   byId("unpin").hidden = byId("tidy").hidden = many === 0;
 }
 
-const opened = { node: undefined };
+const opened = { node: undefined, group: null };
 
 async function showPanel() {
   const node = state.clicked;
@@ -80,7 +90,7 @@ async function showPanel() {
   try {
     const record = node === null ? null : await loadFeature(node);
     if (opened.node !== node) return; // another node was clicked meanwhile
-    content = node === null ? overviewOf() : nodeView(node, record);
+    content = node !== null ? nodeView(node, record) : state.groups.includes(opened.group) ? groupView(opened.group) : overviewOf();
   } catch (error) {
     content = [el("p", { class: "warning" }, `${error.message}.`)];
   }
@@ -98,6 +108,8 @@ function act(what) {
   if (what === "pin" && node !== null) change(() => pin([node], !isPinned(node)));
   else if (what === "group") groupDialog();
   else if (what === "rename") renameDialog();
+  else if (what === "rename-group") nameDialog(opened.group);
+  else if (what === "ungroup") change(() => ungroup([...opened.group.nodes]));
 }
 
 // Arrow keys: to the next node of the layer, or to the nearest of the next layer that has one.

@@ -30,7 +30,7 @@ function nodeHead(node) {
 }
 
 function action(what, label, key, on) {
-  return el("button", { type: "button", "data-action": what, "aria-pressed": String(on) }, el("span", {}, label), el("kbd", {}, key));
+  return el("button", { type: "button", "data-action": what, "aria-pressed": String(on) }, el("span", {}, label), key && el("kbd", {}, key));
 }
 
 function placeInWords(node) {
@@ -87,6 +87,15 @@ function tokensOf(writes) {
   const most = Math.max(...[...promoted, ...suppressed].map(([, value]) => Math.abs(value)), 0);
   return section("Tokens", `Direct effect on logits of one unit of activation${writes.length > 1 ? `, at ${target}` : ""}.`,
     el("div", { class: "pair" }, tokenBars("Promoted", promoted.slice(0, 10), most), tokenBars("Suppressed", suppressed.slice(0, 10), most)));
+}
+
+function groupView(one) {
+  return [
+    el("header", {}, el("h1", {}, one.name), el("p", { class: "site" }, `a group of ${whole(one.nodes.length)} nodes`),
+      el("div", { class: "actions" }, action("rename-group", "Rename", null, false), action("ungroup", "Ungroup", null, false))),
+    section("Members", null, nodeBars(one.nodes, (node) => view.influence[node], percent)),
+    groupTable(one, "into"), groupTable(one, "from"),
+  ];
 }
 
 function overviewOf() {

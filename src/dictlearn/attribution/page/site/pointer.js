@@ -105,11 +105,15 @@ function listenToSubgraph() {
     const onto = subgraph.boxes.find(({ key }) => key === subgraph.over);
     held = null;
     subgraph.over = null;
-    if (!moved) click(box.nodes.reduce((a, b) => (view.influence[b] > view.influence[a] ? b : a)));
+    if (!moved) openBox(box);
     else change(() => { if (onto) join(box, onto); });
   });
   canvas.addEventListener("pointercancel", () => { held = null; subgraph.over = null; drawSoon("subgraph"); });
   canvas.addEventListener("pointerleave", () => { if (!held) hoverBox(null); });
+}
+
+function openBox({ key, nodes }) {
+  if (key.startsWith("n")) click(nodes[0]); else openGroup(state.groups.find(({ id }) => key === `g${id}`));
 }
 
 function hoverBox(box, event) {

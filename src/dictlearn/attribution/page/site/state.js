@@ -7,7 +7,7 @@ const LINK_TYPES = ["both", "input", "output"];
 const MOST_PINNED = 200; // more make no drawing; circuit-tracer's page has the same limit
 
 const state = {
-  clicked: null, pinned: [], groups: [], links: "both", nodeShare: 1, linkShare: 1, // groups: {name, nodes}
+  clicked: null, pinned: [], groups: [], links: "both", nodeShare: 1, linkShare: 1, // groups: {id, name, nodes}
   places: new Map(), // where boxes of the subgraph were dragged: key -> [x, y] in thousandths
 };
 
@@ -23,7 +23,7 @@ function pin(nodes, on = true) {
 // Puts nodes into one group and out of all others; returns it.
 function group(nodes, name) {
   for (const one of state.groups) one.nodes = one.nodes.filter((node) => !nodes.includes(node));
-  const made = { name, nodes: [...new Set(nodes)] };
+  const made = { id: Math.max(-1, ...state.groups.map(({ id }) => id)) + 1, name, nodes: [...new Set(nodes)] };
   state.groups.push(made);
   pin(nodes.filter((node) => !isPinned(node)));
   tidyGroups();
@@ -65,7 +65,7 @@ function subgraphPlaces() {
 
 // Boxes of the subgraph: pinned nodes without a group, then groups.
 function boxKeys() {
-  return [...state.pinned.filter((node) => !groupOf(node)).map((node) => `n${node}`), ...state.groups.map((_, i) => `g${i}`)];
+  return [...state.pinned.filter((node) => !groupOf(node)).map((node) => `n${node}`), ...state.groups.map(({ id }) => `g${id}`)];
 }
 
 function readAddress() {

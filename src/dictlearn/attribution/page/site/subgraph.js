@@ -13,7 +13,7 @@ function boxes() {
   const mean = (values, nodes) => nodes.reduce((sum, node) => sum + values[node], 0) / nodes.length;
   const box = (key, nodes, name, label) => ({ key, nodes, name, label, row: mean(row, nodes), position: mean(position, nodes) });
   const single = state.pinned.filter((node) => !groupOf(node)).map((node) => box(`n${node}`, [node], nameAt(node), labelOf(node)));
-  return [...single, ...state.groups.map(({ name, nodes }, i) => box(`g${i}`, nodes, `${nodes.length} ${nodes.length === 1 ? "node" : "nodes"}`, name))];
+  return [...single, ...state.groups.map(({ id, name, nodes }) => box(`g${id}`, nodes, `${nodes.length} ${nodes.length === 1 ? "node" : "nodes"}`, name))];
 }
 
 function nameAt(node) {
@@ -159,10 +159,9 @@ function boxAt(x, y, width, height, but = null) {
 
 // One box was dropped on another: they become a group, or join the one that is there.
 function join(moved, onto) {
-  const target = onto.key.startsWith("g") ? state.groups[Number(onto.key.slice(1))] : null;
   const nodes = [...onto.nodes, ...moved.nodes];
-  state.places = new Map(); // keys of groups change
-  if (target) { group(nodes, target.name); return; }
-  const named = moved.key.startsWith("g") ? moved.label : nameForGroup(nodes);
-  group(nodes, named);
+  const named = [onto, moved].find(({ key }) => key.startsWith("g"));
+  const made = group(nodes, named ? named.label : nameForGroup(nodes));
+  state.places.set(`g${made.id}`, state.places.get(onto.key) ?? subgraph.placed.get(onto.key));
+  state.places.delete(moved.key);
 }
