@@ -93,6 +93,9 @@ def test_a_multirun_ends_with_a_table_and_a_page(
     assert "dict.k=8 " in said.out and "0.1250" in said.out and "dict.k=64" not in said.out
     page = Path("runs/mine/sweep.html").read_text()
     assert "dict.k=16" in page and page.count("<svg") == 1
+    assert command("train", "-m", "name=mine", "dict.k=8,64,128,16") == 2  # the folders are there
+    assert "The page" not in capsys.readouterr().err
+    assert Path("runs/mine/sweep.html").read_text() == page
 
 
 def test_a_multirun_goes_on_after_a_mistake_and_reports_it(

@@ -33,13 +33,15 @@ def key(override: str) -> str:
 
 
 def conclude(folders: Sequence[Path], parent: Path | None, failed: Mapping[str, str]) -> None:
-    """Writes the table and the page over a multirun's runs; nothing if there is one run or no figures.
+    """Writes the table and the page over a multirun's runs.
+
+    Nothing if there is one run, or if none came to its end: an earlier page then stays.
 
     Args:
         folders: of the runs that have begun.
         parent: the multirun's folder, where the page goes, if it has one.
         failed: why the others have failed, by the runs' names.
     """
-    done = [folder for folder in folders if (folder / "figures.json").is_file()]
+    done = [f for f in folders if f.name not in failed and (f / "figures.json").is_file()]
     if done and len(done) + len(failed) > 1:
         import_module("dictlearn.verbs.compare").conclude(done, parent, failed)
