@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
@@ -108,6 +109,9 @@ def write_arrow(path: Path, columns: dict[str, Tensor], batches: list[int]) -> N
 
 
 def nested(x: Tensor) -> pa.Array:
+    """Lists of lists of one length each; of a matrix, lists whose type says it."""
+    if x.dim() == 2:
+        return pa.FixedSizeListArray.from_arrays(pa.array(x.flatten().numpy()), x.shape[1])
     array = pa.array(x.flatten().numpy())
     for size in reversed(x.shape[1:]):
         offsets = pa.array(range(0, len(array) + 1, size), type=pa.int32())
@@ -166,8 +170,64 @@ def write_compressed(
     return meant
 
 
+def bionemo(folder: Path, width: int = WIDTH, dtype: torch.dtype = torch.float32) -> Made:
+    """Shards of a column for each dimension; the last is shorter."""
+    folder.mkdir(parents=True)
+    made = Made({"resid_post.1": []}, None)
+    for shard in range(SHARDS):
+        x = values(shard, width, 20 if shard == SHARDS - 1 else 32, dtype=dtype)
+        columns = {f"dim_{i}": x[:, i].numpy() for i in range(width)}
+        pq.write_table(pa.table(columns), folder / f"shard_{shard:05d}.parquet")
+        made.sites["resid_post.1"].append(x)
+    sizes = {"n_samples": 84, "hidden_dim": width, "n_shards": SHARDS, "shard_size": 32}
+    told = {"model_name": "some/tiny", "layer": 1, "n_sequences": 9}
+    (folder / "metadata.json").write_text(json.dumps({**sizes, **told}))
+    return made
+
+
+def activault(folder: Path, width: int = WIDTH) -> Made:
+    """Three hooks in bfloat16, files joined by their uuid; statistics with the std that it writes."""
+    hooks = {
+        "mlp_in.1": "models.layers.1.mlp.pre",
+        "mlp_out.1": "models.layers.1.mlp.post",
+        "resid_pre.1": "models.layers.1.self_attn.pre",
+    }
+    made = Made({site: [] for site in hooks}, [])
+    assert made.tokens is not None
+    for group in range(SHARDS):
+        tokens = windows(group)[:, 1:].clone()  # it cuts specials out
+        for n, (site, hook) in enumerate(hooks.items()):
+            x = values(10 * group + n, width, *tokens.shape, dtype=torch.bfloat16)
+            path = folder / hook / f"{group:05d}-uuid--{group + n}_0.saved.pt"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.save({"states": x, "input_ids": tokens, "tensor_bytes": 7}, path)
+            shape = {"shape": list(x.shape), "input_ids_shape": list(tokens.shape)}
+            said = {"dtype": "torch.bfloat16", "batch_size": WINDOWS, "d_in": width}
+            size = {"bytes_per_file": path.stat().st_size}
+            (path.parent / "metadata.json").write_text(json.dumps(said | shape | size))
+            wrong = {
+                "mean": [0.0] * width,
+                "std": [0.125] * width,
+                "norm": 4.0,
+                "M2": [1.0] * width,
+            }
+            (path.parent / "statistics.json").write_text(json.dumps(wrong))
+            made.sites[site].append(x.flatten(0, 1))
+        made.tokens.append(tokens.flatten())
+    config = {"run_name": "x", "transformer_config": {"model_name": "some/tiny"}}
+    (folder / "cfg.json").write_text(json.dumps(config))
+    return made
+
+
 FORMATS: dict[str, Callable[..., Made]] = {
+    "activault": activault,
+    "bionemo": bionemo,
     "clt_forge": clt_forge,
     "llamascopium": llamascopium,
     "saelens": saelens,
+}
+# What a user has to say, where a name doesn't say what it stands for.
+NAMES = {
+    "activault": {"resid_pre.1": "models.layers.1.self_attn.pre"},
+    "bionemo": {"resid_post.1": "activations"},
 }

@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +15,18 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from dictlearn.activations import remote
 from dictlearn.activations.formats import open_store, registry
-from dictlearn.activations.place import LocalPlace
+from dictlearn.activations.place import LocalPlace, opened
+from dictlearn.lm.language_model import freeze
 from dictlearn.sources import row_stream
 from dictlearn.sources.cached import CachedSource
 from dictlearn.sources.cached_windows import CachedWindowsSource
 from dictlearn.sources.protocol import NoText
 from tests.activations import foreign
-from tests.activations.foreign import FORMATS, SHARDS, WINDOWS, Made
+from tests.activations.foreign import FORMATS, NAMES, SHARDS, WINDOWS, Made
 from tests.activations.made import model
 from tests.sources.test_live import BOS, CONTEXT, PAD, WIDTH, equal
 
@@ -32,6 +34,7 @@ LAYOUTS: dict[str, Callable[..., Made]] = {
     **FORMATS,
     "llamascopium, rows": partial(foreign.llamascopium, flat=True),
     "llamascopium, torch.save": partial(foreign.llamascopium, ending="pt"),
+    "bionemo, float64": partial(foreign.bionemo, dtype=torch.float64),
     "clt_forge, zstd": partial(foreign.clt_forge, stored="int8", codec="zstd"),
     "clt_forge, lz4": partial(foreign.clt_forge, stored="none", codec="lz4"),
     "clt_forge, packed": partial(foreign.clt_forge, stored="int8", codec="none"),
@@ -50,6 +53,20 @@ def lm() -> Any:
     return replace(model(), info=info, special_ids=frozenset({BOS, PAD}))
 
 
+@cache
+def gemma() -> Any:
+    config = Gemma2Config(
+        vocab_size=model().info.vocab_size,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=8,
+    )
+    return freeze(Gemma2ForCausalLM(config))
+
+
 def source(path: Path | str, kind: type = CachedSource, **options: Any) -> Any:
     settings: dict[str, Any] = {
         "windows": NoText(CONTEXT),
@@ -60,7 +77,10 @@ def source(path: Path | str, kind: type = CachedSource, **options: Any) -> Any:
         "open_shards": 2,
         **({"buffer_tokens": 40, "batch_dtype": "stored"} if kind is CachedSource else {}),
     }
-    return kind(lm(), path=str(path), **{**settings, **options})
+    names = NAMES.get(open_store(opened(str(path))).name)
+    return kind(
+        options.pop("of", None) or lm(), path=str(path), **{**settings, "names": names, **options}
+    )
 
 
 def rows_of(stream: Any, made: Made) -> list[tuple[float, ...]]:
@@ -84,7 +104,7 @@ def test_rows_are_those_that_were_written(tmp_path, layout):
             written = made.sites[site][number]
             assert rows.dtype == written.dtype == stream._store.info.dtype
             assert torch.equal(rows if kept_N is None else rows[kept_N], written)
-            assert torch.equal(shard.rows(site, 3, 29), rows[3:29])
+            assert torch.equal(shard.rows(site, 3, 19), rows[3:19])
         tokens_N = shard.tokens_N if kept_N is None else shard.tokens_N[kept_N]
         if made.tokens is not None:
             assert torch.equal(tokens_N.long(), made.tokens[number].long())
@@ -121,8 +141,8 @@ def test_a_store_at_an_address_is_read_as_a_folder_is(tmp_path, name):
     sites: Any = {"sources": tuple(made.sites)[:1], "targets": tuple(made.sites)[:1]}
     here, there = source(tmp_path / "s", **sites), source(address, **sites)
     assert all(equal(here.next_batch(), there.next_batch()) for _ in range(8))
-    with pytest.raises(ValueError, match=r"^source.path=memory://.* has no resid_pre.0; it has"):
-        source(address, sources=("resid_pre.0",))
+    with pytest.raises(ValueError, match=r"^source.path=memory://.* has no resid_pre.0; it has "):
+        source(address, sources=("resid_pre.0",), names=None)
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -156,6 +176,42 @@ def test_a_site_under_another_name_is_named_by_the_user(tmp_path):
     assert set(rows_of(named, made)) == written
     with pytest.raises(ValueError, match="source.names says that its nothing is resid_post.1"):
         source(tmp_path / "s", names={"resid_post.1": "nothing"})
+
+
+@pytest.mark.parametrize(
+    ("name", "site", "sentence"),
+    [
+        (
+            "activault",
+            "resid_pre.1",
+            "self_attn.pre: where no hook caught it, .*before the layer or",
+        ),
+        ("bionemo", "resid_post.1", "it has activations: metadata.json says only that .* layer 1;"),
+    ],
+)
+def test_a_name_that_may_mean_several_things_is_not_guessed(tmp_path, name, site, sentence):
+    FORMATS[name](tmp_path / "s")
+    with pytest.raises(ValueError, match=f"has no {site}; .*{sentence}.*source.names="):
+        source(tmp_path / "s", sources=(site,), targets=(site,), names=None)
+
+
+def test_a_module_before_a_norm_is_not_what_is_added_to_the_residual(tmp_path):
+    foreign.activault(tmp_path / "s", width=gemma().info.width)
+    with pytest.raises(ValueError, match="has no mlp_out.1; it has .*model.layers.1.mlp:output"):
+        own_site = ("mlp_out.1",)
+        source(tmp_path / "s", sources=own_site, targets=own_site, model="any", of=gemma())
+    raw = ("model.layers.1.mlp:output",)
+    stream = source(tmp_path / "s", sources=raw, targets=raw, model="any", of=gemma())
+    assert stream.next_batch().x_NSD.shape[1:] == (1, gemma().info.width)
+
+
+def test_a_hidden_state_of_the_last_layer_is_said_to_be_after_the_norm(tmp_path, caplog):
+    foreign.activault(tmp_path / "s")
+    old = tmp_path / "s/models.layers.1.mlp.post"
+    old.rename(old.with_name("blocks.1.hook_resid_post"))
+    with caplog.at_level(logging.WARNING):
+        source(tmp_path / "s", windows=[], names=None)
+    assert "for the model's last layer, that is after the last norm" in caplog.text
 
 
 def test_a_store_of_another_model_is_refused_unless_that_is_asked_for(tmp_path):
@@ -206,172 +262,3 @@ def test_windows_have_the_rows_that_the_mask_keeps(tmp_path):
     foreign.saelens(tmp_path / "other")
     with pytest.raises(ValueError, match="its rows are not kept in windows of text"):
         source(tmp_path / "other", CachedWindowsSource)
-
-
-# --- damage -----------------------------------------------------------------------------------
-
-
-def one_file(folder: Path) -> Path:
-    """The second shard's file, of the first site."""
-    endings = ("*.safetensors", "*.arrow", "*.pt", "*.parquet", "*.bin")
-    files = sorted(path for ending in endings for path in folder.rglob(ending))
-    return next(path for path in files if "00001" in path.name or "split_1" in path.name)
-
-
-@pytest.mark.parametrize("how", ["truncated", "missing", "empty", "noise"])
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_damaged_shard_is_named_or_left_out(tmp_path, layout, how, caplog):
-    made = LAYOUTS[layout](tmp_path / "s")
-    path = one_file(tmp_path / "s")
-    data = path.read_bytes()
-    in_names = [s for s in made.sites if hook_of(s) in str(path)]
-    site = next(iter(in_names or made.sites))
-    match how:
-        case "truncated":
-            path.write_bytes(data[: len(data) - 400])
-        case "missing":
-            path.unlink()
-        case "empty":
-            path.write_bytes(b"")
-        case "noise":
-            path.write_bytes(bytes(range(256)) * (len(data) // 256 + 1))
-    options: Any = {"sources": (site,), "targets": (site,)}
-    with pytest.raises(ValueError, match="^source.on_damage=stop: ") as refused:
-        rows_of(source(tmp_path / "s", **options), made)
-    assert path.stem in str(refused.value) and "\n" not in str(refused.value)
-    skipping = source(tmp_path / "s", on_damage="skip", **options)
-    left = [rows for n, rows in enumerate(made.sites[site]) if n != 1]
-    assert set(rows_of(skipping, made)) == {tuple(row) for rows in left for row in rows.tolist()}
-    assert sum(path.stem in record.message for record in caplog.records) == 1
-
-
-def hook_of(site: str) -> str:
-    kind, layer = site.split(".")
-    return f"blocks.{layer}.hook_{kind}"
-
-
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_values_that_are_not_finite_are_damage(tmp_path, layout, bad, monkeypatch):
-    plain = foreign.values
-
-    def broken(seed: int, *args: Any, **options: Any) -> Tensor:
-        x = plain(seed, *args, **options)
-        if seed in (1, 10):  # a shard's first site in every layout
-            x[(0, 5) if x.shape[1] == CONTEXT else (5, 0)][2] = bad
-        return x
-
-    monkeypatch.setattr(foreign, "values", broken)
-    made = LAYOUTS[layout](tmp_path / "s")
-    site = next(iter(made.sites))
-    stream = source(tmp_path / "s", sources=(site,), targets=(site,))
-    with pytest.raises(ValueError, match="is damaged: row [05] has values that are not finite"):
-        rows_of(stream, made)
-
-
-def rewritten(folder: Path, hook: str, **tensors: Tensor | None) -> Path:
-    path = folder / hook / "chunk-00000001.safetensors"
-    found = {**load_file(path), **tensors}
-    save_file({name: t for name, t in found.items() if t is not None}, path)
-    return path
-
-
-IDS = torch.zeros(WINDOWS, CONTEXT, dtype=torch.int64)
-
-
-@pytest.mark.parametrize(
-    "tensors",
-    [
-        {"activation": None},
-        {"activation": torch.zeros(WINDOWS, CONTEXT, WIDTH)},
-        {"activation": torch.zeros(WINDOWS, CONTEXT, WIDTH + 1, dtype=torch.bfloat16)},
-        {"activation": torch.zeros(WINDOWS, CONTEXT, WIDTH, dtype=torch.int64)},
-        {"activation": torch.zeros(WIDTH, dtype=torch.bfloat16)},
-        {"tokens": None},
-        {"tokens": IDS[:, :-1].contiguous()},
-        {"tokens": IDS.float()},
-        {"tokens": IDS},
-        {"mask": IDS},
-        {"mask": IDS[0]},
-    ],
-    ids=str,
-)
-def test_a_chunk_of_other_shapes_is_refused(tmp_path, tensors):
-    foreign.llamascopium(tmp_path / "s")
-    path = rewritten(tmp_path / "s", "blocks.1.hook_resid_post", **tensors)
-    both = ("resid_post.1", "mlp_out.1")
-    with pytest.raises(ValueError, match="^source") as refused:
-        stream = source(tmp_path / "s", sources=both, targets=both)
-        for _ in range(8):
-            stream.next_batch()
-    known = (path.name in str(refused.value), "shard 1" in str(refused.value))
-    assert any(known) and "\n" not in str(refused.value)
-
-
-class Harmful:
-    def __reduce__(self) -> tuple[Any, tuple[Any]]:
-        return Path.touch, (Path("it-ran"),)
-
-
-def test_no_pickle_is_loaded(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    foreign.llamascopium(tmp_path / "s", ending="pt")
-    path = tmp_path / "s" / "blocks.1.hook_resid_post" / "chunk-00000001.pt"
-    torch.save({**torch.load(path, weights_only=True), "meta": Harmful()}, path)
-    with pytest.raises(
-        ValueError, match="chunk-00000001.pt: is not a readable file.*could run code"
-    ):
-        source(tmp_path / "s")
-    assert not (tmp_path / "it-ran").exists()
-
-
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        ("dataset_info.json", {"features": {}}),
-        ("dataset_info.json", {"features": {"x": {"_type": "Array2D", "shape": [8, 1 << 40]}}}),
-        ("dataset_info.json", {"features": {"x": {"_type": "Array2D", "shape": [8, 16]}}}),
-        ("dataset_info.json", []),
-        ("state.json", {"_data_files": [{"filename": "../elsewhere.arrow"}]}),
-        ("state.json", {"_data_files": []}),
-        ("state.json", {}),
-    ],
-    ids=str,
-)
-def test_a_data_set_that_says_nonsense_is_refused(tmp_path, name, content):
-    foreign.saelens(tmp_path / "s")
-    (tmp_path / "s" / name).write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=f"^{tmp_path}/s/{name} ") as refused:
-        source(tmp_path / "s")
-    assert "\n" not in str(refused.value)
-
-
-@pytest.mark.parametrize(
-    "columns",
-    [
-        {"x": torch.zeros(WINDOWS, CONTEXT, WIDTH)},
-        {"blocks.1.hook_resid_post": torch.zeros(WINDOWS, CONTEXT, WIDTH + 1)},
-        {"blocks.1.hook_resid_post": torch.zeros(WINDOWS, CONTEXT - 1, WIDTH)},
-        {"blocks.1.hook_resid_post": torch.zeros(WINDOWS, CONTEXT, WIDTH, dtype=torch.float64)},
-        {"blocks.1.hook_resid_post": torch.zeros(WINDOWS, WIDTH)},
-        {"token_ids": torch.zeros(WINDOWS, CONTEXT, dtype=torch.int64)},
-        {"token_ids": torch.zeros(WINDOWS, CONTEXT + 1, dtype=torch.int32)},
-    ],
-    ids=lambda c: f"{next(iter(c))} {list(next(iter(c.values())).shape)}",
-)
-def test_an_arrow_file_of_other_shapes_is_refused(tmp_path, columns):
-    foreign.saelens(tmp_path / "s")
-    right = {
-        "blocks.1.hook_resid_post": torch.zeros(WINDOWS, CONTEXT, WIDTH),
-        "token_ids": torch.ones(WINDOWS, CONTEXT, dtype=torch.int32),
-    }
-    name = "data-00001-of-00003.arrow"
-    columns = columns if "x" in columns else {**right, **columns}
-    foreign.write_arrow(tmp_path / "s" / name, columns, [WINDOWS])
-    with pytest.raises(
-        ValueError, match=f"^source.on_damage=stop: .*{name} is damaged: "
-    ) as refused:
-        stream = source(tmp_path / "s")
-        for _ in range(8):
-            stream.next_batch()
-    assert "\n" not in str(refused.value)

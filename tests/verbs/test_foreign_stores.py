@@ -21,7 +21,11 @@ RUN = [
 ]
 
 
-KINDS = {"clt_forge": ["dict=clt", "dict.layers=[0,1]", "dict.reads=mlp_norm"]}
+KINDS = {
+    "activault": ["dict=transcoder", "dict.layer=1"],
+    "bionemo": ["dict=sae", "dict.layer=1", "source.names={resid_post.1: activations}"],
+    "clt_forge": ["dict=clt", "dict.layers=[0,1]", "dict.reads=mlp_norm"],
+}
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -44,9 +44,13 @@ class ArrowStream:
         for size in shape:
             if isinstance(array, pa.ExtensionArray):  # that of `datasets`, if it is imported
                 array = array.storage
-            if not isinstance(array, pa.ListArray) or array.null_count:
+            if not isinstance(array, pa.ListArray | pa.FixedSizeListArray) or array.null_count:
                 raise ValueError(f"it has {array.type} where lists are wanted, or nulls")
-            if (np.diff(array.offsets.to_numpy()) != size).any():
+            if isinstance(array, pa.FixedSizeListArray):
+                lengths = np.array([array.type.list_size])
+            else:
+                lengths = np.diff(array.offsets.to_numpy())
+            if (lengths != size).any():
                 raise ValueError(f"its lists are not of shape {list(shape)}")
             array = array.flatten()
         kind = np.dtype(str(dtype).removeprefix("torch."))

@@ -73,5 +73,5 @@ class OpenShards:
 def damage(error: Exception | str) -> ValueError:
     return ValueError(
         f"source.on_damage=stop: {error}; source.on_damage=skip leaves such a shard out, and "
-        f"`dictlearn cache` with verify=true makes it again"
+        f"`dictlearn cache` with verify=true makes one that it wrote again"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import final
@@ -11,15 +12,17 @@ from torch import Tensor
 
 from dictlearn.activations.protocol import ActivationStore, Shard, ShardWindows, StoreInfo
 from dictlearn.lm.language_model import LanguageModel
-from dictlearn.lm.other_names import site_of_hook
+from dictlearn.lm.other_names import module_output, site_of_hook
 
+# Activault's hooks: input and output of a module, before a norm that may follow it.
+OF_MODULE = re.compile(r"models\.layers\.(\d+)\.(mlp|self_attn)\.(pre|post)")
 TAKES = "source.names={<site>: <name in the store>} says what it is"
 
 
 def named_in(
-    info: StoreInfo, sites: Sequence[str], names: Mapping[str, str], where: str
+    info: StoreInfo, sites: Sequence[str], names: Mapping[str, str], lm: LanguageModel, where: str
 ) -> dict[str, str]:
-    """The store's name of each of our sites: the user's word, our name, or TransformerLens' hook.
+    """The store's name of each of our sites: the user's word, our name, or what a tool calls it.
 
     Raises ValueError, which begins with `where`, if the store has none of this name.
     """
@@ -29,12 +32,25 @@ def named_in(
                 f"{where}: source.names says that its {name} is {site}, and it has only "
                 f"{', '.join(info.sites)}"
             )
-    clear = {site_of_hook(name): name for name in info.sites if name not in info.unclear}
+    clear = {_our_name(lm, name): name for name in info.sites if name not in info.unclear}
     found = {**clear, **{name: name for name in info.sites if name not in info.unclear}, **names}
     for site in sites:
         if site not in found:
             raise ValueError(_missing(where, info, site, clear))
     return {site: found[site] for site in sites}
+
+
+def _our_name(lm: LanguageModel, name: str) -> str:
+    """Our name of TransformerLens' or Activault's hook; any other name is returned as it is."""
+    match = OF_MODULE.fullmatch(name)
+    if match is None:
+        return site_of_hook(name)
+    layer, module, end = match.groups()
+    if int(layer) >= lm.info.n_layers:
+        return name
+    if end == "pre":
+        return f"mlp_in.{layer}" if module == "mlp" else name
+    return module_output(lm, "mlp_out" if module == "mlp" else "attn_out", layer)
 
 
 def _missing(where: str, info: StoreInfo, site: str, clear: Mapping[str, str]) -> str:

@@ -44,7 +44,7 @@ def open_for(
     Raises ValueError, in one sentence that names source.path.
     """
     where, store = f"source.path={path}", open_store(opened(path), format)
-    chosen = named_in(store.info, sites, names or {}, where)
+    chosen = named_in(store.info, sites, names or {}, lm, where)
     store = store.reading(list(chosen.values()))
     info = store.info
     for site, name in chosen.items():
@@ -53,6 +53,8 @@ def open_for(
                 f"{where}: its {site} is {info.widths[name]} wide, and {lm.info.name} is "
                 f"{lm.info.width} wide"
             )
+    if not info.rows and info.absent:
+        raise ValueError(f"{where}: {next(iter(info.absent.values()))}")
     if not info.rows:
         raise ValueError(
             f"{where}: holds no rows yet; `dictlearn cache output={path}` continues it"
