@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -162,6 +164,27 @@ def test_intervals_are_students():
     samples = torch.randn(4000, 6, generator=torch.Generator().manual_seed(0))
     inside = [low < 0 < high for _, low, high in (interval(row) for row in samples.tolist())]
     assert sum(inside) / 4000 == pytest.approx(0.95, abs=0.012)
+
+
+def test_a_chat_model_gets_the_question_as_a_users_turn(lm: LanguageModel):
+    tokenizer = copy.deepcopy(lm.tokenizer)
+    assert tokenizer is not None
+    tokenizer.chat_template = "{% for m in messages %}<{{m.role}}>{{m.content}}{% endfor %}<answer>"
+    chat = replace(lm, tokenizer=tokenizer)
+    assert (
+        tokenizer.decode(protocol.prompt_ids(chat, "Is ice cold?")) == "<user>Is ice cold?<answer>"
+    )
+    plain = tokenizer.decode(protocol.prompt_ids(lm, "Is ice cold?"), skip_special_tokens=True)
+    assert plain == "Question: Is ice cold?\nAnswer:"
+
+
+def test_yes_and_no_are_told_apart_by_their_first_tokens(lm: LanguageModel):
+    ids, tokenizer = protocol.answer_ids(lm), lm.tokenizer
+    assert tokenizer is not None
+    for side, texts in protocol.ANSWERS.items():
+        first = {tokenizer(text, add_special_tokens=False)["input_ids"][0] for text in texts}  # type: ignore[index]
+        assert set(ids[side]) <= first
+    assert not set(ids["yes"]) & set(ids["no"])
 
 
 def test_what_cannot_be_studied_is_refused(lm, vectors):

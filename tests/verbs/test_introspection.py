@@ -54,7 +54,7 @@ def test_concepts_may_be_saved_vectors(capsys: pytest.CaptureFixture[str]):
     listed = "study.concepts=[v0,v1,v2,v3,v4]"
     command = [*STUDY, listed, "model=pico", "site=resid_post.1", "study.placebos=1"]
     assert steer.main(compose("steer", command)) == 0
-    assert "5 concepts, 1 placebos" in capsys.readouterr().out
+    assert "5 concepts, 1 placebo of" in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"site=resid_post\.2: the vector is at resid_post\.1"):
         steer.main(compose("steer", [*command, "site=resid_post.2"]))
     with pytest.raises(ValueError, match="dogs is no folder of a saved vector, as others are"):

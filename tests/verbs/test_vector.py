@@ -52,7 +52,7 @@ def test_a_vector_is_shown_saved_and_exported(capsys: pytest.CaptureFixture[str]
     [
         ([], "nothing to make a vector of"),
         (["pos=pos.txt"], "nothing to make a vector of"),
-        ([*TEXTS, "vector=v"], "nothing to make a vector of"),
+        ([*TEXTS, "vector=v"], "vector=, pos= and neg= were all given"),
         (["pos=none.txt", "neg=neg.jsonl"], "pos=none.txt: it is not there"),
         (["pos=pos.txt", "neg=[a,b]"], "neg: 2 texts; a held-out accuracy wants at least 4"),
         ([*TEXTS, "method=median"], "method=median: want mean, pca or logistic"),

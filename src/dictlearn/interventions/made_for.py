@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from dictlearn.lm.fingerprint import fingerprint
@@ -16,8 +18,14 @@ def weights_of(info: ModelInfo) -> str | None:
 
     It is None for a model in memory.
     """
+    folder = Path(info.name).expanduser()
+    return _weights(str(folder.resolve()) if folder.is_dir() else info.name, info.revision)
+
+
+@cache  # a push asks before every pass
+def _weights(name: str, revision: str | None) -> str | None:
     try:
-        return fingerprint(info.name, info.revision)["weights"]
+        return fingerprint(name, revision)["weights"]
     except ValueError:
         return None
 

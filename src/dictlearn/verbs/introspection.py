@@ -18,6 +18,7 @@ from dictlearn.evals.report import theme
 from dictlearn.evals.report.introspection import introspection_plot
 from dictlearn.interventions import introspection as protocol
 from dictlearn.lm.sites import resolve
+from dictlearn.words import counted
 
 SORT = "an introspection study"
 
@@ -56,7 +57,7 @@ def lines(record: Mapping[str, Any]) -> Iterator[Text]:
     concepts = len(record["concepts"])
     yield Text(
         f"Injected concepts in {record['model']} at {record['site']}: {concepts} concepts, "
-        f"{record['placebos']} placebos of the same norm for each"
+        f"{counted(record['placebos'], 'placebo')} of the same norm for each"
     )
     yield Text("how much more injection raises logit(yes) - logit(no) [95% interval]", style="dim")
     names = list(record["contrasts"])

@@ -41,6 +41,8 @@ class Keys:
 def main(cfg: DictConfig) -> int:
     """Fits or reads, prints a table, and writes what `output` and `gguf` name; the exit status."""
     by_texts = cfg.pos is not None and cfg.neg is not None
+    if cfg.vector is not None and by_texts:
+        raise ValueError("vector=, pos= and neg= were all given; want texts or a saved vector")
     if (cfg.vector is not None) == by_texts or (cfg.pos is None) != (cfg.neg is None):
         raise ValueError(
             "nothing to make a vector of; want pos=<texts> and neg=<texts>, each a list or a .txt or "
