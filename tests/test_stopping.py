@@ -65,7 +65,9 @@ def test_a_stopped_training_names_the_command_that_goes_on(monkeypatch, capsys):
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_stop_before_any_work_is_said(monkeypatch, capsys, number, status):
     monkeypatch.setattr(sys, "argv", ["dictlearn", "train"])
-    monkeypatch.setattr(config, "translated", lambda given: os.kill(os.getpid(), number) or given)
+    monkeypatch.setattr(
+        config, "translated", lambda given, *verb: os.kill(os.getpid(), number) or given
+    )
     with pytest.raises(SystemExit) as stop:
         cli.main()
     assert stop.value.code == status

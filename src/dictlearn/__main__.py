@@ -7,9 +7,10 @@ from dictlearn import stopping
 
 def main(verb: str | None = None) -> None:
     """Runs the command line and exits; see `dictlearn.cli.main`."""
-    with stopping.at_once():
-        from dictlearn import cli
-    cli.main(verb)
+    with stopping.noting_warnings():
+        with stopping.at_once():
+            from dictlearn import cli
+        cli.main(verb)
 
 
 if __name__ == "__main__":

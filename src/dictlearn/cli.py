@@ -168,7 +168,7 @@ class Jobs:
             supply = [self.supplies[number]] if number in self.supplies else []
             with nullcontext() if supply else stopping.told(self.verb, cfg):
                 self.statuses[number] = run(cfg, *supply)
-        if self.statuses[number] in (130, 143):  # an interrupted run ends the multirun
+        if self.statuses[number] in stopping.STATUSES:  # an interrupted run ends the multirun
             sys.exit(self.statuses[number])
 
     @contextmanager

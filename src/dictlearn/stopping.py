@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 NOTHING = "nothing was written"
+WARNINGS = (signal.SIGUSR1, signal.SIGUSR2)  # from schedulers, some time before they end a job
+STATUSES = tuple(128 + n for n in (signal.SIGINT, signal.SIGTERM, *WARNINGS))  # of stopped programs
+_warned: int | None = None  # the first of WARNINGS that came
 _begun = False  # whether a verb has begun since `listening`
 
 
@@ -36,6 +39,24 @@ def at_once() -> Iterator[None]:
     """
     with _answered(signal.SIGINT, _leave), _answered(signal.SIGTERM, _leave):
         yield
+
+
+@contextmanager
+def noting_warnings() -> Iterator[None]:
+    """A scheduler's warning ends nothing by itself; training saves and stops after its next step."""
+    first, second = WARNINGS
+    with _answered(first, _note), _answered(second, _note):
+        yield
+
+
+def warned() -> int | None:
+    """The warning of a scheduler that has come in this process, if any."""
+    return _warned
+
+
+def _note(signum: int, frame: FrameType | None) -> None:
+    global _warned
+    _warned = _warned or signum
 
 
 @contextmanager

@@ -135,8 +135,11 @@ def run_and_wait(run: Path, wait_at: int, seconds: float, steps: int, **options:
     train(run, steps, on_step=on_step, **options)
 
 
-def run_rank(rank: int, port: int, run: Path, *arguments: Any, **options: Any) -> None:
+def run_rank(
+    rank: int, port: int, run: Path, *arguments: Any, environment: Any = (), **options: Any
+) -> None:
     """One of two processes that train together; only the first can find its disk full."""
+    os.environ.update(environment)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), LOCAL_RANK=str(rank))
     # Left by a run in the process of the tests; Lightning would give every rank this seed.
     os.environ.pop("PL_GLOBAL_SEED", None)

@@ -22,8 +22,12 @@ from ckpt_worker import (
     save_step,
     train,
 )
+from omegaconf import OmegaConf
 
+from dictlearn import stopping
 from dictlearn.ckpt import commit
+from dictlearn.train.callbacks.signals import Interrupted
+from dictlearn.verbs.train import begun
 
 LAST = 8
 
@@ -190,6 +194,25 @@ def test_signals_are_the_callers_again_after_training(tmp_path):
     with pytest.raises(RuntimeError, match="mid-step"):
         train(tmp_path / "broken", 2, on_step=fail)
     assert [signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+def test_a_schedulers_warning_before_training_stops_it_after_a_step(tmp_path, monkeypatch):
+    monkeypatch.setattr(stopping, "_warned", None)
+    with stopping.noting_warnings():
+        os.kill(os.getpid(), signal.SIGUSR2)  # while libraries are imported, text is read
+        with pytest.raises(Interrupted) as stop:
+            train(tmp_path, LAST)
+    assert stop.value.code == 140
+    assert names(tmp_path / "checkpoints") == {"LATEST", "step-1"}
+
+
+def test_a_job_that_slurm_has_started_again_goes_on(tmp_path, monkeypatch):
+    save_step(tmp_path / "checkpoints", 3)
+    cfg = OmegaConf.create({"resume": None, "run_dir": str(tmp_path)})
+    with pytest.raises(ValueError, match="holds a run already"):
+        begun(cfg, tmp_path)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert begun(cfg, tmp_path).folder == tmp_path / "checkpoints/step-3"
 
 
 def fail(step: int) -> None:

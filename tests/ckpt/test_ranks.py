@@ -27,15 +27,26 @@ def exit_codes(processes: list) -> list[int | None]:
     return [process.exitcode for process in processes]
 
 
+def fake_scontrol(folder: Path) -> Path:
+    """A folder with a program of that name, which notes what it is asked for."""
+    program = folder / "bin/scontrol"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\necho "$@" >> {folder}/scontrol.log\n')
+    program.chmod(0o755)
+    return program.parent
+
+
 def test_a_signal_to_one_rank_stops_both_after_the_same_step_and_resume_is_exact(
     tmp_path, start, wait_for
 ):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     together = launch(start, whole, -1, 0, 6)
-    alone = launch(start, cut, 2, 1.0, 6)
+    slurm = {"SLURM_JOB_ID": "7", "PATH": f"{fake_scontrol(tmp_path)}:{os.environ['PATH']}"}
+    alone = launch(start, cut, 2, 1.0, 6, environment=slurm)
     wait_for(cut / "inside")
-    os.kill(alone[1].pid, signal.SIGTERM)
-    assert exit_codes(alone) == [143, 143]
+    os.kill(alone[1].pid, signal.SIGUSR1)
+    assert exit_codes(alone) == [138, 138]
+    assert (tmp_path / "scontrol.log").read_text() == "requeue 7\n"  # once, after the save
     assert {path.name for path in (cut / "checkpoints").iterdir()} == {"LATEST", "step-3"}
     assert exit_codes(together) == [0, 0]
     assert exit_codes(launch(start, cut, -1, 0, 6, resume="auto")) == [0, 0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -221,7 +222,13 @@ def introduce(
 
 
 def begun(cfg: DictConfig, run: Path) -> Resume:
-    """Where the run starts: afresh, or from a verified checkpoint. One folder holds one run."""
+    """Where the run starts: afresh, or from a verified checkpoint. One folder holds one run.
+
+    A job that Slurm has started again goes on from its checkpoint, if there is one.
+    """
+    restarted = int(os.environ.get("SLURM_RESTART_COUNT") or 0) > 0
+    if cfg.resume is None and restarted and (run / CHECKPOINTS).exists():
+        cfg.resume = "auto"
     if cfg.resume is None and (run / CHECKPOINTS).exists():
         raise ValueError(
             f"run_dir={run}: holds a run already; resume=auto continues it, "

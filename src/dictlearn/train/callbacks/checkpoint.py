@@ -14,6 +14,7 @@ from dictlearn import escape
 from dictlearn.ckpt import commit, rng
 from dictlearn.ckpt.checkpoint_io import DictlearnCheckpointIO
 from dictlearn.ranges import Count, Positive
+from dictlearn.train.callbacks.agreed import Agreed
 
 
 @final
@@ -50,6 +51,7 @@ class CheckpointCallback(Checkpoint):
         self._saved_step: int | None = None
         self._saved_at = time.monotonic()
         self._rng_to_restore: dict[str, Any] | None = None
+        self._late = Agreed()  # whether a process thinks that it is time; clocks differ
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if not isinstance(trainer.strategy.checkpoint_io, DictlearnCheckpointIO):
@@ -93,6 +95,12 @@ class CheckpointCallback(Checkpoint):
             rng.restore(self._rng_to_restore)
             self._rng_to_restore = None
 
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Any
+    ) -> None:
+        if self.every_minutes is not None:
+            self._late.ask(time.monotonic() - self._saved_at >= 60 * self.every_minutes)
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -115,12 +123,9 @@ class CheckpointCallback(Checkpoint):
             )
 
     def _is_due(self, trainer: Trainer, step: int) -> bool:
-        last = trainer.should_stop or step == trainer.max_steps
+        late = self.every_minutes is not None and bool(self._late.told())
         on_step = self.every_steps is not None and step % self.every_steps == 0
-        if last or on_step or self.every_minutes is None:
-            return last or on_step
-        late = time.monotonic() - self._saved_at >= 60 * self.every_minutes
-        return trainer.strategy.reduce_boolean_decision(late, all=False)  # clocks differ
+        return late or on_step or trainer.should_stop or step == trainer.max_steps
 
     def _save(self, trainer: Trainer, step: int) -> None:
         folder = self.folder / f"step-{step}"

@@ -1,9 +1,10 @@
-"""SIGTERM and Ctrl-C: finish the optimiser step, save, leave."""
+"""SIGTERM, Ctrl-C and a cluster's warning: finish the optimiser step, save, leave."""
 
 from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,14 +13,18 @@ from typing import Any, final
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+from dictlearn import escape, stopping
+from dictlearn.sparsity import ranks
+from dictlearn.train.callbacks.agreed import Agreed
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, *stopping.WARNINGS)
 _asked: int | None = None  # the signal that asks all runs of this process to stop
 
 
 class Interrupted(SystemExit):
     """Comes out of `trainer.fit` after a signal, once the checkpoint is on the disk.
 
-    Its `code` is the shell's for that signal, 143 for SIGTERM and 130 for SIGINT. A program that
+    Its `code` is the shell's for that signal, such as 143 for SIGTERM and 130 for SIGINT. A program that
     doesn't catch the exception exits with this code.
     """
 
@@ -35,12 +40,19 @@ class SignalsCallback(Callback):
     The handler only sets a flag, so a signal may come at any time, also during a save. A second
     one ends the process wherever it is: checkpoints are safe, since they are whole or absent.
 
+    SIGUSR1 and SIGUSR2 are what schedulers send some time before they end a job; they are noted from
+    the program's first line on. Under Slurm, with `requeue`, such a job is then put back into the
+    queue; started again it continues (`resume=auto` is the default of a restarted job).
+
     Lightning's own handlers are replaced while training lasts: its SIGTERM stops between
-    accumulated batches, and its Ctrl-C ends with exit code 1 and saves nothing.
+    accumulated batches, its SIGUSR1 saves inside of a step, and its Ctrl-C ends with exit code 1 and
+    saves nothing.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, requeue: bool = True) -> None:
+        self.requeue = requeue
         self.received: int | None = None
+        self._agreed = Agreed()  # the scheduler may have told only one of the processes
         self._outside: dict[int, Any] = {}  # the handlers from before trainer.fit
         self._seen_step = 0
 
@@ -53,6 +65,12 @@ class SignalsCallback(Callback):
         self._seen_step = trainer.global_step
         for signum in self._outside:
             signal.signal(signum, self._note)
+        self.received = stopping.warned()
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Any
+    ) -> None:
+        self._agreed.ask(self.received or asked() or 0)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -60,15 +78,18 @@ class SignalsCallback(Callback):
         if trainer.global_step == self._seen_step:  # gradients are still being accumulated
             return
         self._seen_step = trainer.global_step
-        self.received = self.received or asked()
-        # The scheduler of a cluster may have told only one of the ranks.
-        if trainer.strategy.reduce_boolean_decision(self.received is not None, all=False):
-            self.received = self.received or signal.SIGTERM
+        by_all = self._agreed.told()
+        # One that comes now to one of several processes is for the next step.
+        if number := by_all if ranks.several() else self.received or asked():
+            self.received = number
             trainer.should_stop = True  # the checkpoint callback, which runs later, saves for it
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._restore_handlers()  # only now: a signal may come during the last save too
-        if self.received is not None:
+        # Too late for a step, and only another process than the first has heard it: it changes nothing.
+        if self.received is not None and (trainer.should_stop or trainer.is_global_zero):
+            if self.requeue and self.received in stopping.WARNINGS and trainer.is_global_zero:
+                _requeue()
             raise Interrupted(self.received)
 
     def on_exception(
@@ -83,6 +104,21 @@ class SignalsCallback(Callback):
         for signum, handler in self._outside.items():
             signal.signal(signum, handler)
         self._outside = {}
+
+
+def _requeue() -> None:
+    """Puts the Slurm job, if this is one, back into the queue."""
+    job = os.environ.get("SLURM_JOB_ID")
+    if job is None:
+        return
+    if "SLURM_ARRAY_JOB_ID" in os.environ:
+        job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    try:
+        subprocess.run(["scontrol", "requeue", job], check=True, capture_output=True, timeout=60)
+    except (OSError, subprocess.SubprocessError) as error:
+        escape.say(f"scontrol requeue {job}: {error}; resume=auto continues the run")
+    else:
+        escape.say(f"job {job} is in the queue again")
 
 
 def asked() -> int | None:
