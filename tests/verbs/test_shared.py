@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from dictlearn import cli, config
 from dictlearn.activations.formats.dictlearn import Store
-from dictlearn.evals import observe
+from dictlearn.evals import evaluation, observe
 from dictlearn.lm.language_model import LanguageModel
 from dictlearn.sources.reader import Reader, Reading
 from dictlearn.train.callbacks import signals
@@ -255,6 +255,31 @@ def test_a_signal_saves_all_and_each_goes_on_to_the_same_bits(pair, tmp_path, ca
         for folder in (runs[1], tmp_path / "runs" / "copy")
     ]
     assert final[0].read_bytes() == final[1].read_bytes()
+
+
+def test_a_signal_during_the_evaluation_loses_nothing(tmp_path, capsys, monkeypatch):
+    seen: list[int] = []
+    original = evaluation.observe_tokens
+
+    def signalled(*args: Any) -> Any:
+        seen.append(1)
+        if len(seen) == 2:  # the second run's
+            os.kill(os.getpid(), signal.SIGINT)
+            while signals.asked() is None:
+                time.sleep(0.01)
+        return original(*args)
+
+    names = ["name=group", "dict.k=2,4,8"]
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, "observe_tokens", signalled)
+        assert dictlearn_train(tmp_path, *TOGETHER, *names) == 130
+    assert "stopped by SIGINT; to go on with all of them" in capsys.readouterr().err
+    folder = tmp_path / "runs" / "group"
+    assert not (folder / "dict.k=8" / "figures.json").exists()
+    assert not (folder / "sweep.html").exists()
+    assert dictlearn_train(tmp_path, *TOGETHER, *names, "resume=auto") == 0
+    assert len(list(folder.glob("*/figures.json"))) == 3
+    assert (folder / "sweep.html").read_text().count('<tr data-run="') == 3
 
 
 def test_runs_are_grouped_by_what_makes_their_stream(tmp_path, capsys, monkeypatch):
