@@ -15,7 +15,7 @@ import pytest
 from dictlearn.attribution.page import Features, write_index, write_page
 from dictlearn.attribution.page.columns import FEATURE
 from dictlearn.disk.whole import SaveError
-from dictlearn.store.explanations import Explanation
+from dictlearn.store.explanations import Explanation, add_explanations
 from dictlearn.store.features import FeatureStore
 from tests.pages.graphs import TOKENS, feature_node, made_graph
 from tests.store.made import made_store, pico_tokenizer
@@ -94,6 +94,17 @@ def test_features_lead_to_their_own_pages(store, tmp_path):
     (store.folder / "index.html").write_text("")
     data = data_of(write_page(folder, made_graph(), features_of(store)))
     assert (folder / data["site"]).resolve() == (store.folder / "index.html").resolve()
+
+
+def test_a_runs_features_are_found_if_it_has_some(store, tmp_path):
+    assert Features.of_run(tmp_path) is None
+    add_explanations(store.folder, [Explanation(0, 0, "from the file", "lexical", reliable=True)])
+    found = Features.of_run(store.folder.parent, pico_tokenizer())
+    assert found is not None and found.explanations[0, 0].text == "from the file"
+    graph = made_graph()
+    graph["nodes"].append(feature_node(0, 0, 3))
+    data = data_of(write_page(tmp_path, graph, found))
+    assert data["features"][data["records"][-1]][2] == "from the file"
 
 
 def test_of_two_nodes_with_one_name_the_first_stays(tmp_path):

@@ -15,8 +15,8 @@ from transformers import PreTrainedTokenizerBase
 from dictlearn.attribution.page.columns import Node
 from dictlearn.pages.record import Pieces, page_of, short, summary
 from dictlearn.pages.scripts import PAGE, Chunks
-from dictlearn.store.explanations import Explanation
-from dictlearn.store.features import FeatureStore
+from dictlearn.store.explanations import Explanation, read_explanations
+from dictlearn.store.features import FeatureStore, has_store, open_store
 from dictlearn.store.layout import layer_of
 from dictlearn.store.records import Feature
 
@@ -37,6 +37,20 @@ class Features:
     store: FeatureStore
     explanations: Mapping[tuple[int, int], Explanation]
     tokenizer: PreTrainedTokenizerBase | None = None
+
+    @classmethod
+    def of_run(
+        cls, run: str | Path, tokenizer: PreTrainedTokenizerBase | None = None
+    ) -> Features | None:
+        """Those of a run's features/ with its descriptions, or None if `dictlearn features` was not run.
+
+        Raises ValueError if they are damaged, or were made from another dictionary than the run's.
+        """
+        if not has_store(run):
+            return None
+        store = open_store(run)
+        explanations = read_explanations(store.folder, store.info.dictionary_sha256)
+        return cls(store, explanations, tokenizer)
 
     def key_of(self, node: Node) -> tuple[int, int] | None:
         """(source, index) of a node's feature in the store, or None if it has no such feature."""

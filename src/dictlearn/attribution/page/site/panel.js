@@ -93,7 +93,7 @@ function groupView(one) {
   return [
     el("header", {}, el("h1", {}, one.name), el("p", { class: "site" }, `a group of ${whole(one.nodes.length)} nodes`),
       el("div", { class: "actions" }, action("rename-group", "Rename", null, false), action("ungroup", "Ungroup", null, false))),
-    section("Members", null, nodeBars(one.nodes, (node) => view.influence[node], percent)),
+    section("Members", null, nodeBars([...one.nodes].sort((a, b) => view.influence[b] - view.influence[a]), (node) => view.influence[node], percent)),
     groupTable(one, "into"), groupTable(one, "from"),
   ];
 }

@@ -99,7 +99,8 @@ function nameForGroup(nodes) {
   const counts = new Map();
   for (const node of nodes) for (const word of wordsOf(node)) counts.set(word, (counts.get(word) ?? 0) + 1);
   const shared = [...counts].filter(([, count]) => count > 1 && count > nodes.length / 2).sort((a, b) => b[1] - a[1]).slice(0, 3);
-  if (shared.length) return shared.map(([word]) => word).join(" ");
+  const name = shared.map(([word]) => visible(word)).join(" ");
+  if (name) return /\p{L}/u.test(name) ? name : `token ${name}`;
   const best = nodes.reduce((a, b) => (view.influence[b] > view.influence[a] ? b : a));
   return labelOf(best).slice(0, 40);
 }
