@@ -6,6 +6,7 @@ dictlearn.evaluate(path, ...)   figures on held-out text, as `dictlearn evaluate
 dictlearn.features(run)         a run's features: examples, statistics, descriptions
 dictlearn.open_model(name)      a language model: activations, interventions, generation
 dictlearn.Edit, Push, Gate      what an intervention changes, and when
+dictlearn.attribute(model, dictionary, prompt)   an attribution graph; load_graph(path) reads one
 dictlearn.vector(model, pos, neg)   a concept's vector; load_vector(path) reads a saved one
 """
 
@@ -21,9 +22,11 @@ if TYPE_CHECKING:
         Edit,
         Gate,
         Push,
+        attribute,
         evaluate,
         features,
         load,
+        load_graph,
         load_vector,
         open_model,
         train,
@@ -37,9 +40,11 @@ __all__ = [
     "Gate",
     "Push",
     "__version__",
+    "attribute",
     "evaluate",
     "features",
     "load",
+    "load_graph",
     "load_vector",
     "open_model",
     "train",

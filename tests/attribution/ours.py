@@ -16,10 +16,13 @@ import torch
 
 import dictlearn
 from dictlearn import cli
+from dictlearn.attribution.attribute import Settings, attribute
+from dictlearn.attribution.circuit_tracer import as_json
 from dictlearn.ckpt.dictionary import save_dictionary
 from dictlearn.ckpt.files import write_tensors
 from dictlearn.dicts.clt import clt
 from dictlearn.dicts.dictionary import Dictionary
+from dictlearn.disk.whole import write_json
 from dictlearn.interventions import run as interventions
 from dictlearn.interventions.edits import as_edit
 from dictlearn.interventions.passes import Setting
@@ -35,6 +38,7 @@ SETTINGS = {  # as the test calls circuit-tracer
     "inner": Setting(layers=range(1, 3), attention=True),
     "direct": Setting(layers=range(4), attention=True),
 }
+GRAPHS = {"all": Settings(), "some": Settings(nodes=200, rank_every=64)}
 TEXT = "def add(first, second):\n    return first + second\n\nclass Error(ValueError):\n    pass\n"
 SMALL = [
     "steps=80",
@@ -87,7 +91,27 @@ def main(folder: Path) -> None:
             f"{name}/y_hat": dictionary.decode(code, x_NSD),
         }
         tensors |= intervened(lm, tokens_BP, dictionary, code, name)
+        tensors |= attributed(lm, tokens_BP[0], dictionary, name, folder)
     write_tensors(folder / "ours.safetensors", tensors)
+
+
+def attributed(
+    lm: LanguageModel, tokens_P: torch.Tensor, dictionary: Dictionary, name: str, folder: Path
+) -> dict[str, torch.Tensor]:
+    """Attribution graphs of all features and of some, with their JSON in `folder`/ours."""
+    tensors = {}
+    for which, settings in GRAPHS.items():
+        graph = attribute(lm, [dictionary], tokens_P, settings=settings)
+        assert graph.conservation < 1e-4
+        nodes = graph.nodes
+        key = f"{name}/{which}"
+        selected = torch.stack([nodes.layer, nodes.position, nodes.index], 1)
+        tensors[f"{key}/selected"] = selected
+        tensors[f"{key}/edges"] = graph.edges.dense()
+        tensors[f"{key}/scores"] = torch.tensor(graph.scores)
+        slug = f"{name}-{which}"
+        write_json(folder / "ours" / f"{slug}.json", as_json(graph, graph.prune(), slug, "here"))
+    return tensors
 
 
 def intervened(

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from circuit_tracer import ReplacementModel
-from circuit_tracer.graph import Graph
+from circuit_tracer import ReplacementModel, attribute
+from circuit_tracer.graph import Graph, compute_graph_scores
+from circuit_tracer.utils.create_graph_files import create_graph_files
 from circuit_tracer.utils.hf_utils import load_transcoder_from_hub
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -87,6 +88,41 @@ def test_interventions_do_what_ours_do(name, trained, ours):
         moved = (ours[f"{name}/{setting}"] - ours["logits"]).abs().max()
         assert float(moved) > 0.1, "the edits change something"
         close(logits[0], ours[f"{name}/{setting}"], 1e-4)
+
+
+GRAPHS = {"all": None, "some": 200}  # feature nodes, as in tests/attribution/ours.py
+
+
+@pytest.mark.parametrize("which", GRAPHS)
+@pytest.mark.parametrize("name", NAMES)
+def test_its_graphs_are_ours(name, which, trained, ours, tmp_path):
+    """The same selection and zeros, edges within 1e-5 of the largest, the same pruning and JSON."""
+    cpu, folder = torch.device("cpu"), trained / name / "export" / "circuit_tracer"
+    transcoders, _ = load_transcoder_from_hub(str(folder), device=cpu, lazy_decoder=False)
+    model = ReplacementModel.from_pretrained_and_transcoders(
+        str(PICO), transcoders, backend="nnsight", device=cpu, dtype=torch.float32
+    )
+    graph = attribute(ours["tokens"], model, batch_size=16, max_feature_nodes=GRAPHS[which])
+    key, slug = f"{name}/{which}", f"{name}-{which}"
+    assert torch.equal(graph.active_features[graph.selected_features], ours[f"{key}/selected"])
+    edges = graph.adjacency_matrix
+    assert int((edges != 0).sum()) > 10_000
+    assert torch.equal(edges != 0, ours[f"{key}/edges"] != 0)
+    close(edges, ours[f"{key}/edges"])
+    close(torch.tensor(compute_graph_scores(graph)), ours[f"{key}/scores"])
+
+    create_graph_files(graph, slug, str(tmp_path), scan="here")
+    theirs = json.loads((tmp_path / f"{slug}.json").read_text())
+    mine = json.loads((trained / "ours" / f"{slug}.json").read_text())
+    assert theirs.keys() == mine.keys() and theirs["qParams"] == mine["qParams"]
+    assert theirs["metadata"].items() <= mine["metadata"].items()
+    for part in ("nodes", "links"):
+        assert len(theirs[part]) == len(mine[part]) > 20
+        for one, other in zip(theirs[part], mine[part], strict=True):
+            assert one.keys() == other.keys()
+            for field, value in one.items():
+                same = pytest.approx(value, rel=1e-4, abs=1e-5) if type(value) is float else value
+                assert other[field] == same, (part, one, other)
 
 
 def test_graphs_are_made_scored_and_reported(trained):

@@ -40,10 +40,11 @@ def in_double(family: str) -> LanguageModel:
 
 def random(make: Callable[..., Dictionary], lm: LanguageModel, **options: object) -> Dictionary:
     """A dictionary whose parameters are all random, biases and skip included."""
-    generator = torch.Generator().manual_seed(3)
-    dictionary = make(lm.info, ReLU, n_features=8, k=4, **options).eval().requires_grad_(False)
-    for parameter in dictionary.parameters():
-        parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        dictionary = make(lm.info, ReLU, n_features=8, k=4, **options).eval().requires_grad_(False)
+        for parameter in dictionary.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
     return dictionary
 
 

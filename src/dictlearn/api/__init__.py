@@ -13,6 +13,7 @@ from typing import Any
 from hydra.utils import instantiate
 
 from dictlearn import published
+from dictlearn.api.attribution import attribute, load_graph
 from dictlearn.api.call import as_key, called, composed, one_sentence
 from dictlearn.api.features import Features
 from dictlearn.api.model import OpenModel
@@ -36,9 +37,11 @@ __all__ = [
     "OpenModel",
     "Push",
     "Run",
+    "attribute",
     "evaluate",
     "features",
     "load",
+    "load_graph",
     "load_vector",
     "open_model",
     "train",

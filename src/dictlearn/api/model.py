@@ -82,7 +82,7 @@ class OpenModel:
             isinstance(names, list | tuple) and names and all(isinstance(n, str) for n in names)
         ):
             raise ValueError(f"sites={sites!r}: want the name of a site, or a list of names")
-        tokens = self._read(text)
+        tokens = self.read(text)
         captured = capture(self.lm, tokens.reshape(-1, tokens.shape[-1]), names)
         values = torch.stack([captured[name] for name in names], dim=2)  # B P sites D
         values = values if tokens.ndim == 2 else values[0]
@@ -117,7 +117,7 @@ class OpenModel:
             strongest: keep this many of each token and source; None: all.
         """
         placed = as_dictionaries("features", dictionary)[0]
-        tokens = self._read(text)
+        tokens = self.read(text)
         code = passes.run(self.lm, tokens[None], [placed]).codes[0]
         if strongest is not None:
             code = _strongest(code, strongest)
@@ -147,7 +147,7 @@ class OpenModel:
         Raises:
             ValueError: an edit, a site or a size is wrong, or two dictionaries write one site.
         """
-        tokens = self._read(text)
+        tokens = self.read(text)
         return passes.run(
             self.lm,
             tokens.reshape(-1, tokens.shape[-1]),
@@ -167,7 +167,7 @@ class OpenModel:
         freeze_attention: bool = False,
     ) -> Effect:
         """Logits and codes before and after edits; the arguments are those of `run`."""
-        tokens = self._read(text)
+        tokens = self.read(text)
         return passes.effect(
             self.lm,
             tokens.reshape(-1, tokens.shape[-1]),
@@ -228,7 +228,7 @@ class OpenModel:
             raise ValueError(f"temperature={temperature!r}: want a number of at least 0")
         if on_text is not None and len(prompts) > 1:
             raise ValueError("on_text: takes the text of one prompt, not of several")
-        ids = [self._read(text).tolist() for text in prompts]
+        ids = [self.read(text).tolist() for text in prompts]
         most, longest = self.info.context_length, max(map(len, ids)) + max_tokens
         if most and longest > most:
             raise ValueError(
@@ -250,7 +250,7 @@ class OpenModel:
         texts = self.lm.tokenizer.batch_decode(rows, skip_special_tokens=True)
         return texts[0] if isinstance(prompt, str) else texts
 
-    def _read(self, text: str | Tensor | Sequence[int]) -> Tensor:
+    def read(self, text: str | Tensor | Sequence[int]) -> Tensor:
         """Token ids of a text, or checked ids. Raises ValueError if the model can't read as many."""
         tokens = self.tokens(text) if isinstance(text, str) else self._ids(text)
         most = self.info.context_length

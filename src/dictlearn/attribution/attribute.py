@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -54,6 +55,23 @@ class Settings:
             raise ValueError(f"probability={self.probability}: want more than 0 and at most 1")
 
 
+class Prompt(NamedTuple):
+    """How a prompt is shown."""
+
+    pieces: list[str]  # the text of each token
+    text: str
+    vocab_size: int  # of the tokenizer
+
+
+class Costs(NamedTuple):
+    """What the rows of a graph take, at most."""
+
+    rows: int
+    columns: int
+    bytes: int  # of the rows, before they are packed
+    multiplications: float  # of the adjoint
+
+
 @torch.no_grad()
 def attribute(
     lm: LanguageModel,
@@ -72,6 +90,18 @@ def attribute(
     Raises:
         ValueError: a graph of these dictionaries, this model or these targets is not defined.
     """
+    return prepare(lm, dictionaries, tokens_P, targets, settings).graph(told)
+
+
+@torch.no_grad()
+def prepare(
+    lm: LanguageModel,
+    dictionaries: Sequence[Dictionary],
+    tokens_P: Tensor,
+    targets: Sequence[Target] | None = None,
+    settings: Settings | None = None,
+) -> Prepared:
+    """Everything of `attribute` but the rows: one forward pass and the encoding. Same errors."""
     settings = settings or Settings()
     settings.check()
     if tokens_P.ndim != 1 or len(tokens_P) < 2:
@@ -83,25 +113,29 @@ def attribute(
     if targets is None:
         targets = top_logits(lm, model, settings.logits, settings.probability)
     wanted = explained(lm, model, sources, targets)
-    pieces = [text_of(lm, token) for token in tokens_P.tolist()]
+    prompt = Prompt(
+        [text_of(lm, token) for token in tokens_P.tolist()],
+        text_of(lm, *tokens_P.tolist()),
+        lm.info.vocab_size if lm.tokenizer is None else lm.tokenizer.vocab_size,
+    )
     n = min(settings.nodes or len(sources.features), len(sources.features))
-    return _Traced(model, sources, wanted, n, settings.rank_every, told).graph(pieces)
+    return Prepared(model, sources, wanted, prompt, n, settings.rank_every)
 
 
-class _Traced:
-    """Rows of targets, then of features in the order of their influence."""
+class Prepared:
+    """A prompt whose rows can be made: those of targets, then of features by their influence."""
 
     def __init__(
         self,
         model: LinearModel,
         sources: Sources,
         wanted: Explained,
+        prompt: Prompt,
         n: int,
         rank_every: int,
-        told: Told | None,
     ) -> None:
         self.model, self.sources, self.wanted, self.n = model, sources, wanted, n
-        self.told = told or (lambda done, total: None)
+        self.prompt = prompt
         self.sweep = Sweep(model, sources, n + len(wanted.names))
         self.constants = _constants(sources)
         self.every = n if n == len(sources.features) else rank_every
@@ -114,7 +148,22 @@ class _Traced:
         )
         self.conservation = 0.0
 
-    def graph(self, pieces: list[str]) -> Graph:
+    @property
+    def costs(self) -> Costs:
+        """Known before any row is made. A row costs half of all layers and positions on average."""
+        rows, columns = self.n + len(self.wanted.names), self.sources.ends[-1]
+        attention, P = self.model.blocks[0].attention, len(self.model.tokens)
+        heads = (attention.heads + attention.groups) * attention.head_width
+        per_place = self.model.width * heads + attention.heads * attention.head_width * P / 4
+        places = len(self.model.blocks) * P / 4
+        reads = columns * self.model.width / 4
+        size = rows * columns * self.model.embedded.element_size()
+        return Costs(rows, columns, size, rows * (places * per_place + reads))
+
+    @torch.no_grad()
+    def graph(self, told: Told | None = None) -> Graph:
+        """Makes the rows; once only."""
+        told = told or (lambda done, total: None)
         n_active = len(self.sources.features)
         for rows in self.sweep.rows(self.wanted.targets):
             self._conserve(rows, self.wanted.targets, self.wanted.wanted)
@@ -123,9 +172,9 @@ class _Traced:
         done = 0
         while done < self.n:
             pending = self._next(min(self.every, self.n - done))
-            self._trace(pending, done)
+            self._trace(pending, done, told)
             done += len(pending)
-        return self._packed(pieces)
+        return self._packed()
 
     def _next(self, count: int) -> Tensor:
         if count == len(self.visited):
@@ -134,7 +183,7 @@ class _Traced:
         order = influence.argsort(descending=True)
         return order[~self.visited[order]][:count]
 
-    def _trace(self, pending: Tensor, done: int) -> None:
+    def _trace(self, pending: Tensor, done: int, told: Told) -> None:
         targets, wanted = of_features(self.sources, pending)
         for rows in self.sweep.rows(targets):
             self._conserve(rows, targets, wanted)
@@ -142,7 +191,7 @@ class _Traced:
             self.ranking.add(nodes, targets.level[rows.target], rows.edges)
             self.rows.append((nodes, rows.edges))
             done += len(nodes)
-            self.told(done, self.n)
+            told(done, self.n)
         self.visited[pending] = True
 
     def _conserve(self, rows: Rows, targets: Targets, wanted: Tensor) -> None:
@@ -153,7 +202,7 @@ class _Traced:
         scale = wanted.abs().max().clamp_min(1e-30)
         self.conservation = max(self.conservation, float(error / scale))
 
-    def _packed(self, pieces: list[str]) -> Graph:
+    def _packed(self) -> Graph:
         sources, L, P = self.sources, self.sources.places.n_layers, len(self.model.tokens)
         chosen = self.visited.nonzero()[:, 0]
         n, n_active = len(chosen), len(self.visited)
@@ -167,8 +216,10 @@ class _Traced:
         features = sources.features
         nodes = Nodes(
             self.model.tokens.cpu(),
-            pieces,
+            self.prompt.pieces,
+            self.prompt.text,
             L,
+            self.prompt.vocab_size,
             features.layer[chosen].cpu(),
             features.position[chosen].cpu(),
             features.index[chosen].cpu(),

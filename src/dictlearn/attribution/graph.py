@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +16,7 @@ from dictlearn.attribution.nodes import Node, Nodes
 from dictlearn.attribution.prune import Pruned, prune
 
 
-class Path(NamedTuple):
+class Route(NamedTuple):
     """Nodes from a source to a target. `share` is the product of the edges' shares of their rows."""
 
     nodes: list[int]
@@ -88,7 +89,7 @@ class Graph:
         order = weights.abs().argsort(descending=True)[:n].tolist()
         return [(self.nodes[int(others[i])], float(weights[i])) for i in order]
 
-    def paths(self, source: int, target: int, n: int = 10) -> list[Path]:
+    def paths(self, source: int, target: int, n: int = 10) -> list[Route]:
         """The n paths from one node to another with the largest shares; fewer if there are fewer.
 
         Found from the target down, largest share first; a node is left at most n times.
@@ -97,13 +98,13 @@ class Graph:
         self.nodes.check(target)
         ancestors = self._reached(source)
         visits: dict[int, int] = {}
-        found: list[Path] = []
+        found: list[Route] = []
         queue: list[tuple[float, list[int], list[float]]] = [(-1.0, [target], [])]
         while queue and len(found) < n:
             share, nodes, weights = heapq.heappop(queue)
             here = nodes[-1]
             if here == source:
-                found.append(Path(nodes[::-1], weights[::-1], -share))
+                found.append(Route(nodes[::-1], weights[::-1], -share))
                 continue
             if visits.get(here, 0) >= n:
                 continue
@@ -131,6 +132,12 @@ class Graph:
             hit = reached[self.edges.sources[at].long()]
             reached[self.edges.targets[at][hit]] = True
         return reached
+
+    def save(self, folder: str | Path, overwrite: bool | None = None) -> None:
+        """Writes a folder of safetensors and JSON. Raises SaveError where other files would be lost."""
+        from dictlearn.attribution import files  # which reads graphs too
+
+        files.save(self, Path(folder), overwrite=overwrite)
 
     def table(self) -> Any:
         """A pandas table of the nodes with their influence. Raises ImportError without pandas."""

@@ -32,7 +32,9 @@ class Nodes:
 
     tokens: Tensor  # int64 P
     pieces: list[str]  # P, the tokens' texts
+    text: str
     n_layers: int
+    vocab_size: int
     layer: Tensor  # int64, of the features; so are the next three
     position: Tensor
     index: Tensor

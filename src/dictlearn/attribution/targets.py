@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -37,7 +37,7 @@ class FeatureTarget:
 class Direction:
     """The inner product of a vector [D] with a site (resid_pre, resid_mid or mlp_in) of a layer."""
 
-    vector: Tensor
+    vector: Tensor = field(repr=False)
     layer: int
     site: str = "resid_pre"
     position: int = -1
@@ -208,5 +208,8 @@ def _token(lm: LanguageModel, target: int | str) -> int:
     return int(ids[0])
 
 
-def text_of(lm: LanguageModel, token: int) -> str:
-    return str(token) if lm.tokenizer is None else str(lm.tokenizer.decode([token]))
+def text_of(lm: LanguageModel, *tokens: int) -> str:
+    """The text of tokens; of a model without a tokenizer their ids."""
+    if lm.tokenizer is None:
+        return " ".join(map(str, tokens))
+    return str(lm.tokenizer.decode(list(tokens)))
