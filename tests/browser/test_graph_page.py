@@ -155,6 +155,17 @@ def test_the_sliders_prune_as_circuit_tracer_does(browser, tmp_path, nodes, edge
     )
 
 
+def test_at_first_all_of_the_file_is_shown(browser, tmp_path):
+    graph = made_graph(features=20, links=300)
+    graph["metadata"]["node_threshold"] = 0.5
+    browser.open(write_page(tmp_path, graph))
+    names, links = kept_by_definition(graph, 1.0, 1.0)
+    assert set(browser.value("data.graph.name.filter((_, n) => view.shown.nodes[n])")) == names
+    assert browser.value("view.count") == links
+    slide(browser, "node-share", 0.4)
+    assert browser.value("view.count") < links
+
+
 def test_influence_and_scores_are_circuit_tracers(browser, tmp_path):
     graph = made_graph(layers=3, features=60, links=700, seed=5)
     A, p, _, kinds = matrix(graph)

@@ -40,10 +40,11 @@ function cutoff(scores, share) {
 // What stays at these thresholds: nodes first, then of the links among them those that carry the
 // share; then whatever leads nowhere goes. `pinned(node)` nodes stay. {nodes, links: Uint8Array, score}.
 function pruned(nodeShare, linkShare, pinned) {
-  const { n, m, type, share, source, target, weight, into } = data.graph;
+  const { n, m, type, share, threshold, source, target, weight, into } = data.graph;
+  const most = nodeShare < threshold ? nodeShare : Infinity; // the file's last node crosses its threshold
   const nodes = new Uint8Array(n), links = new Uint8Array(m), score = new Float64Array(m);
   for (let node = 0; node < n; node++) {
-    nodes[node] = Number(type[node] > ERROR || !(share[node] > nodeShare) || pinned(node));
+    nodes[node] = Number(type[node] > ERROR || !(share[node] > most) || pinned(node));
   }
   const among = (link) => nodes[source[link]] && nodes[target[link]];
   const arrived = influence(among);
