@@ -129,7 +129,7 @@ def kept_by_definition(graph: dict[str, Any], nodes: float, edges: float) -> tup
     A = A * keep[:, None] * keep[None, :]
     scores = A.abs() / A.abs().sum(1, keepdim=True).clamp_min(1e-10) * (flow(A, p) + p)[:, None]
     falling = scores.flatten().sort(descending=True).values
-    at = int(torch.searchsorted(falling.cumsum(0) / falling.sum(), edges))
+    at = min(int(torch.searchsorted(falling.cumsum(0) / falling.sum(), edges)), len(falling) - 1)
     links = (scores >= falling[at]) & (scores > 0)
     while True:
         loose = (~links.any(0) & ~fixed) | (~links.any(1) & feature)
