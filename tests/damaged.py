@@ -44,6 +44,7 @@ from dictlearn.sources import token_cache
 from dictlearn.sources.text_files import text_documents
 from dictlearn.store.explanations import Explanation, add_explanations, read_explanations
 from dictlearn.store.features import FeatureStore
+from tests.activations import foreign
 from tests.activations.made import made as made_activations
 from tests.ckpt.foreign import released
 from tests.damages import DAMAGES, MANIFEST, make_fit
@@ -154,6 +155,18 @@ def _activations(folder: Path) -> Any:
 def _store_activations(folder: Path) -> None:
     for order, dtype in {"shuffled": "int8", "windows": "float16"}.items():
         made_activations(folder / order, order=order, dtype=dtype, windows=12)
+
+
+def _others_activations(folder: Path) -> Any:
+    store = open_store(LocalPlace(folder))
+    if store.info.absent:
+        raise ValueError(next(iter(store.info.absent.values())))
+    found: list[Any] = [store.info.widths, store.info.shard_rows]
+    for number, rows in enumerate(store.info.shard_rows):
+        shard = store.shard(number, store.info.sites)
+        found += [shard.rows(site, 0, rows) for site in store.info.sites]
+        found += [shard.tokens_N, shard.positions_N, shard.kept_N]
+    return found
 
 
 def _model(folder: Path) -> None:
@@ -270,6 +283,10 @@ KINDS: dict[str, Kind] = {
     "stored activations, records made to fit": Kind(
         _store_activations, _activations, hashed=False, fits=True
     ),
+    **{
+        f"activations of {name}": Kind(make, _others_activations, hashed=False)
+        for name, make in foreign.LAYOUTS.items()
+    },
     "model": Kind(_model, lambda folder: load_model(str(folder)).info, hashed=False),
     "model's config": Kind(_config_of_a_model, _described, hashed=False),
     "text": Kind(_texts, _read_texts, hashed=False),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -225,6 +226,16 @@ FORMATS: dict[str, Callable[..., Made]] = {
     "clt_forge": clt_forge,
     "llamascopium": llamascopium,
     "saelens": saelens,
+}
+LAYOUTS: dict[str, Callable[..., Made]] = {
+    **FORMATS,
+    "llamascopium, rows": partial(llamascopium, flat=True),
+    "llamascopium, torch.save": partial(llamascopium, ending="pt"),
+    "bionemo, float64": partial(bionemo, dtype=torch.float64),
+    "clt_forge, zstd": partial(clt_forge, stored="int8", codec="zstd"),
+    "clt_forge, lz4": partial(clt_forge, stored="none", codec="lz4"),
+    "clt_forge, packed": partial(clt_forge, stored="int8", codec="none"),
+    "saelens, float16": partial(saelens, dtype="float16"),
 }
 # What a user has to say, where a name doesn't say what it stands for.
 NAMES = {

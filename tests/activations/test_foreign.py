@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,20 +25,9 @@ from dictlearn.sources.cached import CachedSource
 from dictlearn.sources.cached_windows import CachedWindowsSource
 from dictlearn.sources.protocol import NoText
 from tests.activations import foreign
-from tests.activations.foreign import FORMATS, NAMES, SHARDS, WINDOWS, Made
+from tests.activations.foreign import FORMATS, LAYOUTS, NAMES, SHARDS, WINDOWS, Made
 from tests.activations.made import model
 from tests.sources.test_live import BOS, CONTEXT, PAD, WIDTH, equal
-
-LAYOUTS: dict[str, Callable[..., Made]] = {
-    **FORMATS,
-    "llamascopium, rows": partial(foreign.llamascopium, flat=True),
-    "llamascopium, torch.save": partial(foreign.llamascopium, ending="pt"),
-    "bionemo, float64": partial(foreign.bionemo, dtype=torch.float64),
-    "clt_forge, zstd": partial(foreign.clt_forge, stored="int8", codec="zstd"),
-    "clt_forge, lz4": partial(foreign.clt_forge, stored="none", codec="lz4"),
-    "clt_forge, packed": partial(foreign.clt_forge, stored="int8", codec="none"),
-    "saelens, float16": partial(foreign.saelens, dtype="float16"),
-}
 
 
 @pytest.fixture(autouse=True)

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.activations import foreign
-from tests.activations.foreign import FORMATS, WINDOWS
-from tests.activations.test_foreign import LAYOUTS, lm, rows_of, source
+from tests.activations.foreign import FORMATS, LAYOUTS, WINDOWS
+from tests.activations.test_foreign import lm, rows_of, source
 from tests.sources.test_live import CONTEXT, WIDTH
 
 METADATA = "models.layers.1.mlp.pre/metadata.json"

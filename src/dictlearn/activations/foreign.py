@@ -22,6 +22,8 @@ from dictlearn.activations.protocol import ShardWindows
 from dictlearn.disk.errors import CONTENT_ERRORS, content_error
 from dictlearn.disk.tensors import HEADER_BYTES, STORABLE
 
+# What pyarrow raises for a damaged file; ArrowInvalid is a ValueError.
+OF_ARROW = (*CONTENT_ERRORS, OSError, NotImplementedError)
 MANIFEST_BYTES = 16 << 20  # the largest JSON file that is read
 ROWS_AT_ONCE = 8192
 DTYPES = {name: dtype for dtype, name in STORABLE.items()}  # by safetensors' names
@@ -110,6 +112,12 @@ class Seen:
         if self._lasting:
             with self._lock:
                 self._numbers.add(number)
+
+
+def damaged(where: str, error: Exception) -> ValueError:
+    """The sentence on a file that raised one of OF_ARROW while it was read."""
+    reason = str(error) if isinstance(error, (ValueError, OSError)) else content_error(error)
+    return ValueError(f"{where} is damaged: {(reason or 'unreadable').splitlines()[0]}")
 
 
 def check_finite(where: str, x_ND: Tensor) -> None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar, final
 
 import pyarrow as pa
@@ -21,9 +20,11 @@ import torch
 from torch import Tensor
 
 from dictlearn.activations.foreign import (
+    OF_ARROW,
     Seen,
     TensorShard,
     check_finite,
+    damaged,
     local_file,
     read_json,
     scratch,
@@ -31,7 +32,6 @@ from dictlearn.activations.foreign import (
 )
 from dictlearn.activations.place import Place
 from dictlearn.activations.protocol import Origin, StoreInfo
-from dictlearn.disk.errors import CONTENT_ERRORS, content_error
 
 METADATA, SITE = "metadata.json", "activations"  # the site has no name in the store
 SHARD = re.compile(r"shard_(\d{5,9})\.parquet")
@@ -121,10 +121,9 @@ class Store:
             raise ValueError(f"{where} is missing")
         with local_file(self.place, name, self._sizes[name]) as path:
             try:
-                return use(_parquet(path))
-            except CONTENT_ERRORS as error:
-                reason = str(error) if isinstance(error, ValueError) else content_error(error)
-                raise ValueError(f"{where} is damaged: {reason.splitlines()[0]}") from None
+                return use(pq.ParquetFile(pa.memory_map(str(path))))
+            except OF_ARROW as error:
+                raise damaged(where, error) from None
 
     def _dtype_and_rows(self, file: pq.ParquetFile) -> tuple[torch.dtype, int]:
         schema, rows = file.schema_arrow, file.metadata.num_rows
@@ -141,19 +140,18 @@ class Store:
     def shard(self, number: int, sites: Sequence[str]) -> TensorShard:
         if number in self.info.absent:
             raise ValueError(self.info.absent[number])
-        rows = self._found[number][1]
-        x_ND = self._open(number, lambda file: self._rows(file, self._found[number]))
+        dtype, rows = self._found[number]
+        # The columns side by side, in a temporary file: they may be more than the memory holds.
+        x_ND = scratch(dtype, (rows, self._width))
+        self._open(number, lambda file: self._read(file, x_ND))
         if number not in self._seen:
             check_finite(self._where(number), x_ND)
             self._seen.add(number)
         return TensorShard({SITE: [x_ND]}, zeros(rows), zeros(rows))
 
-    def _rows(self, file: pq.ParquetFile, expected: tuple[torch.dtype, int]) -> Tensor:
-        """The columns side by side, in a temporary file: they may be more than the memory holds."""
-        if self._dtype_and_rows(file) != expected:
+    def _read(self, file: pq.ParquetFile, x_ND: Tensor) -> None:
+        if self._dtype_and_rows(file) != (x_ND.dtype, len(x_ND)):
             raise ValueError("it has changed since it was opened")
-        dtype, rows = expected
-        x_ND = scratch(dtype, (rows, self._width))
         for low in range(0, self._width, COLUMNS_AT_ONCE):
             names = [f"dim_{i}" for i in range(low, min(low + COLUMNS_AT_ONCE, self._width))]
             table = file.read(columns=names)
@@ -162,14 +160,6 @@ class Store:
                 if column.null_count:
                     raise ValueError(f"{name} has nulls")
                 x_ND[:, low + i] = torch.from_numpy(column.to_numpy().copy())
-        return x_ND
-
-
-def _parquet(path: Path) -> pq.ParquetFile:
-    try:
-        return pq.ParquetFile(pa.memory_map(str(path)))
-    except OSError as error:  # that is how it says that a file is cut off
-        raise ValueError(str(error)) from None
 
 
 def _sizes(where: str, said: Any) -> tuple[int, int, int]:

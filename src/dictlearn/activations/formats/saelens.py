@@ -20,9 +20,11 @@ from torch import Tensor
 
 from dictlearn.activations.arrow import ArrowStream
 from dictlearn.activations.foreign import (
+    OF_ARROW,
     Seen,
     TensorShard,
     check_finite,
+    damaged,
     local_file,
     positions,
     read_json,
@@ -30,7 +32,6 @@ from dictlearn.activations.foreign import (
 )
 from dictlearn.activations.place import Place
 from dictlearn.activations.protocol import Origin, StoreInfo
-from dictlearn.disk.errors import CONTENT_ERRORS, content_error
 from dictlearn.disk.manifest import is_plain_name
 
 INFO, STATE, FILES = "dataset_info.json", "state.json", "_data_files"
@@ -104,10 +105,10 @@ class Store:
         if not arrays:
             raise ValueError(f"{where} has no {ARRAY}, which SAELens stores activations in")
         shapes = {name: _shape(where, name, array) for name, array in arrays.items()}
-        dtypes = {array.get("dtype") for array in arrays.values()}
+        dtypes = {str(array.get("dtype")) for array in arrays.values()}
         if len(dtypes) > 1 or len({shape[0] for shape in shapes.values()}) > 1:
             raise ValueError(f"{where} has arrays of several lengths or dtypes: want one")
-        dtype = DTYPES.get(str(dtypes.pop()))
+        dtype = DTYPES.get(dtypes.pop())
         if dtype is None:
             raise ValueError(f"{where} has arrays that are not {', '.join(DTYPES)}")
         return shapes, dtype, TOKEN_IDS in features
@@ -138,9 +139,8 @@ class Store:
         with local_file(self.place, name, self._sizes[name]) as path:
             try:
                 return use(ArrowStream(path))
-            except CONTENT_ERRORS as error:
-                reason = str(error) if isinstance(error, ValueError) else content_error(error)
-                raise ValueError(f"{where} is damaged: {reason.splitlines()[0]}") from None
+            except OF_ARROW as error:
+                raise damaged(where, error) from None
 
     def shard(self, number: int, sites: Sequence[str]) -> TensorShard:
         if number in self.info.absent:
