@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import signal
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -19,12 +20,14 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
+from dictlearn import cli
 from dictlearn.ckpt import checkpoint_io, commit
 from dictlearn.ckpt.checkpoint_io import DictlearnCheckpointIO
 from dictlearn.ckpt.codec import leaves, path_text, read_state
 from dictlearn.ckpt.lock import run_lock, writing
 from dictlearn.ckpt.resume import resolve_resume
 from dictlearn.train.callbacks.checkpoint import CheckpointCallback
+from dictlearn.train.callbacks.peers import Peers
 from dictlearn.train.callbacks.signals import SignalsCallback
 
 torch.set_num_threads(1)
@@ -148,6 +151,29 @@ def run_rank(
     if full_at is not None and rank == 0:
         fail_saves(full_at)
     run_and_wait(run, *arguments, ranks=2, **options)
+
+
+def run_watched(rank: int, port: int, run: Path, fault: str, faulty: int, stuck: bool) -> None:
+    """One of two processes; in step 2 something happens to the process `faulty`.
+
+    If `stuck`, the other one waits as for a reduction that never comes.
+    """
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), LOCAL_RANK=str(rank))
+    errors = os.open(run / f"errors.{rank}", os.O_WRONLY | os.O_CREAT)
+    os.dup2(errors, 2)
+    cli.hush_lightning()
+
+    def on_step(step: int) -> None:
+        if step == 2 and rank == faulty:
+            if fault == "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise ValueError("source: a file is gone") if fault == "mistake" else KeyError("a bug")
+        if step == 2 and stuck:
+            _sleep(60)
+
+    peers = Peers()
+    with cli._one_sentence(), peers.guarding():
+        train(run, 4, on_step=on_step, ranks=2, callbacks=(peers,))
 
 
 def fail_saves(step: int) -> None:

@@ -14,11 +14,13 @@ from ckpt_worker import differing, final_state, run_rank
 from dictlearn.ckpt import commit
 
 
-def launch(start: Any, run: Path, *arguments: Any, **options: Any) -> list:
+def launch(
+    start: Any, run: Path, *arguments: Any, function: Any = run_rank, **options: Any
+) -> list:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    return [start(run_rank, rank, port, run, *arguments, **options) for rank in (0, 1)]
+    return [start(function, rank, port, run, *arguments, **options) for rank in (0, 1)]
 
 
 def exit_codes(processes: list) -> list[int | None]:

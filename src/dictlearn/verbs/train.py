@@ -40,6 +40,7 @@ from dictlearn.lm.language_model import LanguageModel
 from dictlearn.ranges import Count, Positive, Seed
 from dictlearn.sources.named import text_of
 from dictlearn.sources.protocol import HoldsOut, KnowsTruth, MakesActivations, Source
+from dictlearn.train.callbacks.peers import Peers
 from dictlearn.train.callbacks.signals import Interrupted
 from dictlearn.train.loader import SourceLoader
 from dictlearn.train.loggers import guarded
@@ -290,7 +291,7 @@ def fit(
     contents: Mapping[str, str] | None = None,
 ) -> None:
     """Trains to the last step, from a checkpoint where there is one."""
-    accumulate = cfg.trainer.accumulate_grad_batches
+    accumulate, peers = cfg.trainer.accumulate_grad_batches, Peers()
     trainer: lightning.Trainer = instantiate(
         cfg.trainer,
         accelerator=build.accelerator(cfg),
@@ -298,14 +299,15 @@ def fit(
         max_epochs=-1,
         default_root_dir=cfg.run_dir,
         logger=list(loggers),
-        callbacks=list(build.named(cfg.get("callbacks")).values()),
+        callbacks=[*build.named(cfg.get("callbacks")).values(), peers],
         strategy=processes.strategy(cfg, training),
         plugins=[DictlearnCheckpointIO(build.plain(cfg), contents=contents), *processes.plugins()],
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
-    trainer.fit(training, SourceLoader(source, cfg.steps * accumulate), ckpt_path=checkpoint)
+    with peers.guarding():
+        trainer.fit(training, SourceLoader(source, cfg.steps * accumulate), ckpt_path=checkpoint)
 
 
 def finish(
