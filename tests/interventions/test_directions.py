@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from dictlearn.disk.whole import SaveError
 from dictlearn.interventions import directions
 from dictlearn.interventions.made_for import made_for
-from dictlearn.interventions.vectors import ConceptVector, Separation, load_vector
+from dictlearn.interventions.vectors import ConceptVector, Separation, _sha256, load_vector
 from dictlearn.lm.load import read_info
 from tests.interventions.placed import made
 
@@ -72,6 +73,37 @@ def test_a_damaged_vector_is_refused(tmp_path: Path):
             load_vector(tmp_path / "v")
     path.write_text(json.dumps(described))
     load_vector(tmp_path / "v")
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"accuracy": 10**400},
+        {"norm": None},
+        {"std": True},
+        {"separation": 1e300},
+        {"accuracy": [1]},
+    ],
+    ids=lambda changed: next(iter(changed)),
+)
+def test_figures_of_a_strangers_file_are_numbers(tmp_path: Path, changed: dict[str, object]):
+    vector().save(tmp_path / "v")
+    (tmp_path / "v" / "manifest.json").unlink()
+    path = tmp_path / "v" / "vector.json"
+    described = json.loads(path.read_text())
+    described["sites"]["resid_post.0"] |= changed
+    del described["sha256"]
+    described["sha256"] = _sha256(vector().vectors, described)  # as its author would
+    path.write_text(json.dumps(described))
+    with pytest.raises(ValueError, match="'resid_post.0': want finite numbers for accuracy, std"):
+        load_vector(tmp_path / "v")
+
+
+def test_the_file_of_tensors_is_read_by_safetensors_alone(tmp_path: Path):
+    vector().save(tmp_path / "v")
+    tensors = load_file(tmp_path / "v" / "vector.safetensors")
+    assert tensors.keys() == set(vector().sites)
+    assert torch.equal(tensors["resid_post.1"], vector().at("resid_post.1"))
 
 
 def test_a_vector_is_for_its_model(tmp_path: Path):

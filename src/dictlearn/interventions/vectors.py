@@ -31,6 +31,7 @@ FORMAT = 1
 SORT = "a concept vector"  # in its manifest
 TENSORS, DESCRIPTION = "vector.safetensors", "vector.json"
 DESCRIPTION_BYTES = 16 << 20
+LARGEST = 1e30  # that a figure may be
 SIGN = "pos - neg: adding it moves an activation from the texts of neg towards those of pos"
 
 
@@ -188,10 +189,15 @@ def _vector(path: Path, site: str, tensor: Tensor) -> Tensor:
 
 def _score(path: Path, site: str, score: Any) -> Separation:
     keys = ("accuracy", "std", "separation", "norm")
-    plain = isinstance(score, dict) and score.keys() == set(keys)
-    if not plain or not all(v is None or type(v) in (int, float) for v in score.values()):
-        raise ValueError(f"{path}: {ascii(site)}: want the numbers {', '.join(keys)}")
-    return Separation(*(score[key] for key in keys))
+    if isinstance(score, dict) and score.keys() == set(keys):
+        numbers = [score[key] for key in keys]
+        if _finite(numbers[-1]) and all(v is None or _finite(v) for v in numbers):
+            return Separation(*numbers)
+    raise ValueError(f"{path}: {ascii(site)}: want finite numbers for {', '.join(keys)}")
+
+
+def _finite(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < LARGEST
 
 
 def _sha256(vectors: Mapping[str, Tensor], description: Mapping[str, Any]) -> str:

@@ -100,7 +100,7 @@ def lines(vector: ConceptVector) -> Iterator[Text]:
         best = "  best" if site == vector.best and len(vector.sites) > 1 else ""
         yield Text(f"{site:<{width}}  {'  '.join(cells)}{best}")
     held_out = about.get("held_out")
-    if held_out:
+    if isinstance(held_out, float) and held_out:
         yield Text(
             f"accuracy: on {held_out:.0%} of the texts, held out, over {about.get('seeds')} splits; "
             "chance is 0.5",
