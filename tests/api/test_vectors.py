@@ -43,8 +43,8 @@ def test_the_page_runs_from_top_to_bottom(
             assert leaving.value.code == 0, capsys.readouterr().err
         else:
             run_python(match[2], names)
-    assert ran == ["vector", "vector", "lookup", "lookup", "vector"]
+    assert ran == ["vector", "vector", "lookup", "lookup", "vector", "vector"]
     assert min(names["imports"].accuracy.values()) > 0.9
     assert names["steered"] != names["model"].generate("def main():\n", max_tokens=12)
     assert torch.equal(names["again"].at("resid_post.1"), names["direction"])
-    assert Path("imports.gguf").is_file()
+    assert Path("imports.gguf").is_file() and Path("feature.gguf").is_file()

@@ -11,8 +11,10 @@ import torch
 
 import dictlearn
 from dictlearn.disk.whole import SaveError
+from dictlearn.interventions import run as passes
 from dictlearn.interventions.control_vector import layers
 from dictlearn.lm.sites import blocks
+from tests.families import DECODERS, example
 from tests.interventions.test_directions import vector
 
 
@@ -50,10 +52,24 @@ def test_a_layers_number_is_the_block_whose_output_it_is_added_to():
     assert not torch.allclose(ours, model.lm.logits(tokens[None]), atol=1e-2)
 
 
+@pytest.mark.parametrize("family", DECODERS)
+def test_what_is_added_to_mlp_out_is_added_to_the_blocks_output(family: str):
+    one = example(family)
+    torch.manual_seed(0)
+    direction = torch.randn(one.lm.info.width)
+    assert layers({"mlp_out.1": direction}).keys() == {1}
+    at_mlp, at_end = (
+        passes.run(one.lm, one.inputs, (), [dictlearn.Push(site, direction)]).logits
+        for site in ("mlp_out.1", "resid_post.1")
+    )
+    assert torch.allclose(at_mlp, at_end, atol=1e-4)
+    assert not torch.allclose(at_mlp, one.lm.logits(one.inputs), atol=1e-2)
+
+
 def test_what_a_control_vector_cannot_hold_is_refused(tmp_path: Path):
     one = torch.ones(4)
     for sites, message in {
-        ("mlp_out.1",): "mlp_out.1 is no end of a block",
+        ("attn_out.1",): "attn_out.1 is no end of a block",
         ("resid_post.0",): "adds nothing after block 0",
         ("resid_pre.2", "resid_post.1"): "is the place of another",
     }.items():

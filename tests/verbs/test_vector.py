@@ -12,6 +12,7 @@ import torch
 import dictlearn
 from dictlearn.ckpt.dictionary import save_dictionary
 from dictlearn.config import compose
+from dictlearn.dicts.clt import clt
 from dictlearn.dicts.sae import sae
 from dictlearn.interventions.vectors import load_vector
 from dictlearn.lm.load import read_info
@@ -52,13 +53,15 @@ def test_a_vector_is_shown_saved_and_exported(capsys: pytest.CaptureFixture[str]
     [
         ([], "nothing to make a vector of"),
         (["pos=pos.txt"], "nothing to make a vector of"),
-        ([*TEXTS, "vector=v"], "vector=, pos= and neg= were all given"),
+        ([*TEXTS, "vector=v"], "pos= and neg= and vector= were given"),
         (["pos=none.txt", "neg=neg.jsonl"], "pos=none.txt: it is not there"),
         (["pos=pos.txt", "neg=[a,b]"], "neg: 2 texts; a held-out accuracy wants at least 4"),
+        (["feature=0/1"], "nothing to take the feature from; want run="),
+        (["feature=0/1", "vector=v"], "vector= and feature= were given"),
         ([*TEXTS, "method=median"], "method=median: want mean, pca or logistic"),
         ([*TEXTS, "held_out=1"], "held_out=1: want a number from 0 to below 1"),
         (["vector=pos.txt"], "vector=pos.txt: no vector.json there"),
-        ([*TEXTS, "site=mlp_out.1", "gguf=a.gguf", "output=b"], "gguf: mlp_out.1 is no end of a"),
+        ([*TEXTS, "site=mlp_in.1", "gguf=a.gguf", "output=b"], "gguf: mlp_in.1 is no end of a"),
         ([*TEXTS, "output=full"], "cannot save full: it holds a, which was not written here"),
         ([*TEXTS, "gguf=pos.txt"], "cannot save pos.txt: it was not written by dictlearn"),
     ],
@@ -71,6 +74,25 @@ def test_senseless_requests_are_refused_and_leave_nothing(overrides: list[str], 
     with pytest.raises((ValueError, OSError), match=message):
         vector.main(compose("vector", overrides))
     assert sorted(Path().rglob("*")) == before
+
+
+def test_a_features_vectors_are_saved_and_exported(capsys: pytest.CaptureFixture[str]):
+    one = clt(read_info("pico"), partial(TopK, k=2), n_features=8, k=2).eval()
+    save_dictionary(one, Path("runs/a/dictionary"), {"model": "pico", "revision": None})
+    command = ["run=runs/a", "feature=1/3", "output=v", "gguf=f.gguf"]
+    assert vector.main(compose("vector", command)) == 0
+    shown, said = capsys.readouterr()
+    assert shown.startswith("what feature mlp_in.1/3 writes, in pico")
+    assert "f.gguf: a control vector of 3 layers" in said
+    saved = load_vector("v")
+    assert saved.sites == ("mlp_out.1", "mlp_out.2", "mlp_out.3")
+    for t, site in enumerate(saved.sites, 1):
+        assert torch.equal(saved.at(site), one.decoder.written(t, 1, slice(3, 4))[0])
+    saved.check(read_info("pico"))
+    assert vector.main(compose("vector", [*command[:3], "site=mlp_out.2"])) == 0
+    assert load_vector("v").sites == ("mlp_out.2",)
+    with pytest.raises(ValueError, match=r"site=mlp_out.0: the feature writes to mlp_out.1, "):
+        vector.main(compose("vector", [*command[:2], "site=mlp_out.0"]))
 
 
 def test_lookup_takes_a_saved_vector_and_a_feature(capsys: pytest.CaptureFixture[str]):

@@ -2,8 +2,9 @@
 
 The file has the architecture "controlvector", the keys controlvector.model_hint and
 controlvector.layer_count, and a float32 tensor direction.<l> for each layer. llama.cpp adds it to what
-block l gives to the next block, counted from 0: resid_post.l, or resid_pre.(l+1). It has no place for
-block 0, and refuses a file that names it (src/llama-adapter.cpp, common_control_vector_load_one).
+block l gives to the next block, counted from 0: resid_post.l, resid_pre.(l+1), or mlp_out.l, which is a
+summand of it. It has no place for block 0, and refuses a file that names it (src/llama-adapter.cpp,
+common_control_vector_load_one).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from dictlearn.disk.replace import check_file_replaceable
 from dictlearn.disk.whole import replacing
 
 ARCHITECTURE = "controlvector"
-SITE = re.compile(r"resid_(pre|post)\.(\d+)")
+SITE = re.compile(r"(resid_pre|resid_post|mlp_out)\.([0-9]{1,9})")
 
 
 def layers(vectors: Mapping[str, Tensor]) -> dict[int, Tensor]:
@@ -33,8 +34,10 @@ def layers(vectors: Mapping[str, Tensor]) -> dict[int, Tensor]:
     for site, vector_D in vectors.items():
         match = SITE.fullmatch(site)
         if match is None:
-            raise ValueError(f"gguf: {site} is no end of a block; want vectors at resid_post.L")
-        layer = int(match[2]) - (match[1] == "pre")
+            raise ValueError(
+                f"gguf: {site} is no end of a block; want resid_post.L, resid_pre.L or mlp_out.L"
+            )
+        layer = int(match[2]) - (match[1] == "resid_pre")
         if layer in found:
             raise ValueError(f"gguf: {site} is the place of another of these vectors")
         found[layer] = vector_D

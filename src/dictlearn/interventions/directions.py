@@ -113,6 +113,17 @@ def of_feature(
     return Direction(vector_D, site, origin | {"trained_on": dictionary.provenance.get("model")})
 
 
+def written_by(dictionary: Dictionary, source: int, feature: int) -> dict[str, Tensor]:
+    """What a feature writes, [D] by site; a CLT's has several. Raises ValueError as `of_feature`."""
+    first = of_feature(dictionary, source, feature)
+    assert first.site is not None
+    found = {first.site: first.vector}
+    for t, site in enumerate(dictionary.targets):
+        if source in dictionary.reads(t) and site not in found:
+            found[site] = of_feature(dictionary, source, feature, site).vector
+    return found
+
+
 def of_feature_named(dictionary: Dictionary, name: str, site: str | None = None) -> Direction:
     """`of_feature`, by a name such as `0/123` or `resid_post.1/123`. Raises ValueError as it does."""
     names = code_names(dictionary.sources, dictionary.code_sources)
