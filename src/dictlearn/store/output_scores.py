@@ -55,4 +55,4 @@ def read_output_scores(folder: Path, info: Info) -> Tensor | None:
 
 def _origin(info: Info) -> dict[str, str]:
     """What the scores depend on: the dictionary, and the text that its maxima come from."""
-    return {"dictionary": info.dictionary_sha256, "tokens": str(info.tokens)}
+    return {"of": f"{info.dictionary_sha256} {info.tokens}"}  # one key: safetensors shuffles several
