@@ -55,4 +55,6 @@ def read_output_scores(folder: Path, info: Info) -> Tensor | None:
 
 def _origin(info: Info) -> dict[str, str]:
     """What the scores depend on: the dictionary, and the text that its maxima come from."""
-    return {"of": f"{info.dictionary_sha256} {info.tokens}"}  # one key: safetensors shuffles several
+    return {
+        "of": f"{info.dictionary_sha256} {info.tokens}"
+    }  # one key: safetensors shuffles several

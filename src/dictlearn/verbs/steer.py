@@ -21,7 +21,9 @@ from dictlearn.disk.replace import check_file_replaceable
 from dictlearn.disk.whole import write_json
 from dictlearn.interventions import directions
 from dictlearn.interventions import run as passes
+from dictlearn.interventions.concept.settings import ConceptStudy
 from dictlearn.interventions.edits import Edit, Push
+from dictlearn.interventions.introspection import Introspection
 from dictlearn.interventions.steering import (
     FACTORS,
     PLAIN,
@@ -38,7 +40,7 @@ from dictlearn.names import code_names, feature_name, feature_named
 from dictlearn.ranges import Count, NonNegative, Seed
 from dictlearn.store.explanations import read_explanations
 from dictlearn.store.features import FeatureStore, has_store, open_store
-from dictlearn.verbs import introspection
+from dictlearn.verbs import concept, introspection
 from dictlearn.verbs.lookup import texts
 from dictlearn.verbs.opened import OpensKeys, open_dictionary, where
 from dictlearn.words import counted
@@ -73,7 +75,7 @@ class Keys(OpensKeys):
 def main(cfg: DictConfig) -> int:
     """Generates, prints, writes JSON where `output` says; the process's exit status."""
     if cfg.get("study"):
-        return introspection.main(cfg, instantiate(cfg.study))
+        return study(cfg)
     _check(cfg)
     output, cfg.output = cfg.output, None  # here `output` is a file, not a folder
     if output is not None:
@@ -88,6 +90,17 @@ def main(cfg: DictConfig) -> int:
         escape.say(f"{output}: {counted(len(rows), 'text')}, before and after")
     show(rows, cfg)
     return 0
+
+
+def study(cfg: DictConfig) -> int:
+    """Runs the protocol of `study=`; each has a file of its own beside this one."""
+    settings = instantiate(cfg.study)
+    match settings:
+        case Introspection():
+            return introspection.main(cfg, settings)
+        case ConceptStudy():
+            return concept.main(cfg, settings)
+    raise ValueError(f"study: {type(settings).__name__} is no study that steer knows")
 
 
 def _check(cfg: DictConfig) -> None:
