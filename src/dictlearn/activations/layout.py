@@ -156,10 +156,13 @@ def record_name(shard: int) -> str:
     return f"{SHARDS}/{shard:06d}.json"
 
 
-def read_about(place: Place) -> About:
-    """Reads store.json. Raises ValueError, which names the file, if no writer of ours wrote it."""
-    content = _read_json(place, ABOUT, ABOUT_BYTES)
-    where = f"{place.address}/{ABOUT}"
+def read_about(place: Place, name: str = ABOUT) -> About:
+    """Reads store.json, or a file `name` like it.
+
+    Raises ValueError, which names the file, if no writer of ours wrote it.
+    """
+    content = _read_json(place, name, ABOUT_BYTES)
+    where = f"{place.address}/{name}"
     if content.pop("format", None) != FORMAT:
         raise ValueError(f"{where} does not describe a store of activations")
     if (version := content.pop("version", None)) != VERSION:

@@ -80,7 +80,7 @@ def names_of(lm: LanguageModel, site: str) -> dict[str, str]:
     resolved = resolve(lm.model, site, lm.info)
     kind, _, layer = site.partition(".")
     names: dict[str, str] = {}
-    if kind in HOOKS and layer.isdigit() and _in_lens(lm, kind, layer):
+    if in_lens(lm, site):
         names |= dict.fromkeys(("transformer_lens", "saelens"), hook_name(site))
     if kind in POINTS and layer.isdigit() and _has_middle(lm, kind, layer):
         names["interp_engine"] = f"{POINTS[kind]}.{layer}"
@@ -176,9 +176,14 @@ def _gives_tuple(lm: LanguageModel, path: str) -> bool:
     return any(is_tuple)
 
 
-def _in_lens(lm: LanguageModel, kind: str, layer: str) -> bool:
-    """Whether TransformerLens has the site: it has other norms in encoders."""
-    return has_head(lm) and _has_middle(lm, kind, layer)
+def in_lens(lm: LanguageModel, site: str) -> bool:
+    """Whether TransformerLens has a name for the site, also of a model without weights.
+
+    It has other norms in encoders.
+    """
+    kind, _, layer = site.partition(".")
+    known = kind in HOOKS and layer.isdigit()
+    return known and has_head(lm) and _has_middle(lm, kind, layer)
 
 
 def _has_middle(lm: LanguageModel, kind: str, layer: str) -> bool:

@@ -83,13 +83,7 @@ class ShardWriter:
         Raises ValueError for values that can't be stored, and OSError if files can't be written.
         """
         about = self._about
-        first = shard * about.shard_windows
-        indices = self._order.span(first, first + about.windows_of(shard))
-        parts = []
-        for batch in indices.split(self._batch_windows):
-            parts.append(self._part(first + len(parts) * self._batch_windows, batch))
-            progress(len(batch))
-        tensors = self._shard(shard, parts)
+        tensors = self.made(shard, progress)
         site_moments = {site: self._moments(tensors, site) for site in about.sites}
         rows = len(tensors[layout.TOKENS])
         data = self._saved(layout.data_name(shard), tensors)
@@ -97,8 +91,23 @@ class ShardWriter:
             layout.statistics_name(shard), layout.moments_as_tensors(site_moments)
         )
         record = Record(rows, *data, *statistics, about.sha256)
-        self._place.write(layout.record_name(shard), lambda path: _write(path, record.text()))
+        self._place.write(layout.record_name(shard), lambda path: write_text(path, record.text()))
         return record
+
+    def indices(self, shard: int) -> Tensor:
+        """The numbers of a shard's windows in the text, int64 [B]."""
+        first = shard * self._about.shard_windows
+        return self._order.span(first, first + self._about.windows_of(shard))
+
+    def made(
+        self, shard: int, progress: Callable[[int], None] = lambda _: None
+    ) -> dict[str, Tensor]:
+        """The tensors of a shard's file, by name."""
+        first, parts = shard * self._about.shard_windows, []
+        for batch in self.indices(shard).split(self._batch_windows):
+            parts.append(self._part(first + len(parts) * self._batch_windows, batch))
+            progress(len(batch))
+        return self._shard(shard, parts)
 
     def _part(self, number: int, indices_B: Tensor) -> _Part:
         about = self._about
@@ -158,7 +167,7 @@ class ShardWriter:
         results: list[tuple[int, str]] = []
 
         def write(path: Path) -> None:
-            _save(path, tensors)
+            save(path, tensors)
             results.append((path.stat().st_size, sha256(path)))
 
         self._place.write(name, write)
@@ -173,19 +182,19 @@ def finish(place: Place, about: About, shards: int, statistics: dict[str, Moment
     if same and layout.STATISTICS in files:
         return
     tensors = layout.moments_as_tensors(statistics)
-    place.write(layout.STATISTICS, lambda path: _save(path, tensors))
-    place.write(layout.COMPLETE, lambda path: _write(path, complete))
+    place.write(layout.STATISTICS, lambda path: save(path, tensors))
+    place.write(layout.COMPLETE, lambda path: write_text(path, complete))
 
 
-def begin(place: Place, about: About) -> None:
-    """Writes the store's description; if there is one, it must be equal.
+def begin(place: Place, about: About, name: str = layout.ABOUT) -> None:
+    """Writes the store's description into the file `name`; if there is one, it must be equal.
 
     Raises ValueError, naming the first entry that differs and the key `output`.
     """
-    if layout.ABOUT not in place.listed():
-        place.write(layout.ABOUT, lambda path: _write(path, about.text()))
+    if name not in place.listed():
+        place.write(name, lambda path: write_text(path, about.text()))
         return
-    stored = layout.read_about(place)
+    stored = layout.read_about(place, name)
     if stored == about:
         return
     ours, theirs = vars(about) | vars(about.origin), vars(stored) | vars(stored.origin)
@@ -196,7 +205,8 @@ def begin(place: Place, about: About) -> None:
     )
 
 
-def _save(path: Path, tensors: dict[str, Tensor]) -> None:
+def save(path: Path, tensors: dict[str, Tensor]) -> None:
+    """A safetensors file that is as readable for others as the folder's other files."""
     path.touch()  # keeps the default mode; safetensors would make the file private
     mode = path.stat().st_mode
     save_file(tensors, path)
@@ -207,5 +217,5 @@ def _shown(value: object) -> str:
     return f"[{','.join(map(str, value))}]" if isinstance(value, tuple) else ascii(value)
 
 
-def _write(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")

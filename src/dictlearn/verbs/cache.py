@@ -29,6 +29,7 @@ from dictlearn.lm.language_model import LanguageModel
 from dictlearn.ranges import Count, Seed
 from dictlearn.sources.caching import ShardWriter, WithSpecials, begin, finish
 from dictlearn.sources.fingerprint import of_rows
+from dictlearn.sources.foreign_caching import WRITERS, ForeignWriter, about_name
 from dictlearn.sources.reader import Reader
 from dictlearn.types import TextWindows
 from dictlearn.verbs import build, fingerprints, storing
@@ -36,6 +37,7 @@ from dictlearn.verbs.bars import bars
 from dictlearn.verbs.described import listed
 from dictlearn.verbs.units import as_bytes
 from dictlearn.waiting import duration, waiting_for
+from dictlearn.words import counted
 
 SORT = "stored activations"
 
@@ -45,6 +47,7 @@ class Keys:
 
     sites: list[str]
     output: str
+    stored_as: Literal["dictlearn", "llamascopium", "saelens"]
     tokens: Count | None
     dtype: Literal["bfloat16", "float16", "float32", "model", "int8"]
     order: Literal["shuffled", "windows"]
@@ -79,16 +82,36 @@ def main(cfg: DictConfig) -> int:
         about = described(cfg, skeleton, windows)
         Reader(skeleton, windows, list(about.sites), cfg.nonfinite)  # an unknown site is one now
         shards = wanted(cfg, about)
-        begin(place, about)
+        if writer := WRITERS.get(cfg.stored_as):
+            check_foreign(cfg, writer, skeleton, about)
+        begin(place, about, about_file(cfg))
         if not is_remote(cfg.output):
             leftovers.collect(Path(cfg.output) / layout.SHARDS)
-        there = intact(cfg, place)
+        there = writer.there(place, about) if writer else intact(cfg, place)
         missing = [i for i in range(part.number, shards, part.of) if i not in there]
         check_room(cfg, about, missing)
         if missing:
             make(cfg, place, about, windows, missing)
-        conclude(cfg, place, shards)
+        if writer:
+            conclude_foreign(cfg, writer, place, about, shards)
+        else:
+            conclude(cfg, place, shards)
     return 0
+
+
+def about_file(cfg: DictConfig) -> str:
+    return about_name(cfg.stored_as) if cfg.stored_as in WRITERS else layout.ABOUT
+
+
+def check_foreign(
+    cfg: DictConfig, writer: type[ForeignWriter], skeleton: LanguageModel, about: About
+) -> None:
+    """Refuses what another tool's format can't hold."""
+    writer.check(skeleton, about)
+    if cfg.verify:
+        raise ValueError(
+            f"verify=true: stored_as={cfg.stored_as} has no hashes to compare; want verify=false"
+        )
 
 
 def partition(text: str) -> Part:
@@ -112,7 +135,7 @@ def alone(cfg: DictConfig, part: Part) -> AbstractContextManager[None]:
 def replace_if_told(cfg: DictConfig, place: Place) -> None:
     """Refuses a folder with anything but a store; with overwrite=true empties it instead."""
     there = place.listed()
-    if layout.ABOUT in there:
+    if about_file(cfg) in there:
         return
     if is_remote(cfg.output):
         if there:
@@ -207,7 +230,7 @@ def check_room(cfg: DictConfig, about: About, missing: Sequence[int]) -> None:
     free = shutil.disk_usage(above).free
     if size > free:
         raise ValueError(
-            f"output={cfg.output}: {len(missing)} shards take {as_bytes(size)}, and {as_bytes(free)} are "
+            f"output={cfg.output}: the shards to make take {as_bytes(size)}, and {as_bytes(free)} are "
             f"free there; want fewer tokens, fewer sites or dtype=int8"
         )
 
@@ -223,14 +246,18 @@ def make(
         lm: LanguageModel = instantiate(cfg.model)
     read: Any = WithSpecials(lm, windows) if cfg.special == "keep" else windows
     reader = Reader(lm, read, list(about.sites), cfg.nonfinite)
+    writer: ShardWriter | ForeignWriter
+    if made := WRITERS.get(cfg.stored_as):
+        writer = made(lm, windows, about, place, cfg.batch_windows)
+    else:
+        writer = ShardWriter(reader, windows, about, place, cfg.batch_windows)
     total = positions(about, missing)
     size, each = as_bytes(total * row_bytes(about)), as_bytes(row_bytes(about))
     with nonfinite_named():
         seconds = total / about.context * seconds_of_a_window(cfg, reader, about)
-    writer = ShardWriter(reader, windows, about, place, cfg.batch_windows)
     escape.say(
-        f"{cfg.output}: {len(missing)} shards, {total:,} tokens of {listed(about.sites)}, {size} at "
-        f"{each} a token, about {duration(seconds)}"
+        f"{cfg.output}: {counted(len(missing), 'shard')}, {total:,} tokens of {listed(about.sites)}, "
+        f"{size} at {each} a token, about {duration(seconds)}"
     )
     done = 0
     with nonfinite_named(), bars("") as progress:
@@ -243,7 +270,7 @@ def make(
 
             writer.write(shard, advance)
     if reader.dropped:
-        escape.say(f"nonfinite=drop left out {reader.dropped:,} tokens")
+        escape.say(f"nonfinite=drop left out {counted(reader.dropped, 'token')}")
 
 
 def seconds_of_a_window(cfg: DictConfig, reader: Reader, about: About) -> float:
@@ -273,7 +300,7 @@ def conclude(cfg: DictConfig, place: Place, shards: int) -> None:
     rows, size = store.info.rows, sum(record.bytes for record in store.records.values())
     if there < shards:
         escape.say(
-            f"{cfg.output}: {there} of {shards} shards are there; other parts make the others"
+            f"{cfg.output}: {there} of {counted(shards, 'shard')} are there; other parts make the others"
         )
         return
     if not store.absent:
@@ -281,6 +308,25 @@ def conclude(cfg: DictConfig, place: Place, shards: int) -> None:
     reader = "cache" if store.info.shuffled else "cache_windows"
     use = typed(**{"source": reader, "source.path": str(cfg.output)})
     escape.say(
-        f"{cfg.output}: {rows:,} rows of {listed(store.info.sites)} in {there} shards, "
-        f"{as_bytes(size)}; dictlearn train {use} reads them"
+        f"{cfg.output}: {counted(rows, 'row')} of {listed(store.info.sites)} in "
+        f"{counted(there, 'shard')}, {as_bytes(size)}; dictlearn train {use} reads them"
+    )
+
+
+def conclude_foreign(
+    cfg: DictConfig, writer: type[ForeignWriter], place: Place, about: About, shards: int
+) -> None:
+    """The same for another tool's format; its files say which rows are for training."""
+    there = writer.there(place, about)
+    if not set(range(shards)) <= there:
+        escape.say(
+            f"{cfg.output}: {len(there)} of {counted(shards, 'shard')} are there; other parts make the "
+            f"others"
+        )
+        return
+    writer.finish(place, about, there)
+    use = typed(**{"source": "cache", "source.path": str(cfg.output)})
+    escape.say(
+        f"{cfg.output}: {counted(len(there), 'shard')} of {listed(about.sites)} for {cfg.stored_as}; "
+        f"dictlearn train {use} reads them too"
     )
