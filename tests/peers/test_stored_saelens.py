@@ -9,6 +9,7 @@ import torch
 
 from dictlearn.activations.formats import open_store
 from dictlearn.activations.place import LocalPlace
+from tests.verbs.test_cache import dictlearn_cache
 
 pytestmark = pytest.mark.peers
 
@@ -51,3 +52,23 @@ def test_what_saelens_cached_is_read(tmp_path):
     assert torch.equal(torch.cat(rows), written)
     tokens_N = torch.cat([shard.tokens_N for shard in shards])
     assert tokens_N.tolist() == list(range(12 * CONTEXT))
+
+
+def test_saelens_reads_what_we_wrote(tmp_path, monkeypatch):
+    from sae_lens.training.activations_store import ActivationsStore
+
+    options = ["stored_as=saelens", "sites=[resid_post.1]", "order=windows", "special=keep"]
+    options += ["dtype=float32", "data.context=64", "data.max_tokens=4000", "shard_tokens=512"]
+    assert dictlearn_cache(tmp_path, *options, "output=theirs") == 0
+    store = ActivationsStore.__new__(ActivationsStore)  # without a model
+    store.cached_activations_path = str(tmp_path / "theirs")
+    store.hook_name, store.device, store.dtype = HOOK, torch.device("cpu"), torch.float32
+    store.context_size, store.d_in = 64, 256
+    data = store.load_cached_activation_dataset()
+    assert data is not None
+    ours = open_store(LocalPlace(tmp_path / "theirs"))
+    shard = ours.shard(0, [HOOK])
+    n = ours.info.shard_rows[0] // 64
+    assert torch.equal(data[:n][HOOK].flatten(0, 1), shard.rows(HOOK, 0, 64 * n))
+    assert torch.equal(data[:n]["token_ids"].flatten().long(), shard.tokens_N.long())
+    assert len(data) * 64 == ours.info.rows

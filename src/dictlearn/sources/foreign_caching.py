@@ -159,7 +159,10 @@ class LlamascopiumWriter:
 
 @final
 class SAELensWriter:
-    """A file of a data set for each shard: whole windows at one hook, with their token ids."""
+    """A file of a data set for each shard: whole windows at one hook, with their token ids.
+
+    Windows that end in padding are left out, as SAELens would train on it: there is no mask.
+    """
 
     def __init__(
         self,
@@ -171,7 +174,7 @@ class SAELensWriter:
     ):
         reader = Reader(lm, Everything(windows), list(about.sites), about.nonfinite)
         self._shards = ShardWriter(reader, windows, about, place, batch_windows)
-        self._about, self._place = about, place
+        self._lm, self._about, self._place = lm, about, place
 
     @classmethod
     def check(cls, lm: LanguageModel, about: About) -> None:
@@ -223,6 +226,10 @@ class SAELensWriter:
         tensors = self._shards.made(shard, progress)
         tokens = tensors[layout.WINDOW_TOKENS]
         values = _finite(about, site, tensors[site]).view(*tokens.shape, -1)
+        there_BP = attention_mask(self._lm, tokens.long())
+        if there_BP is not None:
+            full_B = there_BP.bool().all(1)
+            tokens, values = tokens[full_B], values[full_B]
         schema = _features(about).arrow_schema
         hook = schema.field(hook_name(site)).type
         columns = [
