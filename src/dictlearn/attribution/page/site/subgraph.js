@@ -131,9 +131,10 @@ function drawBox(painter, tint, { key, nodes, name, label }, [x, y], touched) {
   const frame = hot || nodes.includes(state.clicked) ? tint.ink : grouped ? tint.fourth : tint.rule;
   if (grouped) painter.box(left + 4, top - 4, BOX.width, BOX.height, 7, { fill: tint.wash, stroke: tint.fourth, width: 1 });
   painter.box(left, top, BOX.width, BOX.height, 7, { fill: hot ? tint.wash : tint.paper, stroke: frame, width: frame === tint.rule ? 1 : 1.8 });
-  const text = lines(label, BOX.width - 16, 2, BOX.text);
-  text.forEach((line, i) => painter.text(line, left + 8, top + 16 + 14 * i, { ...BOX.text, weight: grouped ? 600 : 400, fill: tint.ink }));
-  painter.text(fitted(name, BOX.width - 16, { size: 10 }), left + 8, top + 32 + (text.length > 1 ? 12 : 0) - (text.length > 1 ? 1 : 0), { size: 10, fill: tint.muted });
+  const style = { ...BOX.text, weight: grouped ? 600 : 400, fill: tint.ink };
+  const text = lines(label, BOX.width - 16, 2, style);
+  text.forEach((line, i) => painter.text(line, left + 8, top + 16 + 14 * i, style));
+  painter.text(fitted(name, BOX.width - 16, { size: 10 }), left + 8, top + (text.length > 1 ? 43 : 32), { size: 10, fill: tint.muted });
   drawInputs(painter, tint, nodes, left, top + BOX.height - 3);
   if (touched === key && !hot) painter.box(left - 2, top - 2, BOX.width + 4, BOX.height + 4, 9, { stroke: tint.ink, width: 1, opacity: 0.35 });
 }

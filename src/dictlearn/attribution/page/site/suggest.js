@@ -4,29 +4,40 @@
 
 const SUGGESTED_OF = 60; // the most influential features, where few are pinned
 const ALIKE = 0.45; // groups are joined down to this mean likeness
-const COMMON = new Set("a an and are as at before after by for from in inside is it its of on or the that this to with token tokens word words".split(" "));
+const COMMON = new Set("a an and any are as at before after by case for from in inside is it its of on or right the that this to where with without token tokens word words".split(" "));
 
 // [{name, nodes}] of at least two nodes each, of those that are pinned, or of the most influential ones.
 function suggestions() {
   const { type } = data.graph;
   const pinned = state.pinned.filter((node) => type[node] === FEATURE);
-  const nodes = pinned.length > 2 ? pinned : influential();
-  const alike = nodes.map((a) => nodes.map((b) => likeness(a, b)));
-  let clusters = nodes.map((_, i) => [i]);
-  const between = (a, b) => a.reduce((sum, i) => sum + b.reduce((part, j) => part + alike[i][j], 0), 0) / (a.length * b.length);
+  const facts = (pinned.length > 2 ? pinned : influential()).map(factsOf);
+  const groups = clustered(facts.map((a) => facts.map((b) => likeness(a, b))))
+    .map((members) => members.map((i) => facts[i].node))
+    .map((nodes) => ({ name: nameForGroup(nodes), nodes }));
+  const twice = (one) => groups.filter(({ name }) => name === one.name).length > 1;
+  return groups.map((one) => ({ ...one, name: twice(one) ? `${one.name}, ${layersOf(one.nodes)}` : one.name }));
+}
+
+// Clusters of at least two, the largest first: the two most alike are joined, by the mean likeness of
+// their members, as long as any are.
+function clustered(alike) {
+  const sums = alike.map((row) => [...row]); // of the likenesses between two clusters' members
+  const clusters = alike.map((_, i) => [i]);
   for (;;) {
     let best = ALIKE, pair = null;
-    clusters.forEach((a, i) => clusters.slice(i + 1).forEach((b, j) => {
-      const score = between(a, b);
-      if (score > best) { best = score; pair = [i, i + 1 + j]; }
-    }));
+    for (let i = 0; i < clusters.length; i++) {
+      for (let j = i + 1; j < clusters.length && clusters[i].length; j++) {
+        const mean = sums[i][j] / (clusters[i].length * clusters[j].length); // NaN of an emptied one
+        if (mean > best) { best = mean; pair = [i, j]; }
+      }
+    }
     if (!pair) break;
     const [i, j] = pair;
-    clusters = [...clusters.filter((_, at) => at !== i && at !== j), [...clusters[i], ...clusters[j]]];
+    clusters[i].push(...clusters[j].splice(0));
+    sums[j].forEach((sum, k) => { sums[i][k] += sum; sums[k][i] = sums[i][k]; });
+    for (const row of sums) row[j] = 0;
   }
-  return clusters.filter((cluster) => cluster.length > 1).sort((a, b) => b.length - a.length)
-    .map((cluster) => { const members = cluster.map((i) => nodes[i]); return { name: nameForGroup(members), nodes: members }; })
-    .map((one, _, all) => ({ ...one, name: all.filter(({ name }) => name === one.name).length > 1 ? `${one.name}, ${layersOf(one.nodes)}` : one.name }));
+  return clusters.filter((cluster) => cluster.length > 1).sort((a, b) => b.length - a.length);
 }
 
 function layersOf(nodes) {
@@ -42,13 +53,23 @@ function influential() {
     .sort((a, b) => view.influence[b] - view.influence[a]).slice(0, SUGGESTED_OF);
 }
 
+// What a node is compared by: its words, and the weights of its links by their other ends.
+function factsOf(node) {
+  const { source, target, weight, into, from } = data.graph;
+  const links = new Map();
+  for (const link of linksOf(into, node)) links.set(source[link], weight[link]);
+  for (const link of linksOf(from, node)) links.set(target[link], weight[link]);
+  const size = Math.sqrt([...links.values()].reduce((sum, value) => sum + value * value, 0));
+  return { node, words: wordsOf(node), links, size };
+}
+
 // From 0 to 1. What isn't known of one of them doesn't count; the same feature elsewhere is itself.
 function likeness(a, b) {
-  if (a === b) return 1;
   const { record, row, index } = data.graph;
-  if (row[a] === row[b] && index[a] === index[b]) return 1;
-  const parts = [[2, likeWords(a, b)], [1, likeLinks(a, b)]];
-  if (record[a] >= 0 && record[b] >= 0) parts.push([2, likeDecoders(record[a], record[b])]);
+  const [one, two] = [a.node, b.node];
+  if (row[one] === row[two] && index[one] === index[two]) return 1;
+  const parts = [[2, likeWords(a.words, b.words)], [1, likeLinks(a, b)]];
+  if (record[one] >= 0 && record[two] >= 0) parts.push([2, likeDecoders(record[one], record[two])]);
   const known = parts.filter(([, value]) => value !== null);
   const weights = known.reduce((sum, [weight]) => sum + weight, 0);
   return known.reduce((sum, [weight, value]) => sum + weight * value, 0) / (weights || 1);
@@ -64,8 +85,7 @@ function wordsOf(node) {
   return new Set([...quoted, ...words.filter((word) => word && !COMMON.has(word))]);
 }
 
-function likeWords(a, b) {
-  const [one, two] = [wordsOf(a), wordsOf(b)];
+function likeWords(one, two) {
   if (!one.size || !two.size) return null;
   const both = [...one].filter((word) => two.has(word)).length;
   return both / Math.sqrt(one.size * two.size);
@@ -78,20 +98,10 @@ function likeDecoders(a, b) {
 }
 
 function likeLinks(a, b) {
-  const { source, target, weight, into, from } = data.graph;
-  const profile = (node) => {
-    const ends = new Map();
-    for (const link of linksOf(into, node)) ends.set(`<${source[link]}`, weight[link]);
-    for (const link of linksOf(from, node)) ends.set(`>${target[link]}`, weight[link]);
-    return ends;
-  };
-  const [one, two] = [profile(a), profile(b)];
-  const square = (ends) => [...ends.values()].reduce((sum, value) => sum + value * value, 0);
-  const size = Math.sqrt(square(one) * square(two));
-  if (!size) return null;
+  if (!a.size || !b.size) return null;
   let dot = 0;
-  for (const [end, value] of one) dot += value * (two.get(end) ?? 0);
-  return Math.max(0, dot / size);
+  for (const [end, value] of a.links) dot += value * (b.links.get(end) ?? 0);
+  return Math.max(0, dot / (a.size * b.size));
 }
 
 // The words that most of its members share, else the label of the most influential.
