@@ -4,6 +4,12 @@
     python scripts/bench_shared.py --quick            # a rehearsal; its figures mean nothing
     python scripts/bench_shared.py dict.n_features=1024 steps=950
 
+On record are both ends of a tenth of the defaults, so that what each step takes can be told from what
+the processes take to start:
+
+    python scripts/bench_shared.py steps=2 eval_tokens=512 eval.baselines.fit_tokens=512
+    python scripts/bench_shared.py steps=190 eval_tokens=6554 eval.baselines.fit_tokens=3277
+
 Half of the runs, then the multirun with hydra/launcher=shared, then the other half: what disturbs the
 machine for a while disturbs both. Each is the command as a user types it, from the start of Python to
 the end of the report. Seconds of the clock and of the CPU, also of other processes, are appended to

@@ -221,6 +221,21 @@ def stored_training() -> str:
     return markdown(head, [(kind, *cells[kind]) for kind in fvu])
 
 
+def shared() -> str:
+    """Eight runs one after the other, and on one stream: whole processes, few steps and more."""
+    head = ("steps", "one after the other", "together", "ratio", "ratio by the clock")
+    rows, taken = [], []
+    for one in records("shared"):
+        steps = dict(text.split("=") for text in one["overrides"])["steps"]
+        apart, together = sum(one["alone_cpu_seconds"]), one["shared_cpu_seconds"]
+        taken.append((int(steps), apart, together))
+        seconds = f"{apart:.0f} s", f"{together:.0f} s"
+        rows.append((steps, *seconds, f"{one['cpu_ratio']:.2f}", f"{one['ratio']:.2f}"))
+    more, apart, together = (last - first for first, last in zip(*taken, strict=True))
+    each = f"{apart / more:.2f} s", f"{together / more:.2f} s"
+    return markdown(head, [*rows, ("each step more", *each, f"{together / apart:.2f}", "")])
+
+
 def newest_with(name: str, key: str) -> dict[str, Any]:
     """The newest record that has the key, in a benchmark that records figures of several kinds."""
     return next(record for record in reversed(records(name)) if key in record)[key]
@@ -231,5 +246,6 @@ TABLES: dict[str, Callable[[], str]] = {
     for function in (
         sparsities, peers, peers_speed, learning_rates, molt, mse_then_kl, cooccurrence, optimisers,
         pages, graph_page, descriptions, described, stored_reading, stored_training,
+        shared,
     )
 }  # fmt: skip
