@@ -160,6 +160,17 @@ def test_extra_keys_are_shown_where_they_are_numbers(tmp_path):
     assert data["left_out"] == [["influence", 0.02]] and data["checks"] == [["a to b", 0.5, 0.4]]
 
 
+@pytest.mark.parametrize(
+    "scan, shown", [("/home/me/runs/clt", "clt"), ("owner/name", "owner/name"), ("", "")]
+)
+def test_a_page_says_whose_graph_it_is_and_not_where_that_lay(tmp_path, scan, shown):
+    graph = made_graph()
+    graph["metadata"]["scan"] = scan
+    page = write_page(tmp_path, graph)
+    assert data_of(page)["of"] == json.loads((tmp_path / "summary.json").read_text())["of"] == shown
+    assert "/home/me" not in (page.parent / "pages" / "graph.js").read_text()
+
+
 def test_other_peoples_files_stay(tmp_path):
     (tmp_path / "index.html").write_text("a thesis")
     with pytest.raises(SaveError, match="not written by dictlearn"):

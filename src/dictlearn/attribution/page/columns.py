@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from math import isqrt
+from pathlib import PurePath
 from typing import Any, NamedTuple
 
 from dictlearn.pages.record import short
@@ -100,7 +101,7 @@ def about(graph: Mapping[str, Any]) -> dict[str, Any]:
     threshold = _number(metadata, "node_threshold")
     return {
         "title": str(metadata.get("slug", "graph")),
-        "model": str(metadata.get("model", metadata.get("scan", ""))),
+        "of": _of(metadata),
         "prompt": str(metadata.get("prompt", "".join(tokens_of(graph)))),
         "tokens": tokens_of(graph),
         "threshold": 1.0 if threshold is None else min(1.0, max(0.0, threshold)),
@@ -110,6 +111,12 @@ def about(graph: Mapping[str, Any]) -> dict[str, Any]:
         "checks": _checks(metadata.get("checks")),
         "asked": {key: asked[key] for key in Q_PARAMS if key in asked},
     }
+
+
+def _of(metadata: Mapping[str, Any]) -> str:
+    """Whose graph it is: of a folder its name alone, as the way there is nobody else's business."""
+    named = str(metadata.get("model", metadata.get("scan", "")))
+    return PurePath(named).name if PurePath(named).is_absolute() else named
 
 
 def _checks(value: Any) -> list[list[Any]]:

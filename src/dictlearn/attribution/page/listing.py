@@ -31,7 +31,7 @@ def summary(about: Mapping[str, Any], nodes: Sequence[Node], n_links: int) -> di
     outputs = sorted((n for n in nodes if n.type == LOGIT), key=lambda n: -n.probability)
     return {
         "format": FORMAT,
-        **{key: about[key] for key in ("title", "model", "prompt", "scores")},
+        **{key: about[key] for key in ("title", "of", "prompt", "scores")},
         "tokens": len(about["tokens"]),
         "features": sum(node.type == FEATURE for node in nodes),
         "links": n_links,
@@ -41,7 +41,7 @@ def summary(about: Mapping[str, Any], nodes: Sequence[Node], n_links: int) -> di
 
 def is_summary(value: Any) -> bool:
     """Whether JSON is such a summary."""
-    keys = {"title", "prompt", "scores", "tokens", "features", "links", "outputs"}
+    keys = {"title", "of", "prompt", "scores", "tokens", "features", "links", "outputs"}
     return isinstance(value, dict) and value.get("format") == FORMAT and keys <= value.keys()
 
 

@@ -28,14 +28,14 @@ function outputIn(label) {
 }
 
 function graphRow(graph) {
-  const { address, title, model, prompt, outputs, scores, tokens, features, links } = graph;
+  const { address, title, of, prompt, outputs, scores, tokens, features, links } = graph;
   return el("article", {},
     el("a", { class: "main", href: address },
       el("h2", {}, title),
       el("p", { class: "prompt" }, prompt.trim() || "no prompt")),
     el("p", { class: "outputs" }, outputs.map(([label, chance]) => el("span", {}, token(outputIn(label)), el("small", {}, `${(100 * chance).toFixed(1)}%`)))),
     scores.length ? el("ul", { class: "bars" }, scores.map(([name, value]) => barLine(el("span", { class: "name" }, words(name)), value, 1, value.toFixed(2), "good"))) : el("p", {}),
-    el("p", { class: "note" }, `${whole(tokens)} tokens, ${whole(features)} features, ${whole(links)} links${model ? `, ${model}` : ""}`));
+    el("p", { class: "note" }, `${whole(tokens)} tokens, ${whole(features)} features, ${whole(links)} links${of ? `, ${of}` : ""}`));
 }
 
 function show() {

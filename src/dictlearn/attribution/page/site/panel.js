@@ -99,9 +99,9 @@ function groupView(one) {
 }
 
 function overviewOf() {
-  const { model, title } = data.graph;
+  const { of, title } = data.graph;
   return [
-    el("header", {}, el("h1", {}, title), model ? el("p", { class: "site" }, `An attribution graph of ${model}`) : null),
+    el("header", {}, el("h1", {}, title), of ? el("p", { class: "site" }, `An attribution graph of ${of}`) : null),
     el("p", { class: "prompt", "aria-label": "Prompt" }, data.graph.tokens.map(promptToken)),
     scoresSection(),
     section("Outputs", null, nodeBars(outputsInOrder(), (node) => data.graph.probability[node], percent)),
