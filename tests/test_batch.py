@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from lightning.fabric.utilities import move_data_to_device
 
 from dictlearn.train.normaliser import Normaliser
-from dictlearn.types import Batch
+from dictlearn.types import Batch, Norms
 
 
 def batch(targets: torch.Tensor | None) -> Batch:
@@ -23,6 +24,16 @@ def test_an_autoencoders_activations_are_normalised_once():
     normaliser.fit(batch(None))
     x_NSD, y_NTD = normaliser(move_data_to_device(batch(None), torch.device("cpu")))
     assert y_NTD is x_NSD
+
+
+@pytest.mark.parametrize(
+    ("convention", "scales"), [("sqrt_width", (1, 0.5)), ("unit", (0.25, 0.1))]
+)
+def test_known_norms_take_the_place_of_a_batchs(convention, scales):
+    normaliser = Normaliser(1, 1, convention)
+    normaliser.fit(batch(torch.randn(6, 1, 4)), [[Norms(2.0, 16.0)], [Norms(4.0, 100.0)]])
+    found = (normaliser.input_scale_S.item(), normaliser.output_scale_T.item())
+    assert found == pytest.approx(scales)
 
 
 def test_rows_of_a_batch_keep_its_targets():

@@ -53,6 +53,13 @@ class Batch(NamedTuple):
         return Batch(self.x_NSD[low:high], y_NTD, tokens_N, positions_N)
 
 
+class Norms(NamedTuple):
+    """The L2 norm of a site's activations."""
+
+    mean: float
+    mean_square: float
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Code:
     """Which features fired and how strongly: CSR, one row per (token, source) in that order.

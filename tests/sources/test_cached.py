@@ -9,8 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from dictlearn.activations import layout
+from dictlearn.activations.formats import open_store
+from dictlearn.activations.place import LocalPlace
 from dictlearn.lm.capture import capture
 from dictlearn.sources import row_stream
 from dictlearn.sources.cached import CachedSource
@@ -263,3 +266,41 @@ def test_windows_that_were_not_kept_are_refused(stores):
 
 def test_no_text_is_compared_with_none(stores):
     assert build(stores["shuffled"], windows=NoText(8)).next_batch().x_NSD.shape == (25, 1, WIDTH)
+
+
+# --- norms ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_norms_are_those_of_all_rows(stores, whole):
+    order = "windows" if whole else "shuffled"
+    source = build(stores[order], whole=whole)
+    store = open_store(LocalPlace(stores[order]))
+    for site in ("resid_post.0", "mlp_out.1"):
+        rows = [
+            store.shard(n, [site]).rows(site, 0, r) for n, r in enumerate(store.info.shard_rows)
+        ]
+        norms_N = torch.cat(rows).double().norm(dim=1)
+        assert source.norms()[site].mean == pytest.approx(float(norms_N.mean()), rel=1e-9)
+        mean_square = float(norms_N.square().mean())
+        assert source.norms()[site].mean_square == pytest.approx(mean_square, rel=1e-9)
+
+
+def test_norms_of_a_store_that_is_not_complete_are_not_known(tmp_path):
+    made(tmp_path / "s", range(3))
+    assert build(tmp_path / "s").norms() is None
+    made(tmp_path / "t")
+    (tmp_path / "t" / layout.record_name(4)).unlink()
+    assert build(tmp_path / "t", on_damage="skip").norms() is None
+
+
+@pytest.mark.parametrize("norm", [0.0, -1.0, float("nan"), float("inf")])
+def test_norms_that_cannot_be_are_refused(tmp_path, norm):
+    made(tmp_path / "s")
+    path = tmp_path / "s" / layout.STATISTICS
+    tensors = {**load_file(path), "mlp_out.1.norm": torch.tensor([norm], dtype=torch.float64)}
+    save_file(tensors, path)
+    with pytest.raises(
+        ValueError, match=f"{path} is damaged: its norm of mlp_out.1 is no positive"
+    ):
+        build(tmp_path / "s").norms()

@@ -16,6 +16,7 @@ from dictlearn.activations.place import LocalPlace
 from dictlearn.ckpt.dictionary import load_dictionary
 from dictlearn.config import compose
 from dictlearn.lm.language_model import LanguageModel
+from dictlearn.train.trainee import Trainee
 from dictlearn.verbs import build, plan, storing
 from tests.activations.test_store import content
 from tests.lines import settled
@@ -114,6 +115,22 @@ def test_a_run_trains_on_a_store_and_runs_the_model_for_figures_alone(folder, mo
     assert 0 < figures["fvu"] < 1
     origin: Any = load_dictionary(folder / "runs/a/dictionary").provenance
     assert origin["data"]["context"] == 128
+
+
+def test_the_scales_of_a_run_are_those_of_the_whole_store(folder, monkeypatch):
+    scales: list[list[float]] = []
+    begin = Trainee.begin
+
+    def watched(self: Trainee, *args: Any) -> None:
+        begin(self, *args)
+        normaliser = self.normaliser
+        scales.append([normaliser.input_scale_S.item(), normaliser.output_scale_T.item()])
+
+    monkeypatch.setattr(Trainee, "begin", watched)
+    assert dictlearn_trains(folder, "name=scaled", "dict=transcoder", "steps=1") == 0
+    stored = load_file(folder / "acts/statistics.safetensors")
+    norms = [stored[f"{site}.norm"].item() for site in ("mlp_in.1", "mlp_out.1")]
+    assert scales[0] == pytest.approx([256**0.5 / norm for norm in norms])
 
 
 @pytest.mark.parametrize(

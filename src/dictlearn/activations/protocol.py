@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dictlearn.activations.place import Place
+from dictlearn.activations.statistics import Moments
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,13 @@ class Shards(Protocol):
 
         Several threads call it, also for the same shard. Raises ValueError, in one sentence that names
         the file, if the file is missing, damaged or has other shapes.
+        """
+        ...
+
+    def moments(self) -> Mapping[str, Moments] | None:
+        """The moments of every site over all rows; None if the store doesn't have exact ones.
+
+        Raises ValueError, in one sentence that names the file, if they are damaged.
         """
         ...
 

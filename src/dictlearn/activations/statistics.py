@@ -23,6 +23,11 @@ class Moments(NamedTuple):
         """The variance of these rows, divided by their number."""
         return self.squares_D / max(1, self.rows)
 
+    @property
+    def mean_square(self) -> float:
+        """The mean squared L2 norm of a row."""
+        return float((self.variance_D + self.mean_D.square()).sum())
+
 
 def nothing(width: int) -> Moments:
     zeros = torch.zeros(width, dtype=torch.float64)

@@ -11,8 +11,8 @@ from dictlearn.lm.language_model import LanguageModel
 from dictlearn.ranges import Count
 from dictlearn.sources.open_shards import OnDamage
 from dictlearn.sources.row_stream import Rows, RowStream
-from dictlearn.sources.stored import Same, Special, open_for, open_store_shards
-from dictlearn.types import Batch, TextWindows
+from dictlearn.sources.stored import Same, Special, norms_of, open_for, open_store_shards
+from dictlearn.types import Batch, Norms, TextWindows
 
 DTYPES = {"stored": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -114,6 +114,9 @@ class CachedSource:
 
     def sample(self, n: int) -> Batch:
         return self._stream.sample(n)
+
+    def norms(self) -> dict[str, Norms] | None:
+        return norms_of(self._store)
 
     def state(self) -> dict[str, int]:
         return self._stream.state()

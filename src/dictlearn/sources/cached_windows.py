@@ -13,8 +13,8 @@ from dictlearn.ranges import Count
 from dictlearn.sources.open_shards import OnDamage
 from dictlearn.sources.part_order import PartOrder
 from dictlearn.sources.reader import check_state, first_rows
-from dictlearn.sources.stored import Same, Special, open_for, open_store_shards
-from dictlearn.types import Batch, TextWindows
+from dictlearn.sources.stored import Same, Special, norms_of, open_for, open_store_shards
+from dictlearn.types import Batch, Norms, TextWindows
 
 
 @final
@@ -108,6 +108,9 @@ class CachedWindowsSource:
 
     def sample(self, n: int) -> Batch:
         return first_rows(self._next, n)
+
+    def norms(self) -> dict[str, Norms] | None:
+        return norms_of(self._store)
 
     def state(self) -> dict[str, int]:
         return {"batches": self._taken, **self._stream}

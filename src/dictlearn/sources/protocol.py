@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol, final, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from dictlearn.types import Batch, ModelInfo
+from dictlearn.types import Batch, ModelInfo, Norms
 
 
 @runtime_checkable
@@ -91,6 +91,15 @@ class MakesActivations(Protocol):
 
         Stored activations of a model have that model's name, so that evals can load it.
         """
+        ...
+
+
+@runtime_checkable
+class KnowsNorms(Protocol):
+    """A source that may know the norms of all its rows, so that a sample needn't tell them."""
+
+    def norms(self) -> Mapping[str, Norms] | None:
+        """By site; None if they aren't known."""
         ...
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple, TypeVar, final
 
 import torch
 from torch import Tensor
 
-from dictlearn.sources.protocol import Source
-from dictlearn.types import Batch
+from dictlearn.sources.protocol import KnowsNorms, Source
+from dictlearn.types import Batch, Norms
 
 T = TypeVar("T")
 State = dict[str, int]
@@ -210,6 +210,10 @@ class Tap:
 
     def sample(self, n: int) -> Batch:
         return self._stream.sample(self, n)
+
+    def norms(self) -> Mapping[str, Norms] | None:
+        source = self._stream.source
+        return source.norms() if isinstance(source, KnowsNorms) else None
 
     def leave(self) -> None:
         """Ends this run's part: the others no longer wait for it."""

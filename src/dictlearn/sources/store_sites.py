@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dictlearn.activations.protocol import ActivationStore, Shard, ShardWindows, StoreInfo
+from dictlearn.activations.statistics import Moments
 from dictlearn.lm.language_model import LanguageModel
 from dictlearn.lm.other_names import module_output, site_of_hook
 
@@ -104,6 +105,10 @@ class NamedStore:
         if kept_N is not None and not kept_N.any():
             raise ValueError(f"{self._where}: shard {number} has no row to train on")
         return NamedShard(shard, self._names, kept_N)
+
+    def moments(self) -> dict[str, Moments] | None:
+        stored = self._store.moments()
+        return None if stored is None else {site: stored[n] for site, n in self._names.items()}
 
 
 @final

@@ -15,7 +15,7 @@ from dictlearn.sources.fingerprint import of_rows
 from dictlearn.sources.open_shards import OnDamage, OpenShards, damage
 from dictlearn.sources.protocol import NoText
 from dictlearn.sources.store_sites import NamedStore, named_in
-from dictlearn.types import TextWindows
+from dictlearn.types import Norms, TextWindows
 
 log = logging.getLogger(__name__)
 
@@ -115,6 +115,14 @@ def _say_unknown(where: str, info: StoreInfo, chosen: Mapping[str, str]) -> None
         if (where, sentence) not in _logged:
             _logged.add((where, sentence))
             log.warning("%s: %s", where, sentence)
+
+
+def norms_of(store: Shards) -> dict[str, Norms] | None:
+    """The norms of every site, if the store has exact ones."""
+    moments = store.moments()
+    if moments is None:
+        return None
+    return {site: Norms(m.norm, m.mean_square) for site, m in moments.items()}
 
 
 def open_store_shards(

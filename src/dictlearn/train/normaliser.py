@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import final
 
 import torch
 from torch import Tensor, nn
 
-from dictlearn.types import Batch
+from dictlearn.types import Batch, Norms
 
 CONVENTIONS = ("sqrt_width", "unit", "none")
 
@@ -32,9 +33,11 @@ class Normaliser(nn.Module):
         self.register_buffer("input_scale_S", torch.ones(n_sources))
         self.register_buffer("output_scale_T", torch.ones(n_targets))
 
-    def fit(self, batch: Batch) -> None:
-        self.input_scale_S.copy_(self._scale(batch.x_NSD))
-        self.output_scale_T.copy_(self._scale(batch.y_NTD))
+    def fit(self, batch: Batch, known: Sequence[Sequence[Norms]] | None = None) -> None:
+        """Sets the scales by a batch, or by the known norms of the sources and of the targets."""
+        inputs, outputs = known or (_norms(batch.x_NSD), _norms(batch.y_NTD))
+        self.input_scale_S.copy_(self._scale(inputs, batch.x_NSD.shape[-1]))
+        self.output_scale_T.copy_(self._scale(outputs, batch.x_NSD.shape[-1]))
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """(x_NSD, y_NTD) in normalised units; the same tensor for an autoencoder."""
@@ -47,19 +50,24 @@ class Normaliser(nn.Module):
         """y_NTD in normalised units."""
         return batch.y_NTD * self.output_scale_T[:, None]
 
-    def _scale(self, activations: Tensor) -> Tensor:
-        # Site by site: of all of them together, float64 takes more memory than a training step.
-        sites = activations.unbind(1)
-        norms = torch.stack([torch.linalg.vector_norm(x.double(), dim=-1) for x in sites], dim=1)
+    def _scale(self, norms: Sequence[Norms], width: int) -> Tensor:
+        mean, mean_square = torch.tensor([tuple(site) for site in norms], dtype=torch.float64).T
         match self.convention:
             case "sqrt_width":
-                scale = activations.shape[-1] ** 0.5 / norms.mean(0)
+                scale = width**0.5 / mean
             case "unit":
-                scale = norms.square().mean(0).rsqrt()
+                scale = mean_square.rsqrt()
             case _:
-                scale = torch.ones_like(norms[0])
+                scale = torch.ones_like(mean)
         if not torch.isfinite(scale).all():
             raise ValueError(
                 "the activations are all zero or not finite: there is no scale to find"
             )
         return scale.float()
+
+
+def _norms(activations: Tensor) -> list[Norms]:
+    """The norms of every site of a batch."""
+    # Site by site: of all of them together, float64 takes more memory than a training step.
+    norms = [torch.linalg.vector_norm(x.double(), dim=-1) for x in activations.unbind(1)]
+    return [Norms(float(norm_N.mean()), float(norm_N.square().mean())) for norm_N in norms]

@@ -16,7 +16,7 @@ from dictlearn.objectives.objective import Objective
 from dictlearn.objectives.protocol import Forward, Windows
 from dictlearn.sparsity import ranks
 from dictlearn.train.normaliser import Normaliser
-from dictlearn.types import Batch
+from dictlearn.types import Batch, Norms
 
 SELECTIONS = {
     "auto": None,
@@ -72,12 +72,20 @@ class Trainee(nn.Module):
         self._tokens = 0
 
     @torch.no_grad()
-    def begin(self, batch: Batch, start: Dictionary | None = None) -> None:
+    def begin(
+        self,
+        batch: Batch,
+        start: Dictionary | None = None,
+        norms: Mapping[str, Norms] | None = None,
+    ) -> None:
         """Measures scales and sets the biases, from activations that the run will train on.
 
-        `start` is a dictionary in inference form; training begins with its parameters instead.
+        `start` is a dictionary in inference form; training begins with its parameters instead. With
+        the `norms` of all sites, these and not the batch's give the scales.
         """
-        self.normaliser.fit(batch)
+        sides = (self.dictionary.sources, self.dictionary.targets)
+        known = [[norms[site] for site in side] for side in sides] if norms else None
+        self.normaliser.fit(batch, known)
         if start is None:
             y_NTD = self.normaliser.targets(batch)
             self.dictionary.initialise(y_NTD)

@@ -39,7 +39,7 @@ from dictlearn.evals.table import LONG
 from dictlearn.lm.language_model import LanguageModel
 from dictlearn.ranges import Count, Positive, Seed
 from dictlearn.sources.named import text_of
-from dictlearn.sources.protocol import HoldsOut, KnowsTruth, MakesActivations, Source
+from dictlearn.sources.protocol import HoldsOut, KnowsNorms, KnowsTruth, MakesActivations, Source
 from dictlearn.train.callbacks.peers import Peers
 from dictlearn.train.callbacks.signals import Interrupted
 from dictlearn.train.loader import SourceLoader
@@ -184,8 +184,10 @@ def begin(training: DictionaryTraining, source: Source, start: Dictionary | None
     """Sets scales, biases and thresholds of a new run from the source's first activations."""
     with waiting_for("the first activations, by which the dictionary is scaled"):
         sample = source.sample(SAMPLE_TOKENS)
+    norms = source.norms() if isinstance(source, KnowsNorms) else None
     for name, trainee in training.named_trainees():
-        trainee.to(source.device).begin(sample, start if name == "dictionary" else None)
+        own_start = start if name == "dictionary" else None
+        trainee.to(source.device).begin(sample, own_start, norms)
 
 
 def read_text(cfg: DictConfig, skeleton: LanguageModel) -> build.Text:

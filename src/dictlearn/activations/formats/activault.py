@@ -121,6 +121,9 @@ class Store:
     def reading(self, sites: Sequence[str]) -> Self:
         return type(self)(self.place, self._files, self._about, tuple(sites))
 
+    def moments(self) -> None:
+        return None
+
     def _model(self) -> str | None:
         if CONFIG not in self.place.listed():
             return None

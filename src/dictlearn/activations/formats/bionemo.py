@@ -104,6 +104,9 @@ class Store:
     def reading(self, sites: Sequence[str]) -> Self:
         return self
 
+    def moments(self) -> None:
+        return None
+
     def _where(self, number: int) -> str:
         return f"{self.place.address}/{shard_name(number)}"
 

@@ -107,6 +107,9 @@ class Store:
     def reading(self, sites: Sequence[str]) -> Self:
         return self  # its shards have all sites
 
+    def moments(self) -> None:
+        return None
+
     def _where(self, number: int) -> str:
         return f"{self.place.address}/{self._files[self._numbers[number]].name}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import threading
 from collections.abc import Mapping, Sequence
@@ -135,6 +136,24 @@ class Store:
             with self._lock:
                 self._checked.add(number)
         return shard
+
+    def moments(self) -> dict[str, Moments] | None:
+        """Those that were written when the store was complete, if they are of the rows that are there."""
+        if self.absent or layout.STATISTICS not in self.place.listed():
+            return None
+        known = f"{self.place.address}/{layout.STATISTICS}"
+        path = self.place.fetched(layout.STATISTICS)
+        try:
+            shapes = layout.statistics_shapes(self.about.sites, self.about.width)
+            moments = layout.moments_in(mapped(path, known, shapes, list(shapes)), self.about.sites)
+        finally:
+            self.place.done(path)
+        if any(site.rows != self.info.rows for site in moments.values()):
+            return None  # more shards have been written since
+        for site, of_site in moments.items():
+            if not 0 < of_site.norm < math.inf or not 0 < of_site.mean_square < math.inf:
+                raise ValueError(f"{known} is damaged: its norm of {site} is no positive number")
+        return moments
 
     def statistics(self) -> dict[str, Moments]:
         """The moments of every site over all shards, merged in order."""

@@ -95,6 +95,9 @@ class Store:
     def reading(self, sites: Sequence[str]) -> Self:
         return type(self)(self.place, self._files, tuple(sites))
 
+    def moments(self) -> None:
+        return None
+
     def _lacks(self, key: Key) -> str | None:
         """A sentence if one of the hooks doesn't have a chunk."""
         for hook in self._hooks:

@@ -91,6 +91,9 @@ class Store:
     def reading(self, sites: Sequence[str]) -> Self:
         return self  # its shards have all sites
 
+    def moments(self) -> None:
+        return None
+
     def _features(self) -> tuple[dict[str, tuple[int, int]], torch.dtype, bool]:
         """The shape of each hook's windows, their dtype, and whether there are token ids."""
         where, content = f"{self.place.address}/{INFO}", read_json(self.place, INFO)
