@@ -397,6 +397,17 @@ def test_thousands_of_nodes_are_drawn_in_part(browser, tmp_path):
     assert browser.value("document.querySelectorAll('#view *').length") < 1500
 
 
+def test_it_says_how_many_links_of_a_node_are_drawn(browser, tmp_path):
+    graph = made_graph(layers=1, features=690, links=10_000, n_indices=100)
+    output = graph["nodes"][-3]["node_id"]
+    browser.open(write_page(tmp_path, graph), f"#clickedId={output}")
+    clicked(browser, output)
+    links = sum(one["target"] == output for one in graph["links"])
+    told = browser.value("document.querySelector('#view .about + .key + .about').textContent")
+    assert told == f"The 500 strongest of its {links} links are drawn."
+    assert browser.value("svgOf('graph', 900, 500).split('<path').length - 1") == 500
+
+
 def test_the_list_leads_to_the_graphs(browser, page):
     browser.open(page.parent.parent / "index.html")
     assert browser.value("byId('count').textContent") == "1 of 1"

@@ -7,11 +7,17 @@ function nodeView(node, record) {
     nodeHead(node),
     type[node] === FEATURE ? describedNode(node, record) : el("p", { class: "note about" }, aboutOther(node)),
     figuresOf(node, record),
+    drawnInPart(node),
     type[node] === TOKEN ? null : edgeTable(node, "into"),
     type[node] === LOGIT ? null : edgeTable(node, "from"),
     record?.top.length ? section("Strongest activations", null, examplesTable(record.top, record.maximum, 6)) : null,
     record?.writes.length ? tokensOf(record.writes) : null,
   ].filter((part) => part !== null);
+}
+
+function drawnInPart(node) {
+  const links = shownLinks(node).length;
+  return links > DRAWN ? el("p", { class: "note about" }, `The ${whole(DRAWN)} strongest of its ${whole(links)} links are drawn.`) : null;
 }
 
 function nodeHead(node) {
