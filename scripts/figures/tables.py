@@ -136,6 +136,29 @@ def best_run(optimiser: str) -> dict[str, Any]:
     return min((run for run in runs if run["optim"] == optimiser), key=lambda run: run["fvu"])
 
 
+def steering() -> str:
+    """Each method's area, and its rate and costs at the dearest strength within the KL limit."""
+    study = newest("steering")["study"]
+    limit = study["settings"]["kl_limit"]
+    head = ("method", "area", "95 %", "strength", "rate", "KL", "CE", "whole", "repetition")
+    rows = []
+    for row in study["results"]:
+        area, none = row["area"], row["method"] == "none"
+        within = [point for point in row["points"] if point["kl"]["mean"] <= limit]
+        figures = ["-"] * 6
+        if within:
+            point = max(within, key=lambda one: one["kl"]["mean"])
+            strength = "-" if point["strength"] is None else f"{point['strength']:g}"
+            shares = [f"{point[name]['mean']:.1%}" for name in ("rate", "whole", "repetition")]
+            costs = [f"{point[name]['mean']:.3f}" for name in ("kl", "ce_increase")]
+            figures = [strength, shares[0], *costs, *shares[1:]]
+        areas = ("-", "-") if none else (
+            f"{area['mean']:+.3f}", f"{area['low']:+.3f} to {area['high']:+.3f}"
+        )  # fmt: skip
+        rows.append((row["method"], *areas, *figures))
+    return markdown(head, rows)
+
+
 def pages() -> str:
     names = {
         "open_page": "opening the page",
@@ -246,6 +269,6 @@ TABLES: dict[str, Callable[[], str]] = {
     for function in (
         sparsities, peers, peers_speed, learning_rates, molt, mse_then_kl, cooccurrence, optimisers,
         pages, graph_page, descriptions, described, stored_reading, stored_training,
-        shared,
+        shared, steering,
     )
 }  # fmt: skip

@@ -70,8 +70,10 @@ def concept_plot(record: Mapping[str, Any]) -> Plot:
                 x, y, style, color=colours[kind], marker=marker, markersize=4, linewidth=1.2,
                 label=plain(row["method"]),
             )  # fmt: skip
-        axes.set_xlim(0, 1.5 * record["settings"]["kl_limit"])
-        axes.set_ylim(0, 100)
+        widest = 1.5 * record["settings"]["kl_limit"]
+        shown = [p for row in results for p in row["points"] if p["kl"]["mean"] <= widest]
+        axes.set_xlim(0, widest)
+        axes.set_ylim(0, min(100, 130 * max(p["rate"]["mean"] for p in shown) or 100))
         axes.axvline(record["settings"]["kl_limit"], color=palette.rule, linewidth=0.8)
         axes.set_xlabel("KL per token on unrelated held-out text, nats")
         unit_above(axes, "% of outputs with the concept", palette)
