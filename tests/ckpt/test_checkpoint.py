@@ -230,10 +230,14 @@ def test_garbage_is_collected_at_start(tmp_path):
     assert steps(tmp_path) == {"LATEST", "step-2"}
 
 
-def test_the_generators_of_another_number_of_processes_are_refused(tmp_path):
+def test_another_number_of_processes_draws_numbers_of_its_own(tmp_path):
     train(tmp_path, 2)
-    with pytest.raises(ValueError, match=r"written by 2 processes and this run has 1"):
-        train(tmp_path, 4, resume="auto", on_load=lambda state: {**state, "rng": state["rng"] * 2})
+    train(tmp_path, 3, resume="auto")
+    same = final_state(tmp_path, 3)["rng"][0]["torch"]
+    commit.delete(tmp_path / "checkpoints/step-3")
+    train(tmp_path, 3, resume="auto", on_load=lambda state: {**state, "rng": state["rng"] * 2})
+    state = final_state(tmp_path, 3)["rng"]
+    assert len(state) == 1 and not torch.equal(state[0]["torch"], same)
 
 
 def test_pickles_are_never_written(tmp_path):

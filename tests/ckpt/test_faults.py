@@ -22,10 +22,14 @@ from ckpt_worker import (
     save_step,
     train,
 )
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import OmegaConf
 
 from dictlearn import stopping
 from dictlearn.ckpt import commit
+from dictlearn.ckpt.checkpoint_io import DictlearnCheckpointIO
+from dictlearn.ckpt.resume import resolve_resume
+from dictlearn.disk import manifest
 from dictlearn.train.callbacks.signals import Interrupted
 from dictlearn.verbs.train import begun
 
@@ -213,6 +217,24 @@ def test_a_job_that_slurm_has_started_again_goes_on(tmp_path, monkeypatch):
         begun(cfg, tmp_path)
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     assert begun(cfg, tmp_path).folder == tmp_path / "checkpoints/step-3"
+
+
+def test_of_several_processes_only_the_first_reads_a_checkpoint_before_it_loads(
+    tmp_path, monkeypatch
+):
+    train(tmp_path, 2)
+    hashed = []
+    plain = manifest.sha256
+    monkeypatch.setattr(manifest, "sha256", lambda path: hashed.append(path) or plain(path))
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    folder = resolve_resume("auto", tmp_path).folder
+    assert folder is not None and not hashed
+    monkeypatch.setattr(rank_zero_only, "rank", 0)
+    assert resolve_resume("auto", tmp_path).folder == folder
+    files = len(hashed)
+    assert files > 0
+    DictlearnCheckpointIO(verified=folder).load_checkpoint(folder)
+    assert len(hashed) == files
 
 
 def fail(step: int) -> None:

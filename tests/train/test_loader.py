@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
 from dictlearn.sources.synthetic import SyntheticSource
+from dictlearn.train.dealt import DealtStreams
 from dictlearn.train.loader import SourceLoader
 from dictlearn.types import Batch
 
@@ -152,11 +153,53 @@ def test_a_second_pass_goes_on_with_the_stream():
     assert same(seen, expected(6))
 
 
-def test_another_number_of_processes_is_refused():
-    loader = SourceLoader(source(), STEPS)
+def test_another_number_of_processes_is_refused_where_batches_depend_on_it(monkeypatch):
+    monkeypatch.setattr(SyntheticSource, "elastic", False, raising=False)
+    loader = SourceLoader(source(), STEPS, source)
     state = loader.state_dict()
-    with pytest.raises(ValueError, match="had 2 processes, this one has 1"):
+    with pytest.raises(ValueError, match="began with 2 processes, this one has 1"):
         loader.load_state_dict({**state, "sources": state["sources"] * 2})
+
+
+def read(states: list, first: int, ranks: int, rounds: int) -> tuple[list[Tensor], list, int]:
+    """What `ranks` processes read in turn, and the state after it."""
+    dealt = [DealtStreams(source, states, first, rank, ranks) for rank in range(ranks)]
+    batches = [one.next_batch().x_NSD for _ in range(rounds) for one in dealt]
+    return batches, *dealt[-1].joined([one.own_states() for one in dealt])
+
+
+@pytest.mark.parametrize("streams", [1, 2, 3])
+def test_other_numbers_of_processes_go_on_with_every_row_once(streams):
+    def shares() -> list[SyntheticSource]:
+        made = [source() for _ in range(streams)]
+        for rank, share in enumerate(made):
+            share.shard(rank, streams)
+        return made
+
+    stream = shares()
+    states, first, seen = [share.state() for share in shares()], 0, []
+    for ranks, rounds in ((1, 4), (2, 3), (streams, 2), (5, 1), (3, 2)):
+        batches, states, first = read(states, first, ranks, rounds)
+        seen += batches
+    wanted = [stream[n % streams].next_batch().x_NSD for n in range(len(seen))]
+    assert same(seen, wanted)
+
+
+def test_a_loader_deals_and_its_state_is_dealt_again():
+    began = [source(), source()]
+    for rank, share in enumerate(began):
+        share.shard(rank, 2)
+    state = {"sources": [share.state() for share in began]}
+    wanted = [began[n % 2].next_batch().x_NSD for n in range(9)]
+    loader = SourceLoader(source(), 9, source)
+    loader.load_state_dict(state)
+    batches = iter(loader)
+    seen = [next(batches).x_NSD for _ in range(5)]
+    state = loader.state_dict()
+    assert (len(state["sources"]), state["first"]) == (2, 1)
+    again = SourceLoader(source(), 4, source)
+    again.load_state_dict(state)
+    assert same(seen + [batch.x_NSD for batch in again], wanted)
 
 
 def test_processes_share_no_row_and_resume_their_own(tmp_path):

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, final
 
+import torch
 from lightning.pytorch.plugins.io import CheckpointIO
 
 from dictlearn.ckpt import commit
@@ -22,6 +23,7 @@ from dictlearn.ckpt.codec import read_state, write_state
 from dictlearn.ckpt.environment import environment
 from dictlearn.ckpt.resume import CONFIG
 from dictlearn.disk.strict_json import read_json
+from dictlearn.sparsity import ranks
 
 ENVIRONMENT = "environment.json"
 CONTENTS = "contents.json"
@@ -36,7 +38,9 @@ class DictlearnCheckpointIO(CheckpointIO):
 
     `config`, the run's resolved config as plain containers, is stored beside the state. So is
     `contents`: fingerprints of the models and texts that the config's paths refer to. `on_load` may
-    change a state that was read before Lightning gets it.
+    change a state that was read before Lightning gets it. `verified` is a folder that the first
+    process has verified already. Of several processes only the first verifies, and all load its folder;
+    its tensors are mapped into memory, so that the processes of a machine share them.
     """
 
     def __init__(
@@ -44,10 +48,11 @@ class DictlearnCheckpointIO(CheckpointIO):
         config: Mapping[str, Any] | None = None,
         on_load: Callable[[State], State] | None = None,
         contents: Mapping[str, str] | None = None,
+        verified: Path | None = None,
     ):
         self._config = json.dumps(config or {}, indent=1)
         self._contents = json.dumps(contents or {}, indent=1)
-        self._on_load = on_load
+        self._on_load, self._verified = on_load, verified
 
     def save_checkpoint(
         self, checkpoint: State, path: str | Path, storage_options: Any = None
@@ -80,11 +85,26 @@ class DictlearnCheckpointIO(CheckpointIO):
         Raises:
             ValueError: one sentence, if the folder differs from what was saved.
         """
-        commit.verify(Path(path))
-        state = read_state(Path(path))
+        path = self._intact(Path(path))
+        state = read_state(path)
         if type(state.get(VERSION)) is not str:  # Lightning reads it without a check
-            raise ValueError(f"{Path(path)}: its state has no {VERSION}")
+            raise ValueError(f"{path}: its state has no {VERSION}")
         return self._on_load(state) if self._on_load else state
+
+    def _intact(self, path: Path) -> Path:
+        """The first process's folder, on all processes, once that one has verified it."""
+        verdict: list[str | None] = [str(path), None]
+        if ranks.rank() == 0 and path != self._verified:
+            try:
+                commit.verify(path)
+            except ValueError as error:
+                verdict[1] = str(error)
+        if ranks.several():
+            torch.distributed.broadcast_object_list(verdict)
+        found, damage = verdict
+        if damage is not None:
+            raise ValueError(damage)
+        return Path(str(found))
 
     def remove_checkpoint(self, path: str | Path) -> None:
         commit.delete(Path(path))

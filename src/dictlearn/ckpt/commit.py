@@ -27,6 +27,7 @@ from dictlearn.disk.leftovers import collect as collect_garbage
 from dictlearn.disk.manifest import (
     MANIFEST,
     SCHEMA,
+    check_sizes,
     is_plain_name,
     read_manifest,
     sha256,
@@ -36,7 +37,15 @@ from dictlearn.disk.manifest import (
 from dictlearn.disk.replace import PINNED, check_replaceable
 from dictlearn.disk.whole import SaveError, as_os_error, fsync, write_text
 
-__all__ = ["MANIFEST", "PINNED", "SaveError", "collect_garbage", "read_manifest", "verify"]
+__all__ = [
+    "MANIFEST",
+    "PINNED",
+    "SaveError",
+    "check_sizes",
+    "collect_garbage",
+    "read_manifest",
+    "verify",
+]
 
 LATEST = "LATEST"
 
@@ -96,15 +105,15 @@ class IntactSearch(NamedTuple):
     damaged: tuple[str, ...]
 
 
-def find_intact(checkpoints: Path) -> IntactSearch:
-    """Verifies step folders from the last committed to the first, until one is intact.
+def find_intact(checkpoints: Path, check: Callable[[Path], object] = verify) -> IntactSearch:
+    """Checks step folders from the last committed to the first, until one is intact.
 
     The last committed one may not have the highest step, as a run may go back to an earlier one.
     """
     damaged = []
     for folder in _step_folders(checkpoints):
         try:
-            verify(folder)
+            check(folder)
         except ValueError as error:
             damaged.append(str(error))
         else:

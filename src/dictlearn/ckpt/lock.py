@@ -73,8 +73,9 @@ def writing(path: Path, verb: str, wait: bool = False) -> Iterator[None]:
             time.sleep(0.2)
     with contextlib.ExitStack() as stack:
         stack.push(holding)
-        leftovers.collect(path.parent, path.name, alone=True)
-        leftovers.collect(path)
+        if rank_zero_only.rank == 0:  # type: ignore[attr-defined]  # who holds the lock
+            leftovers.collect(path.parent, path.name, alone=True)
+            leftovers.collect(path)
         yield
 
 

@@ -6,7 +6,9 @@ import shlex
 from pathlib import Path
 from typing import NamedTuple
 
-from dictlearn.ckpt.commit import MANIFEST, find_intact, verify
+from lightning.pytorch.utilities import rank_zero_only
+
+from dictlearn.ckpt.commit import MANIFEST, IntactSearch, check_sizes, find_intact, verify
 
 CHECKPOINTS = "checkpoints"
 CONFIG = "config.json"  # in a checkpoint: the configuration of its run
@@ -25,6 +27,9 @@ def resolve_resume(resume: str | None, run_dir: Path) -> Resume:
     null starts a new run. auto takes the newest intact checkpoint of `run_dir` and notes the damaged
     ones; if there are no checkpoints, it starts a new run. A path is a step folder, or a run folder,
     whose newest checkpoint must be intact.
+
+    Of several processes only the first reads the files; the others load what it has found
+    (`DictlearnCheckpointIO`).
 
     Raises:
         ValueError: one sentence that names the path and, if there is one, an intact checkpoint.
@@ -46,7 +51,7 @@ def resolve_resume(resume: str | None, run_dir: Path) -> Resume:
     if (path / MANIFEST).exists() or path.name.startswith("step-"):
         return Resume(_intact_step(path, resume))
     checkpoints = path / CHECKPOINTS if (path / CHECKPOINTS).is_dir() else path
-    newest, damaged = find_intact(checkpoints)
+    newest, damaged = _search(checkpoints)
     if damaged:
         raise ValueError(f"resume={resume}: {damaged[0]}{_hint(newest)}")
     if newest is None:
@@ -55,7 +60,7 @@ def resolve_resume(resume: str | None, run_dir: Path) -> Resume:
 
 
 def _automatic(checkpoints: Path) -> Resume:
-    newest, damaged = find_intact(checkpoints)
+    newest, damaged = _search(checkpoints)
     if newest is not None:
         return Resume(newest, tuple(f"skipped a damaged checkpoint: {text}" for text in damaged))
     if damaged:  # a new run would in time delete checkpoints that a person may still rescue
@@ -68,10 +73,10 @@ def _automatic(checkpoints: Path) -> Resume:
 
 def _intact_step(folder: Path, resume: str) -> Path:
     try:
-        verify(folder)
+        _check(folder)
     except ValueError as error:
         raise ValueError(
-            f"resume={resume}: {error}{_hint(find_intact(folder.parent).newest)}"
+            f"resume={resume}: {error}{_hint(_search(folder.parent).newest)}"
         ) from None
     return folder
 
@@ -80,3 +85,11 @@ def _hint(newest: Path | None) -> str:
     if newest is None:
         return ". No checkpoint of this run is intact"
     return f". The newest intact checkpoint is {newest.name}; {shlex.quote(f'resume={newest}')} uses it"
+
+
+def _check(folder: Path) -> None:
+    (verify if rank_zero_only.rank == 0 else check_sizes)(folder)  # type: ignore[attr-defined]
+
+
+def _search(checkpoints: Path) -> IntactSearch:
+    return find_intact(checkpoints, _check)

@@ -57,6 +57,14 @@ def restore(states: dict[str, Any]) -> None:
         raise ValueError(f"the checkpoint's random number states cannot be set: {error}") from None
 
 
+def part(process: int) -> None:
+    """Gives this process states of its own, drawn from those that several have in common."""
+    seed = int(torch.randint(2**31, ())) + process
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
 def _check_numpy(state: dict[str, Any]) -> None:
     """Checks NumPy's state: NumPy would read past the end of its keys if the position says so."""
     keys, position = state["keys"], state["position"]

@@ -27,6 +27,8 @@ class Source(Protocol):
     reads_model: bool  # class attribute: whether it needs `lm` and `windows`
     # Optional: a class with `runs_model = False` compares `lm` with the origin of its activations, but
     # never runs it, so `lm` may have no weights.
+    # Optional, too: `elastic = False` where a process's batches depend on more than its share of the
+    # stream, so that a run can't go on with another number of processes.
     gives_windows: bool  # class attribute: whether some batches are whole windows
 
     @property

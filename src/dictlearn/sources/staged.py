@@ -56,6 +56,7 @@ class StagedSource:
 
     reads_model = True
     gives_windows = True
+    elastic = False  # the step of the first windows is counted in batches of one process
 
     def __init__(
         self,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from dictlearn.disk.folders import ensure_folder
 from dictlearn.disk.whole import replacing
 
 log = logging.getLogger(__name__)
@@ -33,16 +36,38 @@ def cached(key: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]
     can be written (a full disk, a read-only home), `make` is called every time.
     """
     path = cache_folder() / f"{_sha256(f'{VERSION} {key}'.encode())}.safetensors"
+    made = _made(path)
     stored = _read(path)
     if stored is not None:
         return stored
-    tensors = make()
-    try:
-        with replacing(path) as partial:
-            save_file(tensors, partial, metadata=_digests(tensors))
-    except OSError as error:
-        _say_once(str(path.parent), error.strerror or str(error))
+    with _one_at_a_time(path):
+        if _made(path) != made and (stored := _read(path)) is not None:
+            return stored  # another process of the run has made it meanwhile
+        tensors = make()
+        try:
+            with replacing(path) as partial:
+                save_file(tensors, partial, metadata=_digests(tensors))
+        except OSError as error:
+            _say_once(str(path.parent), error.strerror or str(error))
     return tensors
+
+
+@contextmanager
+def _one_at_a_time(path: Path) -> Iterator[None]:
+    """Waits while another process makes the file. The kernel frees the lock of one that dies."""
+    with ExitStack() as stack:
+        with suppress(OSError):  # without a lock each makes its own
+            stack.enter_context(ensure_folder(path.parent))
+            lock = path.with_suffix(".lock")
+            file = stack.enter_context(lock.open("w"))
+            fcntl.lockf(file, fcntl.LOCK_EX)
+            stack.callback(lock.unlink, missing_ok=True)
+        yield
+
+
+def _made(path: Path) -> int | None:
+    """When the file was written, None if there is none."""
+    return path.stat().st_mtime_ns if path.exists() else None
 
 
 @cache

@@ -18,6 +18,11 @@ def count() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def rank() -> int:
+    """This process's number among them, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
 def several() -> bool:
     """Whether there are other processes."""
     return count() > 1

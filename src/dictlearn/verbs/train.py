@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -116,7 +116,9 @@ def trained(cfg: DictConfig, resume: Resume, supply: Supply) -> int:
     training = build.build_training(cfg, dictionary, beside)
     skeleton = skeleton_of(cfg, dictionary, supply)
     with dispatch.using(cfg.kernels), run_lock(run):
-        collect_garbage(run)
+        first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
+        if first:  # one process speaks and writes for all
+            collect_garbage(run)
         for name, _ in training.named_trainees():  # refused now, not when the training is done
             check_replaceable(saved_in(run, name), DICTIONARY)
         start = build.build_start(cfg, dictionary) if resume.folder is None else None
@@ -124,26 +126,30 @@ def trained(cfg: DictConfig, resume: Resume, supply: Supply) -> int:
         contents = contents_of(cfg, text, supply)
         refuse_other_contents(cfg, resume.folder, contents)
         introduce(cfg, dictionary, info, text)
-        for note in resume.notes:
+        for note in resume.notes if first else ():
             escape.say(note)
         lm = None
         if build.runs_model(cfg) or reads_windows(training):
             lm = supply.once("model", lambda: loaded(cfg, info))
         build.connect(cfg, training, lm)
         done = batches_done(cfg, resume.folder)
-        source = supply.source(cfg, lm or skeleton, dictionary, text and text.train, done)
+        new_source = partial(
+            supply.source, cfg, lm or skeleton, dictionary, text and text.train, done
+        )
+        source = new_source()
         with guarded(build.named(cfg.get("logger")), build.plain(cfg)) as loggers:
-            write_text(run / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
-            trained_in.remember(run, signed(described(cfg, info)))
+            if first:
+                write_text(run / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+                trained_in.remember(run, signed(described(cfg, info)))
             if resume.folder is None:
                 begin(training, source, start)
             try:
-                fit(cfg, training, source, resume.folder, loggers, contents)
+                fit(cfg, training, source, resume.folder, loggers, contents, new_source)
             except Interrupted as interrupted:
                 supply.stopped(interrupted.signal, cfg)
                 return int(interrupted.code or 1)
             supply.trained()
-            if rank_zero_only.rank != 0:
+            if not first:
                 return 0
             if lm is None:  # a store's activations are compared with the model's own at the end
                 lm = supply.once("model", lambda: loaded(cfg, info))
@@ -291,8 +297,12 @@ def fit(
     checkpoint: Path | None,
     loggers: Sequence[Logger] = (),
     contents: Mapping[str, str] | None = None,
+    new_source: Callable[[], Source] | None = None,
 ) -> None:
-    """Trains to the last step, from a checkpoint where there is one."""
+    """Trains to the last step, from a checkpoint where there is one.
+
+    `new_source` builds sources like `source`, for a checkpoint of another number of processes.
+    """
     accumulate, peers = cfg.trainer.accumulate_grad_batches, Peers()
     trainer: lightning.Trainer = instantiate(
         cfg.trainer,
@@ -303,13 +313,17 @@ def fit(
         logger=list(loggers),
         callbacks=[*build.named(cfg.get("callbacks")).values(), peers],
         strategy=processes.strategy(cfg, training),
-        plugins=[DictlearnCheckpointIO(build.plain(cfg), contents=contents), *processes.plugins()],
+        plugins=[
+            DictlearnCheckpointIO(build.plain(cfg), contents=contents, verified=checkpoint),
+            *processes.plugins(),
+        ],
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
     with peers.guarding():
-        trainer.fit(training, SourceLoader(source, cfg.steps * accumulate), ckpt_path=checkpoint)
+        loader = SourceLoader(source, cfg.steps * accumulate, new_source)
+        trainer.fit(training, loader, ckpt_path=checkpoint)
 
 
 def finish(

@@ -51,6 +51,7 @@ class CheckpointCallback(Checkpoint):
         self._saved_step: int | None = None
         self._saved_at = time.monotonic()
         self._rng_to_restore: dict[str, Any] | None = None
+        self._rng_parts = False  # whether another number of processes has written the checkpoint
         self._late = Agreed()  # whether a process thinks that it is time; clocks differ
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -79,13 +80,9 @@ class CheckpointCallback(Checkpoint):
                 "the checkpoint was saved without a CheckpointCallback: no exact resume"
             )
         states = checkpoint["rng"]
-        if len(states) != trainer.world_size:
-            raise ValueError(
-                f"trainer.devices: the checkpoint was written by {len(states)} processes and this "
-                f"run has {trainer.world_size}: an exact resume needs the same number"
-            )
         # They are set later, since building loaders and normalisers draws random numbers too.
-        self._rng_to_restore = states[trainer.global_rank]
+        self._rng_to_restore = states[trainer.global_rank % len(states)]
+        self._rng_parts = len(states) != trainer.world_size
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._seen_step = trainer.global_step
@@ -93,6 +90,8 @@ class CheckpointCallback(Checkpoint):
         if self._rng_to_restore is not None:
             self._saved_step = trainer.global_step
             rng.restore(self._rng_to_restore)
+            if self._rng_parts:
+                rng.part(trainer.global_rank)
             self._rng_to_restore = None
 
     def on_before_optimizer_step(
