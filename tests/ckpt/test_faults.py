@@ -28,7 +28,6 @@ from omegaconf import OmegaConf
 from dictlearn import stopping
 from dictlearn.ckpt import commit
 from dictlearn.ckpt.checkpoint_io import DictlearnCheckpointIO
-from dictlearn.ckpt.resume import resolve_resume
 from dictlearn.disk import manifest
 from dictlearn.train.callbacks.signals import Interrupted
 from dictlearn.verbs.train import begun
@@ -226,11 +225,12 @@ def test_of_several_processes_only_the_first_reads_a_checkpoint_before_it_loads(
     hashed = []
     plain = manifest.sha256
     monkeypatch.setattr(manifest, "sha256", lambda path: hashed.append(path) or plain(path))
+    cfg = OmegaConf.create({"resume": "auto", "run_dir": str(tmp_path)})
     monkeypatch.setattr(rank_zero_only, "rank", 1)
-    folder = resolve_resume("auto", tmp_path).folder
+    folder = begun(cfg, tmp_path).folder
     assert folder is not None and not hashed
     monkeypatch.setattr(rank_zero_only, "rank", 0)
-    assert resolve_resume("auto", tmp_path).folder == folder
+    assert begun(cfg, tmp_path).folder == folder
     files = len(hashed)
     assert files > 0
     DictlearnCheckpointIO(verified=folder).load_checkpoint(folder)

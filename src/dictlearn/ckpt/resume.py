@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from lightning.pytorch.utilities import rank_zero_only
-
-from dictlearn.ckpt.commit import MANIFEST, IntactSearch, check_sizes, find_intact, verify
+from dictlearn.ckpt.commit import MANIFEST, find_intact, verify
 
 CHECKPOINTS = "checkpoints"
 CONFIG = "config.json"  # in a checkpoint: the configuration of its run
+
+
+Check = Callable[[Path], object]
 
 
 class Resume(NamedTuple):
@@ -21,15 +23,15 @@ class Resume(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def resolve_resume(resume: str | None, run_dir: Path) -> Resume:
+def resolve_resume(resume: str | None, run_dir: Path, check: Check = verify) -> Resume:
     """Resolves the key `resume`.
 
     null starts a new run. auto takes the newest intact checkpoint of `run_dir` and notes the damaged
     ones; if there are no checkpoints, it starts a new run. A path is a step folder, or a run folder,
     whose newest checkpoint must be intact.
 
-    Of several processes only the first reads the files; the others load what it has found
-    (`DictlearnCheckpointIO`).
+    `check` raises ValueError for a damaged folder. Of several processes only the first need read the
+    files; the others load what it has found (`DictlearnCheckpointIO`).
 
     Raises:
         ValueError: one sentence that names the path and, if there is one, an intact checkpoint.
@@ -37,7 +39,7 @@ def resolve_resume(resume: str | None, run_dir: Path) -> Resume:
     if resume is None:
         return Resume(None)
     if resume == "auto":
-        return _automatic(run_dir / CHECKPOINTS)
+        return _automatic(run_dir / CHECKPOINTS, check)
     path = Path(resume)
     if path.is_file():
         raise ValueError(
@@ -49,9 +51,9 @@ def resolve_resume(resume: str | None, run_dir: Path) -> Resume:
             f"resume={resume}: there is no such folder; want auto, a run folder or a step folder"
         )
     if (path / MANIFEST).exists() or path.name.startswith("step-"):
-        return Resume(_intact_step(path, resume))
+        return Resume(_intact_step(path, resume, check))
     checkpoints = path / CHECKPOINTS if (path / CHECKPOINTS).is_dir() else path
-    newest, damaged = _search(checkpoints)
+    newest, damaged = find_intact(checkpoints, check)
     if damaged:
         raise ValueError(f"resume={resume}: {damaged[0]}{_hint(newest)}")
     if newest is None:
@@ -59,8 +61,8 @@ def resolve_resume(resume: str | None, run_dir: Path) -> Resume:
     return Resume(newest)
 
 
-def _automatic(checkpoints: Path) -> Resume:
-    newest, damaged = _search(checkpoints)
+def _automatic(checkpoints: Path, check: Check) -> Resume:
+    newest, damaged = find_intact(checkpoints, check)
     if newest is not None:
         return Resume(newest, tuple(f"skipped a damaged checkpoint: {text}" for text in damaged))
     if damaged:  # a new run would in time delete checkpoints that a person may still rescue
@@ -71,12 +73,12 @@ def _automatic(checkpoints: Path) -> Resume:
     return Resume(None, (f"resume=auto: no checkpoint in {checkpoints} yet, starting afresh",))
 
 
-def _intact_step(folder: Path, resume: str) -> Path:
+def _intact_step(folder: Path, resume: str, check: Check) -> Path:
     try:
-        _check(folder)
+        check(folder)
     except ValueError as error:
         raise ValueError(
-            f"resume={resume}: {error}{_hint(_search(folder.parent).newest)}"
+            f"resume={resume}: {error}{_hint(find_intact(folder.parent, check).newest)}"
         ) from None
     return folder
 
@@ -85,11 +87,3 @@ def _hint(newest: Path | None) -> str:
     if newest is None:
         return ". No checkpoint of this run is intact"
     return f". The newest intact checkpoint is {newest.name}; {shlex.quote(f'resume={newest}')} uses it"
-
-
-def _check(folder: Path) -> None:
-    (verify if rank_zero_only.rank == 0 else check_sizes)(folder)  # type: ignore[attr-defined]
-
-
-def _search(checkpoints: Path) -> IntactSearch:
-    return find_intact(checkpoints, _check)

@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dictlearn import escape
 from dictlearn.ckpt.checkpoint_io import DictlearnCheckpointIO, read_contents
-from dictlearn.ckpt.commit import collect_garbage
+from dictlearn.ckpt.commit import check_sizes, collect_garbage, verify
 from dictlearn.ckpt.dictionary import SORT as DICTIONARY
 from dictlearn.ckpt.dictionary import save_dictionary
 from dictlearn.ckpt.diff import refuse_changed_contents
@@ -245,7 +245,8 @@ def begun(cfg: DictConfig, run: Path) -> Resume:
         )
     if cfg.resume == "auto" and NEW_NAME.search(cfg.run_dir) and not run.exists():
         raise ValueError(f"resume=auto: want name=<the run to go on with>; there is no {run}")
-    resume = resolve_resume(cfg.resume, run)
+    first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
+    resume = resolve_resume(cfg.resume, run, verify if first else check_sizes)
     if cfg.resume == "auto" and resume.folder is None and not says_what_to_train():
         raise ValueError(
             f"resume=auto: there is no checkpoint in {run} to go on from; say what to train, with the "
