@@ -57,13 +57,16 @@ def test_a_study_goes_on_with_the_cells_that_are_missing(
 
     lost = next(path for path in cells if path.name == "mean-1-seed1.json")
     lost.unlink()
+    damaged = next(path for path in cells if path.name == "pca-1-seed0.json")
+    damaged.write_text('{"method": "pca", "rate": "high"}')
     made = []
     original = measure.cell
     monkeypatch.setattr(
         concept, "cell", lambda *args: made.append(args[4:]) or original(*args)
     )  # fmt: skip
     study(methods)
-    assert made == [("mean", 1.0, 1)] and lost.read_bytes() == cells[lost]
+    assert made == [("pca", 1.0, 0), ("mean", 1.0, 1)]
+    assert all(path.read_bytes() == cells[path] for path in (lost, damaged))
     with pytest.raises(ValueError, match="study: holds a study with another settings"):
         study("study.methods=[add]")
 

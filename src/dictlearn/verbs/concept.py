@@ -25,7 +25,7 @@ from dictlearn.evals.report.theme import png
 from dictlearn.explain.predicates import SLOTS, predicates
 from dictlearn.interventions.concept.measure import cell
 from dictlearn.interventions.concept.methods import Methods, best_feature, described, fitted
-from dictlearn.interventions.concept.pareto import summary
+from dictlearn.interventions.concept.pareto import MEASURES, summary
 from dictlearn.interventions.concept.settings import ConceptStudy
 from dictlearn.interventions.concept.texts import Has, gather
 from dictlearn.interventions.directions import of_feature
@@ -116,7 +116,7 @@ def _measured(
         for done, key in enumerate(listed, 1):
             file = folder / CELLS / _file_name(*key)
             measured = _read(file)
-            if measured is None:
+            if measured is None or not is_cell(measured, key):
                 measured = cell(methods, texts, has, whole, *key)
                 write_json(file, measured, ascii=False)
             cells.append(measured)
@@ -203,6 +203,16 @@ def _read(path: Path) -> dict[str, Any] | None:
     except CONTENT_ERRORS:
         return None
     return read if isinstance(read, dict) else None
+
+
+def is_cell(measured: Mapping[str, Any], key: tuple[str, float | None, int]) -> bool:
+    """Whether a cell's file holds the figures of that cell; another is measured again."""
+    numbers = [measured.get(name) for name in MEASURES if name != "whole"]
+    return (
+        (measured.get("method"), measured.get("strength"), measured.get("seed")) == key
+        and "whole" in measured
+        and all(type(n) in (int, float) for n in [*numbers, measured["whole"] or 0])
+    )
 
 
 def _file_name(method: str, strength: float | None, seed: int) -> str:
