@@ -40,7 +40,7 @@ def conf_dir() -> Path:
 
 # The verbs in the order of work; a verb that is not here comes after these.
 ORDER = ("plan", "train", "evaluate", "report", "compare", "features", "explain", "pages", "lookup")
-ORDER += ("vector", "steer", "export", "label", "targets", "cache")
+ORDER += ("vector", "steer", "attribute", "export", "label", "targets", "cache")
 
 
 def verbs() -> dict[str, str]:

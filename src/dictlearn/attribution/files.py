@@ -2,7 +2,7 @@
 
 graph.safetensors   tokens [P]; layer, position, index, value [features];
                     row_starts [nodes + 1], sources, weights [edges]
-graph.json          what its nodes are called, its targets, and how it was made
+graph.json          what its nodes are called, its targets, its scores
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ def save(
 ) -> None:
     """Writes the folder whole or not at all. `beside` may write more files into it.
 
+    `details`, JSON, go into the manifest under `made`.
+
     Raises SaveError where other files would be lost.
     """
     nodes, edges = graph.nodes, graph.edges
@@ -61,7 +63,6 @@ def save(
         "left_out": graph.left_out,
         "conservation": graph.conservation,
         "scores": graph.scores._asdict(),
-        "made": dict(details or {}),
     }
 
     def write(temporary: Path) -> None:
@@ -70,7 +71,7 @@ def save(
         if beside is not None:
             beside(temporary)
 
-    commit(folder, write, sort=SORT, overwrite=overwrite)
+    commit(folder, write, sort=SORT, details={"made": dict(details or {})}, overwrite=overwrite)
 
 
 def load(folder: Path) -> Graph:
