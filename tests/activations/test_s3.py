@@ -145,3 +145,15 @@ def test_an_object_that_is_not_whole_is_named_or_left_out(place, how, caplog):
     tokens = torch.cat([stream.next_batch().tokens_N for _ in range(6)]).tolist()
     assert set(tokens) <= set(late.shard(0, []).tokens_N.tolist())
     assert "000001.safetensors" in caplog.text
+
+
+def test_a_cleared_place_is_empty_and_nothing_beside_it_is_lost(place):
+    address, _ = place
+    filled(address, range(2))
+    bucket = address.removeprefix("s3://").partition("/")[0]
+    boto3.client("s3").put_object(Bucket=bucket, Key="storehouse/kept", Body=b"x")
+    opened(address).clear()
+    assert list(objects(f"s3://{bucket}")) == ["storehouse/kept"]
+    assert not opened(address).listed() and not opened(address).folders()
+    with pytest.raises(ValueError, match="is a whole bucket, which is not emptied"):
+        opened(f"s3://{bucket}").clear()

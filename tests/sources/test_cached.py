@@ -304,3 +304,19 @@ def test_norms_that_cannot_be_are_refused(tmp_path, norm):
         ValueError, match=f"{path} is damaged: its norm of mlp_out.1 is no positive"
     ):
         build(tmp_path / "s").norms()
+
+
+@pytest.mark.parametrize("order", ["shuffled", "windows"])
+def test_the_memory_of_rows_that_wait_is_bounded_by_the_keys(stores, order):
+    sites = len(SITES)
+    source = build(stores[order], sources=SITES, targets=SITES, batch_tokens=16, buffer_tokens=64)
+    for _ in range(6):
+        source.next_batch()
+    rows = source._stream._rows
+    if order == "windows":
+        waiting = [*rows._groups, rows._tokens, rows._positions]
+        assert source.buffer_bytes == sum(tensor.nbytes for tensor in waiting)
+    else:
+        made_ahead = [one.result()[0] for *_, one in rows._coming]
+        size = sum(t.nbytes for batch in made_ahead for t in (*batch.groups, *batch[1:]))
+        assert 0 < size <= source.buffer_bytes == 2 * 16 * (sites * WIDTH * 4 + 16)

@@ -11,6 +11,7 @@ from dictlearn.sources.array_sites import GIVEN, given
 from dictlearn.sources.protocol import HoldsOut, MakesActivations, Source
 from dictlearn.sources.tensors import TensorsSource
 from dictlearn.types import Batch
+from tests.peak import Peak
 
 ROWS, WIDTH = 1000, 4
 SITE = ("resid_post.0",)
@@ -154,3 +155,18 @@ def test_arrays_of_python_are_there_only_while_they_are_given(path):
         build(GIVEN)
     with pytest.raises(ValueError, match=r"no arrays were passed; want dictlearn.train"):
         build(GIVEN)
+
+
+def test_the_memory_of_the_stream_is_what_is_said(tmp_path):
+    """Whatever the size of the file: rows are mapped, and what waits is bounded by the keys."""
+    measured = []
+    for n in (12_000, 40_000):
+        x = np.random.default_rng(0).standard_normal((n, 256), np.float32).astype(np.float16)
+        np.save(tmp_path / "x.npy", x)
+        with Peak() as peak:
+            source = build(str(tmp_path / "x.npy"), buffer_tokens=8192, batch_tokens=256)
+            read(source, 60)
+        batch = 256 * (256 * 4 + 16)
+        assert 0.9 * source.buffer_bytes < peak.most < 1.25 * source.buffer_bytes + 4 * batch
+        measured.append(peak.most)
+    assert measured[1] < 1.15 * measured[0]

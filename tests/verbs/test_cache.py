@@ -6,7 +6,9 @@ import json
 import sys
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
+import fsspec
 import pytest
 from safetensors.torch import load_file
 
@@ -197,3 +199,23 @@ def test_a_plan_says_what_storing_takes_and_leaves_the_model_out_where_it_does_n
     kept = plan.planned(compose("plan", [*sites, "name=x", "gpu=H200", "source=cache", path]))
     assert not kept.mistakes and "memory, language model" not in kept.facts
     assert "activations, stored" not in kept.facts and kept.predictions
+
+
+def test_overwrite_empties_an_address_that_holds_something_else_and_no_run(tmp_path, capsys):
+    fs, root = fsspec.core.url_to_fs(address := f"memory://{uuid4().hex}/acts")
+    fs.pipe({f"{root}/notes.txt": b"x", f"{root}/old/a.bin": b"x", f"{root}2/kept": b"x"})
+    one = [f"output={address}", "tokens=1000", "sites=[resid_post.1]"]
+    assert dictlearn_cache(tmp_path, *one) == 2
+    assert "holds notes.txt; want an empty address, or overwrite=true" in capsys.readouterr().err
+    assert dictlearn_cache(tmp_path, *one, "overwrite=true") == 0
+    assert "rows of resid_post.1 in 1 shard," in capsys.readouterr().err
+    names = sorted(fs.find(root))
+    assert f"{root}/store.json" in names and not any("notes" in n or "old" in n for n in names)
+    assert fs.exists(f"{root}2/kept")
+    assert dictlearn_cache(tmp_path, *one, "overwrite=true", "tokens=2000") == 0  # it goes on
+    assert set(names) < set(fs.find(root))
+    fs, root = fsspec.core.url_to_fs(address := f"memory://{uuid4().hex}/run")
+    fs.pipe(f"{root}/checkpoints/step-1/manifest.json", b"x")
+    assert dictlearn_cache(tmp_path, *one, f"output={address}", "overwrite=true") == 2
+    assert "overwrite=true deletes no run" in capsys.readouterr().err
+    assert fs.exists(f"{root}/checkpoints/step-1/manifest.json")

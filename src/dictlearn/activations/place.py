@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol, final
@@ -50,6 +51,10 @@ class Place(Protocol):
 
     def write(self, name: str, write: Callable[[Path], None]) -> None:
         """Makes a file from what `write` writes to a path. Raises OSError."""
+        ...
+
+    def clear(self) -> None:
+        """Deletes everything in this folder. Raises OSError, and ValueError for a place too wide."""
         ...
 
 
@@ -103,6 +108,9 @@ class LocalPlace:
     def write(self, name: str, write: Callable[[Path], None]) -> None:
         with replacing(self._path(name)) as path:
             write(path)
+
+    def clear(self) -> None:
+        shutil.rmtree(self._folder)
 
     def _path(self, name: str) -> Path:
         assert all(map(is_plain_name, name.split("/")))

@@ -114,6 +114,14 @@ class RemotePlace:
         finally:
             local.unlink(missing_ok=True)
 
+    def clear(self) -> None:
+        if "/" not in self._root.strip("/"):
+            raise ValueError(
+                f"{self.address}: is a whole bucket, which is not emptied; want a folder in it"
+            )
+        self._retry("", lambda: self._fs.rm(self._root, recursive=True))
+        self._fs.invalidate_cache()
+
     def _path(self, name: str) -> str:
         assert all(map(is_plain_name, name.split("/")))
         return f"{self._root}/{name}"

@@ -106,6 +106,10 @@ class CachedSource:
             device=self.device,
         )
 
+    @property
+    def buffer_bytes(self) -> int:
+        return self._stream.buffer_bytes
+
     def shard(self, rank: int, ranks: int) -> None:
         self._stream.shard(rank, ranks)
 

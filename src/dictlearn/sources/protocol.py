@@ -29,6 +29,7 @@ class Source(Protocol):
     # never runs it, so `lm` may have no weights.
     # Optional, too: `elastic = False` where a process's batches depend on more than its share of the
     # stream, so that a run can't go on with another number of processes.
+    # Optional: `buffer_bytes`, the memory of rows that wait, where no model's batches fill a buffer.
     gives_windows: bool  # class attribute: whether some batches are whole windows
 
     @property

@@ -11,7 +11,7 @@ from torch import Tensor
 from dictlearn.sources.buffer import Read, ShuffleBuffer
 from dictlearn.sources.part_order import Part, PartOrder
 from dictlearn.sources.reader import check_state
-from dictlearn.sources.run_reader import Run, RunReader
+from dictlearn.sources.run_reader import AHEAD, Run, RunReader
 from dictlearn.types import Batch
 
 LEAST_RUN = 64  # rows; shorter runs would take longer to find than to copy
@@ -99,6 +99,16 @@ class RowStream:
             out_dtype=self._dtype,
             gaps=True,  # for shards that are left out
         )
+
+    @property
+    def buffer_bytes(self) -> int:
+        """The memory of rows that wait: in the shuffle buffer, or in batches made ahead."""
+        numbers = sum(map(len, self._groups)) * self._source.width
+        if isinstance(self._rows, ShuffleBuffer):
+            rows, dtype = self._rows.capacity, self._source.dtype
+        else:
+            rows, dtype = AHEAD * self._batch_rows, self._dtype or self._source.dtype
+        return rows * (numbers * dtype.itemsize + 2 * torch.int64.itemsize)
 
     def shard(self, rank: int, ranks: int) -> None:
         """Every rank takes each `ranks`-th run of rows."""

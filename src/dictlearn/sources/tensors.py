@@ -88,7 +88,8 @@ class TensorsSource:
         def shard(number: int, soon: Sequence[int]) -> _Shard:
             return _Shard(self._sites, starts[number], shard_rows[number])
 
-        dtype = next(iter(self._sites.values())).array.dtype
+        stored = next(iter(self._sites.values())).array.dtype
+        dtype = torch.float32 if stored == torch.float64 else stored
         return RowStream(
             Rows(shard, shard_rows, False, self.width, dtype),
             self.sources,
@@ -120,6 +121,10 @@ class TensorsSource:
     def trained(self) -> RowsOf:
         """The rows that are trained on."""
         return _RowsOf(self, self._sites, range(self._trained))
+
+    @property
+    def buffer_bytes(self) -> int:
+        return self._rows.buffer_bytes
 
     def shard(self, rank: int, ranks: int) -> None:
         self._rows.shard(rank, ranks)

@@ -22,6 +22,7 @@ from dictlearn.activations.layout import About
 from dictlearn.activations.place import Place, is_remote, opened
 from dictlearn.activations.protocol import Origin
 from dictlearn.ckpt import lock
+from dictlearn.ckpt.resume import CHECKPOINTS
 from dictlearn.commands import typed
 from dictlearn.disk import leftovers
 from dictlearn.disk.replace import check_replaceable
@@ -138,16 +139,29 @@ def replace_if_told(cfg: DictConfig, place: Place) -> None:
     if about_file(cfg) in there:
         return
     if is_remote(cfg.output):
-        if there:
-            raise ValueError(
-                f"output={cfg.output}: holds {min(there)}, and nothing at an address is replaced; want "
-                f"an empty one"
-            )
+        empty_address(cfg, place)
         return
     output = Path(cfg.output)
     check_replaceable(output, SORT, cfg.overwrite)
     if cfg.overwrite and output.is_dir():
-        shutil.rmtree(output)
+        place.clear()
+
+
+def empty_address(cfg: DictConfig, place: Place) -> None:
+    """The same for an address. Raises ValueError, which names what is there."""
+    there, folders = place.listed(), place.folders()
+    if not there and not folders:
+        return
+    if {CHECKPOINTS, "dictionary"} & {*folders}:
+        raise ValueError(
+            f"output={cfg.output}: holds a run, and overwrite=true deletes no run; want another address"
+        )
+    if not cfg.overwrite:
+        raise ValueError(
+            f"output={cfg.output}: holds {min([*there, *folders])}; want an empty address, or "
+            f"overwrite=true, which deletes what is there"
+        )
+    place.clear()
 
 
 def described(cfg: DictConfig, lm: LanguageModel, windows: TextWindows) -> About:

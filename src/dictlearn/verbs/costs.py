@@ -51,6 +51,7 @@ class Run:
     beside: tuple[Dictionary, ...]
     lm: LanguageModel | None
     info: ModelInfo
+    buffer: int = 0  # bytes of stored rows that wait, where no model computes them
 
     @property
     def trained(self) -> tuple[Dictionary, ...]:
@@ -154,6 +155,7 @@ def memory(run: Run, on_gpu: bool, devices: int = 1, dead: float = DEAD) -> Memo
     ahead = run.lm is not None and _reads_ahead(cfg, on_gpu)
     if run.lm is not None:
         _add_model(parts, run, run.lm, on_gpu, ahead)
+    parts["shuffle buffer"] = max(parts["shuffle buffer"], run.buffer)
     kept = factors and not on_gpu and any(map(count_kept, run.trained))
     several = cfg.trainer.accumulate_grad_batches > 1
     there = {k: v for k, v in parts.items() if v}

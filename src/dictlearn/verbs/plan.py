@@ -123,7 +123,8 @@ def check_all(plan: Plan, cfg: DictConfig, gpu: Gpu | None, machine: Machine) ->
     if source is not None and beside is not None:
         runs_model = build.runs_model(cfg) or build.build_objective(cfg).reads_windows
         model = lm if runs_model else None  # else it is loaded once training is over
-        run = costs.Run(cfg, dictionary, tuple(beside.values()), model, info)
+        buffer = 0 if build.runs_model(cfg) else getattr(source, "buffer_bytes", 0)
+        run = costs.Run(cfg, dictionary, tuple(beside.values()), model, info, buffer)
         if plan.check("cost", lambda: [costs.decoder_costs(one) for one in run.trained]) is None:
             return
         describe(plan, run, devices)
