@@ -279,7 +279,8 @@ def main() -> int:
             "tokens": TOKENS,
             "rows": rows,
         }
-        RESULTS.write_text(json.dumps(record, indent=1) + "\n")
+        before = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
+        RESULTS.write_text(json.dumps([*before, record], indent=1) + "\n")
     apart = [case for case, v in found.items() if not isinstance(v, str) and max(v) > MOST]
     for case in apart:
         print(f"more than {MOST} apart: {' / '.join(case)}")

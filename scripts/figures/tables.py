@@ -264,11 +264,35 @@ def newest_with(name: str, key: str) -> dict[str, Any]:
     return next(record for record in reversed(records(name)) if key in record)[key]
 
 
+def shares() -> str:
+    """By kind and sparsity, the larger of a case's differences."""
+    cells = {(row["kind"], row["sparsity"]): row for row in _shares() if row["objective"] == "mse"}
+    kinds, sparsities = (list(dict.fromkeys(names)) for names in zip(*cells, strict=True))
+    rows = [(kind, *(_apart(cells[kind, name]) for name in sparsities)) for kind in kinds]
+    return markdown(("", *(f"`{name}`" for name in sparsities)), rows)
+
+
+def shares_by_objective() -> str:
+    cells = {(row["objective"], row["kind"]): row for row in _shares() if row["sparsity"] == "topk"}
+    objectives = list(dict.fromkeys(objective for objective, _ in cells))
+    kinds = ("sae", "clt")
+    rows = [(name, *(_apart(cells[name, kind]) for kind in kinds)) for name in objectives]
+    return markdown(("", *kinds), rows)
+
+
+def _shares() -> list[dict[str, Any]]:
+    return newest("ddp_table")["rows"]
+
+
+def _apart(row: Mapping[str, Any]) -> str:
+    return "refused" if "refused" in row else f"{max(row['gradients'], row['metrics']):.1e}"
+
+
 TABLES: dict[str, Callable[[], str]] = {
     function.__name__: function
     for function in (
         sparsities, peers, peers_speed, learning_rates, molt, mse_then_kl, cooccurrence, optimisers,
         pages, graph_page, descriptions, described, stored_reading, stored_training,
-        shared, steering,
+        shared, steering, shares, shares_by_objective,
     )
 }  # fmt: skip
