@@ -48,6 +48,14 @@ def test_influence_is_the_sum_over_all_paths(graph):
     torch.testing.assert_close(graph.influence.double(), dense_influence(graph), rtol=1e-5, atol=0)
 
 
+def test_rows_are_the_nodes_with_their_influence(graph):
+    rows = graph.rows()
+    assert len(rows) == len(graph.nodes)
+    most = max(rows[: graph.nodes.first_target], key=lambda row: row["influence"])
+    assert most["influence"] == float(graph.influence[: graph.nodes.first_target].max())
+    assert graph.to_pandas()["influence"].tolist() == [row["influence"] for row in rows]
+
+
 def test_scores_are_those_of_the_whole_matrix(graph):
     nodes, influence = graph.nodes, dense_influence(graph)
     errors = slice(nodes.n_features, nodes.first_token)

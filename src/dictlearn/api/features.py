@@ -5,7 +5,6 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from importlib import import_module
 from pathlib import Path
 from typing import Any, final, overload
 
@@ -13,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dictlearn.api import html
 from dictlearn.api.record import FeatureRecord, Shown
+from dictlearn.frames import data_frame
 from dictlearn.names import feature_named
 from dictlearn.store.explanations import Explanation, read_explanations
 from dictlearn.store.features import open_store
@@ -103,14 +103,7 @@ class Features(Sequence[FeatureRecord]):
         Raises:
             ImportError: pandas is not installed; dictlearn does not require it.
         """
-        try:
-            pandas = import_module("pandas")
-        except ImportError as error:
-            raise ImportError(
-                "to_pandas() needs pandas, which is not installed: pip install pandas; "
-                "rows() gives the same as plain dictionaries"
-            ) from error
-        return pandas.DataFrame(self.rows(examples)).set_index("feature")
+        return data_frame(self.rows(examples)).set_index("feature")
 
     def name(self, source: int, index: int) -> str:
         """The feature's name on the pages and in other commands: resid_post.1/266."""

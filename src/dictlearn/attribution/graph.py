@@ -14,6 +14,7 @@ from torch import Tensor
 from dictlearn.attribution.edges import Edges
 from dictlearn.attribution.nodes import Node, Nodes
 from dictlearn.attribution.prune import Pruned, prune
+from dictlearn.frames import data_frame
 
 
 class Route(NamedTuple):
@@ -139,9 +140,13 @@ class Graph:
 
         files.save(self, Path(folder), overwrite=overwrite)
 
-    def table(self) -> Any:
-        """A pandas table of the nodes with their influence. Raises ImportError without pandas."""
-        import pandas as pd
+    def rows(self) -> list[dict[str, Any]]:
+        """The nodes with their influence, a dictionary each."""
+        influence = self.influence.tolist()
+        return [
+            self.nodes[i]._asdict() | {"influence": influence[i]} for i in range(len(self.nodes))
+        ]
 
-        rows = [self.nodes[i]._asdict() for i in range(len(self.nodes))]
-        return pd.DataFrame(rows).assign(influence=self.influence.numpy())
+    def to_pandas(self) -> Any:
+        """`rows` as a pandas.DataFrame. Raises ImportError if pandas is not installed."""
+        return data_frame(self.rows())
