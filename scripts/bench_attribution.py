@@ -7,25 +7,24 @@
 Both sides read the same exported folders. The two work by turns, one thread each, and each measures
 the CPU seconds and the wall seconds of its own call, the model loaded and warm. circuit-tracer gets
 the batch size of BATCHES that is fastest for it; ours ranks features as often as it does at that
-size (rank_every). FLOPs are counted in a run of their own. Writes
-benchmarks/results/attribution.json.
+size (rank_every). FLOPs are counted in a run of their own. Appends
+to benchmarks/results/attribution.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import subprocess
 import sys
 import textwrap
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
+from peers import results
 from torch.utils.flop_counter import FlopCounterMode
 
 from dictlearn.attribution.attribute import Settings, attribute
@@ -40,21 +39,13 @@ PEER = ROOT / ".attribution" / "bin" / "python"
 SIZES = ((32, None), (128, 1024), (400, 512))  # tokens, and feature nodes; None: all
 BATCHES = (16, 64)
 EVERY = 4  # batches between two rankings, circuit-tracer's default
-RESULT = ROOT / "benchmarks" / "results" / "attribution.json"
 
 
 def main() -> None:
     args = arguments()
     torch.set_num_threads(1)
     lm = load_model(str(PICO), dtype="float32")
-    record: dict[str, Any] = {
-        "machine": f"{platform.processor() or platform.machine()}, one thread",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "model": "pico, float32",
-        "rows": [],
-    }
+    rows: list[dict[str, Any]] = []
     with subprocess.Popen(
         [str(PEER), str(Path(__file__).with_name("attribution_peer.py"))],
         stdin=subprocess.PIPE,
@@ -66,11 +57,15 @@ def main() -> None:
             dictionary = load_dictionary(str(folder))
             for tokens, nodes in SIZES:
                 row = compared(lm, dictionary, peer, folder, tokens, nodes, args.turns)
-                record["rows"].append({"dictionary": name, **row})
-                print(json.dumps(record["rows"][-1]), flush=True)
-                RESULT.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+                rows.append({"dictionary": name, **row})
+                print(json.dumps(rows[-1]), flush=True)
         assert peer.stdin is not None
         peer.stdin.close()
+    versions = results.versions(("torch", "dictlearn-lm"))
+    path = results.append(
+        "attribution", {"versions": versions, "model": "pico, float32", "rows": rows}
+    )
+    print(f"appended to {path}")
 
 
 def compared(

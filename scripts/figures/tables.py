@@ -179,6 +179,24 @@ def graph_page() -> str:
     return _times(newest("graph_page"), names)
 
 
+def attribution() -> str:
+    head = (
+        "dictionary", "tokens", "feature nodes", "ours, CPU s", "circuit-tracer, CPU s", "ratio, CPU",
+        "ratio, wall",
+    )  # fmt: skip
+    rows = [
+        (
+            row["dictionary"],
+            str(row["tokens"]),
+            f"{row['nodes']:,} of {row['active']:,}",
+            *(f"{row[key]:.2f}" for key in ("ours_cpu", "theirs_cpu")),
+            *(f"{row[key]:.1f}" for key in ("ratio_cpu", "ratio_wall")),
+        )
+        for row in newest("attribution")["rows"]
+    ]
+    return markdown(head, rows)
+
+
 def _times(record: Mapping[str, Any], names: Mapping[str, str]) -> str:
     """Medians and slowest times, in milliseconds in the record, under these words."""
     rows = [
@@ -292,7 +310,7 @@ TABLES: dict[str, Callable[[], str]] = {
     function.__name__: function
     for function in (
         sparsities, peers, peers_speed, learning_rates, molt, mse_then_kl, cooccurrence, optimisers,
-        pages, graph_page, descriptions, described, stored_reading, stored_training,
-        shared, steering, shares, shares_by_objective,
+        pages, graph_page, attribution, descriptions, described, stored_reading,
+        stored_training, shared, steering, shares, shares_by_objective,
     )
 }  # fmt: skip
