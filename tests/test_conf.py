@@ -203,3 +203,8 @@ def test_a_kind_sets_every_option_that_kinds_share() -> None:
         known = signatures.signature(str(kind.get("_target_")))
         takes = known.parameters.keys() if known else set()
         assert (Options.__annotations__.keys() & takes) <= kind.keys(), path
+
+
+def test_a_plus_adds_a_key_of_the_trainer_or_sets_one_that_is_there() -> None:
+    cfg = config.compose("train", ["+trainer.strategy=ddp", "+trainer.max_time=null"])
+    assert (cfg.trainer.strategy, cfg.trainer.max_time) == ("ddp", None)

@@ -187,6 +187,7 @@ def translated(overrides: Iterable[str], verb: str = "") -> list[str]:
     `model=<folder or hub id>` becomes `model=hf model.path=<folder or hub id>`, and a teacher given
     as a preset of model, a folder or a hub id becomes `teacher=model teacher.path=...`. Python's
     None, which a W&B sweep writes for null, becomes null; a group set to null is left out, `~group`.
+    `+trainer.<key>` adds a key of Lightning's Trainer, or sets it where the yaml has it already.
     """
     return [part for one in overrides for part in _translated(_with_prompts(verb, one))]
 
@@ -205,6 +206,8 @@ def _own_keys(verb: str) -> list[str]:
 
 
 def _translated(override: str) -> list[str]:
+    if override.startswith("+trainer."):
+        override = f"+{override}"  # sets a key that this version's yaml has as well
     name, _, value = override.partition("=")
     if value in ("None", "null"):
         return [f"~{name}" if (conf_dir() / name).is_dir() else f"{name}=null"]
