@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+import dictlearn
 from dictlearn.sources import tensors
 from dictlearn.sources.array_sites import GIVEN, given
 from dictlearn.sources.protocol import HoldsOut, MakesActivations, Source
@@ -148,6 +149,25 @@ def test_a_row_that_is_not_finite_is_named(tmp_path):
     np.save(tmp_path / "x.npy", x)
     with pytest.raises(ValueError, match="NaN or Inf in row 123 of x, counted from 0"):
         read(build(str(tmp_path / "x.npy")), 12)
+
+
+def test_a_number_beyond_float32_is_named_too():
+    sentence = "in row 0 of activations, .*finite in float32"
+    x = torch.full((50, WIDTH), 1e300, dtype=torch.float64)
+    with given(x), pytest.raises(ValueError, match=sentence):
+        read(build(GIVEN), 1)
+
+
+@pytest.mark.parametrize(
+    ("value", "sentence"),
+    [
+        (None, "activations: is a NoneType; want an array"),
+        (torch.ones(4, 4).to_sparse(), "activations: is a sparse tensor; want a dense one"),
+    ],
+)
+def test_what_is_no_array_is_refused_from_python(value, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        dictlearn.train(activations=value)
 
 
 def test_arrays_of_python_are_there_only_while_they_are_given(path):

@@ -67,6 +67,15 @@ def test_held_out_figures_are_of_the_last_rows(tmp_path):
     assert dictionary.figures["fvu"] == pytest.approx(float(fvu), rel=1e-6)
 
 
+def test_a_held_out_row_that_is_not_finite_is_refused_before_training(tmp_path, capsys):
+    x = rows()
+    x[-3] = np.inf
+    np.save(tmp_path / "x.npy", x)
+    assert trained(tmp_path, "source.path=x.npy") == 2
+    assert "NaN or Inf in row 897 of x" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_run_goes_on_bit_for_bit_and_not_with_other_arrays(tmp_path, capsys):
     np.savez(tmp_path / "x.npz", a=rows(), b=2 * rows())
     names = "source.names={mlp_in.0: a, mlp_out.0: b}"

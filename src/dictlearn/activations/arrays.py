@@ -173,6 +173,8 @@ def _can_be_rows(tensor: Tensor) -> bool:
 
 
 def _checked(tensor: Tensor, where: str) -> Tensor:
+    if tensor.layout != torch.strided:
+        raise ValueError(f"{where}: is a sparse tensor; want a dense one, such as x.to_dense()")
     if not _can_be_rows(tensor):
         raise ValueError(f"{where}: is {_row(tensor[None])}; {WANTED}")
     return tensor
@@ -247,7 +249,7 @@ def _as_tensor(array: np.ndarray, where: str) -> Tensor:
 def _unreadable(path: Path, error: BaseException) -> ValueError:
     text = " ".join(error_text(error).split()).rstrip(".")
     if "allow_pickle" in text or "Python objects in dtype" in text:
-        text = "it holds Python objects, which are never loaded"
+        text = "it is not in NumPy's format, or holds Python objects, which are never loaded"
     return ValueError(
         f"{path} is not a readable {path.suffix} file: {text or type(error).__name__}"
     )

@@ -48,6 +48,8 @@ __all__ = [
     "vector",
 ]
 
+FROM_A_MODEL: Any = object()  # no array was passed
+
 
 def load(path: str | Path | Run, revision: str | None = None) -> Dictionary:
     """The dictionary that a run saved, in inference form: raw activations in, raw activations out.
@@ -79,7 +81,7 @@ def features(run: str | Path | Run) -> Features:
     return Features(Path(place_of("features", run)))
 
 
-def train(*overrides: str | list[str], activations: Any = None, **keys: Any) -> Run:
+def train(*overrides: str | list[str], activations: Any = FROM_A_MODEL, **keys: Any) -> Run:
     """Trains, evaluates and saves, as `dictlearn train <overrides>` does.
 
     `activations` are trained on in the place of a model's: an array of numpy or torch, [N, width] in
@@ -93,7 +95,7 @@ def train(*overrides: str | list[str], activations: Any = None, **keys: Any) -> 
         ValueError: whatever the command line would refuse, in the same sentence.
         KeyboardInterrupt: after Ctrl-C, once the step is finished and saved.
     """
-    if activations is not None:
+    if activations is not FROM_A_MODEL:  # None is an array that somebody failed to load
         if isinstance(keys.get("source"), str) or any("source=" in str(text) for text in overrides):
             raise ValueError(
                 "activations: they are a source themselves; want no source= beside them"

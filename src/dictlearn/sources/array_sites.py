@@ -57,13 +57,14 @@ class SiteRows:
         """Rows low to high - 1, of at most 32 bits. Raises ValueError if one is not finite."""
         rows = self.array.rows(low, high)
         rows = rows if self.index is None else rows[:, self.index]
+        rows = rows.float() if rows.dtype == torch.float64 else rows
         if not rows.isfinite().all():
             bad = int((~rows.isfinite().all(1)).nonzero()[0]) + low
             raise ValueError(
                 f"source.path: NaN or Inf in row {bad} of {self.name}, counted from 0; want arrays of "
-                f"finite numbers"
+                f"numbers that are finite in float32"
             )
-        return rows.float() if rows.dtype == torch.float64 else rows
+        return rows
 
 
 @final

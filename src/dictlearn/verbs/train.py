@@ -137,6 +137,9 @@ def trained(cfg: DictConfig, resume: Resume, supply: Supply) -> int:
             supply.source, cfg, lm or skeleton, dictionary, text and text.train, done
         )
         source = new_source()
+        if isinstance(source, HoldsOut):
+            for _ in source.held_out.batches(cfg.eval_tokens):
+                pass  # rows that are not finite are refused now, not after training
         with guarded(build.named(cfg.get("logger")), build.plain(cfg)) as loggers:
             if first:
                 write_text(run / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
