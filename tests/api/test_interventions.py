@@ -81,6 +81,8 @@ def test_streamed_text_is_the_text(model):
         (lambda m, d: m.run("a", d, [(1, 2, 3)]), "want an Edit, a Push or"),
         (lambda m, d: m.run("a", d, dictlearn.Edit(99, 1.0)), "feature=99: want one from 0 to 31"),
         (lambda m, d: m.run("a", d, constrained="all"), "constrained='all': want True, False or"),
+        (lambda m, d: m.run("a", d, constrained=range(1, 9)), "want blocks from 0 to 3"),
+        (lambda m, d: m.features("a", d, strongest=0), "strongest=0: want at least 1"),
         (lambda m, d: m.run("a", d, error=False, constrained=True), "nothing can be held then"),
         (lambda m, d: m.run("a", [d, d]), "dictionaries 0 and 1 both write resid_post.1"),
         (lambda m, d: m.run("a", 3), "run: want a run, a folder or a hub id"),

@@ -322,6 +322,10 @@ def test_a_group_that_does_not_fit_is_refused(tmp_path, capsys, monkeypatch):
             [*TOGETHER, "hydra.launcher.most=0", "dict.k=4,8"],
             "hydra.launcher.most=0: want at least 1",
         ),
+        (
+            [*TOGETHER, "dict.k=4,4"],
+            "group/dict.k=4: comes twice in this multirun; want each run once",
+        ),
     ],
 )
 def test_what_cannot_be_meant_is_refused(tmp_path, capsys, overrides, sentence):

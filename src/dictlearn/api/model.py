@@ -116,6 +116,8 @@ class OpenModel:
         Args:
             strongest: keep this many of each token and source; None: all.
         """
+        if strongest is not None and strongest < 1:
+            raise ValueError(f"strongest={strongest}: want at least 1")
         placed = as_dictionaries("features", dictionary)[0]
         tokens = self.read(text)
         code = passes.run(self.lm, tokens[None], [placed]).codes[0]

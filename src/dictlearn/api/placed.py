@@ -104,6 +104,8 @@ def setting(
     if not isinstance(constrained, bool | range):
         raise ValueError(f"constrained={constrained!r}: want True, False or a range of blocks")
     every = range(len(blocks(lm.model)[1]))
+    if isinstance(constrained, range) and not set(constrained) <= set(every):
+        raise ValueError(f"constrained={constrained}: want blocks from 0 to {len(every) - 1}")
     layers = every if constrained is True else constrained if constrained else None
     return Setting(error, layers, freeze_attention or layers is not None)
 

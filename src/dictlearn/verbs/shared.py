@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,6 +71,10 @@ def launched(
     if most < 1:
         raise ValueError(f"hydra.launcher.most={most}: want at least 1")
     known = [known_of(jobs, number, cfg, call) for number, (cfg, call) in enumerate(calls)]
+    names = Counter(job.cfg.name for job in known if job.cfg is not None)
+    twice = [name for name, times in names.items() if times > 1]
+    if twice and jobs.verb == "train":
+        raise ValueError(f"{twice[0]}: comes twice in this multirun; want each run once")
     groups = [group[i : i + most] for group in grouped(known) for i in range(0, len(group), most)]
     machine = this_machine(Path("."))
     say(groups)
