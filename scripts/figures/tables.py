@@ -152,9 +152,10 @@ def steering() -> str:
             shares = [f"{point[name]['mean']:.1%}" for name in ("rate", "whole", "repetition")]
             costs = [f"{point[name]['mean']:.3f}" for name in ("kl", "ce_increase")]
             figures = [strength, shares[0], *costs, *shares[1:]]
-        areas = ("-", "-") if none else (
-            f"{area['mean']:+.3f}", f"{area['low']:+.3f} to {area['high']:+.3f}"
-        )  # fmt: skip
+        interval = f"{area['low']:+.3f} to {area['high']:+.3f}"
+        if area["low"] == area["high"]:
+            interval = "the same for every seed"
+        areas = ("-", "-") if none else (f"{area['mean']:+.3f}", interval)
         rows.append((row["method"], *areas, *figures))
     return markdown(head, rows)
 

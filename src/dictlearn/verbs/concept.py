@@ -245,6 +245,7 @@ def lines(record: Mapping[str, Any]) -> Iterator[Text]:
     width = max(len(row["method"]) for row in results)
     for row in results[1:]:
         area = row["area"]
-        yield Text(
-            f"{row['method']:<{width}}  {area['mean']:+.3f}  [{area['low']:+.3f}, {area['high']:+.3f}]"
-        )
+        interval = f"[{area['low']:+.3f}, {area['high']:+.3f}]"
+        if area["low"] == area["high"]:  # no spread that an interval could come from
+            interval = "the same for every seed"
+        yield Text(f"{row['method']:<{width}}  {area['mean']:+.3f}  {interval}")

@@ -136,7 +136,8 @@ def _lede(record: Mapping[str, Any]) -> str:
 def _areas(record: Mapping[str, Any]) -> str:
     def cells(row: Mapping[str, Any]) -> Iterator[str]:
         yield f"{row['area']['mean']:+.3f}"
-        yield f"{row['area']['low']:+.3f} to {row['area']['high']:+.3f}"
+        low, high = row["area"]["low"], row["area"]["high"]
+        yield "the same for every seed" if low == high else f"{low:+.3f} to {high:+.3f}"
 
     rows = [([row["method"]], list(cells(row))) for row in record["results"][1:]]
     return _table(["Method"], ["Area", "95%"], rows)
