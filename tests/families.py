@@ -213,3 +213,8 @@ def example(name: str) -> Example:
             inputs = torch.randn(2, 3, 8, 8, generator=generator)
         _built[name] = Example(name, lm, FAMILIES[name], inputs)
     return _built[name]
+
+
+def hooks_of(lm: LanguageModel) -> list[int]:
+    """How many forward hooks each module has."""
+    return [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in lm.model.modules()]

@@ -113,6 +113,7 @@ OUTPUTS = {
     "cache output=file": "output=file: is no folder; want a folder",
     "targets output=file": "output=file: is no folder; want a folder",
     "vector output=file": "output=file: is no folder; want a folder",
+    "attribute run=a output=file": "output=file: is no folder; want a folder",
     "lookup run=a vector=file output=a": "output=a: is a folder; want a file",
     "steer run=a feature=1 output=a": "output=a: is a folder; want a file",
     "lookup run=a vector=file output=file/x": "output=file/x: file is no folder; want a file elsewhere",

@@ -9,6 +9,7 @@ from torch import nn
 from dictlearn.lm.capture import capture
 from dictlearn.lm.patch import patched
 from dictlearn.lm.sites import SITES
+from tests.families import hooks_of
 
 MASK = torch.tensor([[0, 1, 1, 0, 1, 1, 1], [0, 0, 1, 1, 1, 0, 1]], dtype=torch.bool)
 
@@ -223,7 +224,7 @@ def test_it_works_in_bf16_with_a_dictionary_in_fp32(bf16_lm):
 
 def test_hooks_go_whatever_happens(qwen3):
     lm, tokens = qwen3.lm, qwen3.inputs
-    clean = lm.logits(tokens)
+    clean, before = lm.logits(tokens), hooks_of(lm)
     with (
         pytest.raises(ZeroDivisionError),
         patched(lm, {"mlp_out.1": lambda *_: 1 / 0}, reads=["mlp_in.0"]),  # type: ignore[dict-item]
@@ -232,8 +233,7 @@ def test_hooks_go_whatever_happens(qwen3):
     with pytest.raises(ValueError, match="sites of tiny qwen3"), patched(lm, {"nope.1": _same}):
         pass
     assert torch.equal(lm.logits(tokens), clean)
-    hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in lm.model.modules()]
-    assert sum(hooks) == 0
+    assert hooks_of(lm) == before
 
 
 @pytest.mark.parametrize(

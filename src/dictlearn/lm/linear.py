@@ -199,7 +199,7 @@ def _recorded(lm: LanguageModel, tokens_P: Tensor) -> tuple[dict[nn.Module, _Cal
     frozen = Frozen(lm)
     try:
         with frozen.attached(), torch.autocast(lm.device.type, enabled=False):
-            out = lm.model(input_ids=tokens_P[None].to(lm.device))
+            out = lm.model(**lm.inputs(tokens_P[None]))
     finally:
         for handle in handles:
             handle.remove()
