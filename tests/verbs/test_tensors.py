@@ -76,6 +76,20 @@ def test_a_held_out_row_that_is_not_finite_is_refused_before_training(tmp_path, 
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("x", "sentence"),
+    [
+        (np.ones((50, 8), np.float32), "source.held_out: the rows held out are all the same (5)"),
+        (rows(2), "source.path: leaves 1 row to train on; want more rows"),
+    ],
+)
+def test_rows_without_figures_are_refused_before_training(tmp_path, capsys, x, sentence):
+    np.save(tmp_path / "x.npy", x)
+    assert trained(tmp_path, "source.path=x.npy") == 2
+    assert sentence in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_run_goes_on_bit_for_bit_and_not_with_other_arrays(tmp_path, capsys):
     np.savez(tmp_path / "x.npz", a=rows(), b=2 * rows())
     names = "source.names={mlp_in.0: a, mlp_out.0: b}"

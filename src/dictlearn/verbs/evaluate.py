@@ -200,6 +200,24 @@ def evaluated(
     return record
 
 
+def refuse_unfit_rows(source: HoldsOut, most: int) -> None:
+    """Refuses, before training, rows of which no figures can be made, or that are not finite."""
+    if len(source.trained) < 2:
+        raise ValueError(
+            f"source.path: leaves {len(source.trained)} row to train on; want more rows"
+        )
+    first, differ = None, False
+    for batch in source.held_out.batches(most):  # refuses rows that are not finite
+        y_NTD = batch.x_NSD if batch.y_NTD is None else batch.y_NTD
+        first = y_NTD[0] if first is None else first
+        differ = differ or bool((y_NTD != first).any())
+    if not differ:
+        raise ValueError(
+            f"source.held_out: the rows held out are all the same ({len(source.held_out)}), so there is "
+            f"no variance to explain; want rows that differ"
+        )
+
+
 def evaluated_rows(
     cfg: DictConfig, dictionary: Dictionary, source: HoldsOut, beside: Mapping[str, Dictionary]
 ) -> dict[str, Any]:

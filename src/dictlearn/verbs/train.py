@@ -56,6 +56,7 @@ from dictlearn.verbs.evaluate import (
     evaluated,
     evaluated_rows,
     label_beside,
+    refuse_unfit_rows,
     write_into,
 )
 from dictlearn.verbs.supply import Alone, Supply
@@ -138,8 +139,7 @@ def trained(cfg: DictConfig, resume: Resume, supply: Supply) -> int:
         )
         source = new_source()
         if isinstance(source, HoldsOut):
-            for _ in source.held_out.batches(cfg.eval_tokens):
-                pass  # rows that are not finite are refused now, not after training
+            refuse_unfit_rows(source, cfg.eval_tokens)
         with guarded(build.named(cfg.get("logger")), build.plain(cfg)) as loggers:
             if first:
                 write_text(run / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
