@@ -145,9 +145,7 @@ def windows(
 
     One pass over the documents makes both splits and skips repeated texts, so no document is in
     both. If there is only one document, the last of its windows are held out. Each process logs once
-    what was left out.
-
-    Raises ValueError, in one sentence that names the key.
+    what was left out. Raises ValueError, in one sentence that names the key.
     """
     if split not in (*SPLITS, WHOLE):
         raise ValueError(f"split={split}: want {', '.join(SPLITS)} or {WHOLE}")

@@ -129,9 +129,8 @@ def trained(cfg: DictConfig, resume: Resume, supply: Supply) -> int:
         introduce(cfg, dictionary, info, text)
         for note in resume.notes if first else ():
             escape.say(note)
-        lm = None
-        if build.runs_model(cfg) or reads_windows(training):
-            lm = supply.once("model", lambda: loaded(cfg, info))
+        wanted = build.runs_model(cfg) or reads_windows(training)
+        lm = supply.once("model", lambda: loaded(cfg, info)) if wanted else None
         build.connect(cfg, training, lm)
         done = batches_done(cfg, resume.folder)
         new_source = partial(
