@@ -27,6 +27,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import dictlearn
 from dictlearn import export
+from dictlearn.activations.arrays import open_arrays
 from dictlearn.activations.formats import open_store
 from dictlearn.activations.formats.dictlearn import Store as Activations
 from dictlearn.activations.place import LocalPlace
@@ -222,6 +223,20 @@ def _vectors(folder: Path) -> None:
     save_file({"v": torch.arange(8.0)}, folder / "w.safetensors")
 
 
+def _arrays(folder: Path) -> None:
+    folder.mkdir()
+    x = np.arange(32, dtype=np.float32).reshape(8, 4)
+    np.save(folder / "x.npy", x)
+    np.savez(folder / "stored.npz", x=x)
+    np.savez_compressed(folder / "packed.npz", x=x)
+    save_file({"x": torch.from_numpy(x)}, folder / "x.safetensors")
+
+
+def _read_arrays(folder: Path) -> Any:
+    opened = [open_arrays(path) for path in sorted(folder.glob("*.*"))]
+    return [{n: a.rows(0, a.shape[0]).clone() for n, a in some.items()} for some in opened]
+
+
 def _concept_vector(folder: Path) -> None:
     vectors = {f"resid_post.{layer}": torch.randn(8) for layer in range(2)}
     scores = {site: Separation(0.75, 0.1, 1.5, 2.0) for site in vectors}
@@ -294,6 +309,7 @@ KINDS: dict[str, Kind] = {
     "vectors": Kind(
         _vectors, lambda f: [vector_from(path) for path in sorted(f.glob("*.*"))], hashed=False
     ),
+    "arrays": Kind(_arrays, _read_arrays, hashed=False),
     "concept vector": Kind(_concept_vector, _read_vector),
     "concept vector from a hub": Kind(_vector_as_a_hub_gives_it, _read_vector),
     "run": Kind(_run, _read_run, hashed=False),
@@ -329,7 +345,7 @@ def tried(kind: Kind, whole: Path, expected: str, place: Path, rng: random.Rando
 
 
 def fingerprint(value: Any) -> str:
-    """Of whatever a reader gave, tensors bit for bit."""
+    """A hash of what a reader gave; tensors count bit for bit."""
     digest = hashlib.sha256()
 
     def add(one: Any) -> None:

@@ -284,7 +284,7 @@ def newest_with(name: str, key: str) -> dict[str, Any]:
 
 
 def shares() -> str:
-    """By kind and sparsity, the larger of a case's differences."""
+    """The larger of a case's two differences, by kind and sparsity."""
     cells = {(row["kind"], row["sparsity"]): row for row in _shares() if row["objective"] == "mse"}
     kinds, sparsities = (list(dict.fromkeys(names)) for names in zip(*cells, strict=True))
     rows = [(kind, *(_apart(cells[kind, name]) for name in sparsities)) for kind in kinds]

@@ -182,7 +182,7 @@ class Browser:
         path.write_bytes(base64.b64decode(picture))
 
     def _middle(self, selector: str) -> tuple[float, float]:
-        """Of the first element that `selector` finds, brought into sight and standing still."""
+        """The middle of the first element that `selector` finds, scrolled into sight and at rest."""
         found = self.value(
             f"""(async () => {{
                 const frame = () => new Promise(requestAnimationFrame);

@@ -51,7 +51,7 @@ def losses(dictionary: Dictionary, x: torch.Tensor, y: torch.Tensor) -> dict[str
 
 
 def gradients(dictionary: Dictionary, x: torch.Tensor, y: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Of the sum of all terms, by parameter; the decoder's are put side by side."""
+    """The gradients of the sum of all terms, by parameter; a decoder of one target counts as whole."""
     dictionary.zero_grad()
     torch.stack(list(losses(dictionary, x, y).values())).sum().backward()
     found = {name: p.grad for name, p in dictionary.named_parameters() if p.grad is not None}

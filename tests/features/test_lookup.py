@@ -65,8 +65,8 @@ def test_vectors_come_from_either_kind_of_file(tmp_path: Path):
     np.save(tmp_path / "object.npy", np.array([{}], dtype=object), allow_pickle=True)
     for name, message in {
         "two.safetensors": "holds 2 tensors; want one",
-        "object.npy": "is not a readable .npy file of numbers",
-        "missing.npy": "missing.npy: it is not there",
+        "object.npy": "object.npy is not a readable .npy file: .* Python objects, which are never loaded",
+        "missing.npy": "missing.npy is not a readable .npy file: it is not there",
         "missing.safetensors": "is not a readable safetensors file: it is not there",
         "v.pt": "want a .safetensors or a .npy file",
     }.items():

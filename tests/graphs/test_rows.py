@@ -125,7 +125,7 @@ DAMAGE = {
 @pytest.mark.parametrize("what", DAMAGE)
 @pytest.mark.parametrize("family", ["qwen3", "gemma2"])
 def test_what_is_dropped_is_noticed(family, what, monkeypatch):
-    """By the comparison with autograd and by conservation."""
+    """Both the comparison with autograd and conservation fail."""
 
     def damaged(*args, **kwargs):
         model = linearise(*args, **kwargs)

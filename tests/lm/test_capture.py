@@ -194,7 +194,7 @@ def test_every_forward_pass_of_a_model_knows_its_padding():
 
 
 def test_windows_without_padding_get_no_mask(qwen3):
-    """To the bit what they were: a mask of ones takes another path through attention."""
+    """A mask of ones would take another path through attention, and round differently."""
     text = qwen3.inputs
     lm = padded(qwen3)
     assert lm.inputs(text).keys() == {"input_ids"}

@@ -16,12 +16,14 @@ import hashlib
 import math
 import warnings
 import zipfile
+import zlib
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, BinaryIO, cast, final
 
 import numpy as np
@@ -35,7 +37,18 @@ SUFFIXES = (".npy", ".npz", ".safetensors")
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INFLATED_BYTES = 4 << 30  # the largest compressed array that is read, as it has to lie in memory
 ROWS_HASHED = 64  # of each array, evenly spread
-UNREADABLE = (ValueError, OSError, EOFError, ArithmeticError, RuntimeError, zipfile.BadZipFile)
+UNREADABLE = (  # numpy reads a header as Python's tokens, so a damaged one raises many types
+    *(
+        ValueError,
+        OSError,
+        EOFError,
+        ArithmeticError,
+        RuntimeError,
+        MemoryError,
+        zipfile.BadZipFile,
+    ),
+    *(SyntaxError, TokenError, TypeError, LookupError, AttributeError, zlib.error),
+)
 
 
 @final
@@ -181,13 +194,18 @@ def _checked(tensor: Tensor, where: str) -> Tensor:
 
 
 def _npy(path: Path) -> Tensor:
+    return _checked(read_npy(path), str(path))
+
+
+def read_npy(path: Path) -> Tensor:
+    """The numbers of a .npy file, mapped into memory. Raises ValueError, which names the file."""
     try:  # copy-on-write, as torch has no read-only tensors; nothing writes to it
         array = np.load(path, mmap_mode="c", allow_pickle=False)
     except UNREADABLE as error:
         raise _unreadable(path, error) from None
     if not isinstance(array, np.ndarray):  # a zip file with another name
         raise ValueError(f"{path} is not a readable .npy file: it is an archive")
-    return _checked(_as_tensor(array, str(path)), str(path))
+    return _as_tensor(array, str(path))
 
 
 def _npz(path: Path) -> dict[str, Tensor]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import zipfile
+import zlib
+from tokenize import TokenError
 
 # The errors that come up when the content of a file is not as expected.
 CONTENT_ERRORS = (
@@ -12,6 +15,11 @@ CONTENT_ERRORS = (
     AttributeError,
     ArithmeticError,
     RecursionError,
+)
+# numpy reads an array's header as Python's tokens, so a damaged .npy or .npz raises many types.
+NUMPY_ERRORS = (
+    *(*CONTENT_ERRORS, OSError, EOFError, RuntimeError, MemoryError),
+    *(SyntaxError, TokenError, zipfile.BadZipFile, zlib.error),
 )
 SYSTEMS = {
     FileNotFoundError: "it is not there",

@@ -7,14 +7,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, final
 
-import numpy as np
-import torch
 from torch import Tensor
 
+from dictlearn.activations.arrays import read_npy
 from dictlearn.ckpt.files import check_numbers, read_tensors
 from dictlearn.dicts.dictionary import Dictionary
 from dictlearn.dicts.identity import sha256_of
-from dictlearn.disk.errors import error_text
 from dictlearn.interventions.edits import Push
 from dictlearn.interventions.made_for import check_model
 from dictlearn.interventions.vectors import ConceptVector, is_vector, load_vector
@@ -160,14 +158,10 @@ def vector_from(path: Path) -> Tensor:
         ValueError: it is another file, holds several tensors, or numbers that are no direction.
     """
     if path.suffix == ".npy":
-        try:  # mapped: a header that claims more than the file holds allocates nothing
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
-            tensor = torch.from_numpy(np.array(array))
-        except OSError as error:
-            raise ValueError(f"vector={path}: {error_text(error)}") from None
-        except Exception:  # numpy reads the header as Python's tokens, and speaks of those
-            raise ValueError(f"vector={path}: is not a readable .npy file of numbers") from None
-        tensors = {"its array": tensor}
+        try:
+            tensors = {"its array": read_npy(path)}
+        except ValueError as error:
+            raise ValueError(f"vector: {error}") from None
     elif path.suffix == ".safetensors":
         tensors = read_tensors(path)
     else:

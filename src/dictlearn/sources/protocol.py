@@ -102,7 +102,7 @@ class KnowsNorms(Protocol):
     """A source that may know the norms of all its rows, so that a sample needn't tell them."""
 
     def norms(self) -> Mapping[str, Norms] | None:
-        """By site; None if they aren't known."""
+        """The norms of each site; None if they aren't known."""
         ...
 
 

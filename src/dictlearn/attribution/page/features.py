@@ -60,7 +60,7 @@ class Features:
 
     @cached_property
     def _sources(self) -> dict[int | None, int]:
-        """By layer, the row of the code that its features are in."""
+        """The row of the code that a layer's features are in, by layer."""
         info = self.store.info
         return {layer_of(info, source): source for source in range(info.code_sources)}
 
