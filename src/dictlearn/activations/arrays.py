@@ -16,39 +16,25 @@ import hashlib
 import math
 import warnings
 import zipfile
-import zlib
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
-from tokenize import TokenError
 from typing import Any, BinaryIO, cast, final
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dictlearn.disk.errors import error_text
+from dictlearn.disk.errors import NUMPY_ERRORS, error_text
 from dictlearn.disk.tensors import open_tensors
 
 SUFFIXES = (".npy", ".npz", ".safetensors")
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INFLATED_BYTES = 4 << 30  # the largest compressed array that is read, as it has to lie in memory
 ROWS_HASHED = 64  # of each array, evenly spread
-UNREADABLE = (  # numpy reads a header as Python's tokens, so a damaged one raises many types
-    *(
-        ValueError,
-        OSError,
-        EOFError,
-        ArithmeticError,
-        RuntimeError,
-        MemoryError,
-        zipfile.BadZipFile,
-    ),
-    *(SyntaxError, TokenError, TypeError, LookupError, AttributeError, zlib.error),
-)
 
 
 @final
@@ -201,7 +187,7 @@ def read_npy(path: Path) -> Tensor:
     """The numbers of a .npy file, mapped into memory. Raises ValueError, which names the file."""
     try:  # copy-on-write, as torch has no read-only tensors; nothing writes to it
         array = np.load(path, mmap_mode="c", allow_pickle=False)
-    except UNREADABLE as error:
+    except NUMPY_ERRORS as error:
         raise _unreadable(path, error) from None
     if not isinstance(array, np.ndarray):  # a zip file with another name
         raise ValueError(f"{path} is not a readable .npy file: it is an archive")
@@ -220,7 +206,7 @@ def _npz(path: Path) -> dict[str, Tensor]:
                         array = _member(path, file, member, cast(BinaryIO, inside))
                     if array.dtype.kind in "fiub":
                         found[name] = _as_tensor(array, f"{path}, {name},")
-    except UNREADABLE as error:
+    except NUMPY_ERRORS as error:
         raise _unreadable(path, error) from None
     return found
 

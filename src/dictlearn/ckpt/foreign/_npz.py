@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +11,9 @@ import torch
 from numpy.lib import format as npy
 from torch import Tensor
 
-from dictlearn.disk.errors import error_text
+from dictlearn.disk.errors import NUMPY_ERRORS, error_text
 
 LARGEST_RATIO = 8  # of the size of the unpacked content to the file's
-UNREADABLE = (
-    *(zipfile.BadZipFile, zlib.error, OSError, EOFError, MemoryError, RuntimeError),
-    *(ValueError, TypeError, LookupError, NotImplementedError, SyntaxError, OverflowError),
-)
 
 
 def read_npz(path: Path) -> dict[str, Tensor]:
@@ -33,7 +28,7 @@ def read_npz(path: Path) -> dict[str, Tensor]:
             if sum(member.file_size for member in members) > LARGEST_RATIO * path.stat().st_size:
                 raise ValueError(f"it unpacks to more than {LARGEST_RATIO} times its size")
             return {m.filename.removesuffix(".npy"): _array(parts, m) for m in members}
-    except UNREADABLE as error:
+    except NUMPY_ERRORS as error:
         raise ValueError(f"{path}: is not a readable npz file: {_reason(error)}") from None
 
 
